@@ -1,0 +1,18 @@
+"""The PyTorch reference of M2H, one file a block of the paper. The only part of the package that needs torch."""
+
+from m2h_deploy.model.checkpoint import load_checkpoint, save_checkpoint
+from m2h_deploy.model.config import BACKBONES, TASKS, VARIANTS, BackboneConfig, ModelConfig, make_config
+from m2h_deploy.model.network import M2H, build_model
+
+__all__ = [
+    "BACKBONES",
+    "M2H",
+    "TASKS",
+    "VARIANTS",
+    "BackboneConfig",
+    "ModelConfig",
+    "build_model",
+    "load_checkpoint",
+    "make_config",
+    "save_checkpoint",
+]

@@ -1,0 +1,126 @@
+"""What an M2H network is made of: frozen values that build, name and describe a model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from m2h_deploy.errors import M2HError
+
+#: Outputs of the network, in the order of the forward pass and of the ONNX graph.
+TASKS = ("depth", "semantics", "normals", "edges")
+
+#: Order in which WMCA concatenates the tasks' tokens (paper, equation 7).
+WMCA_TASKS = ("edges", "normals", "semantics", "depth")
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """A DINOv2 vision transformer without registers (Oquab et al. 2023)."""
+
+    name: str
+    embed_dim: int
+    depth: int
+    heads: int
+    stages: tuple[int, int, int, int]
+    """Blocks whose output feeds MSTR, 0-based."""
+    patch_size: int = 14
+    position_grid: int = 37
+    """Side of the square grid on which position embeddings were trained (518 / 14 for DINOv2)."""
+    mlp_ratio: int = 4
+
+
+BACKBONES = {
+    "vit_tiny": BackboneConfig("vit_tiny", 192, 6, 3, (1, 2, 4, 5), position_grid=16),
+    "vit_small": BackboneConfig("vit_small", 384, 12, 6, (2, 5, 8, 11)),
+    "vit_base": BackboneConfig("vit_base", 768, 12, 12, (2, 5, 8, 11)),
+    "vit_large": BackboneConfig("vit_large", 1024, 24, 16, (4, 11, 17, 23)),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One M2H network. `variant` names the preset it came from."""
+
+    variant: str
+    backbone: BackboneConfig
+    channels: int
+    """Width C of the decoder: 256 in the paper's M2H."""
+    separable: bool
+    """Depthwise separable decoder, and WMCA at C/4 channels on a 2x smaller grid (M2H-small)."""
+    head_channels: tuple[int, int] = (128, 64)
+    window_size: int = 7
+    cross_heads: int = 4
+    cross_layers: int = 2
+    cross_task: Literal["wmca", "mha", "none"] = "wmca"
+    """`mha` and `none` are the ablations of Table VI."""
+    context: Literal["restoration", "ggfm"] = "restoration"
+    """`restoration` is what was published; `ggfm` is the paper's equations 11 to 14 with 5a, on all tasks."""
+    num_classes: int = 41
+    """Index 0 is unknown, 1 to 40 are NYUv2's classes."""
+    min_depth: float = 1e-3
+    max_depth: float = 10.0
+    """Depth range in metres. The network adds `min_depth`; consumers clamp to the range."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> ModelConfig:
+        """Inverse of `to_dict`; tuples may come as lists. Raises M2HError on unknown or missing fields."""
+        try:
+            backbone = dict(values["backbone"])
+            backbone["stages"] = tuple(backbone["stages"])
+            rest = {k: tuple(v) if k == "head_channels" else v for k, v in values.items() if k != "backbone"}
+            return ModelConfig(backbone=BackboneConfig(**backbone), **rest)
+        except (KeyError, TypeError, ValueError) as error:
+            raise M2HError(f"not the description of an M2H network: {error}") from None
+
+
+VARIANTS = {
+    "m2h": ModelConfig("m2h", BACKBONES["vit_small"], channels=256, separable=False),
+    "m2h-small": ModelConfig("m2h-small", BACKBONES["vit_small"], channels=96, separable=True),
+    "m2h-tiny": ModelConfig(
+        "m2h-tiny", BACKBONES["vit_tiny"], channels=32, separable=True, head_channels=(48, 32)
+    ),
+}
+
+
+def make_config(variant: str = "m2h", *, backbone: str | None = None, **options: Any) -> ModelConfig:
+    """The preset `variant` with `options` (fields of ModelConfig) and another `backbone` laid over it.
+
+    `patch_size` is accepted beside ModelConfig's own fields. Raises M2HError with the choices when a name is
+    unknown or a value cannot build a network.
+    """
+    if variant not in VARIANTS:
+        raise M2HError(f"unknown variant '{variant}': choose one of {', '.join(VARIANTS)}")
+    config = VARIANTS[variant]
+    if backbone is not None:
+        if backbone not in BACKBONES:
+            raise M2HError(f"unknown backbone '{backbone}': choose one of {', '.join(BACKBONES)}")
+        config = replace(config, backbone=BACKBONES[backbone])
+    if (patch_size := options.pop("patch_size", None)) is not None:
+        config = replace(config, backbone=replace(config.backbone, patch_size=patch_size))
+    try:
+        config = replace(config, **options)
+    except TypeError as error:
+        raise M2HError(f"unknown model option: {error}") from None
+    return _validated(config)
+
+
+def _validated(config: ModelConfig) -> ModelConfig:
+    width = config.channels // 4 if config.separable else config.channels
+    choices = {"cross_task": ("wmca", "mha", "none"), "context": ("restoration", "ggfm")}
+    for field, allowed in choices.items():
+        if getattr(config, field) not in allowed:
+            raise M2HError(f"{field}='{getattr(config, field)}': choose one of {', '.join(allowed)}")
+    positive = ("channels", "window_size", "cross_heads", "cross_layers", "num_classes")
+    for field in positive:
+        if getattr(config, field) < 1:
+            raise M2HError(f"{field}={getattr(config, field)}: must be at least 1")
+    if width % config.cross_heads or (config.separable and config.channels % 4):
+        raise M2HError(f"channels={config.channels} cannot be split over {config.cross_heads} attention heads")
+    if not 0 < config.min_depth < config.max_depth:
+        raise M2HError(f"depth range {config.min_depth} to {config.max_depth} m is empty")
+    return config

@@ -1,0 +1,69 @@
+"""M2H: the network as a whole (paper, figure 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from m2h_deploy.model.backbone import DINOv2
+from m2h_deploy.model.config import TASKS, ModelConfig, make_config
+from m2h_deploy.model.ggfm import GlobalContext
+from m2h_deploy.model.heads import DepthHead, EdgesHead, NormalsHead, SemanticsHead
+from m2h_deploy.model.layers import resize
+from m2h_deploy.model.msf import MSF
+from m2h_deploy.model.mstr import MSTR
+from m2h_deploy.model.wmca import WMCA
+
+
+class M2H(nn.Module):
+    """One RGB image to metric depth, semantics, surface normals and edges.
+
+    ```
+    model = build_model("m2h-small").eval()
+    outputs = model(image)                # image: (N, 3, H, W) float32, normalised
+    outputs["depth"]                      # (N, 1, H, W) metres
+    outputs["semantics"]                  # (N, classes, H, W) logits
+    outputs["normals"]                    # (N, 3, H, W) unit vectors up to the last bilinear resize
+    outputs["edges"]                      # (N, 1, H, W) logits
+    ```
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = DINOv2(config.backbone)
+        self.mstr = MSTR(config)
+        self.msf = nn.ModuleDict({task: MSF(config) for task in TASKS})
+        self.wmca = WMCA(config) if config.cross_task != "none" else None
+        self.context = GlobalContext(config)
+        self.heads = nn.ModuleDict(
+            {
+                "depth": DepthHead(config),
+                "semantics": SemanticsHead(config),
+                "normals": NormalsHead(config),
+                "edges": EdgesHead(config),
+            }
+        )
+
+    def forward(self, image: Tensor, record: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The four outputs at the image's size, in the order of TASKS.
+
+        Any H and W: the backbone pads to whole patches around the centre and the outputs, which cover the padded
+        field, are resized to H x W as the published network does. Where `record` is given, intermediate features
+        are written into it by name: `reassembled_i` (MSTR), `task_t` (MSF), `wmca_i_t`, `context_t`.
+        """
+        stages = self.backbone(image)
+        maps = self.mstr(stages, record)
+        features = {task: self.msf[task](maps) for task in TASKS}
+        if record is not None:
+            record.update({f"task_{task}": features[task] for task in TASKS})
+        attended = features if self.wmca is None else self.wmca(features, record)
+        fused = self.context(attended, features, stages[-1], record)
+        size = (image.shape[2], image.shape[3])
+        return {task: resize(self.heads[task](fused[task]), size) for task in TASKS}
+
+
+def build_model(variant: str = "m2h", **options: Any) -> M2H:
+    """A freshly initialised network; see `make_config` for the options. Raises M2HError on unknown names."""
+    return M2H(make_config(variant, **options))

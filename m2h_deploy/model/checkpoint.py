@@ -8,7 +8,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -49,7 +49,7 @@ _RENAMES = [
 ]
 
 # What differs inside the blocks, applied in order to every renamed tensor of the decoder.
-_INNER_RENAMES = [
+_INNER_RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"(wmca\.layers\.\d+\.norm[12])\.(\d)\.", lambda m: f"{m[1]}.{_WMCA_ORDER[int(m[2])]}."),
     (
         r"^(msf|context\.unique|wmca\.(?:reduce|expand)|context\.merge)\.(sem_seg|semantic|semseg)\.",
@@ -187,9 +187,7 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], ModelConfig | None
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
         config = ModelConfig.from_dict(json.loads(metadata[_CONFIG_KEY])) if _CONFIG_KEY in metadata else None
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise M2HError(
-            f"{file} is not a readable safetensors file (truncated?): {_first_line(error)}"
-        ) from None
+        raise M2HError(f"{file} is not a readable safetensors file (truncated?): {_first_line(error)}") from None
     return tensors, config
 
 
@@ -231,17 +229,19 @@ def _first_line(error: BaseException) -> str:
 
 def _infer_config(tensors: dict[str, Tensor], file: Path) -> ModelConfig:
     """The configuration that the shapes of published tensors imply."""
-    anchors = ("backbone.pos_embed", "backbone.patch_embed.proj.weight", "mstr.refine.0.weight",
-               "mstr.refine.0.pointwise.weight", "heads.semantics.final.weight", "heads.depth.upsample1.residual.weight",
-               "heads.depth.upsample2.residual.weight")  # fmt: skip
+    anchors = (
+        "backbone.pos_embed",
+        "backbone.patch_embed.proj.weight",
+        "mstr.refine.0.weight",
+        "mstr.refine.0.pointwise.weight",
+        "heads.semantics.final.weight",
+        "heads.depth.upsample1.residual.weight",
+        "heads.depth.upsample2.residual.weight",
+    )
     found = {name: tuple(tensors[name].shape) for name in anchors if name in tensors}
     refine = found.get("mstr.refine.0.weight") or found.get("mstr.refine.0.pointwise.weight")
     complete = len(found) == len(anchors) - 1 and refine is not None
-    if (
-        not complete
-        or len(found["backbone.pos_embed"]) != 3
-        or len(found["backbone.patch_embed.proj.weight"]) != 4
-    ):
+    if not complete or len(found["backbone.pos_embed"]) != 3 or len(found["backbone.patch_embed.proj.weight"]) != 4:
         absent = [name for name in anchors[:2] + anchors[4:] if name not in found] or ["mstr.refine.0.weight"]
         raise M2HError(
             f"{file} is not an M2H checkpoint: it misses {_few(absent)} and begins with {_few(list(tensors))}"

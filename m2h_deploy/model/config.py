@@ -72,7 +72,8 @@ class ModelConfig:
         try:
             backbone = dict(values["backbone"])
             backbone["stages"] = tuple(backbone["stages"])
-            rest = {k: tuple(v) if k == "head_channels" else v for k, v in values.items() if k != "backbone"}
+            rest: dict[str, Any] = {k: v for k, v in values.items() if k != "backbone"}
+            rest["head_channels"] = tuple(rest["head_channels"])
             return ModelConfig(backbone=BackboneConfig(**backbone), **rest)
         except (KeyError, TypeError, ValueError) as error:
             raise M2HError(f"not the description of an M2H network: {error}") from None
@@ -81,9 +82,7 @@ class ModelConfig:
 VARIANTS = {
     "m2h": ModelConfig("m2h", BACKBONES["vit_small"], channels=256, separable=False),
     "m2h-small": ModelConfig("m2h-small", BACKBONES["vit_small"], channels=96, separable=True),
-    "m2h-tiny": ModelConfig(
-        "m2h-tiny", BACKBONES["vit_tiny"], channels=32, separable=True, head_channels=(48, 32)
-    ),
+    "m2h-tiny": ModelConfig("m2h-tiny", BACKBONES["vit_tiny"], channels=32, separable=True, head_channels=(48, 32)),
 }
 
 

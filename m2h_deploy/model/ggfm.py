@@ -87,9 +87,7 @@ class GlobalContext(nn.Module):
         self.unique = nn.ModuleDict({task: UniqueFeature(config) for task in self.tasks})
         self.merge = nn.ModuleDict(
             {
-                task: GGFM(config.channels)
-                if paper
-                else Restoration(config.channels, separable=config.separable)
+                task: GGFM(config.channels) if paper else Restoration(config.channels, separable=config.separable)
                 for task in self.tasks
             }
         )

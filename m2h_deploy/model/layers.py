@@ -48,9 +48,7 @@ def conv(
     """A convolution that keeps height and width: dense (M2H) or depthwise separable (M2H-small)."""
     padding = dilation * (kernel_size // 2)
     if separable:
-        return SeparableConv(
-            in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias
-        )
+        return SeparableConv(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias)
     return nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias)
 
 

@@ -62,9 +62,7 @@ class MSTR(nn.Module):
             for channels in stage_channels(embed_dim)
         )
 
-    def forward(
-        self, stages: list[tuple[Tensor, Tensor]], record: dict[str, Tensor] | None = None
-    ) -> list[Tensor]:
+    def forward(self, stages: list[tuple[Tensor, Tensor]], record: dict[str, Tensor] | None = None) -> list[Tensor]:
         """Four (patches, class token) to four maps of C channels, finest first."""
         maps = []
         for index, (stage, refine) in enumerate(zip(self.stages, self.refine, strict=True)):

@@ -46,8 +46,8 @@ class CrossTaskAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, channels = x.shape
-        qkv = self.qkv(x).reshape(batch, length, 3, self.heads, channels // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        heads = (batch, length, self.heads, channels // self.heads)
+        q, k, v = (part.reshape(heads).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
         out = F.scaled_dot_product_attention(q, k, v)
         return self.out(out.transpose(1, 2).reshape(batch, length, channels))
 

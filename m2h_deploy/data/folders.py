@@ -1,0 +1,111 @@
+"""Plain folders: images without labels, and pairs of colour and depth images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from m2h_deploy.data.frame import NYU_INTRINSICS, Frame, Intrinsics
+from m2h_deploy.data.reading import IMAGE_SUFFIXES, as_depth, read_image, read_plane
+from m2h_deploy.errors import M2HError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFolder:
+    """The images directly in a folder, in the order of their names; no labels."""
+
+    folder: Path
+    files: tuple[Path, ...]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> ImageFolder:
+        """
+        Raises:
+            M2HError: the folder has no image.
+        """
+        folder = Path(folder)
+        files = tuple(sorted(p for p in _entries(folder) if p.suffix.lower() in IMAGE_SUFFIXES))
+        if not files:
+            raise M2HError(f"{folder}: no image ({', '.join(IMAGE_SUFFIXES)}) in this folder")
+        return cls(folder, files)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def derived(self) -> frozenset[str]:
+        return frozenset()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Frame:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return Frame(read_image(self.files[index]), self.files[index].stem)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return (self[index] for index in range(len(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class RGBDPairs:
+    """rgb_NUMBER.jpg (or .png) with sync_depth_NUMBER.png, 16-bit millimetres, 0 unknown, in scene folders or not.
+
+    This is how the raw NYUv2 recordings are commonly distributed after synchronisation. Frames of 640x480
+    get the intrinsics of NYUv2's colour camera.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> RGBDPairs:
+        """
+        Raises:
+            M2HError: the folder has no rgb_* image.
+        """
+        folder = Path(folder)
+        files = tuple(sorted(p for p in folder.rglob("rgb_*") if p.suffix.lower() in (".jpg", ".png")))
+        if not files:
+            raise M2HError(f"{folder}: no rgb_*.jpg or rgb_*.png in this folder or below")
+        return cls(folder, files)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def derived(self) -> frozenset[str]:
+        return frozenset()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Frame:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        file = self.files[index]
+        image = read_image(file)
+        size = (int(image.shape[0]), int(image.shape[1]))
+        partner = file.with_name("sync_depth_" + file.stem.removeprefix("rgb_") + ".png")
+        stored = read_plane(partner, "depth")
+        if stored.dtype != np.uint16:
+            raise M2HError(f"{partner}: depth is {stored.dtype}, expected 16-bit millimetres")
+        depth = as_depth(stored.astype(np.float32) / np.float32(1000.0), size, str(partner))
+        camera: Intrinsics | None = NYU_INTRINSICS if size == (480, 640) else None
+        name = file.relative_to(self.folder).with_suffix("").as_posix()
+        return Frame(image, name, depth=depth, intrinsics=camera)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return (self[index] for index in range(len(self)))
+
+
+def _entries(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise M2HError(f"{folder}: no such folder")
+    return [p for p in folder.iterdir() if p.is_file()]

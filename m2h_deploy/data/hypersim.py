@@ -1,0 +1,147 @@
+"""Hypersim as its authors distribute it: NYUv2's 40 classes, synthetic, up to 20 m in the paper's evaluation."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from m2h_deploy.data.classes import NYU40_CLASSES
+from m2h_deploy.data.frame import Frame, Intrinsics
+from m2h_deploy.data.labels import boundaries
+from m2h_deploy.data.reading import as_depth, as_normals, as_semantics, check_size, read_image, require_file
+from m2h_deploy.errors import M2HError
+
+#: Depth beyond this is treated as unknown.
+MAX_DEPTH_M = 20.0
+#: The list of the official v1 split.
+SPLIT_NAME = "metadata_images_split_scene_v1.csv"
+# Focal length in pixels at 1024x768 (60 degrees across). Some scenes tilt their lens; this ignores that.
+_FOCAL = 886.81 / 1024
+
+_SUFFIXES = (".tonemap.jpg", ".color.jpg")
+
+
+@dataclass(frozen=True, eq=False)
+class Hypersim:
+    """Frames under ROOT/ai_VVV_NNN/images/scene_cam_XX_final_preview and ..._geometry_hdf5."""
+
+    root: Path
+    files: tuple[Path, ...]
+
+    @classmethod
+    def open(cls, root: str | Path, split: str = "all") -> Hypersim:
+        """
+        Args:
+            root: the folder of the scenes; for a split it also has `SPLIT_NAME`.
+            split: "train", "val", "test" or "all".
+
+        Raises:
+            M2HError: no frames, no such split, or no list of splits.
+        """
+        root = Path(root)
+        pattern = "ai_*/images/scene_cam_*_final_preview/frame.*"
+        files = sorted(p for p in root.glob(pattern) if p.name.endswith(_SUFFIXES))
+        # A frame may come in both renderings; the tone-mapped one, sorted last, is the one to use.
+        unique = {_identity(p): p for p in files}
+        if split != "all":
+            wanted = _official_split(root / SPLIT_NAME, split)
+            unique = {key: p for key, p in unique.items() if key in wanted}
+        if not unique:
+            raise M2HError(f"{root}: no Hypersim frames ({pattern}) for split '{split}'")
+        return cls(root, tuple(unique.values()))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return NYU40_CLASSES
+
+    @property
+    def derived(self) -> frozenset[str]:
+        return frozenset({"edges"})
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Frame:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return _read_frame(self.files[index])
+
+    def __iter__(self) -> Iterator[Frame]:
+        return (self[index] for index in range(len(self)))
+
+
+def _identity(preview: Path) -> tuple[str, str, int]:
+    camera = preview.parent.name.removeprefix("scene_").removesuffix("_final_preview")
+    return preview.parents[2].name, camera, int(preview.name.split(".")[1])
+
+
+def _official_split(path: Path, split: str) -> set[tuple[str, str, int]]:
+    with require_file(path, "the list of the official split").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    try:
+        wanted = {
+            (row["scene_name"], row["camera_name"], int(row["frame_id"]))
+            for row in rows
+            if row["split_partition_name"] == split
+        }
+    except (KeyError, ValueError, TypeError) as error:
+        raise M2HError(f"{path}: not the list of Hypersim's split (no usable column {error})") from error
+    if not wanted:
+        raise M2HError(f"{path}: no split '{split}'")
+    return wanted
+
+
+def _read_frame(preview: Path) -> Frame:
+    image = read_image(preview)
+    height, width = size = (int(image.shape[0]), int(image.shape[1]))
+    geometry = preview.parent.with_name(preview.parent.name.replace("_final_preview", "_geometry_hdf5"))
+    stem = ".".join(preview.name.split(".")[:2])
+
+    def label(kind: str) -> tuple[npt.NDArray[Any], str]:
+        path = geometry / f"{stem}.{kind}.hdf5"
+        array = _dataset(path)
+        check_size(array, size, str(path), kind)
+        return array, str(path)
+
+    camera = Intrinsics(_FOCAL * width, _FOCAL * width, (width - 1) / 2, (height - 1) / 2)
+    # Published "depth" is the distance to the lens; along the axis it is shorter towards the corners.
+    # Where a ray met nothing it is NaN by design, not by fault.
+    distance, where = label("depth_meters")
+    depth = np.nan_to_num(distance.astype(np.float64), nan=0.0, posinf=0.0)
+    depth /= np.linalg.norm(camera.rays(height, width), axis=-1)
+    depth[depth > MAX_DEPTH_M] = 0.0
+    # Hypersim's axes are x right, y up, z towards the camera; only x differs from `Frame.normals`.
+    stored, where_normals = label("normal_cam")
+    normals = np.nan_to_num(stored.astype(np.float32)) * np.array([-1, 1, 1], np.float32)
+    raw, where_labels = label("semantic")
+    semantics = as_semantics(np.maximum(raw, 0), size, where_labels, len(NYU40_CLASSES))
+    objects, _ = label("semantic_instance")
+    segments = np.where(raw > 0, raw.astype(np.int32) * 65536 + np.maximum(objects, 0), 0).astype(np.int32)
+    return Frame(
+        image,
+        "_".join(str(part) for part in _identity(preview)),
+        depth=as_depth(depth, size, where),
+        normals=as_normals(normals, size, where_normals),
+        semantics=semantics,
+        edges=boundaries(segments),
+        intrinsics=camera,
+        derived=frozenset({"edges"}),
+    )
+
+
+def _dataset(path: Path) -> npt.NDArray[Any]:
+    try:
+        import h5py
+    except ImportError as error:
+        raise M2HError(f"{path}: reading it needs h5py; install m2h-deploy[data]") from error
+    try:
+        with h5py.File(require_file(path, "label"), "r") as file:
+            return np.asarray(file["dataset"])
+    except (OSError, KeyError) as error:
+        raise M2HError(f"{path}: not a Hypersim label (HDF5 with one array 'dataset'), or damaged") from error

@@ -1,0 +1,275 @@
+"""NYUv2 in both its layouts: the official labelled .mat file, and the multi-task folder.
+
+The official file (nyu_depth_v2_labeled.mat, MATLAB v7.3, that is HDF5) has images, depths and labels of 894
+classes; splits.mat says which frames are for training and which for testing, and classMapping40.mat maps to
+40 classes. It has no normals and no boundaries: they are derived here, and marked so.
+
+The multi-task folder is what MTI-Net, ATRC and InvPT train on, and what the paper's Table I is measured on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from m2h_deploy.data.classes import NYU40_CLASSES
+from m2h_deploy.data.frame import NYU_INTRINSICS, Frame, Intrinsics
+from m2h_deploy.data.labels import boundaries, normals_from_depth
+from m2h_deploy.data.reading import (
+    as_depth,
+    as_edges,
+    as_normals,
+    as_semantics,
+    decode_normals,
+    read_array,
+    read_image,
+    read_plane,
+)
+from m2h_deploy.errors import M2HError
+
+#: The names of the official files.
+MAT_NAME, SPLITS_NAME, MAPPING_NAME = "nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat"
+
+_SPLIT_KEYS = {"train": "trainNdxs", "val": "testNdxs", "test": "testNdxs"}
+_FOLDERS = ("depth", "normals", "segmentation", "edge")
+
+
+@dataclass(frozen=True, eq=False)
+class NYUv2:
+    """Frames of NYUv2, read one at a time; make it with `from_mat` or `from_folder`.
+
+    ```python
+    data = NYUv2.from_folder("NYUDv2", split="val")
+    for frame in data:
+        frame.image, frame.depth, frame.semantics
+    ```
+    """
+
+    source: Path
+    split: str
+    names: tuple[str, ...]
+    derived: frozenset[str]
+    _read: Callable[[int], Frame]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return NYU40_CLASSES
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Frame:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._read(index)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return (self[index] for index in range(len(self)))
+
+    @classmethod
+    def from_mat(
+        cls,
+        mat: str | Path,
+        splits: str | Path | None = None,
+        class_mapping: str | Path | None = None,
+        split: str = "val",
+    ) -> NYUv2:
+        """The official labelled file.
+
+        Args:
+            mat: nyu_depth_v2_labeled.mat.
+            splits: splits.mat; by default beside `mat`. It has 795 frames for training and 654 for testing.
+            class_mapping: classMapping40.mat; by default beside `mat`.
+            split: "train", "val" or "test" (the same frames) or "all".
+
+        Raises:
+            M2HError: a file is missing or is not what its name says.
+        """
+        mat = Path(mat)
+        table = _read_mapping(Path(class_mapping) if class_mapping else mat.with_name(MAPPING_NAME))
+        contents = _MatFile.open(mat, table)
+        if split == "all":
+            numbers = np.arange(contents.count)
+        else:
+            numbers = _read_split(Path(splits) if splits else mat.with_name(SPLITS_NAME), split)
+            if numbers.min() < 0 or numbers.max() >= contents.count:
+                raise M2HError(f"{mat}: has {contents.count} frames, but its splits ask for number {numbers.max() + 1}")
+        names = tuple(f"{number + 1:04d}" for number in numbers)
+
+        def read(index: int) -> Frame:
+            return contents.frame(int(numbers[index]), names[index])
+
+        return cls(mat, split, names, frozenset({"normals", "edges"}), read)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, split: str = "val") -> NYUv2:
+        """The multi-task folder.
+
+        It has gt_sets/train.txt and gt_sets/val.txt (names, one a line), images/NAME.png or .jpg, and for
+        the labels segmentation/NAME.png (0 unlabelled, 1..40), depth/NAME.npy (metres), normals/NAME.png
+        ((n + 1) / 2 * 255) or .npy, edge/NAME.png (0 or 255) or .npy. A label whose folder is absent is None
+        in every frame.
+
+        Args:
+            folder: the folder that has gt_sets.
+            split: "train", "val" (or "test"), or "all" for both.
+
+        Raises:
+            M2HError: no such split, or an empty one.
+        """
+        folder = Path(folder)
+        names = _read_lists(folder, split)
+        present = frozenset(kind for kind in _FOLDERS if (folder / kind).is_dir())
+
+        def read(index: int) -> Frame:
+            return _read_folder_frame(folder, names[index], present)
+
+        return cls(folder, split, names, frozenset(), read)
+
+
+def _read_lists(folder: Path, split: str) -> tuple[str, ...]:
+    lists = folder / "gt_sets"
+    files = {"test": ["val"], "all": ["train", "val"]}.get(split, [split])
+    found = [lists / f"{name}.txt" for name in files if (lists / f"{name}.txt").is_file()]
+    if not found:
+        there = ", ".join(sorted(p.stem for p in lists.glob("*.txt"))) or "no lists at all"
+        raise M2HError(f"{lists}: no list for split '{split}'; there is {there}")
+    names = [line.strip() for path in found for line in path.read_text().splitlines() if line.strip()]
+    if not names:
+        raise M2HError(f"{found[0]}: the list is empty")
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise M2HError(f"{found[0]}: '{name}' leads out of the folder")
+    return tuple(names)
+
+
+def _read_folder_frame(folder: Path, name: str, present: frozenset[str]) -> Frame:
+    def path(kind: str, *suffixes: str) -> Path:
+        candidates = [folder / kind / (name + suffix) for suffix in suffixes]
+        return next((p for p in candidates if p.is_file()), candidates[0])
+
+    image = read_image(path("images", ".png", ".jpg"))
+    size = (int(image.shape[0]), int(image.shape[1]))
+    depth = semantics = normals = edges = None
+    if "depth" in present:
+        file = path("depth", ".npy")
+        depth = as_depth(read_array(file, "depth"), size, str(file))
+    if "normals" in present:
+        file = path("normals", ".png", ".npy")
+        stored = decode_normals(file) if file.suffix == ".png" else read_array(file, "normals")
+        normals = as_normals(stored, size, str(file))
+    if "segmentation" in present:
+        file = path("segmentation", ".png")
+        semantics = as_semantics(read_plane(file, "segmentation"), size, str(file), len(NYU40_CLASSES))
+    if "edge" in present:
+        file = path("edge", ".png", ".npy")
+        plane = read_plane(file, "edge") if file.suffix == ".png" else read_array(file, "edge")
+        edges = as_edges(plane, size, str(file))
+    return Frame(image, name, depth=depth, normals=normals, semantics=semantics, edges=edges)
+
+
+@dataclass(frozen=True, eq=False)
+class _MatFile:
+    """The labelled file: MATLAB wrote columns first, so its arrays are transposed as HDF5 sees them."""
+
+    path: Path
+    table: npt.NDArray[np.uint8]
+    count: int
+    camera: Intrinsics
+    has_instances: bool
+
+    @classmethod
+    def open(cls, path: Path, table: npt.NDArray[np.uint8]) -> _MatFile:
+        with _hdf5(path) as file:
+            for name, dims in (("images", 4), ("depths", 3), ("labels", 3)):
+                if name not in file or file[name].ndim != dims:
+                    raise M2HError(f"{path}: no array '{name}' of {dims} dimensions; expected {MAT_NAME}")
+            images, depths, labels = (file[name].shape for name in ("images", "depths", "labels"))
+            if images[1] != 3 or depths != labels or (images[0], *images[2:]) != depths:
+                raise M2HError(f"{path}: images {images}, depths {depths} and labels {labels} do not fit together")
+            count, width, height = depths
+            camera = NYU_INTRINSICS.scaled(height, width, 480, 640)
+            if "camera" in file:
+                camera = Intrinsics(*(float(v) for v in np.ravel(file["camera"][()])))
+            instances = "instances" in file and file["instances"].shape == labels
+        return cls(path, table, int(count), camera, instances)
+
+    def frame(self, number: int, name: str) -> Frame:
+        """Frame `number` (0-based)."""
+        where = f"{self.path} frame {number + 1}"
+        try:
+            with _hdf5(self.path) as file:
+                image = np.ascontiguousarray(file["images"][number].transpose(2, 1, 0)[..., ::-1])
+                depth, labels = file["depths"][number].T, file["labels"][number].T.astype(np.int64)
+                parts = file["instances"][number].T if self.has_instances else np.zeros_like(labels)
+        except OSError as error:
+            raise M2HError(f"{where}: cannot be read, the file is damaged or cut short") from error
+        if image.dtype != np.uint8:
+            raise M2HError(f"{where}: image is {image.dtype}, expected uint8")
+        size = (int(image.shape[0]), int(image.shape[1]))
+        depth = as_depth(depth, size, where)
+        if labels.max() >= len(self.table):
+            raise M2HError(f"{where}: label {labels.max()}, but the class mapping ends at {len(self.table) - 1}")
+        # Boundaries follow the objects (894 classes, instances), as annotators drew them, not the 40 classes.
+        segments = np.where(labels > 0, labels * 256 + parts, 0).astype(np.int32)
+        window = max(3, round(7 * size[0] / 480) | 1)
+        return Frame(
+            image,
+            name,
+            depth=depth,
+            normals=normals_from_depth(depth, self.camera, window),
+            semantics=as_semantics(self.table[labels], size, where, len(NYU40_CLASSES)),
+            edges=boundaries(segments),
+            intrinsics=self.camera,
+            derived=frozenset({"normals", "edges"}),
+        )
+
+
+def _hdf5(path: Path) -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise M2HError(f"{path}: reading it needs h5py; install m2h-deploy[data]") from error
+    if not path.is_file():
+        raise M2HError(f"{path}: the labelled NYUv2 file is missing")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise M2HError(f"{path}: not an HDF5 file, or damaged; expected {MAT_NAME} as NYU distributes it") from error
+
+
+def _read_mat5(path: Path, key: str, what: str) -> npt.NDArray[Any]:
+    """One variable of a small MATLAB 5 file, flattened."""
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise M2HError(f"{path}: reading it needs scipy; install m2h-deploy[data]") from error
+    if not path.is_file():
+        raise M2HError(f"{path}: {what} is missing; put {path.name} beside the labelled file or name it")
+    try:
+        variables = loadmat(path)
+    # SciPy has no common error for a bad file: it raises what its parser stumbled over.
+    except Exception as error:
+        raise M2HError(f"{path}: {what} is not a readable MATLAB file") from error
+    if key not in variables or variables[key].dtype.kind not in "iuf" or not variables[key].size:
+        raise M2HError(f"{path}: {what} has no variable '{key}' with numbers")
+    return np.ravel(variables[key])
+
+
+def _read_split(path: Path, split: str) -> npt.NDArray[np.int64]:
+    if split not in _SPLIT_KEYS:
+        raise M2HError(f"{path}: no split '{split}'; there is train, val (or test) and all")
+    return _read_mat5(path, _SPLIT_KEYS[split], "the list of splits").astype(np.int64) - 1
+
+
+def _read_mapping(path: Path) -> npt.NDArray[np.uint8]:
+    """Class (1..40) of each raw label; entry 0 is 0, unlabelled."""
+    table = _read_mat5(path, "mapClass", "the class mapping").astype(np.int64)
+    if table.min() < 1 or table.max() > len(NYU40_CLASSES):
+        raise M2HError(f"{path}: maps to classes {table.min()}..{table.max()}, expected 1..{len(NYU40_CLASSES)}")
+    return np.concatenate([[0], table]).astype(np.uint8)

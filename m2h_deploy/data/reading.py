@@ -1,0 +1,156 @@
+"""Read one label from one file, check it, and bring it into the form that `Frame` documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from m2h_deploy.data.classes import IGNORE_LABEL
+from m2h_deploy.errors import M2HError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+
+Size = tuple[int, int]
+
+
+def require_file(path: Path, what: str) -> Path:
+    """`path`, if it is a file.
+
+    Raises:
+        M2HError: it is not; the message says `what` is missing.
+    """
+    if not path.is_file():
+        raise M2HError(f"{path}: {what} is missing")
+    return path
+
+
+def read_image(path: Path) -> npt.NDArray[np.uint8]:
+    """A colour image, uint8 (H, W, 3) BGR, turned upright if its EXIF data says so."""
+    return np.asarray(_decode(path, cv2.IMREAD_COLOR, "image"), np.uint8)
+
+
+def read_plane(path: Path, what: str) -> npt.NDArray[Any]:
+    """A one-channel image as stored, (H, W), uint8 or uint16; `what` names it in an error."""
+    plane = _decode(path, cv2.IMREAD_UNCHANGED, what)
+    if plane.ndim == 3 and (plane[..., :1] == plane).all():
+        plane = plane[..., 0]
+    if plane.ndim != 2:
+        raise M2HError(f"{path}: {what} has {plane.shape[2]} colour channels, expected one")
+    return plane
+
+
+def read_array(path: Path, what: str) -> npt.NDArray[Any]:
+    """An array from a .npy file; nothing in it is unpickled."""
+    require_file(path, what)
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise M2HError(f"{path}: {what} is not a readable .npy file ({str(error).splitlines()[0]})") from error
+    if not isinstance(array, np.ndarray):
+        raise M2HError(f"{path}: {what} is an archive of arrays, expected one array (.npy)")
+    return array
+
+
+def check_size(array: npt.NDArray[Any], size: Size, where: str, what: str) -> None:
+    """
+    Raises:
+        M2HError: the first two sides of `array` are not `size` (height, width).
+    """
+    if tuple(array.shape[:2]) != size:
+        found = "x".join(str(n) for n in array.shape)
+        raise M2HError(f"{where}: {what} is {found}, but its image is {size[0]}x{size[1]} (height x width)")
+
+
+def as_depth(array: npt.NDArray[Any], size: Size, where: str) -> npt.NDArray[np.float32]:
+    """Metric depth, float32 (H, W), 0 where unknown.
+
+    Raises:
+        M2HError: wrong size or type, NaN or infinity, or a negative depth.
+    """
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim != 2 or array.dtype.kind not in "fiu":
+        raise M2HError(f"{where}: depth is {array.dtype} {array.shape}, expected numbers (height, width)")
+    check_size(array, size, where, "depth")
+    bad = int(np.count_nonzero(~np.isfinite(array)))
+    if bad:
+        raise M2HError(f"{where}: depth has {bad} NaN or infinite pixels; write 0 where it is unknown")
+    if array.size and array.min() < 0:
+        raise M2HError(f"{where}: depth goes down to {array.min():.3g} m; write 0 where it is unknown")
+    return np.ascontiguousarray(array, np.float32)
+
+
+def as_semantics(array: npt.NDArray[Any], size: Size, where: str, classes: int) -> npt.NDArray[np.uint8]:
+    """Labels in memory (0-based, 255 unlabelled) from labels in a file (1..classes, 0 unlabelled).
+
+    Raises:
+        M2HError: wrong size, or a label that the class list does not have.
+    """
+    check_size(array, size, where, "segmentation")
+    if array.dtype.kind not in "iu":
+        raise M2HError(f"{where}: segmentation is {array.dtype}, expected integers")
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high > classes:
+        wrong = high if high > classes else low
+        raise M2HError(f"{where}: label {wrong}, expected 1..{classes} or 0 for unlabelled")
+    return np.where(array == 0, IGNORE_LABEL, array.astype(np.int32) - 1).astype(np.uint8)
+
+
+def as_normals(array: npt.NDArray[np.floating], size: Size, where: str) -> npt.NDArray[np.float32]:
+    """Unit normals, float32 (H, W, 3); vectors far from unit length are unknown and become (0, 0, 0).
+
+    Raises:
+        M2HError: wrong size, or NaN.
+    """
+    if array.ndim != 3 or array.shape[2] != 3:
+        raise M2HError(f"{where}: normals are {array.shape}, expected (height, width, 3)")
+    check_size(array, size, where, "normals")
+    vectors = array.astype(np.float64)
+    if np.isnan(vectors).any():
+        raise M2HError(f"{where}: normals have NaN; write (0, 0, 0) where they are unknown")
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    # Eight bits cannot store a zero vector, and black pixels decode to (-1, -1, -1): neither is a normal.
+    known = (length > 0.5) & (length < 1.5)
+    return np.divide(vectors, length, out=np.zeros_like(vectors), where=known).astype(np.float32)
+
+
+def as_edges(array: npt.NDArray[Any], size: Size, where: str) -> npt.NDArray[np.uint8]:
+    """Boundaries, uint8 (H, W), 0 or 1, from 0/255 or 0/1.
+
+    Raises:
+        M2HError: wrong size or more than one channel.
+    """
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim != 2:
+        raise M2HError(f"{where}: edges are {array.shape}, expected (height, width)")
+    check_size(array, size, where, "edges")
+    top = float(array.max())
+    return (array > (127 if top > 1 else 0.5)).astype(np.uint8)
+
+
+def decode_normals(path: Path) -> npt.NDArray[np.float32]:
+    """Normals from an RGB image that stores (n + 1) / 2 * 255, x in red, y in green, z in blue."""
+    colours = _decode(path, cv2.IMREAD_COLOR, "normals")
+    return colours[..., ::-1].astype(np.float32) * (2.0 / 255.0) - 1.0
+
+
+def _decode(path: Path, flags: int, what: str) -> npt.NDArray[Any]:
+    require_file(path, what)
+    # imdecode, not imread: it also takes paths that OpenCV cannot spell on some platforms, and it tells
+    # an unreadable file from an undecodable one.
+    try:
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+    except OSError as error:
+        raise M2HError(f"{path}: {what} cannot be read ({error.strerror})") from error
+    try:
+        decoded = cv2.imdecode(data, flags) if data.size else None
+    except cv2.error:
+        decoded = None
+    if decoded is None:
+        raise M2HError(f"{path}: {what} cannot be decoded; the file is damaged or not an image")
+    return np.asarray(decoded)

@@ -1,0 +1,103 @@
+"""Semantic segmentation: mean intersection over union (mIoU) over the 40 classes of NYUv2."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import numpy as np
+import numpy.typing as npt
+
+from m2h_deploy.errors import M2HError
+from m2h_deploy.metrics.base import Metric, State, ratio
+
+NUM_CLASSES = 40
+IGNORE = 255
+
+
+class SemanticsMetric(Metric):
+    """mIoU, pixel accuracy and mean class accuracy over all labelled pixels of the data set.
+
+    Counts per class are pooled over the data set before any division. Classes that occur neither in the
+    targets nor in the predictions count as IoU 0 in `miou`, which always averages over 40 classes: so do
+    the evaluators behind the published NYUv2 figures (ASTMT, MTI-Net, ATRC, InvPT). On the 654 test frames
+    every class occurs and it makes no difference; on a few frames it does, and `miou_present`, the mean over
+    the classes that occur in either, is the one to read.
+
+    State, 120 integers: per class true positives, predicted pixels, target pixels; labelled pixels only.
+
+    Args:
+        num_outputs: 40, prediction labels 0..39 are the target's classes; 41, the network has an "unknown"
+            output 0 and prediction label k is the target's class k - 1. Unknown is never right: on a
+            labelled pixel it is a miss, it does not take the pixel out of the count.
+
+    Example:
+        >>> metric = SemanticsMetric(num_outputs=41)
+        >>> metric.update(np.array([[1, 0]]), np.array([[0, 0]], np.uint8))
+        >>> metric.compute()["pixel_accuracy"]
+        0.5
+    """
+
+    task = "semantics"
+
+    def __init__(self, num_outputs: int = 40) -> None:
+        if num_outputs not in (NUM_CLASSES, NUM_CLASSES + 1):
+            raise M2HError(f"semantics metric: num_outputs is {num_outputs}, must be 40 or 41 (0 = unknown)")
+        self.num_outputs = num_outputs
+        super().__init__()
+
+    @property
+    def state_size(self) -> int:
+        return 3 * NUM_CLASSES
+
+    @property
+    def settings(self) -> Hashable:
+        return (self.num_outputs,)
+
+    def frame_state(self, prediction: npt.ArrayLike, target: npt.ArrayLike) -> State:
+        """Counts of one frame.
+
+        Args:
+            prediction: integer (H, W), labels below `num_outputs`.
+            target: integer (H, W), 0..39, 255 where unlabelled.
+        """
+        labels, truth = self._frame(prediction, target)
+        for name, values in (("prediction", labels), ("target", truth)):
+            if not np.issubdtype(values.dtype, np.integer):
+                raise M2HError(f"semantics metric: {name} has dtype {values.dtype}, needs integer labels")
+        if labels.min() < 0 or labels.max() >= self.num_outputs:
+            raise M2HError(
+                f"semantics metric: prediction labels {labels.min()}..{labels.max()} leave 0..{self.num_outputs - 1}; "
+                "set num_outputs to the classes of the network"
+            )
+        labelled = truth != IGNORE
+        expected = truth[labelled].astype(np.int64)
+        if expected.size and not 0 <= expected.min() <= expected.max() < NUM_CLASSES:
+            raise M2HError(
+                f"semantics metric: target labels {expected.min()}..{expected.max()} leave 0..39 (255 = unlabelled)"
+            )
+        # One class down for a network with "unknown", which becomes class 40: predicted, never expected.
+        offset = self.num_outputs - NUM_CLASSES
+        given = (labels[labelled].astype(np.int64) - offset) % (NUM_CLASSES + 1)
+        hits = np.bincount(expected[given == expected], minlength=NUM_CLASSES)
+        predicted = np.bincount(given, minlength=NUM_CLASSES + 1)[:NUM_CLASSES]
+        return np.concatenate([hits, predicted, np.bincount(expected, minlength=NUM_CLASSES)]).astype(np.float64)
+
+    def per_class_iou(self, state: State | None = None) -> npt.NDArray[np.float64]:
+        """IoU of each class, float64 (40,), of `state` or of everything added; nan where the class never occurs."""
+        hits, predicted, expected = (self.state if state is None else state).reshape(3, NUM_CLASSES)
+        union = predicted + expected - hits
+        return np.divide(hits, union, out=np.full(NUM_CLASSES, np.nan), where=union > 0)
+
+    def compute_from(self, state: State) -> dict[str, float]:
+        """`miou`, `miou_present`, `pixel_accuracy`, `mean_accuracy` (over the classes in the targets), 0..1."""
+        hits, _, expected = state.reshape(3, NUM_CLASSES)
+        iou = self.per_class_iou(state)
+        in_target = expected > 0
+        accuracy = hits[in_target] / expected[in_target]
+        present = ~np.isnan(iou)
+        return {
+            "miou": ratio(iou[present].sum(), NUM_CLASSES * bool(in_target.any())),
+            "miou_present": ratio(iou[present].sum(), int(present.sum())),
+            "pixel_accuracy": ratio(hits.sum(), expected.sum()),
+            "mean_accuracy": ratio(accuracy.sum(), accuracy.size),
+        }

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m2h_deploy.errors import M2HError
-from m2h_deploy.metrics.base import Metric, State, ratio
+from m2h_deploy.metrics.base import Metric, State, joined, ratio, split
 
 #: A prediction at or below 0 has no logarithm; the published evaluators lift it to this, in metres.
 _FLOOR = 1e-9

@@ -1,0 +1,137 @@
+"""What happens to an exported graph before it is written: readable names, a free batch size, metadata."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper, shape_inference
+
+#: Attribute of the traced wrapper that holds the network; its name is cut from every path.
+NETWORK = "network"
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def static_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shape of every value of the graph whose shape is known; free dimensions are 0."""
+    values = [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]
+    shapes = {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in values
+        if value.type.tensor_type.HasField("shape")
+    }
+    shapes.update({tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer})
+    return shapes
+
+
+def name_by_module(proto: onnx.ModelProto) -> None:
+    """Name nodes and values after the module they come from, as in `/wmca/layers.0/attention/MatMul`.
+
+    The paper's block is the first part of the name (`/heads.depth/…`, `/msf.edges/…`), which is how profiles and
+    comparisons are reported. What the exporter recorded about the source code is removed.
+    """
+    renamed: dict[str, str] = {}
+    taken: Counter[str] = Counter()
+    keep = {value.name for value in (*proto.graph.input, *proto.graph.output)}
+    scope = ""
+    for node in proto.graph.node:
+        recorded = {entry.key: entry.value for entry in node.metadata_props}
+        if _SCOPES in recorded:  # nodes that the optimiser made have none: they stand beside their neighbour
+            scope = _module_path(ast.literal_eval(recorded[_SCOPES]))
+        name = f"{scope}/{node.op_type}"
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name] - 1}"
+        for index, output in enumerate(node.output):
+            if output and output not in keep:
+                renamed[output] = f"{node.name}_output_{index}"
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for tensor in proto.graph.initializer:
+        renamed[tensor.name] = tensor.name.removeprefix(f"{NETWORK}.")
+        tensor.doc_string = ""
+        del tensor.metadata_props[:]
+    _rename_values(proto, renamed)
+
+
+def _module_path(scopes: list[str]) -> str:
+    modules = [scope for scope in scopes[:-1] if scope not in ("", NETWORK)]
+    if not modules:
+        return "/network"
+    path = modules[-1].removeprefix(f"{NETWORK}.")
+    # Keep an index or a task with the list it belongs to: blocks.3, heads.depth.
+    tasks = "depth|semantics|normals|edges"
+    return "/" + re.sub(rf"\.(?!\d|(?:{tasks})\b)", "/", path)
+
+
+def _rename_values(proto: onnx.ModelProto, renamed: dict[str, str]) -> None:
+    for node in proto.graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for tensor in proto.graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
+    for value in proto.graph.value_info:
+        value.name = renamed.get(value.name, value.name)
+        del value.metadata_props[:]
+
+
+def free_batch(proto: onnx.ModelProto) -> None:
+    """Make the batch size of a graph traced at batch 1 free, in place.
+
+    In this network the first dimension of every tensor is the batch, or batch x windows, and nothing else in a
+    shape depends on it. So the first entry of every constant Reshape target becomes -1, and the sizes of Resize
+    begin with the input's batch, which is read once. Inputs and outputs get the symbolic dimension `batch`.
+    """
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    shapes = static_shapes(proto)
+    nodes: list[onnx.NodeProto] = []
+    sizes: dict[tuple[int, ...], str] = {}
+    for node in proto.graph.node:
+        if node.op_type == "Reshape":
+            target = constants[node.input[1]]
+            known = shapes[node.output[0]] if -1 in target else target
+            node.input[1] = f"{node.name}_shape"
+            _add_constant(proto, node.input[1], [-1, *known[1:]])
+        elif node.op_type == "Resize" and len(node.input) == 4:
+            _, *rest = (int(length) for length in constants[node.input[3]])
+            if tuple(rest) not in sizes:
+                sizes[tuple(rest)] = name = "size_" + "x".join(map(str, rest))
+                _add_constant(proto, f"{name}_fixed", rest)
+                nodes.append(helper.make_node("Concat", ["batch_size", f"{name}_fixed"], [name], f"/{name}", axis=0))
+            node.input[3] = sizes[tuple(rest)]
+        nodes.append(node)
+    if sizes:
+        nodes.insert(0, helper.make_node("Shape", ["image"], ["batch_size"], "/batch_size", start=0, end=1))
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    _drop_unused_initializers(proto)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    del proto.graph.value_info[:]
+
+
+def _add_constant(proto: onnx.ModelProto, name: str, values: list[int]) -> None:
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
+
+
+def _drop_unused_initializers(proto: onnx.ModelProto) -> None:
+    used = {name for node in proto.graph.node for name in node.input}
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+
+
+def set_metadata(proto: onnx.ModelProto, entries: dict[str, str]) -> None:
+    """Replace the file's metadata by `entries`."""
+    del proto.metadata_props[:]
+    for key, value in entries.items():
+        proto.metadata_props.add(key=key, value=value)
+
+
+def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """`proto` with the shape of every value, checked against the operators' rules. Raises on a broken graph."""
+    onnx.checker.check_model(proto)
+    return shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)

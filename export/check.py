@@ -98,9 +98,8 @@ def check_export(
             difference = compare(task, source, values[task], reference[task])
             differences.append(difference)
             if not difference.passed:
-                failures.append(
-                    f"{task} on {source} differs by {difference.max_error:.1e} of its deviation ({difference.psnr:.0f} dB)"
-                )
+                share = f"{difference.max_error:.1e} of its deviation ({difference.psnr:.0f} dB)"
+                failures.append(f"{task} on {source} differs by {share}")
     return CheckReport(tuple(failures), tuple(differences))
 
 

@@ -8,7 +8,7 @@ load the file. A TensorRT plug-in of the same name may take over instead; it fin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import onnx
 
 DOMAIN = "m2h"
+
+#: An operator and its options; `constants` are its inputs after the first.
+Step = tuple[str, dict[str, Any]]
+
 _VERSION = 1
 
 
@@ -39,12 +43,13 @@ def symbolic_reverse(windows: Tensor, window_size: int, height: int, width: int)
     return _node("WindowReverse", windows, shape, window_size=window_size, height=height, width=width)
 
 
-def _node(name: str, x: Tensor, shape: tuple[int, ...], **attributes: int) -> Tensor:
+def _node(name: str, x: Tensor, shape: tuple[int, ...], **attributes: Any) -> Tensor:
     return torch.onnx.ops.symbolic(f"{DOMAIN}::{name}", (x,), attributes, dtype=x.dtype, shape=shape, version=_VERSION)
 
 
 def use_functions(model: nn.Module) -> None:
     """Let every WMCA layer of `model` trace its partition and reverse as named functions, in place."""
+    module: Any
     for module in model.modules():
         if hasattr(module, "partition") and hasattr(module, "reverse"):
             module.partition = symbolic_partition
@@ -74,7 +79,7 @@ def _partition_body(
     p = attributes["window_size"]
     rows, columns = _grid(height, width, p)
     pads = [0, 0, 0, 0, 0, 0, rows * p - height, columns * p - width]
-    steps = [
+    steps: list[Step] = [
         ("Pad", {"constants": [pads]}),
         ("Reshape", {"constants": [[-1, channels, rows, p, columns, p]]}),
         ("Transpose", {"perm": [0, 2, 4, 3, 5, 1]}),
@@ -89,7 +94,7 @@ def _reverse_body(
     channels = shape[2]
     p, height, width = attributes["window_size"], attributes["height"], attributes["width"]
     rows, columns = _grid(height, width, p)
-    steps = [
+    steps: list[Step] = [
         ("Reshape", {"constants": [[-1, rows, columns, p, p, channels]]}),
         ("Transpose", {"perm": [0, 5, 1, 3, 2, 4]}),
         ("Reshape", {"constants": [[-1, channels, rows * p, columns * p]]}),
@@ -102,7 +107,7 @@ def _reverse_body(
 
 def _chain(
     name: str,
-    steps: list[tuple[str, dict[str, list]]],
+    steps: list[Step],
     attributes: list[str],
     opsets: list[onnx.OperatorSetIdProto],
 ) -> onnx.FunctionProto:

@@ -9,7 +9,7 @@ class M2HError(Exception):
     exit_code = 2
 
 
-class CheckFailed(M2HError):
+class CheckFailed(M2HError):  # noqa: N818 (a verdict, not a fault)
     """The check that was asked for ran and failed (export check, parity gate, self-test). Exit code 1."""
 
     exit_code = 1

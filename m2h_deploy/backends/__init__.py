@@ -1,0 +1,61 @@
+"""Backends run an engine file. One file an engine kind, imported only when a bundle asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.bundle import Bundle
+from m2h_deploy.errors import M2HError
+
+#: Engine kinds and the extra that installs what runs them.
+EXTRAS = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt-rtx",
+}
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """How to run a bundle on this machine; None leaves a choice to the manifest or the engine."""
+
+    threads: int | None = None
+    device: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """A loaded engine."""
+
+    description: str
+    """Engine, version and device in words, for logs."""
+
+    def run(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """(N, 3, H, W) float32 to the outputs by name. The arrays are overwritten by the next call."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds. Harmless to call twice."""
+        ...
+
+
+def open_backend(bundle: Bundle, options: BackendOptions) -> Backend:
+    """The backend that the manifest names. Raises M2HError when what runs it is not installed here."""
+    kind = bundle.manifest.engine.kind
+    if kind not in EXTRAS:
+        raise M2HError(f"{bundle.path}: unknown engine kind '{kind}': known are {', '.join(EXTRAS)}")
+    try:
+        if kind == "onnxruntime":
+            from m2h_deploy.backends.onnxruntime import OnnxRuntimeBackend
+
+            return OnnxRuntimeBackend(bundle, options)
+    except ModuleNotFoundError as error:
+        raise M2HError(
+            f"{bundle.path} runs on {kind}, and {error.name} is not installed: pip install 'm2h-deploy[{EXTRAS[kind]}]'"
+        ) from None
+    raise M2HError(f"{bundle.path}: engine kind '{kind}' cannot be run by this version")

@@ -1,0 +1,269 @@
+"""The bundle: a folder with `manifest.json` and the files it names. The manifest alone says how to use the engine.
+
+The format, in a page:
+
+- `manifest.json` is UTF-8 JSON that follows `manifest.schema.json`; unknown fields are an error.
+- `schema_version` is a whole number. A reader takes its own version and refuses a newer one.
+- `files` maps plain file names (letters, digits, `.`, `_`, `-`; no folders) to sha256 sums. Every file of the bundle
+  is named there, and every one is checked before it is used. A link that leads out of the folder is refused.
+- Nothing in a bundle is unpickled or executed as code; the engine file goes to the engine it was built for.
+- A bundle is written under another name beside its place and renamed, so half a bundle never exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from m2h_deploy.errors import M2HError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Side = Annotated[int, Field(ge=1, le=16384)]
+Triple = tuple[float, float, float]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelInfo(_Record):
+    """Where the engine's weights came from."""
+
+    variant: str
+    weights_sha256: Sha256
+    config: dict[str, Any]
+    form: str
+    windows: str
+    opset: int
+    onnx_sha256: Sha256
+
+
+class InputSpec(_Record):
+    """What the engine takes: (pixel * scale - mean) / std, per channel in the engine's colour order."""
+
+    name: str
+    dtype: Literal["float32", "float16"] = "float32"
+    layout: Literal["NCHW"] = "NCHW"
+    batch: Annotated[int, Field(ge=1)] | None
+    """None: any batch size."""
+    height: Side
+    width: Side
+    color: Literal["RGB"] = "RGB"
+    scale: float = 1 / 255
+    mean: Triple
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=3, max_length=3)]
+    resize: Literal["bilinear, half-pixel centres, no antialias"] = "bilinear, half-pixel centres, no antialias"
+
+
+class OutputSpec(_Record):
+    """One output of the engine."""
+
+    name: Literal["depth", "semantics", "normals", "edges"]
+    meaning: str
+    unit: str
+    dtype: Literal["float32", "float16"] = "float32"
+    shape: tuple[int | None, ...]
+
+
+class Classes(_Record):
+    """Names and colours (RGB) of the semantic classes, by index."""
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+
+
+class EngineInfo(_Record):
+    """What runs the bundle and what it was built for."""
+
+    kind: str
+    version: str
+    precision: Literal["fp32", "fp16", "int8"]
+    file: FileName
+    targets: tuple[str, ...] = ()
+    """Compute capabilities or instruction sets; empty where the file is portable."""
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Calibration(_Record):
+    """The frames behind INT8 ranges."""
+
+    method: str
+    frames: Annotated[int, Field(ge=1)]
+    seed: int
+    frames_sha256: Sha256
+
+
+class SelfTestOutput(_Record):
+    """Expected values of one output at evenly spaced positions of the flattened tensor, and its deviation."""
+
+    values: tuple[float, ...]
+    deviation: Annotated[float, Field(gt=0)]
+
+
+class SelfTest(_Record):
+    """A known input and what it must give. See `m2h_deploy.selftest` for the input's formula."""
+
+    pattern: Literal["stripes-1"] = "stripes-1"
+    tolerance: Annotated[float, Field(gt=0)]
+    """Largest mean error over the values, as a share of the output's deviation."""
+    outputs: dict[str, SelfTestOutput]
+
+
+class Manifest(_Record):
+    """`manifest.json`."""
+
+    schema_version: Literal[1] = 1
+    created_by: str
+    model: ModelInfo
+    input: InputSpec
+    outputs: tuple[OutputSpec, ...]
+    depth_range: tuple[float, float]
+    """Metres; depth is clamped to it."""
+    classes: Classes
+    engine: EngineInfo
+    calibration: Calibration | None = None
+    self_test: SelfTest | None = None
+    parity: dict[str, Any] | None = None
+    latency: dict[str, Any] | None = None
+    files: dict[FileName, Sha256]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose manifest was read and whose files were checked."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def engine_file(self) -> Path:
+        return self.path / self.manifest.engine.file
+
+
+def load_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Read and check the bundle at `path`: schema version, manifest, file names, sha256 sums.
+
+    Raises M2HError that names the file or field that does not fit.
+    """
+    path = Path(path)
+    manifest = _read_manifest(path)
+    for name, expected in manifest.files.items():
+        _check_file(path, name, expected)
+    if manifest.engine.file not in manifest.files:
+        raise M2HError(f"{path}: the engine file {manifest.engine.file} is not among the manifest's files")
+    return Bundle(path, manifest)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    if not path.is_dir() or not file.is_file():
+        raise M2HError(f"{path} is not a bundle: no {MANIFEST} in it; make one with m2h-deploy build")
+    try:
+        if file.stat().st_size > 16_000_000:
+            raise M2HError(f"{file} is too large for a manifest")
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise M2HError(f"{file} is not readable JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise M2HError(f"{file} is not a manifest: expected a JSON object")
+    version = content.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise M2HError(f"{file} has schema version {version}, newer than {SCHEMA_VERSION}: upgrade m2h-deploy")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise M2HError(f"{file}: {field}: {first['msg']}") from None
+
+
+def _check_file(folder: Path, name: str, expected: str) -> None:
+    file = folder / name
+    if not file.is_file():
+        raise M2HError(f"{folder}: {name} is missing; build or copy the bundle again")
+    if file.resolve().parent != folder.resolve():
+        raise M2HError(f"{folder}: {name} leads out of the bundle's folder")
+    if file_sha256(file) != expected:
+        raise M2HError(
+            f"{folder}: {name} has another sha256 than the manifest says: damaged or exchanged; build or copy again"
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+@contextmanager
+def new_bundle_folder(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder that becomes `out_dir` when the block ends well, and vanishes when it does not.
+
+    An existing bundle at `out_dir` is replaced as a whole; any other existing folder or file is refused.
+    """
+    out = Path(out_dir)
+    if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise M2HError(f"{out} exists and is not a bundle: choose another place")
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
+    except OSError as error:
+        raise M2HError(f"cannot write {out}: {error.strerror or error}") from None
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if out.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.absolute().parent))
+            out.replace(old)
+            temporary.replace(out)
+            shutil.rmtree(old)
+        else:
+            temporary.replace(out)
+    except OSError as error:
+        raise M2HError(f"cannot write {out}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` in one step: a reader sees the old one or the new one."""
+    temporary = folder / f".{MANIFEST}.{os.getpid()}.tmp"
+    try:
+        temporary.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        temporary.replace(folder / MANIFEST)
+    except OSError as error:
+        raise M2HError(f"cannot write {folder / MANIFEST}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def record_result(
+    bundle: Bundle, *, parity: dict[str, Any] | None = None, latency: dict[str, Any] | None = None
+) -> Bundle:
+    """The bundle with a parity or latency result in its manifest, on disk too."""
+    updates = {key: value for key, value in (("parity", parity), ("latency", latency)) if value is not None}
+    manifest = bundle.manifest.model_copy(update=updates)
+    write_manifest(bundle.path, manifest)
+    return Bundle(bundle.path, manifest)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the manifest, as stored beside this file in `manifest.schema.json`."""
+    return Manifest.model_json_schema()

@@ -1,0 +1,66 @@
+"""The golden self-test: a known input, and what this engine must make of it on any machine.
+
+Silent wrong numbers are a known failure of engines (see the README's list), so a runtime proves itself before the
+first frame. The input is a formula, so that a program in any language can make it: the 8-bit image whose channel c
+(RGB order) at row y, column x is
+
+    (7 x + 3 y + 40 c + 96 ((x div 16 + y div 16) mod 2)) mod 256
+
+at the engine's own size, normalised as the manifest says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.bundle import InputSpec, SelfTest, SelfTestOutput
+from m2h_deploy.errors import CheckFailed
+
+#: How many values of each output are kept.
+SAMPLES = 64
+
+#: Allowed mean error by precision: far above rounding, far below a broken attention or a wrong plug-in.
+TOLERANCES = {"fp32": 0.01, "fp16": 0.05, "int8": 0.3}
+
+
+def pattern(spec: InputSpec) -> NDArray[np.float32]:
+    """The self-test's input, float32 (batch, 3, height, width); batch 1 where the engine takes any."""
+    y, x = np.mgrid[: spec.height, : spec.width]
+    planes = [(7 * x + 3 * y + 40 * c + 96 * ((x // 16 + y // 16) % 2)) % 256 for c in range(3)]
+    pixels = np.stack(planes).astype(np.float64) * spec.scale
+    mean, std = (np.array(v).reshape(3, 1, 1) for v in (spec.mean, spec.std))
+    image = ((pixels - mean) / std).astype(np.float32)[None]
+    return np.repeat(image, spec.batch or 1, axis=0)
+
+
+def _sample(value: NDArray[np.float32]) -> NDArray[np.float32]:
+    flat = value[0].reshape(-1)
+    return flat[np.linspace(0, flat.size - 1, SAMPLES).astype(np.int64)]
+
+
+def make_self_test(outputs: Mapping[str, NDArray[np.float32]], precision: str) -> SelfTest:
+    """The self-test that expects `outputs`, what the graph gives on `pattern`."""
+    return SelfTest(
+        tolerance=TOLERANCES[precision],
+        outputs={
+            name: SelfTestOutput(
+                values=tuple(float(v) for v in _sample(value)), deviation=max(float(value.std()), 1e-6)
+            )
+            for name, value in outputs.items()
+        },
+    )
+
+
+def check_self_test(test: SelfTest, outputs: Mapping[str, NDArray[np.float32]]) -> None:
+    """Raises CheckFailed, naming the output, when an engine's `outputs` on `pattern` are not what was expected."""
+    for name, expected in test.outputs.items():
+        values = _sample(np.asarray(outputs[name], np.float32))
+        error = float(np.mean(np.abs(values - np.array(expected.values)))) / expected.deviation
+        if not error <= test.tolerance:  # also when it is not a number
+            raise CheckFailed(
+                f"self-test failed: {name} is off by {error:.2g} of its deviation (allowed {test.tolerance:g}): "
+                "this engine computes wrong numbers on this machine; see m2h-deploy doctor"
+            )

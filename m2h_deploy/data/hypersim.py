@@ -82,15 +82,16 @@ def _identity(preview: Path) -> tuple[str, str, int]:
 
 
 def _official_split(path: Path, split: str) -> set[tuple[str, str, int]]:
-    with require_file(path, "the list of the official split").open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
+    require_file(path, "the list of the official split")
     try:
+        with path.open(newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines))
         wanted = {
             (row["scene_name"], row["camera_name"], int(row["frame_id"]))
             for row in rows
             if row["split_partition_name"] == split
         }
-    except (KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise M2HError(f"{path}: not the list of Hypersim's split (no usable column {error})") from error
     if not wanted:
         raise M2HError(f"{path}: no split '{split}'")
@@ -143,5 +144,5 @@ def _dataset(path: Path) -> npt.NDArray[Any]:
     try:
         with h5py.File(require_file(path, "label"), "r") as file:
             return np.asarray(file["dataset"])
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise M2HError(f"{path}: not a Hypersim label (HDF5 with one array 'dataset'), or damaged") from error

@@ -10,6 +10,7 @@ The multi-task folder is what MTI-Net, ATRC and InvPT train on, and what the pap
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from m2h_deploy.data.classes import NYU40_CLASSES
 from m2h_deploy.data.frame import NYU_INTRINSICS, Frame, Intrinsics
 from m2h_deploy.data.labels import boundaries, normals_from_depth
+from m2h_deploy.data.mat5 import read_numbers
 from m2h_deploy.data.reading import (
     as_depth,
     as_edges,
@@ -139,12 +141,16 @@ def _read_lists(folder: Path, split: str) -> tuple[str, ...]:
     if not found:
         there = ", ".join(sorted(p.stem for p in lists.glob("*.txt"))) or "no lists at all"
         raise M2HError(f"{lists}: no list for split '{split}'; there is {there}")
-    names = [line.strip() for path in found for line in path.read_text().splitlines() if line.strip()]
+    try:
+        lines = [line.strip() for path in found for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise M2HError(f"{found[0]}: not a readable list of names, one a line") from error
+    names = [line for line in lines if line]
     if not names:
         raise M2HError(f"{found[0]}: the list is empty")
     for name in names:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise M2HError(f"{found[0]}: '{name}' leads out of the folder")
+        if Path(name).is_absolute() or ".." in Path(name).parts or not name.isprintable():
+            raise M2HError(f"{found[0]}: {name!r} is no name of a frame in this folder")
     return tuple(names)
 
 
@@ -185,7 +191,7 @@ class _MatFile:
 
     @classmethod
     def open(cls, path: Path, table: npt.NDArray[np.uint8]) -> _MatFile:
-        with _hdf5(path) as file:
+        with _hdf5(path) as file, _damage(str(path)):
             for name, dims in (("images", 4), ("depths", 3), ("labels", 3)):
                 if name not in file or file[name].ndim != dims:
                     raise M2HError(f"{path}: no array '{name}' of {dims} dimensions; expected {MAT_NAME}")
@@ -202,13 +208,10 @@ class _MatFile:
     def frame(self, number: int, name: str) -> Frame:
         """Frame `number` (0-based)."""
         where = f"{self.path} frame {number + 1}"
-        try:
-            with _hdf5(self.path) as file:
-                image = np.ascontiguousarray(file["images"][number].transpose(2, 1, 0)[..., ::-1])
-                depth, labels = file["depths"][number].T, file["labels"][number].T.astype(np.int64)
-                parts = file["instances"][number].T if self.has_instances else np.zeros_like(labels)
-        except OSError as error:
-            raise M2HError(f"{where}: cannot be read, the file is damaged or cut short") from error
+        with _hdf5(self.path) as file, _damage(where):
+            image = np.ascontiguousarray(file["images"][number].transpose(2, 1, 0)[..., ::-1])
+            depth, labels = file["depths"][number].T, file["labels"][number].T.astype(np.int64)
+            parts = file["instances"][number].T if self.has_instances else np.zeros_like(labels)
         if image.dtype != np.uint8:
             raise M2HError(f"{where}: image is {image.dtype}, expected uint8")
         size = (int(image.shape[0]), int(image.shape[1]))
@@ -230,6 +233,15 @@ class _MatFile:
         )
 
 
+@contextmanager
+def _damage(where: str) -> Iterator[None]:
+    """Whatever h5py raises for a damaged file, as one line."""
+    try:
+        yield
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise M2HError(f"{where}: cannot be read, the file is damaged or cut short") from error
+
+
 def _hdf5(path: Path) -> Any:
     try:
         import h5py
@@ -243,33 +255,24 @@ def _hdf5(path: Path) -> Any:
         raise M2HError(f"{path}: not an HDF5 file, or damaged; expected {MAT_NAME} as NYU distributes it") from error
 
 
-def _read_mat5(path: Path, key: str, what: str) -> npt.NDArray[Any]:
-    """One variable of a small MATLAB 5 file, flattened."""
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise M2HError(f"{path}: reading it needs scipy; install m2h-deploy[data]") from error
+def _side_file(path: Path, key: str, what: str) -> npt.NDArray[np.int64]:
     if not path.is_file():
         raise M2HError(f"{path}: {what} is missing; put {path.name} beside the labelled file or name it")
-    try:
-        variables = loadmat(path)
-    # SciPy has no common error for a bad file: it raises what its parser stumbled over.
-    except Exception as error:
-        raise M2HError(f"{path}: {what} is not a readable MATLAB file") from error
-    if key not in variables or variables[key].dtype.kind not in "iuf" or not variables[key].size:
-        raise M2HError(f"{path}: {what} has no variable '{key}' with numbers")
-    return np.ravel(variables[key])
+    numbers = read_numbers(path, key)
+    if not numbers.size or not np.isfinite(numbers).all():
+        raise M2HError(f"{path}: {what} '{key}' is empty or not made of numbers")
+    return np.ravel(numbers).astype(np.int64)
 
 
 def _read_split(path: Path, split: str) -> npt.NDArray[np.int64]:
     if split not in _SPLIT_KEYS:
         raise M2HError(f"{path}: no split '{split}'; there is train, val (or test) and all")
-    return _read_mat5(path, _SPLIT_KEYS[split], "the list of splits").astype(np.int64) - 1
+    return _side_file(path, _SPLIT_KEYS[split], "the list of splits") - 1
 
 
 def _read_mapping(path: Path) -> npt.NDArray[np.uint8]:
     """Class (1..40) of each raw label; entry 0 is 0, unlabelled."""
-    table = _read_mat5(path, "mapClass", "the class mapping").astype(np.int64)
+    table = _side_file(path, "mapClass", "the class mapping")
     if table.min() < 1 or table.max() > len(NYU40_CLASSES):
         raise M2HError(f"{path}: maps to classes {table.min()}..{table.max()}, expected 1..{len(NYU40_CLASSES)}")
     return np.concatenate([[0], table]).astype(np.uint8)

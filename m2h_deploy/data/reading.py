@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import cv2
@@ -48,8 +49,9 @@ def read_array(path: Path, what: str) -> npt.NDArray[Any]:
     require_file(path, what)
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise M2HError(f"{path}: {what} is not a readable .npy file ({str(error).splitlines()[0]})") from error
+    # A damaged header makes NumPy raise what its own parser stumbled over.
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError, MemoryError) as error:
+        raise M2HError(f"{path}: {what} is not a readable .npy file ({type(error).__name__})") from error
     if not isinstance(array, np.ndarray):
         raise M2HError(f"{path}: {what} is an archive of arrays, expected one array (.npy)")
     return array

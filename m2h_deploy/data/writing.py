@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from m2h_deploy.data.classes import IGNORE_LABEL, NYU40_CLASSES
 from m2h_deploy.data.frame import Frame
+from m2h_deploy.data.mat5 import write_numbers
 from m2h_deploy.data.nyuv2 import MAPPING_NAME, SPLITS_NAME
 from m2h_deploy.data.rooms import render_room, render_room_with_instances, room_intrinsics
 from m2h_deploy.errors import M2HError
@@ -134,12 +135,10 @@ def write_mat(
         # The frames first: they take long, and nothing else is in place if they are interrupted.
         _write_hdf5(partial, frames, seed, (height, width), progress)
         numbers = np.arange(1, frames + 1, dtype=np.uint16)[:, None]
-        _write_mat5(splits, {"trainNdxs": numbers[:train], "testNdxs": numbers[train:]})
+        _replace(splits, write_numbers({"trainNdxs": numbers[:train], "testNdxs": numbers[train:]}))
         raw = np.full((1, _RAW_CLASSES), len(NYU40_CLASSES), np.uint8)
         raw[0, : len(NYU40_CLASSES)] = np.arange(1, len(NYU40_CLASSES) + 1)
-        names = np.empty((1, len(NYU40_CLASSES)), object)
-        names[0] = list(NYU40_CLASSES)
-        _write_mat5(mapping, {"mapClass": raw, "className": names})
+        _replace(mapping, write_numbers({"mapClass": raw}))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -174,14 +173,6 @@ def _write_hdf5(path: Path, frames: int, seed: int, size: tuple[int, int], progr
             instances[index] = objects.T
             if progress:
                 progress(index + 1, frames)
-
-
-def _write_mat5(path: Path, variables: dict[str, Any]) -> None:
-    from scipy.io import savemat
-
-    data = BytesIO()
-    savemat(data, variables)
-    _replace(path, data.getvalue())
 
 
 def _write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:

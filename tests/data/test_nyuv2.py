@@ -13,6 +13,7 @@ import pytest
 from scipy.io import loadmat, savemat
 
 from m2h_deploy.data import NYU40_CLASSES, NYUv2, open_dataset
+from m2h_deploy.data.mat5 import read_numbers
 from m2h_deploy.data.rooms import render_room
 from m2h_deploy.data.writing import write_mat, write_multitask_folder
 from m2h_deploy.errors import M2HError
@@ -231,10 +232,16 @@ def test_older_folders_with_jpg_and_npy_are_read(folder: Path) -> None:
     assert frame.normals is not None and np.allclose(frame.normals, room.normals, atol=1e-6)
 
 
-@pytest.mark.parametrize(("line", "says"), [("", "empty"), ("../../secret", "leads out")])
+@pytest.mark.parametrize(("line", "says"), [("", "empty"), ("../../secret", "no name of a frame"), ("a\0b", "no name")])
 def test_bad_lists_are_named(folder: Path, line: str, says: str) -> None:
     (folder / "gt_sets" / "val.txt").write_text(line + "\n")
     with pytest.raises(M2HError, match=says):
+        open_dataset(folder)
+
+
+def test_a_list_that_is_no_text_is_named(folder: Path) -> None:
+    (folder / "gt_sets" / "val.txt").write_bytes(b"\xff\xfe\xeb")
+    with pytest.raises(M2HError, match=r"val\.txt: not a readable list"):
         open_dataset(folder)
 
 
@@ -313,6 +320,45 @@ def test_an_interrupted_writer_leaves_nothing_that_looks_whole(tmp_path: Path) -
         write_mat(tmp_path / "mat" / "nyu_depth_v2_labeled.mat", 2, 0, *SIZE, progress=interrupt)
     assert not list((tmp_path / "folder" / "gt_sets").iterdir())
     assert not list((tmp_path / "mat").iterdir())
+
+
+def test_side_files_read_the_same_in_scipy(written: Path) -> None:
+    files = [(written / "mat" / "splits.mat", ("trainNdxs", "testNdxs"))]
+    files.append((written / "mat" / "classMapping40.mat", ("mapClass",)))
+    if META.is_dir():
+        files.append((META / "splits.mat", ("trainNdxs", "testNdxs")))
+        files.append((META / "classMapping40.mat", ("mapClass",)))
+    for path, names in files:
+        for name in names:
+            ours, theirs = read_numbers(path, name), loadmat(path)[name]
+            assert ours.shape == theirs.shape and np.array_equal(ours, theirs)
+
+
+def test_side_files_that_scipy_wrote_are_read(tmp_path: Path) -> None:
+    for number, compressed in enumerate((False, True)):
+        path = tmp_path / f"{number}.mat"
+        savemat(path, {"text": "no numbers", "a": np.arange(6.0).reshape(2, 3)}, do_compression=compressed)
+        assert np.array_equal(read_numbers(path, "a"), np.arange(6.0).reshape(2, 3))
+        with pytest.raises(M2HError, match="no variable 'text' with numbers"):
+            read_numbers(path, "text")
+
+
+def test_damaged_side_files_never_do_worse_than_an_error(written: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    whole = (written / "mat" / "splits.mat").read_bytes()
+    path = tmp_path / "splits.mat"
+    failures = 0
+    for _ in range(300):
+        data = bytearray(whole[: rng.integers(1, len(whole) + 1)])
+        for place in rng.integers(0, len(data), 4):
+            data[place] = rng.integers(256)
+        path.write_bytes(bytes(data))
+        try:
+            read_numbers(path, "testNdxs")
+        except M2HError as error:
+            failures += 1
+            assert str(path) in str(error)
+    assert failures > 100
 
 
 def test_progress_counts_the_frames(tmp_path: Path) -> None:

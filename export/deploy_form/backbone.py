@@ -1,0 +1,90 @@
+"""DINOv2 for one static image size: constants for the embeddings, scales folded away."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.deploy_form.fold import convolution, linear
+from m2h_deploy.model.backbone import Block, DINOv2, center_pad
+
+
+def attention_projections(block: Block) -> tuple[nn.Linear, nn.Linear]:
+    """`qkv` with the attention scale 1 / sqrt(d) in its query rows, `proj` with LayerScale in its rows.
+
+    (s Wq x + s bq) . k = s (Wq x + bq) . k, and diag(g) (W x + b) = (diag(g) W) x + g b. Exact.
+    """
+    attention = block.attn
+    dim = attention.proj.in_features
+    scale = torch.ones(3 * dim, dtype=attention.qkv.weight.dtype)
+    scale[:dim] = 1.0 / math.sqrt(dim // attention.heads)
+    qkv = linear(attention.qkv.weight * scale[:, None], attention.qkv.bias * scale)
+    return qkv, fold_layer_scale(attention.proj, block.ls1.gamma)
+
+
+def fold_layer_scale(layer: nn.Linear, gamma: Tensor) -> nn.Linear:
+    """gamma * (W x + b) = (diag(gamma) W) x + gamma b. Exact."""
+    return linear(layer.weight * gamma[:, None], layer.bias * gamma)
+
+
+class DeployBlock(nn.Module):
+    """`m2h_deploy.model.backbone.Block` without scales on its way."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.heads = block.attn.heads
+        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.qkv, self.proj = attention_projections(block)
+        self.fc1 = block.mlp.fc1
+        self.fc2 = fold_layer_scale(block.mlp.fc2, block.ls2.gamma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.proj(scaled_attention(self.qkv(self.norm1(x)), self.heads))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+def scaled_attention(qkv: Tensor, heads: int) -> Tensor:
+    """Multi-head attention of (B, L, 3C) whose queries carry the scale: (B, L, C)."""
+    length, width = qkv.shape[1], qkv.shape[2] // 3
+    shape = (-1, length, heads, width // heads)
+    q, k, v = (part.reshape(shape).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+    weights = torch.softmax(q @ k.transpose(2, 3), dim=-1)
+    return (weights @ v).transpose(1, 2).reshape(-1, length, width)
+
+
+class DeployDINOv2(nn.Module):
+    """`DINOv2`: an image (N, 3, H, W) to four stages of tokens (N, 1 + h * w, E), the class token first."""
+
+    def __init__(self, backbone: DINOv2, height: int, width: int) -> None:
+        super().__init__()
+        self.stages, self.patch_size = backbone.config.stages, backbone.config.patch_size
+        self.grid = (math.ceil(height / self.patch_size), math.ceil(width / self.patch_size))
+        projection = backbone.patch_embed.proj
+        self.patch_embed = convolution(projection.weight, stride=self.patch_size)
+        self.register_buffer("embedding", token_constant(backbone, self.grid))
+        # Blocks after the last stage have no reader.
+        self.blocks = nn.ModuleList(DeployBlock(block) for block in backbone.blocks[: self.stages[-1] + 1])
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        patches = self.patch_embed(center_pad(image, self.patch_size))
+        tokens = F.pad(patches.flatten(2).transpose(1, 2), (0, 0, 1, 0)) + self.embedding
+        stages = []
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if index in self.stages:
+                stages.append(tokens)
+        return stages
+
+
+def token_constant(backbone: DINOv2, grid: tuple[int, int]) -> Tensor:
+    """What is added to a zero token and the bare patch projections: (1, 1 + h * w, E).
+
+    Row 0 is the class token and its position, the others are position and the projection's bias. Exact; a zero row
+    in front instead of a concatenated class token leaves the batch free.
+    """
+    positions = backbone.position_embedding(grid)
+    first = positions[:, :1] + backbone.cls_token
+    return torch.cat((first, positions[:, 1:] + backbone.patch_embed.proj.bias), dim=1).detach()

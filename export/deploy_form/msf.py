@@ -1,0 +1,48 @@
+"""MSF with its 1x1 projections before the upsampling, at a quarter of the positions."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.deploy_form.fold import copy_of, plain_conv
+from export.deploy_form.layers import upsample
+from m2h_deploy.model.layers import resize
+from m2h_deploy.model.msf import MSF, FusionBlock, ResidualUnit, SeparableResidualUnit
+
+
+def residual_unit(unit: nn.Module) -> nn.Module:
+    """A residual unit of the reference: unchanged."""
+    assert isinstance(unit, ResidualUnit | SeparableResidualUnit)
+    return unit
+
+
+class DeployFusionBlock(nn.Module):
+    """`FusionBlock`: project(U x) = U project(x), bias included, because the rows of U sum to 1. Exact."""
+
+    def __init__(self, block: FusionBlock) -> None:
+        super().__init__()
+        self.residual, self.skip_residual = block.residual, block.skip_residual
+        self.project = copy_of(block.project)
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """`skip` already has the size of `x`."""
+        if skip is not None:
+            unit = self.residual if self.skip_residual is None else self.skip_residual
+            x = x + unit(skip)
+        return upsample(self.project(self.residual(x)))
+
+
+class DeployMSF(nn.Module):
+    """`MSF`: the fusion path of one task."""
+
+    def __init__(self, msf: MSF) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(DeployFusionBlock(block) for block in msf.blocks)
+        self.project = plain_conv(msf.project)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        x = self.blocks[0](maps[3])
+        for block, skip in zip(self.blocks[1:], (maps[2], maps[1], maps[0]), strict=True):
+            x = block(x, resize(skip, (x.shape[2], x.shape[3])))
+        return F.relu(self.project(x))

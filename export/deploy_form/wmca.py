@@ -1,0 +1,176 @@
+"""WMCA with the four tasks in one channel-last map: one partition, one QKV product, one norm a step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.deploy_form.backbone import scaled_attention
+from export.deploy_form.fold import bias_of, dense_matrix, linear, pointwise
+from export.deploy_form.layers import upsample
+from m2h_deploy.model.config import WMCA_TASKS
+from m2h_deploy.model.wmca import WMCA, CrossTaskAttention, WMCALayer
+
+
+def window_partition(x: Tensor, window_size: int) -> Tensor:
+    """Non-overlapping p x p windows of a channel-last map: (N, H, W, F) to (N * M, p * p, F), windows in row order.
+
+    H and W are padded at the bottom and right with zeros to multiples of p; M = ceil(H/p) * ceil(W/p).
+    """
+    _, height, width, features = x.shape
+    rows, columns = -(-height // window_size), -(-width // window_size)
+    x = F.pad(x, (0, 0, 0, columns * window_size - width, 0, rows * window_size - height))
+    x = x.reshape(-1, rows, window_size, columns, window_size, features)
+    return x.transpose(2, 3).reshape(-1, window_size * window_size, features)
+
+
+def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -> Tensor:
+    """Inverse of `window_partition`: (N * M, p * p, F) to (N, H, W, F), padding cut off."""
+    rows, columns = -(-height // window_size), -(-width // window_size)
+    x = windows.reshape(-1, rows, columns, window_size, window_size, windows.shape[2])
+    x = x.transpose(2, 3).reshape(-1, rows * window_size, columns * window_size, windows.shape[2])
+    return x[:, :height, :width]
+
+
+def padding_mask(height: int, width: int, window_size: int) -> Tensor:
+    """1 for real positions and 0 for padding, (M, p * p, 1) in the order of `window_partition`."""
+    return window_partition(torch.ones(1, height, width, 1, dtype=torch.float64), window_size)
+
+
+class StackedNorm(nn.Module):
+    """One LayerNorm a task, all at once: normalise, then scale and shift of shape (task, C). (B, L, T * C), same."""
+
+    def __init__(self, norms: nn.ModuleDict) -> None:
+        super().__init__()
+        first = norms[WMCA_TASKS[0]]
+        self.channels, self.eps = first.normalized_shape[0], first.eps
+        self.register_buffer("scale", torch.cat([norms[task].weight for task in WMCA_TASKS]).detach())
+        self.register_buffer("shift", torch.cat([norms[task].bias for task in WMCA_TASKS]).detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, x.shape[1], len(WMCA_TASKS), self.channels)
+        normed = F.layer_norm(tokens, (self.channels,), eps=self.eps)
+        return normed.reshape(-1, *x.shape[1:]) * self.scale + self.shift
+
+
+class WindowAttention(nn.Module):
+    """`CrossTaskAttention` with fewer biases and no scale: (B, L, C) to (B, L, C). Exact.
+
+    q . (k + b) = q . k + q . b, and q . b is the same for every key, which softmax ignores: the key bias goes. The
+    weights of a query sum to 1, so the value bias bv becomes Wo bv in the output's. The scale is folded into Wq.
+    """
+
+    def __init__(self, attention: CrossTaskAttention) -> None:
+        super().__init__()
+        self.heads = attention.heads
+        channels = attention.out.in_features
+        scale = 1.0 / math.sqrt(channels // self.heads)
+        query, key, value = attention.qkv.weight.chunk(3)
+        query_bias, key_bias, value_bias = attention.qkv.bias.chunk(3)
+        bias = torch.cat((query_bias * scale, torch.zeros_like(key_bias), torch.zeros_like(value_bias)))
+        self.qkv = linear(torch.cat((query * scale, key, value)), bias)
+        out = attention.out
+        self.out = linear(out.weight, out.bias + out.weight @ value_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(scaled_attention(self.qkv(x), self.heads))
+
+
+class DeployWMCALayer(nn.Module):
+    """`WMCALayer` on windows of stacked tasks, (B, p * p, T * C) to the same. Padding tokens come in as zeros."""
+
+    def __init__(self, layer: WMCALayer) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = StackedNorm(layer.norm1), StackedNorm(layer.norm2)
+        self.attention = WindowAttention(layer.attention)
+        self.ffn1, self.ffn2 = layer.ffn1, layer.ffn2
+
+    def forward(self, windows: Tensor) -> Tensor:
+        positions, features = windows.shape[1:]
+        tasks = len(WMCA_TASKS)
+        z = self.norm1(windows).reshape(-1, positions * tasks, features // tasks)
+        z = z + self.attention(z)
+        z = z + self.ffn2(F.gelu(self.ffn1(z)))
+        return self.norm2(z.reshape(-1, positions, features))
+
+
+class DeployWMCA(nn.Module):
+    """`WMCA` with windows, one partition for all tasks and layers.
+
+    Attention does not care about the order of its tokens, so a window holds (row, column, task) tokens of one
+    channel-last map. The reference crops after each layer and pads with zeros again before the next: here padding
+    tokens are set back to zero between layers. Exact.
+
+    Task maps (N, C, H, W) to one map (N, T * C', H', W'): tasks in the order of WMCA_TASKS; in M2H-small before the
+    upsampling and `expand`, which their readers take in.
+    """
+
+    def __init__(self, wmca: WMCA, height: int, width: int) -> None:
+        super().__init__()
+        self.reduce = wmca.reduce if wmca.reduced else None
+        self.size = (height // 2, width // 2) if wmca.reduced else (height, width)
+        self.layers = nn.ModuleList(DeployWMCALayer(layer) for layer in wmca.layers)
+        self.window_size = wmca.layers[0].window_size
+        self.register_buffer("mask", padding_mask(*self.size, self.window_size))
+        # Looked up on the instance so that an export can put named operators in their place.
+        self.partition = window_partition
+        self.reverse = window_reverse
+
+    def forward(self, maps: dict[str, Tensor]) -> Tensor:
+        if self.reduce is not None:
+            maps = {task: F.max_pool2d(self.reduce[task](maps[task]), 2) for task in WMCA_TASKS}
+        stacked = torch.cat([maps[task].permute(0, 2, 3, 1) for task in WMCA_TASKS], dim=3)
+        windows = self.partition(stacked, self.window_size)
+        for index, layer in enumerate(self.layers):
+            windows = layer(windows if index == 0 else self.clear_padding(windows))
+        return self.reverse(windows, self.window_size, *self.size).permute(0, 3, 1, 2)
+
+    def clear_padding(self, windows: Tensor) -> Tensor:
+        """Zeros in the padding tokens, as the reference has them when a layer begins."""
+        count, positions, _ = self.mask.shape
+        masked = windows.reshape(-1, count, positions, windows.shape[2]) * self.mask
+        return masked.reshape(-1, positions, windows.shape[2])
+
+
+def embed_task(matrix: Tensor, task: str) -> Tensor:
+    """A task's matrix (Cout, C) as one over all stacked tasks (Cout, T * C), zeros elsewhere.
+
+    One product over the stacked map instead of a slice of it, which would leave the convolutions' layout.
+    """
+    blocks = [matrix if other == task else torch.zeros_like(matrix) for other in WMCA_TASKS]
+    return torch.cat(blocks, dim=1)
+
+
+class LocalPath(nn.Module):
+    """F^t to F_local^t for any `cross_task`: WMCA's deploy form, the reference's ablation, or nothing.
+
+    `forward` gives each task a map; `full` brings it to C channels and full size, where it is not there yet.
+    """
+
+    def __init__(self, wmca: WMCA | None, height: int, width: int) -> None:
+        super().__init__()
+        windows = wmca is not None and isinstance(wmca.layers[0], WMCALayer)
+        self.wmca = DeployWMCA(wmca, height, width) if wmca is not None and windows else wmca
+        self.reduced = wmca is not None and windows and wmca.reduced
+        self.expand = nn.ModuleDict()
+        if wmca is not None and self.reduced:
+            for task in WMCA_TASKS:
+                conv = wmca.expand[task]
+                self.expand[task] = pointwise(embed_task(dense_matrix(conv), task), bias_of(conv))
+
+    def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.wmca is None:
+            return maps
+        if not isinstance(self.wmca, DeployWMCA):
+            return self.wmca(maps)
+        stacked = self.wmca(maps)
+        if self.reduced:
+            return dict.fromkeys(WMCA_TASKS, stacked)
+        return dict(zip(WMCA_TASKS, stacked.chunk(len(WMCA_TASKS), dim=1), strict=True))
+
+    def full(self, task: str, local: Tensor) -> Tensor:
+        """expand(U x) = U expand(x), bias included. Exact."""
+        return upsample(self.expand[task](local)) if self.reduced else local

@@ -149,6 +149,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.frames < 1 or arguments.rooms < 1 or arguments.seed < 0:
         parser.error("--frames and --rooms must be at least 1, --seed at least 0")
+    if arguments.json and not arguments.json.parent.is_dir():
+        parser.error(f"--json: the folder {arguments.json.parent} does not exist; make it first")
     cv2.setNumThreads(1)
     try:
         report = measure(arguments.frames, arguments.rooms, arguments.seed)

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -178,6 +179,11 @@ def _is_safetensors(file: Path) -> bool:
     return len(head) == 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
 
 
+def _head(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(2)
+
+
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
     from safetensors import SafetensorError, safe_open
 
@@ -193,24 +199,20 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], ModelConfig | None
 
 def _read_torch(file: Path) -> dict[str, Tensor]:
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is refused below
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error) or "global" in str(error):
+        if "Unsupported" in str(error):
             raise M2HError(
-                f"{file} would run code when unpickled and was not opened: save it again as a plain state dict, "
-                "torch.save(model.state_dict(), path)"
+                f"{file} holds more than tensors, would run code when unpickled, and was not opened: save it again "
+                "as a plain state dict, torch.save(model.state_dict(), path)"
             ) from None
         raise M2HError(f"{file} is not a checkpoint: expected a PyTorch state dict or safetensors") from None
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise M2HError(f"{file} is truncated or not a PyTorch checkpoint: {_first_line(error)}") from None
+    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, zipfile.BadZipFile) as error:
+        if zipfile.is_zipfile(file) or _head(file) == b"PK":
+            raise M2HError(f"{file} is a damaged or truncated PyTorch checkpoint: {_first_line(error)}") from None
+        raise M2HError(f"{file} is not a checkpoint: expected a PyTorch state dict or safetensors") from None
     except OSError as error:
         raise M2HError(f"cannot read {file}: {error.strerror or error}") from None
     if isinstance(loaded, Mapping):

@@ -1,0 +1,114 @@
+"""Where frames come from: an image, a folder, a video file, a camera."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.errors import M2HError
+from m2h_deploy.preprocess import as_color_image
+
+IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
+
+
+@dataclass(frozen=True)
+class SourceFrame:
+    """One picture and the name its results get."""
+
+    name: str
+    image: NDArray[np.uint8]
+    """uint8 (H, W, 3) BGR."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Frames in order. `read` yields each frame, or the M2HError that says why a file gave none."""
+
+    count: int | None
+    """How many frames there will be, where that is known."""
+    read: Callable[[], Iterator[SourceFrame | M2HError]]
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """The picture at `path` as uint8 (H, W, 3) BGR; grey and alpha are converted.
+
+    Raises M2HError on a missing or unreadable file, 16-bit pixels, or a picture under 16 x 16 pixels.
+    """
+    if not path.is_file():
+        raise M2HError(f"no image at {path}")
+    try:
+        content = np.fromfile(path, np.uint8)
+        image = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if content.size else None
+    except (cv2.error, OSError):
+        image = None
+    if image is None:
+        raise M2HError(f"{path} is not a readable image")
+    return as_color_image(image, str(path))
+
+
+def open_source(what: str) -> Source:
+    """The frames of a path (image, folder of images, video) or of a camera's index ('0').
+
+    Raises M2HError when there is nothing to read; a broken file among many is reported in its turn.
+    """
+    path = Path(what)
+    if path.is_dir():
+        return _folder(path)
+    if path.is_file():
+        if path.suffix.lower() in VIDEOS:
+            return _video(str(path), path.stem)
+        image = read_image(path)
+        return Source(1, lambda: iter([SourceFrame(path.stem, image)]))
+    if what.isdecimal():
+        return _video(int(what), f"camera{what}")
+    raise M2HError(f"no image, folder, video or camera at '{what}'")
+
+
+def _folder(path: Path) -> Source:
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES and file.is_file())
+    if not files:
+        raise M2HError(f"{path} holds no images ({', '.join(sorted(IMAGES))})")
+    stems = Counter(file.stem for file in files)
+
+    def read() -> Iterator[SourceFrame | M2HError]:
+        for file in files:
+            try:
+                # room.png and room.jpg must not write over each other's results.
+                name = file.stem if stems[file.stem] == 1 else file.name
+                yield SourceFrame(name, read_image(file))
+            except M2HError as error:
+                yield error
+
+    return Source(len(files), read)
+
+
+def _video(handle: str | int, stem: str) -> Source:
+    capture: Any = cv2.VideoCapture(handle)
+    if not capture.isOpened():
+        kind = "camera" if isinstance(handle, int) else "video"
+        raise M2HError(f"cannot open {kind} {handle}")
+    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+
+    def read() -> Iterator[SourceFrame | M2HError]:
+        try:
+            index = 0
+            while True:
+                ok, image = capture.read()
+                if not ok:
+                    break
+                yield SourceFrame(f"{stem}_{index:06d}", as_color_image(image, f"{handle}, frame {index}"))
+                index += 1
+            if index == 0:
+                yield M2HError(f"{handle} gave no frame")
+        finally:
+            capture.release()
+
+    return Source(count if isinstance(handle, str) and count > 0 else None, read)

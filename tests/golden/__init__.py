@@ -1,0 +1,1 @@
+"""Golden measurements of the published network and the weights they were made with."""

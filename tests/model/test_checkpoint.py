@@ -1,0 +1,116 @@
+"""Checkpoints are read strictly, safely, and named precisely when they do not fit."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from m2h_deploy.errors import M2HError
+from m2h_deploy.model import build_model, load_checkpoint, save_checkpoint
+from m2h_deploy.model.checkpoint import weights_digest
+from tests.golden import filler
+
+
+def test_safetensors_round_trip_keeps_configuration_and_values(tiny_model, tmp_path):
+    path = save_checkpoint(tiny_model, tmp_path / "tiny.safetensors")
+    loaded = load_checkpoint(path)
+    assert loaded.config == tiny_model.config
+    assert weights_digest(loaded) == weights_digest(tiny_model)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_half_precision_file_loads_as_float32(tiny_model, tmp_path):
+    path = save_checkpoint(tiny_model, tmp_path / "half.safetensors", dtype=torch.float16)
+    loaded = load_checkpoint(path)
+    assert path.stat().st_size < 2.2 * sum(p.numel() for p in tiny_model.parameters())
+    assert all(p.dtype == torch.float32 for p in loaded.parameters())
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_variant_and_classes_are_read_off_a_published_state_dict(tmp_path, prefix):
+    weights = {prefix + name: torch.from_numpy(value) for name, value in filler.weights("m2h_small").items()}
+    last = f"{prefix}mlt_head.seg_out.final_conv."
+    weights[f"{last}weight"] = weights[f"{last}weight"][:19].clone()
+    weights[f"{last}bias"] = weights[f"{last}bias"][:19].clone()
+    torch.save(weights, tmp_path / "c.pt")
+    config = load_checkpoint(tmp_path / "c.pt").config
+    assert (config.variant, config.num_classes, config.channels) == ("m2h-small", 19, 96)
+
+
+def _refused(path) -> str:
+    with pytest.raises(M2HError) as error:
+        load_checkpoint(path)
+    assert "\n" not in str(error.value)
+    assert error.value.exit_code == 2
+    return str(error.value)
+
+
+def test_missing_file(tmp_path):
+    assert "no checkpoint at" in _refused(tmp_path / "nothing.pt")
+
+
+def test_text_file(tmp_path):
+    (tmp_path / "notes.pt").write_text("these are my notes\n" * 50)
+    assert "not a checkpoint" in _refused(tmp_path / "notes.pt")
+
+
+def test_empty_file(tmp_path):
+    (tmp_path / "empty.pt").write_bytes(b"")
+    assert "empty.pt" in _refused(tmp_path / "empty.pt")
+
+
+def test_checkpoint_of_another_network_names_its_tensors(tmp_path):
+    torch.save(torch.nn.Sequential(torch.nn.Linear(3, 4)).state_dict(), tmp_path / "other.pt")
+    message = _refused(tmp_path / "other.pt")
+    assert "backbone.pos_embed" in message
+    assert "0.weight" in message
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_named(tiny_model, tmp_path):
+    state = dict(tiny_model.state_dict())
+    del state["heads.edges.final.bias"]
+    state["extra.weight"] = torch.zeros(1)
+    state["heads.normals.final.bias"] = torch.zeros(7)
+    torch.save(state, tmp_path / "c.pt")
+    message = _refused(tmp_path / "c.pt")
+    for part in ("missing heads.edges.final.bias", "unexpected extra.weight", "heads.normals.final.bias (7,) instead"):
+        assert part in message
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_truncated_file(tiny_model, tmp_path, suffix):
+    path = tmp_path / f"c.{suffix}"
+    if suffix == "pt":
+        torch.save(tiny_model.state_dict(), path)
+    else:
+        save_checkpoint(tiny_model, path)
+    content = path.read_bytes()
+    for share in (0.01, 0.5, 0.999):
+        path.write_bytes(content[: int(len(content) * share)])
+        assert path.name in _refused(path)
+
+
+class _Bomb:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_would_run_code_is_not_opened(tmp_path, capsys, legacy):
+    if legacy:
+        (tmp_path / "bomb.pt").write_bytes(pickle.dumps({"a": _Bomb()}))
+    else:
+        torch.save({"a": _Bomb()}, tmp_path / "bomb.pt")
+    assert "would run code" in _refused(tmp_path / "bomb.pt")
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_a_name_without_shipped_weights_is_a_missing_file():
+    assert "no checkpoint at m2h" in _refused("m2h")
+
+
+def test_fresh_networks_differ_in_digest():
+    torch.manual_seed(0)
+    assert weights_digest(build_model("m2h-tiny")) != weights_digest(build_model("m2h-tiny"))

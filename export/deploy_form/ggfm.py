@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.deploy_form.fold import dense_matrix, fold_pointwise_pair, plain_conv, pointwise
-from export.deploy_form.layers import UpsampledMean, global_mean, resize_matrix, upsample
+from export.deploy_form.layers import UpsampledMean, global_mean, resize_matrix, spread, upsample
 from export.deploy_form.mstr import DeployReassemble
 from export.deploy_form.wmca import LocalPath
 from m2h_deploy.model.ggfm import GlobalContext, Restoration, UniqueFeature
@@ -71,8 +71,9 @@ class DeployRestoration(nn.Module):
             (unique.flatten(2) @ self.unique_mean).unsqueeze(-1),
         )
         gates = torch.sigmoid(self.gate(torch.cat(means, dim=1))).chunk(3, dim=1)
-        attended = attended * gates[1]
-        fused = original * gates[0] + (upsample(attended) if self.reduced else attended)
+        size = (original.shape[2], original.shape[3])
+        attended = attended * spread(gates[1], (attended.shape[2], attended.shape[3]))
+        fused = original * spread(gates[0], size) + (upsample(attended) if self.reduced else attended)
         fused = fused + upsample(upsample(unique * gates[2]), UNIQUE_FACTOR)
         return self.out(fused) + self.ffn2(F.relu(self.ffn1(fused)))
 

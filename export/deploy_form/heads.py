@@ -23,6 +23,7 @@ from export.deploy_form.layers import (
     UpsampledMean,
     global_mean,
     resize_matrix,
+    spread,
     taps,
     upsample,
     upsampled_mean_weights,
@@ -57,7 +58,8 @@ class DeployASPP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         maps = torch.cat([F.relu(branch(x)) for branch in self.branches], dim=1)
         pooled = F.relu(self.pooled.norm(self.pooled.conv(global_mean(x))))
-        return F.relu(self.project(maps) + self.pooled_share(pooled))
+        share = spread(self.pooled_share(pooled), (x.shape[2], x.shape[3]))
+        return F.relu(self.project(maps) + share)
 
 
 class SeparableTrunk(nn.Module):
@@ -94,7 +96,8 @@ class DeploySeparableUpsampleBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.trunk(x)
-        return self.refine(h) * self.gate(self.mean(h)) + self.residual(x)
+        gate = spread(self.gate(self.mean(h)), (h.shape[2], h.shape[3]))
+        return self.refine(h) * gate + self.residual(x)
 
 
 class MergedLastBlock(nn.Module):

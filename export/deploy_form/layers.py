@@ -66,8 +66,19 @@ class Gate(nn.Module):
 
 
 def global_mean(x: Tensor) -> Tensor:
-    """Global average pooling as the pooling operator, which engines keep in the convolutions' layout."""
-    return F.adaptive_avg_pool2d(x, 1)
+    """Global average pooling as one pooling window: (N, C, H, W) to (N, C, 1, 1).
+
+    A pooling operator stays in the convolutions' channel-blocked layout; the mean over two axes leaves it.
+    """
+    return F.avg_pool2d(x, (x.shape[2], x.shape[3]))
+
+
+def spread(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """One value a channel repeated over a map: (N, C, 1, 1) to (N, C, H, W).
+
+    Engines that block channels multiply and add maps of one shape in that layout, and leave it to broadcast.
+    """
+    return F.interpolate(x, scale_factor=(float(size[0]), float(size[1])), mode="nearest")
 
 
 def taps(conv: nn.Conv2d) -> tuple[Tensor, nn.Conv2d]:

@@ -198,9 +198,7 @@ def _check_file(folder: Path, name: str, expected: str) -> None:
     if file.resolve().parent != folder.resolve():
         raise M2HError(f"{folder}: {name} leads out of the bundle's folder")
     if file_sha256(file) != expected:
-        raise M2HError(
-            f"{folder}: {name} has another sha256 than the manifest says: damaged or exchanged; build or copy again"
-        )
+        raise M2HError(f"{folder}: {name} does not have the manifest's sha256 (damaged, exchanged?): build it again")
 
 
 def file_sha256(path: Path) -> str:
@@ -267,3 +265,7 @@ def record_result(
 def json_schema() -> dict[str, Any]:
     """JSON Schema of the manifest, as stored beside this file in `manifest.schema.json`."""
     return Manifest.model_json_schema()
+
+
+if __name__ == "__main__":  # writes the schema again after a change of the manifest
+    Path(__file__).with_name("manifest.schema.json").write_text(json.dumps(json_schema(), indent=2) + "\n")

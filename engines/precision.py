@@ -1,0 +1,226 @@
+"""FP16 and INT8 as properties of the ONNX graph: casts and Q/DQ nodes that every reader can see.
+
+TensorRT 11 and TensorRT-RTX build what the graph says and nothing else (strong typing), TensorRT 10 does so when asked.
+The file that comes out of here is the one that is checked on a CPU and the one that is compiled.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from engines.calibration import (
+    Calibration,
+    CalibrationRecord,
+    largest_values,
+    measure_ranges,
+    record_of,
+)
+from engines.functions import inline_functions, outline_functions
+from engines.graph import load_graph
+from engines.islands import Island, WeightRisk, find_islands, weight_risks
+from engines.modelopt import quiet_modelopt, require_modelopt
+from engines.quantization import QuantPolicy, candidates, chosen_layers, insert_qdq, quantised_layers
+from m2h_deploy.bundle import file_sha256
+from m2h_deploy.errors import M2HError
+
+Precision = Literal["fp16", "int8"]
+IO = Literal["fp32", "fp16"]
+
+
+@dataclass(frozen=True)
+class PrecisionReport:
+    """What was done to a graph and what it costs."""
+
+    precision: Precision
+    io: IO
+    islands: tuple[Island, ...]
+    """Nodes that stayed float32."""
+    risks: tuple[WeightRisk, ...]
+    """Weights with values that FP16 cannot hold."""
+    quantised: tuple[str, ...] = ()
+    """Layers that became INT8."""
+    calibration: CalibrationRecord | None = None
+    psnr: dict[str, float] = field(default_factory=dict)
+    """Decibels a output against the float32 graph, on frames that no range was measured on; empty without frames."""
+
+
+def to_fp16(
+    onnx_path: str | os.PathLike[str],
+    out_path: str | os.PathLike[str],
+    *,
+    io: IO = "fp32",
+    keep_fp32: Sequence[str] = (),
+    frames: Sequence[NDArray[np.float32]] = (),
+    headroom: float = 8.0,
+) -> PrecisionReport:
+    """Write the float32 graph at `onnx_path` as FP16 to `out_path`.
+
+    Inputs and outputs stay float32 unless `io` is "fp16". Reductions, the last layers of depth and the division of
+    the normals stay float32; `keep_fp32` names more (blocks or globs). On `frames`, float32 (1, 3, H, W), tensors
+    that come within `headroom` of FP16's largest value are found and kept float32, and the result is compared with
+    the float32 graph. Raises M2HError on bad input; nothing is left behind then.
+    """
+    proto = _load_float32(onnx_path)
+    plain, calls = inline_functions(proto)
+    largest = _largest_values(plain, frames) if frames else None
+    islands, risks = _islands_and_risks(plain, keep_fp32, largest, headroom)
+    result = outline_functions(_autocast(plain, islands, io), calls, proto)
+    report = PrecisionReport("fp16", io, islands, risks)
+    return _finish(proto, result, report, Path(out_path), frames)
+
+
+def to_int8(
+    onnx_path: str | os.PathLike[str],
+    out_path: str | os.PathLike[str],
+    *,
+    calibration: Calibration,
+    policy: QuantPolicy | None = None,
+    io: IO = "fp32",
+    keep_fp32: Sequence[str] = (),
+) -> PrecisionReport:
+    """Write the float32 graph at `onnx_path` with Q/DQ around the layers `policy` names, and the rest in FP16.
+
+    Weights are int8 per output channel, activations int8 per tensor, symmetric, with ranges measured on
+    `calibration.frames`; `calibration.held_out` gives the PSNR. Raises M2HError on bad input; nothing is left behind
+    then.
+    """
+    proto = _load_float32(onnx_path)
+    plain, calls = inline_functions(proto)
+    layers = chosen_layers(plain, policy or QuantPolicy())
+    digest = file_sha256(Path(onnx_path))
+    # Every candidate is measured, so that another policy finds its ranges in the cache.
+    inputs = candidates(plain)
+    ranges = measure_ranges(plain, digest, tuple(dict.fromkeys(inputs.values())), calibration)
+    islands, risks = _islands_and_risks(plain, keep_fp32, None, 1.0)
+    layers = tuple(name for name in layers if name not in {island.node for island in islands})
+    wanted = {inputs[name]: ranges[inputs[name]] for name in layers}
+    quantised = insert_qdq(plain, layers, wanted, calibration.frames.frames[0])
+    result = outline_functions(_autocast(quantised, islands, io), calls, proto)
+    report = PrecisionReport("int8", io, islands, risks, quantised_layers(result), record_of(calibration, digest))
+    return _finish(proto, result, report, Path(out_path), calibration.frames.held_out)
+
+
+def _load_float32(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    proto = load_graph(path)
+    operators = {node.op_type for node in proto.graph.node}
+    halves = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.initializer)
+    if halves or "QuantizeLinear" in operators:
+        raise M2HError(f"{path} is not a float32 graph: give the file that m2h-deploy export wrote")
+    require_modelopt()
+    return proto
+
+
+def _largest_values(proto: onnx.ModelProto, frames: Sequence[NDArray[np.float32]]) -> dict[str, float]:
+    kinds = {value.name: value.type.tensor_type.elem_type for value in proto.graph.value_info}
+    names = [name for name, kind in kinds.items() if kind == onnx.TensorProto.FLOAT]
+    made = {output for node in proto.graph.node for output in node.output}
+    return largest_values(proto, [name for name in names if name in made], frames)
+
+
+def _islands_and_risks(
+    proto: onnx.ModelProto, keep_fp32: Sequence[str], largest: dict[str, float] | None, headroom: float
+) -> tuple[tuple[Island, ...], tuple[WeightRisk, ...]]:
+    islands = find_islands(proto, keep_fp32=keep_fp32, largest=largest, headroom=headroom)
+    risks = weight_risks(proto, islands)
+    kept = dict.fromkeys(risk.node for risk in risks if risk.action == "node kept in float32")
+    return (*islands, *(Island(name, "weights") for name in kept)), risks
+
+
+def _autocast(proto: onnx.ModelProto, islands: Sequence[Island], io: IO) -> onnx.ModelProto:
+    """ModelOpt's conversion to FP16, with casts around the islands."""
+    from modelopt.onnx.autocast import convert_to_mixed_precision
+
+    with tempfile.TemporaryDirectory(prefix="m2h-fp16-") as folder, quiet_modelopt():
+        source = Path(folder) / "float.onnx"
+        onnx.save(proto, source)
+        try:
+            return convert_to_mixed_precision(
+                os.fspath(source),
+                low_precision_type="fp16",
+                nodes_to_exclude=[f"{re.escape(island.node)}$" for island in islands],
+                # Ranges were judged by the islands; without this ModelOpt would judge them on random input.
+                data_max=np.inf,
+                keep_io_types=io == "fp32",
+                opset=next(opset.version for opset in proto.opset_import if opset.domain == ""),
+                providers=["cpu"],
+            )
+        except Exception as error:  # ModelOpt raises whatever its parts raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise M2HError(f"NVIDIA ModelOpt cannot convert the graph to FP16: {reason}") from error
+
+
+def _finish(
+    source: onnx.ModelProto,
+    result: onnx.ModelProto,
+    report: PrecisionReport,
+    out: Path,
+    frames: Sequence[NDArray[np.float32]],
+) -> PrecisionReport:
+    """Carry the model card over, write the file in one step and measure what it gives."""
+    del result.metadata_props[:]
+    result.metadata_props.extend(entry for entry in source.metadata_props if entry.key != "m2h.precision")
+    result.metadata_props.add(key="m2h.precision", value=report.precision)
+    result.producer_name, result.producer_version = source.producer_name, source.producer_version
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        onnx.save(result, temporary)
+        psnr = compare_on_cpu(source, result, frames) if frames else {}
+        temporary.replace(out)
+    except OSError as error:
+        raise M2HError(f"cannot write {out}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return PrecisionReport(
+        report.precision, report.io, report.islands, report.risks, report.quantised, report.calibration, psnr
+    )
+
+
+def compare_on_cpu(
+    reference: onnx.ModelProto, result: onnx.ModelProto, frames: Sequence[NDArray[np.float32]]
+) -> dict[str, float]:
+    """PSNR of each output of `result` against `reference` over `frames`, both on ONNX Runtime's CPU."""
+    sessions = [_cpu_session(proto) for proto in (reference, result)]
+    names = [output.name for output in sessions[0].get_outputs()]
+    squares = dict.fromkeys(names, 0.0)
+    low, high = dict.fromkeys(names, np.inf), dict.fromkeys(names, -np.inf)
+    for frame in frames:
+        expected, actual = (_run(session, frame) for session in sessions)
+        for name, want, got in zip(names, expected, actual, strict=True):
+            squares[name] += float(np.mean((want.astype(np.float64) - got) ** 2)) / len(frames)
+            low[name], high[name] = min(low[name], float(want.min())), max(high[name], float(want.max()))
+    return {name: psnr(squares[name], high[name] - low[name]) for name in names}
+
+
+def psnr(mean_square: float, span: float) -> float:
+    """Peak signal-to-noise ratio in decibels: `span` is largest minus smallest value of the reference."""
+    if mean_square == 0.0:
+        return float("inf")
+    return float(10 * np.log10(span**2 / mean_square)) if span > 0 else float("-inf")
+
+
+def _cpu_session(proto: onnx.ModelProto) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # Q/DQ is computed as written; the CPU's own integer kernels saturate differently.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    try:
+        return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises its own unexported types
+        raise M2HError(f"ONNX Runtime cannot load the graph: {str(error).splitlines()[0]}") from None
+
+
+def _run(session: ort.InferenceSession, frame: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    value = session.get_inputs()[0]
+    half = value.type == "tensor(float16)"
+    return session.run(None, {value.name: frame.astype(np.float16) if half else frame})

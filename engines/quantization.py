@@ -1,0 +1,174 @@
+"""INT8 by explicit Q/DQ: which layers, and NVIDIA ModelOpt's post-training quantisation of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from engines.blocks import check_patterns, matches
+from engines.modelopt import quiet_modelopt
+from m2h_deploy.errors import M2HError
+
+#: Layers that INT8 speeds up, with their weight as a constant second input.
+QUANTISABLE = ("Conv", "MatMul", "Gemm")
+
+
+@dataclass(frozen=True)
+class QuantPolicy:
+    """Which layers become INT8: those that `quantise` names and `keep` does not. See `engines.blocks.matches`.
+
+    The default keeps the first and the last layers, and what works on one pixel only (gates, pooled branches), where
+    INT8 costs accuracy and saves nothing. Whatever a policy says, only Conv, MatMul and Gemm with constant weights
+    are quantised: the attention core, norms and GELU have none.
+    """
+
+    quantise: tuple[str, ...] = ("*",)
+    keep: tuple[str, ...] = (
+        "/backbone/patch_embed/*",
+        "/heads.*/final/*",
+        "/heads.*/gate/*",
+        "/heads.*/aspp/pooled/*",
+    )
+
+
+def load_policy(path: str | os.PathLike[str]) -> QuantPolicy:
+    """Read a policy from JSON: `{"quantise": ["backbone", "wmca"], "keep": ["/heads.*/final/*"]}`, either optional.
+
+    Raises M2HError, naming the file, on anything else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise M2HError(f"cannot read the policy {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise M2HError(f"the policy {path} is not JSON: {error}") from None
+    fields = ("quantise", "keep")
+    well_formed = isinstance(content, dict) and all(
+        key in fields and isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+        for key, value in content.items()
+    )
+    if not well_formed:
+        raise M2HError(f"the policy {path}: expected {{'quantise': [...], 'keep': [...]}} with blocks or globs")
+    return QuantPolicy(**{key: tuple(value) for key, value in content.items()})
+
+
+def candidates(proto: onnx.ModelProto) -> dict[str, str]:
+    """Every layer that could be INT8, by name, with the activation that it reads."""
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    return {
+        node.name: node.input[0]
+        for node in proto.graph.node
+        if node.op_type in QUANTISABLE and node.input[1] in weights and node.input[0] not in weights
+    }
+
+
+def chosen_layers(proto: onnx.ModelProto, policy: QuantPolicy) -> tuple[str, ...]:
+    """Layers that `policy` makes INT8. Raises M2HError when a pattern matches nothing or no layer is left."""
+    if policy != QuantPolicy():
+        check_patterns(proto, [p for p in (*policy.quantise, *policy.keep) if p not in QuantPolicy().keep], "policy")
+    names = [name for name in candidates(proto) if matches(name, policy.quantise) and not matches(name, policy.keep)]
+    if not names:
+        raise M2HError("the policy leaves no layer to quantise: widen 'quantise' or shorten 'keep'")
+    return tuple(names)
+
+
+def insert_qdq(
+    proto: onnx.ModelProto,
+    layers: Sequence[str],
+    ranges: Mapping[str, float],
+    frame: NDArray[np.float32],
+) -> onnx.ModelProto:
+    """`proto` with Q/DQ around `layers`: weights int8 per channel, activations per tensor with the given ranges.
+
+    ModelOpt places the nodes and quantises the weights. Ranges come from `engines.calibration`; ModelOpt runs `frame`
+    once for itself. Raises M2HError when it cannot quantise the graph.
+    """
+    from modelopt.onnx.quantization import quantize
+
+    with tempfile.TemporaryDirectory(prefix="m2h-int8-") as folder, quiet_modelopt():
+        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        onnx.save(proto, source)
+        cache = Path(folder) / "ranges.cache"
+        _write_tensorrt_cache(cache, ranges)
+        try:
+            quantize(
+                os.fspath(source),
+                quantize_mode="int8",
+                calibration_data_reader=_OneFrame(proto.graph.input[0].name, frame),
+                calibration_method="max",
+                calibration_cache_path=os.fspath(cache),
+                calibration_eps=["cpu"],
+                op_types_to_quantize=list(QUANTISABLE),
+                nodes_to_quantize=list(layers),
+                high_precision_dtype="fp32",
+                disable_mha_qdq=True,
+                # One scale for all inputs of a Concat would undo the ranges measured for each of them.
+                passes=[],
+                # Weights are stored as int8 instead of being quantised again by every reader.
+                dq_only=True,
+                enable_gemv_detection_for_trt=False,
+                output_path=os.fspath(target),
+                log_level="CRITICAL",
+            )
+            return onnx.load(target)
+        except Exception as error:  # ModelOpt raises whatever its parts raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise M2HError(f"NVIDIA ModelOpt cannot quantise the graph: {reason}") from error
+
+
+def quantised_layers(proto: onnx.ModelProto) -> tuple[str, ...]:
+    """Layers of a Q/DQ graph whose activation and weight both come out of a DequantizeLinear."""
+    dequantised = {output for node in proto.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
+    return tuple(
+        node.name
+        for node in proto.graph.node
+        if node.op_type in QUANTISABLE and {node.input[0], node.input[1]} <= dequantised
+    )
+
+
+def _write_tensorrt_cache(file: Path, ranges: Mapping[str, float]) -> None:
+    """TensorRT's calibration cache: a line a tensor, its scale as the hex of a big-endian float."""
+    # A tensor that was zero on every frame may take any scale.
+    scales = {name: (largest or 1.0) / 127 for name, largest in ranges.items()}
+    lines = ["TRT-10000-EntropyCalibration2", *(f"{n}: {struct.pack('!f', s).hex()}" for n, s in scales.items())]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+class _OneFrame:
+    """What ModelOpt and ONNX Runtime call a calibration data reader, over one frame."""
+
+    def __init__(self, name: str, frame: NDArray[np.float32]) -> None:
+        self._feed = {name: frame}
+        self._left = 1
+
+    def get_first(self) -> dict[str, Any]:
+        return self._feed
+
+    def get_next(self) -> dict[str, Any] | None:
+        self._left -= 1
+        return self._feed if self._left >= 0 else None
+
+    def rewind(self) -> None:
+        self._left = 1
+
+    def __iter__(self) -> _OneFrame:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        feed = self.get_next()
+        if feed is None:
+            raise StopIteration
+        return feed
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """ONNX Runtime reads strides of frames through this; one frame has one stride."""

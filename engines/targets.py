@@ -1,0 +1,60 @@
+"""Target GPUs: names and compute capabilities."""
+
+from __future__ import annotations
+
+import re
+
+from m2h_deploy.errors import M2HError
+
+#: Compute capability of GPUs that M2H meets (https://developer.nvidia.com/cuda-gpus).
+GPUS = {
+    "t4": "7.5",
+    "rtx2080": "7.5",
+    "a100": "8.0",
+    "a10": "8.6",
+    "rtx3060": "8.6",
+    "rtx3070": "8.6",
+    "rtx3080": "8.6",
+    "rtx3090": "8.6",
+    "rtxa2000": "8.6",
+    "orin": "8.7",
+    "l4": "8.9",
+    "rtx4060": "8.9",
+    "rtx4070": "8.9",
+    "rtx4080": "8.9",
+    "rtx4090": "8.9",
+    "h100": "9.0",
+    "b200": "10.0",
+    "thor": "11.0",
+    "rtx5070": "12.0",
+    "rtx5080": "12.0",
+    "rtx5090": "12.0",
+    "gb10": "12.1",
+}
+
+PORTABLE = "portable"
+
+
+def parse_targets(text: str) -> tuple[str, ...]:
+    """Compute capabilities of a list such as `8.6,rtx4090,12.0`, sorted, each once; none for `portable`.
+
+    Raises M2HError that names what it does not know.
+    """
+    entries = [entry.strip().lower().replace(" ", "").replace("-", "") for entry in text.split(",") if entry.strip()]
+    if not entries:
+        raise M2HError(f"targets '{text}': give compute capabilities or GPUs, such as 8.6,rtx4090, or {PORTABLE}")
+    if entries == [PORTABLE]:
+        return ()
+    found = {GPUS.get(entry, entry if re.fullmatch(r"\d{1,2}\.\d", entry) else "") for entry in entries}
+    if "" in found:
+        unknown = next(e for e in entries if e not in GPUS and not re.fullmatch(r"\d{1,2}\.\d", e))
+        raise M2HError(
+            f"unknown target '{unknown}': give a compute capability such as 8.6, or one of {', '.join(GPUS)}"
+        )
+    return tuple(sorted(found, key=lambda capability: tuple(map(int, capability.split(".")))))
+
+
+def describe_target(capability: str) -> str:
+    """`8.6` as `8.6 (a10, rtx3060, ...)`."""
+    names = [name for name, value in GPUS.items() if value == capability]
+    return f"{capability} ({', '.join(names)})" if names else capability

@@ -1,0 +1,344 @@
+"""TensorRT and TensorRT-RTX: a strongly typed ONNX graph to a plan.
+
+TensorRT builds for the GPU of the machine it runs on. TensorRT-RTX needs no GPU to build: its plan is portable over
+compute capability 8.0 and later unless targets are named, and kernels are chosen on the device.
+
+Both flavours' own API is used, which is the same for all that matters here. Polygraphy would add a layer that fixes the
+flavour once a process, by an environment variable, and that hides the parser's errors by node.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import onnx
+
+from engines.blocks import block_of
+from engines.build_progress import BuildProgress
+from engines.graph import load_graph
+from engines.targets import describe_target
+from engines.tensorrt_log import Messages, listen
+from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
+from m2h_deploy.bundle import EngineInfo, file_sha256
+from m2h_deploy.errors import M2HError
+
+PLAN_FILE = "model.plan"
+WEIGHTS_FILE = "weights.onnx"
+
+#: What a user of INT8 on TensorRT-RTX should know (its support matrix lists INT8 for weight-only GEMM alone).
+RTX_INT8_NOTE = (
+    "TensorRT-RTX has no INT8 convolutions and INT8 matrix products for weights only: this plan computes in FP16 and "
+    "float32 what the graph has in INT8, and gains nothing over --precision fp16"
+)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build a plan. What a flavour does not have is an error when it is asked for."""
+
+    targets: tuple[str, ...] = ()
+    """Compute capabilities; empty: portable (TensorRT-RTX) or this machine's GPU (TensorRT)."""
+    workspace_mb: int | None = None
+    level: int | None = None
+    """Builder optimisation level 0 to 5 (TensorRT)."""
+    version_compatible: bool = False
+    """Let later versions of TensorRT run the plan (TensorRT)."""
+    hardware_compatible: bool = False
+    """Let every GPU from Ampere on run the plan (TensorRT)."""
+    strip_weights: bool = False
+    """Leave the weights out of the plan; the runtime puts them back from the ONNX file."""
+    max_batch: int = 4
+    """Largest batch of a graph whose batch is free."""
+    plugins: tuple[Path, ...] = ()
+    """Plug-in libraries. Their m2h::WindowPartition and m2h::WindowReverse take the place of the graph's functions."""
+
+
+@dataclass(frozen=True)
+class BuildRecord:
+    """What was built, from what, and how."""
+
+    flavour: str
+    version: str
+    precision: str
+    options: BuildOptions
+    onnx_sha256: str
+    plan_bytes: int
+    seconds: float
+    fused_attention: int
+    """Attention softmaxes that the builder took into fused attention."""
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def build_tensorrt(
+    model: Path, folder: Path, *, flavour: str, precision: str, options: BuildOptions | None = None
+) -> EngineInfo:
+    """Compile the ONNX file `model`, which is already in `precision`, into `folder`; what a bundle says about it."""
+    options = options or BuildOptions()
+    record = build_plan(model, folder / PLAN_FILE, flavour=flavour, options=options)
+    if record.precision != precision:
+        raise M2HError(f"{model} is {record.precision}, not {precision}: convert it before it is compiled")
+    if options.strip_weights:
+        (folder / WEIGHTS_FILE).write_bytes(model.read_bytes())
+    details = {key: value for key, value in asdict(options).items() if key not in ("targets", "plugins")}
+    details |= {"plugins": [path.name for path in options.plugins], "plan_bytes": record.plan_bytes}
+    details |= {"build_seconds": round(record.seconds, 1), "fused_attention": record.fused_attention}
+    details |= {"notes": list(record.notes), "onnx_sha256": record.onnx_sha256}
+    details["trtexec"] = trtexec_command(
+        "model.onnx", PLAN_FILE, flavour=flavour, options=options, free_batch=free_batch_of(load_graph(model))
+    )
+    if options.strip_weights:
+        details["weights"] = WEIGHTS_FILE
+    return EngineInfo(
+        kind=flavour,
+        version=record.version,
+        precision=precision,  # type: ignore[arg-type]
+        file=PLAN_FILE,
+        targets=options.targets,
+        options=details,
+    )
+
+
+def build_plan(model: Path, plan: Path, *, flavour: str, options: BuildOptions | None = None) -> BuildRecord:
+    """Compile `model` to `plan`, with a progress bar on stderr.
+
+    The network is strongly typed (the graph's casts and Q/DQ decide) and TF32 is off. Raises M2HError with TensorRT's
+    own words, by node and block, when the graph cannot be parsed or built. `plan` appears whole or not at all, after
+    Ctrl-C too.
+    """
+    options = options or BuildOptions()
+    trt = load_tensorrt(flavour)
+    _check_options(trt, flavour, options, plan)
+    proto = load_graph(model)
+    logger, messages = listen(flavour)
+    builder = trt.Builder(logger)
+    _load_plugins(builder, options.plugins)
+    network = _parse(trt, builder, logger, model, flavour, options)
+    config = _configure(trt, builder, network, flavour, options)
+    start = perf_counter()
+    serialized = _build(trt, builder, network, config, f"{NAMES[flavour]} builds {plan.name}")
+    seconds = perf_counter() - start
+    if serialized is None:
+        raise M2HError(f"{NAMES[flavour]} {trt.__version__} cannot build {model}: {_reason(messages)}")
+    _write(plan, serialized)
+    precision = precision_of(proto)
+    return BuildRecord(
+        flavour=flavour,
+        version=trt.__version__,
+        precision=precision,
+        options=options,
+        onnx_sha256=file_sha256(model),
+        plan_bytes=plan.stat().st_size,
+        seconds=seconds,
+        fused_attention=sum("Softmax" in name for name in messages.attention),
+        warnings=tuple(dict.fromkeys(messages.warnings)),
+        notes=(RTX_INT8_NOTE,) if (flavour, precision) == ("tensorrt-rtx", "int8") else (),
+    )
+
+
+def precision_of(proto: onnx.ModelProto) -> str:
+    """`int8`, `fp16` or `fp32`: the precision of a strongly typed graph, read off its nodes and weights."""
+    if any(node.op_type == "DequantizeLinear" for node in proto.graph.node):
+        return "int8"
+    halves = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.initializer)
+    return "fp16" if halves else "fp32"
+
+
+def _check_options(trt: Any, flavour: str, options: BuildOptions, plan: Path) -> None:
+    if not plan.absolute().parent.is_dir():
+        raise M2HError(f"cannot write {plan}: its folder does not exist")
+    if options.max_batch < 1:
+        raise M2HError(f"largest batch {options.max_batch}: must be at least 1")
+    if options.level is not None and not 0 <= options.level <= 5:
+        raise M2HError(f"builder level {options.level}: must be between 0 and 5")
+    for library in options.plugins:
+        if not library.is_file():
+            raise M2HError(f"no plug-in library at {library}")
+    if flavour == "tensorrt-rtx":
+        absent = {"builder level": options.level, "version compatibility": options.version_compatible or None}
+        absent["hardware compatibility"] = options.hardware_compatible or None
+        for name, value in absent.items():
+            if value is not None:
+                raise M2HError(f"TensorRT-RTX has no {name}: leave it out (its plans are portable as they are)")
+    elif options.targets and not hasattr(trt.IBuilderConfig, "set_compute_capability"):
+        raise M2HError(
+            f"TensorRT {trt.__version__} builds for the GPU of this machine only: leave the targets out and build on "
+            "the target, or use tensorrt-rtx"
+        )
+
+
+def _load_plugins(builder: Any, libraries: Sequence[Path]) -> None:
+    registry = builder.get_plugin_registry()
+    for library in libraries:
+        if registry.load_library(os.fspath(library)) is None:
+            raise M2HError(f"{library} is not a TensorRT plug-in library for this flavour and version")
+
+
+def _parse(trt: Any, builder: Any, logger: Any, model: Path, flavour: str, options: BuildOptions) -> Any:
+    # TensorRT 11 has no other networks and may drop the flag.
+    strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
+    parser = trt.OnnxParser(network, logger)
+    if options.plugins:
+        override = getattr(trt.OnnxParserFlag, "ENABLE_PLUGIN_OVERRIDE", None)
+        if override is None:
+            raise M2HError(
+                f"{NAMES[flavour]} {trt.__version__} cannot let a plug-in replace an ONNX function: use 10.13 or later"
+            )
+        parser.set_flag(override)
+    if not parser.parse_from_file(os.fspath(model)):
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        raise M2HError(
+            f"{NAMES[flavour]} {trt.__version__} cannot parse {model}: {'; '.join(map(_parser_error, errors))}"
+        )
+    return network
+
+
+def _parser_error(error: Any) -> str:
+    """One of the parser's errors: operator, node, block, NVIDIA's words, and the functions it is inside of."""
+    name, operator = error.node_name(), error.node_operator()
+    where = f"{operator or 'a node'} at {name or f'position {error.node()}'} (block {block_of(name)})"
+    stack = [error.local_function_stack()] if hasattr(error, "local_function_stack") else []
+    inside = f", called from {' > '.join(stack[0])}" if stack and stack[0] else ""
+    return f"{where}{inside}: {' '.join(error.desc().split())} [{error.code()}]"
+
+
+def _configure(trt: Any, builder: Any, network: Any, flavour: str, options: BuildOptions) -> Any:
+    config = builder.create_builder_config()
+    if hasattr(trt.BuilderFlag, "TF32"):
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if options.workspace_mb is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
+    if options.level is not None:
+        config.builder_optimization_level = options.level
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.strip_weights:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        # The very same weights come back: TensorRT may go on folding them where it is not told otherwise.
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL if flavour == "tensorrt" else trt.BuilderFlag.REFIT)
+    if options.targets:
+        _set_targets(trt, config, flavour, options.targets)
+    shape = tuple(network.get_input(0).shape)
+    if shape[0] == -1:
+        profile = builder.create_optimization_profile()
+        smallest, largest = (1, *shape[1:]), (options.max_batch, *shape[1:])
+        profile.set_shape(network.get_input(0).name, smallest, smallest, largest)
+        config.add_optimization_profile(profile)
+    # No timing cache: TensorRT-RTX would want a GPU, and TensorRT's belongs to one GPU and version.
+    return config
+
+
+def _set_targets(trt: Any, config: Any, flavour: str, targets: Sequence[str]) -> None:
+    known = {
+        f"{name[2:-1]}.{name[-1]}": value
+        for name, value in trt.ComputeCapability.__members__.items()
+        if name.startswith("SM")
+    }
+    for target in targets:
+        if target not in known:
+            raise M2HError(
+                f"{NAMES[flavour]} {trt.__version__} does not build for compute capability {describe_target(target)}: "
+                f"it knows {', '.join(sorted(known, key=lambda c: [int(p) for p in c.split('.')]))}"
+            )
+    config.num_compute_capabilities = len(targets)
+    for index, target in enumerate(targets):
+        config.set_compute_capability(known[target], index)
+
+
+def _build(trt: Any, builder: Any, network: Any, config: Any, title: str) -> Any:
+    """The serialized network, or None. The build runs in a thread, so that Ctrl-C reaches the monitor at once."""
+    with BuildProgress(title) as progress:
+        monitor = make_monitor(trt, progress)
+        config.progress_monitor = monitor
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(builder.build_serialized_network, network, config)
+            try:
+                return future.result()
+            except BaseException:
+                progress.cancelled = True  # leaving the pool waits until TensorRT has stopped
+                raise
+
+
+def make_monitor(trt: Any, progress: BuildProgress) -> Any:
+    """TensorRT's IProgressMonitor over `progress`; a step that returns False stops the build."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            progress.start(phase_name, num_steps)
+
+        def phase_finish(self, phase_name: str) -> None:
+            progress.finish(phase_name)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return progress.step(phase_name, step)
+
+    return Monitor()
+
+
+def _reason(messages: Messages) -> str:
+    """TensorRT's first error is the cause; later ones say that the build failed."""
+    return messages.errors[0] if messages.errors else "it gives no reason"
+
+
+def _write(plan: Path, serialized: Any) -> None:
+    temporary = plan.with_name(f".{plan.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(memoryview(serialized))
+        temporary.replace(plan)
+    except OSError as error:
+        raise M2HError(f"cannot write {plan}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def trtexec_command(
+    model: str,
+    plan: str,
+    *,
+    flavour: str,
+    options: BuildOptions | None = None,
+    free_batch: tuple[str, tuple[int, ...]] | None = None,
+) -> str:
+    """The command of NVIDIA's own tool that builds the same plan, for machines that have the tool.
+
+    `free_batch` is the input whose batch is free, as `free_batch_of` gives it.
+    """
+    options = options or BuildOptions()
+    words = ["trtexec" if flavour == "tensorrt" else "tensorrt_rtx", f"--onnx={model}", f"--saveEngine={plan}"]
+    words += ["--stronglyTyped"] if flavour == "tensorrt" else []
+    words += ["--noTF32", "--skipInference"]
+    if options.targets:
+        words.append("--computeCapabilities=" + ",".join(target.replace(".", "") for target in options.targets))
+    if options.workspace_mb is not None:
+        words.append(f"--memPoolSize=workspace:{options.workspace_mb}M")
+    if options.level is not None:
+        words.append(f"--builderOptimizationLevel={options.level}")
+    words += ["--versionCompatible"] if options.version_compatible else []
+    words += ["--hardwareCompatibilityLevel=ampere+"] if options.hardware_compatible else []
+    words += ["--stripWeights"] if options.strip_weights else []
+    words += [f"--staticPlugins={library}" for library in options.plugins]
+    if free_batch is not None:
+        name, rest = free_batch
+        ends = [("min", 1), ("opt", 1), ("max", options.max_batch)]
+        words += [f"--{end}Shapes={name}:{'x'.join(map(str, (batch, *rest)))}" for end, batch in ends]
+    return shlex.join(words)
+
+
+def free_batch_of(proto: onnx.ModelProto) -> tuple[str, tuple[int, ...]] | None:
+    """Name of the input and its other sides where the graph's batch is free; None where it is fixed."""
+    value = proto.graph.input[0]
+    batch, *rest = value.type.tensor_type.shape.dim
+    return None if batch.dim_value else (value.name, tuple(dim.dim_value for dim in rest))

@@ -1,0 +1,52 @@
+"""What TensorRT says during a build, kept instead of printed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from m2h_deploy.backends.tensorrt_api import load_tensorrt
+
+
+@dataclass
+class Messages:
+    """What TensorRT said during one build."""
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    attention: set[str] = field(default_factory=set)
+    """Nodes that the builder recognised as attention and hands to a fused kernel."""
+
+
+_loggers: dict[str, Any] = {}
+
+
+def listen(flavour: str) -> tuple[Any, Messages]:
+    """The flavour's logger, and the messages that it collects from now on.
+
+    TensorRT takes one logger a process and ignores any later one, so there is one, and its ear changes.
+    """
+    trt = load_tensorrt(flavour)
+    if flavour not in _loggers:
+        _loggers[flavour] = _make_logger(trt)
+    logger = _loggers[flavour]
+    logger.messages = Messages()
+    return logger, logger.messages
+
+
+def _make_logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.messages = Messages()
+
+        def log(self, severity: Any, message: str) -> None:
+            text = " ".join(message.split())
+            if severity <= trt.ILogger.ERROR:
+                self.messages.errors.append(text)
+            elif severity == trt.ILogger.WARNING:
+                self.messages.warnings.append(text)
+            elif text.startswith("Found ") and text.endswith("part of self-attention pattern."):
+                self.messages.attention.add(text.split()[1])
+
+    return Logger()

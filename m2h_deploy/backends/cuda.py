@@ -1,0 +1,114 @@
+"""The few CUDA runtime calls that an engine needs, through cuda-python, with errors in words."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.errors import M2HError
+
+
+class Cuda:
+    """One device and one stream of it. What it hands out is freed by `close`."""
+
+    def __init__(self, device: int = 0) -> None:
+        from cuda.bindings import runtime
+
+        self._runtime = runtime
+        self._allocations: list[int] = []
+        self._pinned: list[int] = []
+        self._graphs: list[Any] = []
+        self.device = device
+        self.call("cudaSetDevice", device)
+        self.stream = int(self.call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking))
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """`name` of the CUDA runtime; its result. Raises M2HError with CUDA's own words."""
+        status, *result = getattr(self._runtime, name)(*arguments)
+        if status != self._runtime.cudaError_t.cudaSuccess:
+            words = self._runtime.cudaGetErrorString(status)[1].decode()
+            raise M2HError(f"CUDA {name} failed: {words} ({status.name})")
+        return result[0] if len(result) == 1 else tuple(result) or None
+
+    def allocate(self, nbytes: int) -> int:
+        """Address of device memory."""
+        pointer = int(self.call("cudaMalloc", nbytes))
+        self._allocations.append(pointer)
+        return pointer
+
+    def allocate_pinned(self, nbytes: int) -> NDArray[np.uint8]:
+        """Host memory that the GPU copies to and from without the CPU."""
+        pointer = int(self.call("cudaMallocHost", nbytes))
+        self._pinned.append(pointer)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(pointer))
+
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        """Copy on the stream, from and to wherever the addresses are."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDefault
+        self.call("cudaMemcpyAsync", target, source, nbytes, kind, self.stream)
+
+    def wait_for(self, stream: int) -> None:
+        """Let this stream wait for what another has been given so far."""
+        flags = self._runtime.cudaEventDisableTiming
+        event = self.call("cudaEventCreateWithFlags", flags)
+        self.call("cudaEventRecord", event, stream)
+        self.call("cudaStreamWaitEvent", self.stream, event, 0)
+        self.call("cudaEventDestroy", event)
+
+    def synchronize(self) -> None:
+        """Wait until the stream is empty."""
+        self.call("cudaStreamSynchronize", self.stream)
+
+    def capture(self, work: Any) -> Any:
+        """Record what `work()` gives the stream as a CUDA graph."""
+        mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self.call("cudaStreamBeginCapture", self.stream, mode)
+        try:
+            work()
+        finally:
+            graph = self.call("cudaStreamEndCapture", self.stream)
+        executable = self.call("cudaGraphInstantiate", graph, 0)
+        self.call("cudaGraphDestroy", graph)
+        self._graphs.append(executable)
+        return executable
+
+    def launch(self, graph: Any) -> None:
+        """Run a captured graph on the stream."""
+        self.call("cudaGraphLaunch", graph, self.stream)
+
+    def capability(self) -> str:
+        """Compute capability of the device, such as `8.6`."""
+        properties = self.call("cudaGetDeviceProperties", self.device)
+        return f"{properties.major}.{properties.minor}"
+
+    def release(self) -> None:
+        """Free memory and graphs; the stream stays."""
+        for graph in self._graphs:
+            self._runtime.cudaGraphExecDestroy(graph)
+        for pointer in self._allocations:
+            self._runtime.cudaFree(pointer)
+        for pointer in self._pinned:
+            self._runtime.cudaFreeHost(pointer)
+        self._graphs, self._allocations, self._pinned = [], [], []
+
+    def close(self) -> None:
+        """Free everything. Harmless to call twice."""
+        self.release()
+        if self.stream:
+            self._runtime.cudaStreamDestroy(self.stream)
+        self.stream = 0
+
+
+def missing_gpu() -> str | None:
+    """Why there is no usable GPU here, in CUDA's words; None where there is one."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise ModuleNotFoundError(str(error), name="cuda-bindings") from None
+    status, count = runtime.cudaGetDeviceCount()
+    if status != runtime.cudaError_t.cudaSuccess:
+        return runtime.cudaGetErrorString(status)[1].decode()
+    return None if count else "no CUDA device"

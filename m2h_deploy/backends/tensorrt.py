@@ -1,0 +1,278 @@
+"""TensorRT and TensorRT-RTX: run a plan on an NVIDIA GPU, with numpy and cuda-python alone.
+
+One stream, one execution context, persistent buffers on both sides, and a CUDA graph, so that a frame costs two copies
+and one launch. Needs a GPU: on a machine without one only the checks before it run, and those are what this project's
+tests cover; the rest is written to NVIDIA's documentation and has not run where it was written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.backends import BackendOptions
+from m2h_deploy.backends.buffers import Placement, TensorSpec, plan_buffers
+from m2h_deploy.backends.cuda import Cuda, missing_gpu
+from m2h_deploy.backends.dlpack import Borrowed, DeviceArray, borrow_cuda
+from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
+from m2h_deploy.bundle import Bundle, Manifest
+from m2h_deploy.errors import M2HError
+
+#: Diagnostics of TensorRT-RTX's `get_engine_validity`, in words.
+DIAGNOSTICS = {
+    "VERSION_MISMATCH": "it was built by another version of TensorRT-RTX",
+    "UNSUPPORTED_CC": "it was built for other GPUs",
+    "OLD_CUDA_DRIVER": "the NVIDIA driver is too old for it",
+    "OLD_CUDA_RUNTIME": "the CUDA runtime is too old for it",
+    "INSUFFICIENT_GPU_MEMORY": "the GPU has too little memory for it",
+    "MALFORMED_ENGINE": "the file is damaged or not a plan",
+    "CUDA_ERROR": "CUDA fails on this machine",
+}
+
+
+class TensorRTBackend:
+    """One plan on one GPU. Not for two threads at once.
+
+    `run` takes and gives numpy arrays. `run_on_device` takes a GPU array of any library (CUDA array interface or
+    DLPack) and gives GPU arrays: the image never visits the host.
+    """
+
+    def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
+        manifest = bundle.manifest
+        self._trt = load_tensorrt(manifest.engine.kind)
+        logger = self._trt.Logger(self._trt.Logger.ERROR)
+        plan = _read_plan(bundle)
+        check_versions(manifest, self._trt.__version__, os.fspath(bundle.path))
+        runtime = self._trt.Runtime(logger)
+        check_plan(self._trt, runtime, plan, bundle)
+        self._cuda = Cuda(int(options.device or 0))
+        check_capability(manifest, self._cuda.capability(), os.fspath(bundle.path))
+        self._engine = runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise M2HError(f"{bundle.path}: {NAMES[manifest.engine.kind]} refuses the plan; build it again here")
+        _restore_weights(self._trt, self._engine, logger, bundle)
+        self._runtime_cache: Any = None
+        self._cache_file = cache_path(bundle, self._cuda.capability())
+        self._context = self._make_context()
+        self._specs = _tensor_specs(self._trt, self._engine)
+        self._batch = 0
+        self._graph: Any = None
+        self._placements: tuple[Placement, ...] = ()
+        self.description = f"{NAMES[manifest.engine.kind]} {self._trt.__version__}, GPU {self._cuda.capability()}"
+
+    def run(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """(N, 3, H, W) float32 to the outputs by name. The arrays are overwritten by the next call."""
+        self._prepare(len(image))
+        placement = self._placements[0]
+        self._check_shape(image.shape, placement)
+        np.copyto(self._host_view(placement), image, casting="same_kind")
+        self._cuda.copy(self._device + placement.offset, self._host_address + placement.offset, placement.nbytes)
+        self._execute()
+        # Outputs lie behind the input in one piece: one copy brings them all.
+        first = self._placements[1].offset
+        self._cuda.copy(self._host_address + first, self._device + first, self._size - first)
+        self._cuda.synchronize()
+        return {p.name: self._host_view(p).astype(np.float32, copy=False) for p in self._placements[1:]}
+
+    def run_on_device(self, image: Any) -> dict[str, DeviceArray]:
+        """A GPU array (N, 3, H, W), float32 or as the engine takes it, to GPU arrays by name.
+
+        They are ready when this returns and are overwritten by the next call.
+        """
+        source = borrow_cuda(image, self._cuda.stream)
+        if source is None:
+            raise M2HError("run_on_device takes an array in GPU memory: give numpy arrays to run()")
+        self._prepare(source.shape[0])
+        placement = self._placements[0]
+        self._take(source, placement)
+        self._execute()
+        self._cuda.synchronize()
+        return {
+            p.name: DeviceArray(
+                self._device + p.offset, p.shape, p.dtype, self._cuda.stream, self, (2, self._cuda.device)
+            )
+            for p in self._placements[1:]
+        }
+
+    def close(self) -> None:
+        """Give back what the engine holds. Harmless to call twice."""
+        self._context = self._engine = None
+        self._cuda.close()
+
+    def _take(self, source: Borrowed, placement: Placement) -> None:
+        self._check_shape(source.shape, placement)
+        if source.dtype != placement.dtype:
+            raise M2HError(f"the engine takes {placement.dtype} on the GPU, got {source.dtype}: convert it there")
+        if source.stream:
+            self._cuda.wait_for(source.stream)
+        self._cuda.copy(self._device + placement.offset, source.pointer, placement.nbytes)
+
+    def _check_shape(self, shape: tuple[int, ...], placement: Placement) -> None:
+        if tuple(shape) != placement.shape:
+            raise M2HError(f"the engine takes {placement.shape}, got an array of {tuple(shape)}")
+
+    def _prepare(self, batch: int) -> None:
+        """Allocate and bind for a batch size; again only when it changes."""
+        if batch == self._batch:
+            return
+        placements, size = plan_buffers(self._specs, batch)
+        if not self._context.set_input_shape(placements[0].name, placements[0].shape):
+            low, _, high = self._engine.get_tensor_profile_shape(placements[0].name, 0)
+            raise M2HError(f"the plan takes batches of {low[0]} to {high[0]}, got {batch}")
+        self._cuda.release()
+        self._device = self._cuda.allocate(size)
+        self._host = self._cuda.allocate_pinned(size)
+        self._host_address = self._host.ctypes.data
+        for placement in placements:
+            self._context.set_tensor_address(placement.name, self._device + placement.offset)
+        self._placements, self._size, self._batch, self._graph = placements, size, batch, None
+        self._enqueue()  # lazy initialisation must not be captured
+        self._cuda.synchronize()
+        if self._runtime_cache is None:
+            self._graph = self._cuda.capture(self._enqueue)
+        else:
+            self._save_runtime_cache()
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._cuda.stream):
+            raise M2HError("TensorRT could not run the plan: see its messages above")
+
+    def _execute(self) -> None:
+        if self._graph is None:
+            self._enqueue()  # TensorRT-RTX replays its own graph
+        else:
+            self._cuda.launch(self._graph)
+
+    def _host_view(self, placement: Placement) -> NDArray[Any]:
+        piece = self._host[placement.offset : placement.offset + placement.nbytes]
+        return piece.view(placement.dtype).reshape(placement.shape)
+
+    def _make_context(self) -> Any:
+        """An execution context; on TensorRT-RTX with its own CUDA graph and the kernels compiled last time."""
+        if not hasattr(self._trt, "CudaGraphStrategy"):
+            return self._engine.create_execution_context()
+        config = self._engine.create_runtime_config()
+        config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self._runtime_cache = config.create_runtime_cache()
+        with contextlib.suppress(OSError):
+            self._runtime_cache.deserialize(self._cache_file.read_bytes())
+        config.set_runtime_cache(self._runtime_cache)
+        return self._engine.create_execution_context(config)
+
+    def _save_runtime_cache(self) -> None:
+        """Keep the compiled kernels for the next start. A folder that cannot be written only costs time."""
+        temporary = self._cache_file.with_name(f"{self._cache_file.name}.{os.getpid()}.tmp")
+        with contextlib.suppress(OSError):
+            temporary.write_bytes(memoryview(self._runtime_cache.serialize()))
+            temporary.replace(self._cache_file)
+        temporary.unlink(missing_ok=True)
+
+
+def _read_plan(bundle: Bundle) -> bytes:
+    try:
+        return bundle.engine_file.read_bytes()
+    except OSError as error:
+        raise M2HError(f"cannot read {bundle.engine_file}: {error.strerror or error}") from None
+
+
+def check_versions(manifest: Manifest, installed: str, where: str) -> None:
+    """Raises M2HError when the installed TensorRT cannot run a plan of the manifest's version."""
+    engine = manifest.engine
+    built, name = engine.version, NAMES[engine.kind]
+    if built == installed:
+        return
+    newer = [int(part) for part in installed.split(".")[:3]] >= [int(part) for part in built.split(".")[:3]]
+    same_major = built.split(".")[0] == installed.split(".")[0]
+    if engine.options.get("version_compatible") and newer and same_major:
+        return
+    raise M2HError(
+        f"{where} was built by {name} {built} and {installed} is installed: install {name} {built}, or build it again"
+    )
+
+
+def check_plan(trt: Any, runtime: Any, plan: bytes, bundle: Bundle) -> None:
+    """Raises M2HError, with the reason in words, when there is no GPU or the plan does not fit this machine.
+
+    TensorRT-RTX tells a damaged plan from a good one without a GPU; TensorRT needs one to tell.
+    """
+    reasons: list[str] = []
+    invalid = False
+    if hasattr(runtime, "get_engine_validity"):
+        validity, diagnostics = runtime.get_engine_validity(plan)
+        reasons = words_for(trt, int(diagnostics))
+        invalid = validity == trt.EngineValidity.INVALID
+    if DIAGNOSTICS["MALFORMED_ENGINE"] in reasons:
+        raise M2HError(f"{bundle.engine_file} cannot be run: {DIAGNOSTICS['MALFORMED_ENGINE']}; build it again")
+    missing = missing_gpu()
+    if missing is not None:
+        raise M2HError(
+            f"{bundle.path} needs an NVIDIA GPU ({targets_in_words(bundle.manifest)}) and there is none here "
+            f"({missing}): copy the bundle to such a machine, or build one for this one with --engine onnxruntime"
+        )
+    if invalid:
+        raise M2HError(
+            f"{bundle.engine_file} cannot run here: {'; '.join(reasons) or 'it does not fit this machine'}; "
+            "build it again for this machine"
+        )
+
+
+def words_for(trt: Any, diagnostics: int) -> list[str]:
+    """The bits of TensorRT-RTX's diagnostics as phrases."""
+    members = trt.EngineInvalidityDiagnostics.__members__
+    return [DIAGNOSTICS.get(name, name.lower()) for name, bit in members.items() if diagnostics & int(bit)]
+
+
+def targets_in_words(manifest: Manifest) -> str:
+    """Which GPUs a plan is for."""
+    engine = manifest.engine
+    if engine.targets:
+        return f"compute capability {', '.join(engine.targets)}"
+    return "compute capability 8.0 or later" if engine.kind == "tensorrt-rtx" else "the kind it was built on"
+
+
+def check_capability(manifest: Manifest, capability: str, where: str) -> None:
+    """Raises M2HError when the plan names targets and this GPU is none of them."""
+    targets = manifest.engine.targets
+    if targets and capability not in targets:
+        raise M2HError(
+            f"{where} was built for compute capability {', '.join(targets)} and this GPU has {capability}: "
+            f"build it again with --targets {capability}"
+        )
+
+
+def cache_path(bundle: Bundle, capability: str) -> Path:
+    """Where TensorRT-RTX's compiled kernels are kept: beside the bundle, named by plan and GPU."""
+    digest = bundle.manifest.files[bundle.manifest.engine.file][:16]
+    folder = bundle.path.absolute()
+    return folder.with_name(f".{folder.name}.{digest}.sm{capability.replace('.', '')}.cache")
+
+
+def _restore_weights(trt: Any, engine: Any, logger: Any, bundle: Bundle) -> None:
+    """Put the weights back into a plan that was built without them."""
+    name = bundle.manifest.engine.options.get("weights")
+    if name is None:
+        return
+    if name not in bundle.manifest.files:
+        raise M2HError(f"{bundle.path}: the plan's weights {name} are not among the manifest's files")
+    refitter = trt.Refitter(engine, logger)
+    parser = trt.OnnxParserRefitter(refitter, logger)
+    if not parser.refit_from_file(os.fspath(bundle.path / name)) or not refitter.refit_cuda_engine():
+        raise M2HError(f"{bundle.path}: the weights in {name} do not fit the plan; build it again")
+
+
+def _tensor_specs(trt: Any, engine: Any) -> tuple[TensorSpec, ...]:
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    return tuple(
+        TensorSpec(
+            name,
+            tuple(engine.get_tensor_shape(name)),
+            np.dtype(trt.nptype(engine.get_tensor_dtype(name))),
+            engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT,
+        )
+        for name in names
+    )

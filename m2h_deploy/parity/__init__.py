@@ -1,0 +1,31 @@
+"""Parity: an engine against the reference it was made from, on data, judged by gates.
+
+```python
+from m2h_deploy.parity import Gates, verify
+
+result = verify("bundle/", "m2h_indoor.pt", "NYUDv2", gates=Gates(miou_drop=1.0))
+result.passed
+```
+"""
+
+from m2h_deploy.parity.chart import draw_errors
+from m2h_deploy.parity.gates import GateResult, Gates, Verdict
+from m2h_deploy.parity.locating import LocateResult, locate
+from m2h_deploy.parity.result import VerifyResult, to_json
+from m2h_deploy.parity.run import verify
+from m2h_deploy.parity.tasks import TaskResult
+from m2h_deploy.parity.tensors import TensorResult
+
+__all__ = [
+    "GateResult",
+    "Gates",
+    "LocateResult",
+    "TaskResult",
+    "TensorResult",
+    "Verdict",
+    "VerifyResult",
+    "draw_errors",
+    "locate",
+    "to_json",
+    "verify",
+]

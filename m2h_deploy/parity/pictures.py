@@ -1,0 +1,101 @@
+"""The frames on which an engine differs most from the reference, as pictures to look at."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.bundle import Classes
+from m2h_deploy.metrics.normals import angles_between
+from m2h_deploy.postprocess import Prediction
+from m2h_deploy.visualize import Picture, depth_span, draw_depth, draw_edges, draw_normals, draw_semantics
+
+#: Width of a picture in pixels; wide enough for half a phone, small enough for a page of forty.
+_WIDTH = 360
+
+#: What one frame's difference is measured in, and the difference that gets the brightest colour.
+_DIFFERENCES = {
+    "depth": ("m on average", 0.5),
+    "semantics": ("% of the pixels differ", 1.0),
+    "normals": ("° on average", 30.0),
+    "edges": ("probability on average", 0.5),
+}
+
+
+@dataclass(frozen=True)
+class WorstFrame:
+    """One frame and task, with its pictures as JPEG: input, reference, engine, difference."""
+
+    task: str
+    name: str
+    difference: float
+    unit: str
+    scale: str
+    """What the brightest colour of the difference means."""
+    pictures: dict[str, bytes]
+
+
+class WorstFrames:
+    """Keeps the pictures of the `keep` frames a task that differ most; others are never drawn."""
+
+    def __init__(self, classes: Classes, keep: int) -> None:
+        self._classes, self._keep = classes, keep
+        self._heaps: dict[str, list[tuple[float, int, WorstFrame]]] = {}
+        self._count = 0
+
+    def add(self, task: str, name: str, image: Picture, reference: Prediction, engine: Prediction) -> None:
+        """One frame of one task."""
+        if not self._keep:
+            return
+        error = _difference(task, getattr(reference, task), getattr(engine, task))
+        unit, brightest = _DIFFERENCES[task]
+        mean = float(error.mean()) * (100 if task == "semantics" else 1)
+        heap = self._heaps.setdefault(task, [])
+        if len(heap) == self._keep and mean <= heap[0][0]:
+            return
+        a, b = _draw(task, getattr(reference, task), getattr(engine, task), self._classes)
+        heat = cv2.applyColorMap((255 * np.clip(error / brightest, 0, 1)).astype(np.uint8), cv2.COLORMAP_INFERNO)
+        pictures = {"input": image, "reference": a, "engine": b, "difference": np.asarray(heat, np.uint8)}
+        scale = "white: another class" if task == "semantics" else f"white: {brightest:g} {unit.split()[0]} or more"
+        worst = WorstFrame(task, name, mean, unit, scale, {key: _jpeg(value) for key, value in pictures.items()})
+        self._count += 1
+        entry = (mean, -self._count, worst)
+        if len(heap) < self._keep:
+            heapq.heappush(heap, entry)
+        else:
+            heapq.heapreplace(heap, entry)
+
+    def result(self) -> tuple[WorstFrame, ...]:
+        """Task by task, the worst first."""
+        return tuple(worst for heap in self._heaps.values() for _, _, worst in sorted(heap, reverse=True))
+
+
+def _difference(task: str, reference: NDArray[Any], engine: NDArray[Any]) -> NDArray[np.float64]:
+    if task == "semantics":
+        return (reference != engine).astype(np.float64)
+    if task == "normals":
+        return np.degrees(angles_between(reference.astype(np.float64), engine.astype(np.float64)))
+    return np.abs(reference.astype(np.float64) - engine)
+
+
+def _draw(task: str, reference: NDArray[Any], engine: NDArray[Any], classes: Classes) -> tuple[Picture, Picture]:
+    """Both predictions, in the same colours."""
+    if task == "depth":
+        near, far = depth_span(reference)
+        return draw_depth(reference, near, far), draw_depth(engine, near, far)
+    if task == "semantics":
+        return draw_semantics(reference, classes), draw_semantics(engine, classes)
+    draw = draw_normals if task == "normals" else draw_edges
+    return draw(reference), draw(engine)
+
+
+def _jpeg(picture: Picture) -> bytes:
+    height = max(1, round(picture.shape[0] * _WIDTH / picture.shape[1]))
+    shrinks = picture.shape[1] >= _WIDTH
+    resized = cv2.resize(picture, (_WIDTH, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
+    return bytes(cv2.imencode(".jpg", resized, [cv2.IMWRITE_JPEG_QUALITY, 85])[1])

@@ -1,0 +1,101 @@
+"""The reference of a parity run: the PyTorch network of a checkpoint, or the float32 ONNX file without torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.bundle import InputSpec
+from m2h_deploy.errors import M2HError
+
+Outputs = dict[str, NDArray[np.float32]]
+
+
+class Reference(Protocol):
+    """What an engine is measured against."""
+
+    description: str
+    weights_sha256: str
+    tasks: tuple[str, ...]
+
+    def run(self, image: NDArray[np.float32]) -> Outputs:
+        """(1, 3, H, W) float32, normalised, to the outputs by name, (1, C, H, W) each."""
+        ...
+
+
+def open_reference(path: str | os.PathLike[str], spec: InputSpec) -> Reference:
+    """The reference at `path` for an engine of input `spec`.
+
+    `path` is a checkpoint (or the name of shipped weights), which needs torch, or an ONNX file of m2h-deploy export
+    in float32, which needs ONNX Runtime. Raises M2HError when it is neither, or what it needs is not installed.
+    """
+    if Path(path).suffix == ".onnx":
+        return _OnnxReference(Path(path), spec)
+    try:
+        return _TorchReference(path)
+    except ModuleNotFoundError as error:
+        raise M2HError(
+            f"{path}: the reference needs {error.name}: pip install 'm2h-deploy[export]', or give the float32 .onnx"
+        ) from None
+
+
+class _TorchReference:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        import torch
+
+        from m2h_deploy.model.checkpoint import load_checkpoint, weights_digest
+
+        self._torch = torch
+        self._model = load_checkpoint(path)
+        self.description = f"PyTorch {torch.__version__}, float32, {self._model.config.variant}"
+        self.weights_sha256 = weights_digest(self._model)
+        self.tasks: tuple[str, ...] = ("depth", "semantics", "normals", "edges")
+
+    def run(self, image: NDArray[np.float32]) -> Outputs:
+        with self._torch.inference_mode():
+            outputs = self._model(self._torch.from_numpy(image))
+        return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+
+class _OnnxReference:
+    def __init__(self, path: Path, spec: InputSpec) -> None:
+        if not path.is_file():
+            raise M2HError(f"no reference at {path}: give a checkpoint or the .onnx file of m2h-deploy export")
+        try:
+            import onnxruntime as ort
+        except ModuleNotFoundError:
+            raise M2HError(
+                f"{path}: an ONNX reference needs onnxruntime: pip install 'm2h-deploy[onnxruntime]'"
+            ) from None
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        # A reference computes the graph as it was written.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        try:
+            self._session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises its own unexported types
+            raise M2HError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from None
+        card: dict[str, Any] = self._session.get_modelmeta().custom_metadata_map
+        if "m2h.weights_sha256" not in card:
+            raise M2HError(f"{path} was not made by m2h-deploy export: it does not name its weights")
+        given = self._session.get_inputs()[0]
+        if list(given.shape[2:]) != [spec.height, spec.width]:
+            size = "x".join(str(side) for side in given.shape[2:])
+            raise M2HError(f"{path} takes {size} pixels, the engine {spec.height}x{spec.width}: export it at that size")
+        if given.type != "tensor(float)":
+            raise M2HError(f"{path} takes {given.type}: a reference is float32")
+        self._input = given.name
+        self._batch = given.shape[0] if isinstance(given.shape[0], int) else 1
+        self.tasks = tuple(node.name for node in self._session.get_outputs())
+        self.weights_sha256 = str(card["m2h.weights_sha256"])
+        self.description = f"ONNX Runtime {ort.__version__}, float32 graph, {card.get('m2h.variant', 'M2H')}"
+
+    def run(self, image: NDArray[np.float32]) -> Outputs:
+        batch = np.repeat(image, self._batch, axis=0) if self._batch > 1 else image
+        values = self._session.run(list(self.tasks), {self._input: batch})
+        return {name: value[:1] for name, value in zip(self.tasks, values, strict=True)}

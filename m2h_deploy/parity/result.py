@@ -1,0 +1,93 @@
+"""The result of a parity run: frozen data, and its JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from m2h_deploy.parity.gates import GateResult, Gates, Verdict
+from m2h_deploy.parity.pictures import WorstFrame
+from m2h_deploy.parity.tasks import TaskResult
+from m2h_deploy.parity.tensors import TensorResult
+
+RESULT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Side:
+    """What was run on one side."""
+
+    description: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What both sides were run on."""
+
+    name: str
+    frames: int
+    of: int
+    """Frames that the data has in all."""
+    derived: tuple[str, ...]
+    """Labels that were computed from others: their figures are not comparable with the paper's Table I."""
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """Everything a parity run found."""
+
+    bundle: str
+    precision: str
+    reference: Side
+    engine: Side
+    data: DataInfo
+    tensors: tuple[TensorResult, ...]
+    tasks: tuple[TaskResult, ...]
+    limits: Gates
+    gates: tuple[GateResult, ...]
+    worst: tuple[WorstFrame, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """`fail` when a gate fails, else `unsure` when one is unsure, else `pass`."""
+        verdicts = {gate.verdict for gate in self.gates}
+        return "fail" if "fail" in verdicts else "unsure" if "unsure" in verdicts else "pass"
+
+    @property
+    def passed(self) -> bool:
+        """Every gate passed; an unsure one is not enough."""
+        return self.verdict == "pass"
+
+    @property
+    def summary(self) -> str:
+        """One line: the verdict and the gates behind it."""
+        failed = [gate.message for gate in self.gates if gate.verdict == "fail"]
+        unsure = [gate.message for gate in self.gates if gate.verdict == "unsure"]
+        count = len(self.gates)
+        if failed:
+            return f"{len(failed)} of {count} gates failed: {'; '.join(failed)}"
+        if unsure:
+            return f"{len(unsure)} of {count} gates cannot be decided, use more frames: {'; '.join(unsure)}"
+        return f"all {len(self.gates)} gates passed on {self.data.frames} frames"
+
+
+def to_json(result: VerifyResult) -> dict[str, Any]:
+    """Plain values for `json.dumps`, without pictures; numbers that do not exist or are infinite are None."""
+    content = dataclasses.asdict(dataclasses.replace(result, worst=()))
+    del content["worst"]
+    head = {"schema_version": RESULT_VERSION, "verdict": result.verdict, "passed": result.passed}
+    plain: dict[str, Any] = _plain({**head, **content})
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,180 @@
+"""The four tasks side by side: the paper's metric of the reference and of the engine, and the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.bundle import Classes
+from m2h_deploy.data.classes import IGNORE_LABEL
+from m2h_deploy.data.frame import Frame
+from m2h_deploy.errors import M2HError
+from m2h_deploy.metrics import DepthMetric, EdgesMetric, Metric, NormalsMetric, SemanticsMetric
+from m2h_deploy.metrics.semantics import NUM_CLASSES
+from m2h_deploy.parity.bootstrap import Interval, interval
+from m2h_deploy.parity.gates import GateResult, Gates, Rule, judge
+from m2h_deploy.postprocess import Prediction
+
+Against = Literal["labels", "reference"]
+State = NDArray[np.float64]
+
+#: Probability above which the reference's edge counts as a boundary where it stands in for labels.
+EDGE_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task over all frames, at the images' own size. Values in `unit`: mIoU and odsF in per cent."""
+
+    task: str
+    metric: str
+    unit: str
+    against: Against
+    """What stood for the truth: the data's labels, or the reference's own prediction."""
+    derived: bool
+    """The labels were computed from other labels: not comparable with the paper's Table I."""
+    reference: float
+    engine: float
+    change: float
+    """engine - reference."""
+    interval: Interval
+    """95 % interval of `change`."""
+    reference_figures: dict[str, float]
+    engine_figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The headline figure of a task and the gate on it."""
+
+    metric: str
+    unit: str
+    gate: str
+    gate_unit: str
+    sign: int
+    """+1: a larger figure is worse."""
+    words: str
+
+
+_TASKS = {
+    "depth": _Task("RMSE", "m", "rmse_increase", "%", 1, "RMSE increase"),
+    "semantics": _Task("mIoU", "%", "miou_drop", "points", -1, "mIoU drop"),
+    "normals": _Task("mErr", "°", "merr_increase", "°", 1, "mErr increase"),
+    "edges": _Task("odsF", "%", "odsf_drop", "points", -1, "odsF drop"),
+}
+
+
+class TaskComparison:
+    """Adds up one task over frames: the metric's state of reference and engine for each frame."""
+
+    def __init__(self, task: str, against: Against, classes: Classes, *, derived: bool) -> None:
+        self.task, self.against, self.derived = task, against, derived
+        self._unknown = classes.names[:1] == ("unknown",)
+        self._metric = _make_metric(task, classes, unknown=self._unknown)
+        self._reference: list[State] = []
+        self._engine: list[State] = []
+        self._scale: list[State] = []
+
+    def add(self, frame: Frame, reference: Prediction, engine: Prediction) -> None:
+        """One frame. Raises M2HError, naming it, when its labels do not fit its image."""
+        given, other = getattr(reference, self.task), getattr(engine, self.task)
+        target = self._target(frame, given)
+        try:
+            state = self._metric.frame_state(given, target)
+            # The edge matching takes long, and a good engine often gives the very same array.
+            same = np.array_equal(given, other)
+            self._engine.append(state if same else self._metric.frame_state(other, target))
+            self._reference.append(state)
+            if self.task == "depth":
+                self._scale.append(self._metric.frame_state(np.zeros_like(target), target))
+        except M2HError as error:
+            raise M2HError(f"{frame.name}: {error}") from None
+
+    def _target(self, frame: Frame, given: NDArray[Any]) -> NDArray[Any]:
+        if self.against == "labels":
+            target = getattr(frame, self.task)
+            if target is None:
+                raise M2HError(f"{frame.name} has no {self.task} labels, the first frame has: check the data")
+            return target
+        if self.task == "semantics":
+            return np.where(given == 0, IGNORE_LABEL, given - 1).astype(np.uint8) if self._unknown else given
+        return given > EDGE_THRESHOLD if self.task == "edges" else given
+
+    def result(self, weights: NDArray[np.float64], gates: Gates) -> tuple[TaskResult, list[GateResult]]:
+        """The figures with their interval, and the task's gate if it is set; `weights` are the bootstrap's draws."""
+        spec = _TASKS[self.task]
+        reference, engine = np.array(self._reference), np.array(self._engine)
+        a, b = self._figures(reference, weights), self._figures(engine, weights)
+        change = b - a
+        frames = len(reference)
+        result = TaskResult(
+            task=self.task,
+            metric=spec.metric,
+            unit=spec.unit,
+            against=self.against,
+            derived=self.derived,
+            reference=float(a[0]),
+            engine=float(b[0]),
+            change=float(change[0]),
+            interval=interval(float(change[0]), change[1:], frames),
+            reference_figures=self._metric.compute_from(reference.sum(axis=0)),
+            engine_figures=self._metric.compute_from(engine.sum(axis=0)),
+        )
+        limit = getattr(gates, spec.gate)
+        if limit is None:
+            return result, []
+        worse = spec.sign * change + 0.0  # no negative zeros
+        if self.task == "depth":
+            base = a if self.against == "labels" else self._figures(np.array(self._scale), weights)
+            worse = 100 * np.divide(worse, base, out=np.full_like(worse, np.nan), where=base > 0)
+        rule = Rule(f"{self.task}.{spec.gate}", self.task, f"{self.task}: {spec.words}", spec.gate_unit)
+        return result, [judge(rule, limit, float(worse[0]), interval(float(worse[0]), worse[1:], frames))]
+
+    def _figures(self, states: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The headline of all frames, then of each resample: float64 (1 + resamples,)."""
+        headline = _HEADLINES[self.task]
+        totals = np.concatenate([states.sum(axis=0)[None], weights @ states])
+        return np.array([headline(self._metric, total) for total in totals])
+
+
+def _make_metric(task: str, classes: Classes, *, unknown: bool) -> Metric:
+    if task == "depth":
+        return DepthMetric()
+    if task == "normals":
+        return NormalsMetric()
+    if task == "edges":
+        return EdgesMetric()
+    evaluated = len(classes.names) - unknown
+    if evaluated > NUM_CLASSES:
+        raise M2HError(f"the engine has {evaluated} classes, the semantics metric knows {NUM_CLASSES} at most")
+    return SemanticsMetric(NUM_CLASSES + 1 if unknown else NUM_CLASSES)
+
+
+def check_classes(names: Sequence[str], classes: Classes) -> None:
+    """Raises M2HError when a data set of the classes `names` cannot be evaluated with a network of `classes`."""
+    evaluated = len(classes.names) - (classes.names[:1] == ("unknown",))
+    if len(names) != evaluated:
+        raise M2HError(f"the data has {len(names)} classes, the engine {evaluated}: use data of the engine's classes")
+
+
+def _miou(metric: Metric, state: State) -> float:
+    """Mean over the classes that occur in the targets, per cent: one set of classes for reference and engine.
+
+    On data where all 40 classes occur, such as NYUv2's 654 test frames, it is the published mIoU. On fewer frames that
+    one divides by 40 nonetheless, which would hide a loss.
+    """
+    assert isinstance(metric, SemanticsMetric)
+    occurs = state.reshape(3, NUM_CLASSES)[2] > 0
+    return float(100 * metric.per_class_iou(state)[occurs].mean()) if occurs.any() else float("nan")
+
+
+_HEADLINES: dict[str, Callable[[Metric, State], float]] = {
+    "depth": lambda metric, state: metric.compute_from(state)["rmse"],
+    "semantics": _miou,
+    "normals": lambda metric, state: metric.compute_from(state)["mean"],
+    "edges": lambda metric, state: 100 * metric.compute_from(state)["odsF"],
+}

@@ -1,0 +1,83 @@
+"""How far an engine's raw outputs are from the reference's, frame by frame and over all frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.parity.bootstrap import Interval, interval, resample
+
+Output = NDArray[np.float32]
+
+#: Rounding of float32 as a share of the range: a smaller error says nothing, so no PSNR exceeds this (138 dB).
+_BEST_PSNR = float(-20 * np.log10(np.finfo(np.float32).eps))
+
+
+@dataclass(frozen=True)
+class TensorResult:
+    """One output over all frames, before postprocessing."""
+
+    output: str
+    max_error: float
+    mean_error: float
+    psnr: float
+    """20 log10(range of the reference / root mean squared error), dB; at most 138, where float32 ends."""
+    psnr_interval: Interval
+    cosine: float
+    label_agreement: float | None
+    """Semantics only: share of pixels with the same largest logit, 0..1."""
+    nonfinite: int
+    """Values of the engine that are not numbers or infinite. They count as 0, and any of them makes PSNR 0."""
+
+
+class TensorComparison:
+    """Adds up one output over frames; memory grows by eight numbers a frame."""
+
+    def __init__(self, output: str) -> None:
+        self.output = output
+        self._sums: list[NDArray[np.float64]] = []
+        self._low, self._high, self._largest = np.inf, -np.inf, 0.0
+
+    def add(self, reference: Output, engine: Output, nonfinite: int) -> None:
+        """One frame: both (C, H, W), finite. `nonfinite`: how many of the engine's values were not."""
+        a, b = reference.astype(np.float64).ravel(), engine.astype(np.float64).ravel()
+        error = np.abs(a - b)
+        agree = float("nan")
+        if self.output == "semantics":
+            agree = float(np.count_nonzero(reference.argmax(0) == engine.argmax(0)))
+        pixels = float(reference[0].size)
+        self._sums.append(np.array([a.size, error.sum(), error @ error, a @ b, a @ a, b @ b, agree, pixels, nonfinite]))
+        self._low, self._high = min(self._low, float(a.min())), max(self._high, float(a.max()))
+        self._largest = max(self._largest, float(error.max()))
+
+    def result(self, weights: NDArray[np.float64]) -> TensorResult:
+        """The figures of all frames; `weights` are the bootstrap's draws."""
+        states = np.array(self._sums)
+        total = states.sum(axis=0)
+        size, error, _, ab, aa, bb, agree, pixels, nonfinite = (float(v) for v in total)
+        psnr = self._psnr(total)
+        return TensorResult(
+            output=self.output,
+            max_error=self._largest,
+            mean_error=error / size,
+            psnr=psnr,
+            psnr_interval=interval(psnr, resample(weights, states, self._psnr), len(states)),
+            cosine=_cosine(ab, aa, bb),
+            label_agreement=agree / pixels if self.output == "semantics" else None,
+            nonfinite=int(nonfinite),
+        )
+
+    def _psnr(self, total: NDArray[np.float64]) -> float:
+        if total[8]:
+            return 0.0
+        span = (self._high - self._low) or 1.0
+        share = float(np.sqrt(total[2] / total[0])) / span
+        return min(_BEST_PSNR, -20 * np.log10(share)) if share > 0 else _BEST_PSNR
+
+
+def _cosine(ab: float, aa: float, bb: float) -> float:
+    if aa == 0 or bb == 0:
+        return 1.0 if aa == bb else 0.0
+    return min(1.0, ab / float(np.sqrt(aa) * np.sqrt(bb)))

@@ -29,6 +29,13 @@ app = typer.Typer(
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+#: What a device leaves out on purpose, and the extra that has it.
+_EXTRAS = {
+    **dict.fromkeys(("torch", "onnx", "onnxscript", "safetensors", "onnxruntime"), "export"),
+    **dict.fromkeys(("h5py", "scipy"), "data"),
+    **dict.fromkeys(("matplotlib", "jinja2"), "report"),
+}
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -310,6 +317,14 @@ def main() -> None:
     except M2HError as error:
         err.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        err.print(
+            f"error: this command needs {error.name}: pip install 'm2h-deploy[{extra}]'", style="red", markup=False
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         err.print("interrupted")
         sys.exit(130)

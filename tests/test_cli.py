@@ -115,7 +115,8 @@ def test_mistakes_with_graphs_and_bundles(tmp_path):
     assert "no ONNX file" in mistake("build", tmp_path / "none.onnx", "-o", tmp_path / "b")
     (tmp_path / "text.onnx").write_text("hello")
     assert "is not an ONNX file" in mistake("build", tmp_path / "text.onnx", "-o", tmp_path / "b")
-    assert "is not a bundle" in mistake("run", tmp_path / "b", tmp_path)
+    cv2.imwrite(str(tmp_path / "black.png"), np.zeros((64, 64, 3), np.uint8))
+    assert "is not a bundle" in mistake("run", tmp_path / "b", tmp_path / "black.png")
     assert not (tmp_path / "b").exists()
 
 
@@ -126,3 +127,11 @@ def test_mistakes_with_sources(tiny_bundle, tmp_path):
     cv2.imwrite(str(tmp_path / "dot.png"), np.zeros((1, 1, 3), np.uint8))
     assert "too small" in mistake("run", tiny_bundle, tmp_path / "dot.png", "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_device_without_torch_is_told_what_to_install(tmp_path):
+    hide = "import sys; sys.modules['torch'] = None; import cli; cli.main()"
+    command = [sys.executable, "-c", hide, "export", "m.pt", "-o", str(tmp_path / "m.onnx")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.strip().endswith("error: this command needs torch: pip install 'm2h-deploy[export]'")

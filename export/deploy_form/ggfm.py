@@ -58,7 +58,9 @@ class DeployRestoration(nn.Module):
         self.attended = pointwise(*(attended if expand is None else fold_pointwise_pair(expand, merge.attended)))
         self.attended_mean = UpsampledMean(channels, 8 * small[0], 8 * small[1]) if expand is not None else None
         self.register_buffer("unique_mean", composite_mean_weights(small).reshape(-1, 1))
-        self.gate = merge.gate
+        self.squeeze = merge.gate[:-1]
+        # One product a stream: a split of the gates would leave the convolutions' layout.
+        self.gates = nn.ModuleList(pointwise(part) for part in dense_matrix(merge.gate[-1]).chunk(3))
         self.ffn1 = pointwise(dense_matrix(merge.ffn1))
         self.ffn2 = pointwise(fold_pointwise_pair(merge.ffn2, merge.out)[0])
         self.out = pointwise(dense_matrix(merge.out))
@@ -70,7 +72,8 @@ class DeployRestoration(nn.Module):
             global_mean(attended) if self.attended_mean is None else self.attended_mean(attended),
             (unique.flatten(2) @ self.unique_mean).unsqueeze(-1),
         )
-        gates = torch.sigmoid(self.gate(torch.cat(means, dim=1))).chunk(3, dim=1)
+        context = self.squeeze(torch.cat(means, dim=1))
+        gates = [torch.sigmoid(gate(context)) for gate in self.gates]
         size = (original.shape[2], original.shape[3])
         attended = attended * spread(gates[1], (attended.shape[2], attended.shape[3]))
         fused = original * spread(gates[0], size) + (upsample(attended) if self.reduced else attended)

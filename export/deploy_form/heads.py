@@ -1,43 +1,27 @@
-"""Task heads with as little as possible at the full size.
+"""Task heads with as little as possible at the full size, one module a head of the reference.
 
-U is the bilinear 2x upsampling (corners aligned), D the last resize (half-pixel), R, Rs and F 1x1 convolutions.
+U is the bilinear 2x upsampling (corners aligned), D the last resize to the image (half-pixel).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.deploy_form.fold import (
-    batch_norm_affine,
-    bias_of,
-    copy_of,
-    dense_matrix,
-    fold_batch_norm,
-    plain_conv,
-    pointwise,
-)
-from export.deploy_form.layers import (
-    Gate,
-    UpsampledMean,
-    global_mean,
-    resize_matrix,
-    spread,
-    taps,
-    upsample,
-    upsampled_mean_weights,
-)
+from export.deploy_form.fold import batch_norm_affine, copy_of, dense_matrix, fold_batch_norm, plain_conv, pointwise
+from export.deploy_form.layers import global_mean, resize_matrix, spread, taps
+from export.deploy_form.upsample_blocks import Upsample2, first_block, last_block
 from m2h_deploy.model.heads import (
     ASPP,
-    AttendedHead,
     DepthHead,
+    EdgesHead,
     NormalsHead,
-    PlainHead,
+    Refinement,
     SemanticsHead,
     SeparableRefinement,
-    SeparableUpsampleBlock,
-    UpsampleBlock,
 )
 from m2h_deploy.model.layers import resize
 
@@ -47,7 +31,8 @@ class DeployASPP(nn.Module):
 
     def __init__(self, aspp: ASPP) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(fold_batch_norm(branch.conv, branch.norm) for branch in aspp.branches)
+        branches: Any = aspp.branches
+        self.branches = nn.ModuleList(fold_batch_norm(branch.conv, branch.norm) for branch in branches)
         scale, shift = batch_norm_affine(aspp.norm)
         matrix = dense_matrix(aspp.project) * scale[:, None]
         width = aspp.pooled.conv.out_channels
@@ -62,122 +47,22 @@ class DeployASPP(nn.Module):
         return F.relu(self.project(maps) + share)
 
 
-class SeparableTrunk(nn.Module):
-    """The two separable convolutions of `SeparableUpsampleBlock`: x to h at the small size, norms folded in."""
-
-    def __init__(self, block: SeparableUpsampleBlock) -> None:
-        super().__init__()
-        self.conv1 = fold_batch_norm(block.conv1, block.norm1)
-        self.conv2 = fold_batch_norm(block.conv2, block.norm2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.conv2(F.relu(self.conv1(x))))
-
-
-def upsampled_gate(block: SeparableUpsampleBlock) -> Gate:
-    """The gate of `SeparableUpsampleBlock` from mean(U h). Its squeeze takes R in: S mean(R U h) = (S R) mean(U h)."""
-    squeeze = dense_matrix(block.gate.squeeze) @ dense_matrix(block.refine)
-    return Gate((squeeze, None), (dense_matrix(block.gate.excite), None))
-
-
-class DeploySeparableUpsampleBlock(nn.Module):
-    """`SeparableUpsampleBlock`: g * (R U h) + Rs U x = U (diag(g) R h + Rs x), one resize instead of two. Exact.
-
-    `forward` returns the map before U, so that a reader that is linear can be put in front of it.
-    """
-
-    def __init__(self, block: SeparableUpsampleBlock, height: int, width: int) -> None:
-        super().__init__()
-        self.trunk = SeparableTrunk(block)
-        self.mean = UpsampledMean(block.refine.in_channels, height, width)
-        self.gate = upsampled_gate(block)
-        self.refine = pointwise(dense_matrix(block.refine))
-        self.residual = pointwise(dense_matrix(block.residual))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.trunk(x)
-        gate = spread(self.gate(self.mean(h)), (h.shape[2], h.shape[3]))
-        return self.refine(h) * gate + self.residual(x)
-
-
-class MergedLastBlock(nn.Module):
-    """`SeparableUpsampleBlock` and a 1x1 head F after it, for an input that is itself U w.
-
-    F (g * (R U h) + Rs U x) = U (M h + U (F Rs) w) with M = F diag(g) R of one image: only F's few channels are ever
-    upsampled. Exact. (N, Cin, H, W) before U to (N, Cout, 2H, 2W), which is before U again.
-    """
-
-    def __init__(self, block: SeparableUpsampleBlock, final: nn.Conv2d, height: int, width: int) -> None:
-        super().__init__()
-        self.trunk = SeparableTrunk(block)
-        self.gate = upsampled_gate(block)
-        head = dense_matrix(final)
-        self.residual = pointwise(head @ dense_matrix(block.residual), bias_of(final))
-        self.size = (2 * height, 2 * width)
-        self.register_buffer("mean", upsampled_mean_weights(*self.size).reshape(-1, 1))
-        self.register_buffer("refine", dense_matrix(block.refine))
-        self.register_buffer("head", head)
-
-    def forward(self, w: Tensor) -> Tensor:
-        h = self.trunk(upsample(w)).flatten(2)
-        gate = self.gate((h @ self.mean).unsqueeze(-1))
-        matrix = (self.head * gate.flatten(2).transpose(1, 2)) @ self.refine
-        gated = matrix @ h
-        return gated.reshape(-1, gated.shape[1], *self.size) + upsample(self.residual(w))
-
-
-class SeparableNormalsHead(nn.Module):
-    """`NormalsHead` of M2H-small: three channels upsampled to full size, then tanh, unit length, resize."""
-
-    def __init__(self, head: PlainHead, size: tuple[int, int], target: tuple[int, int]) -> None:
-        super().__init__()
-        self.upsample1 = DeploySeparableUpsampleBlock(head.upsample1, *size)
-        self.upsample2 = MergedLastBlock(head.upsample2, head.final, *size)
-        self.target = target
-
-    def forward(self, x: Tensor) -> Tensor:
-        z = upsample(self.upsample2(self.upsample1(x)))
-        return resize(F.normalize(torch.tanh(z), dim=1), self.target)
-
-
-class SeparableEdgesHead(nn.Module):
-    """`EdgesHead` of M2H-small: linear after its last ReLU, so that D U z = (Dy Uy) z (Dx Ux)^T. Exact."""
-
-    def __init__(self, head: PlainHead, size: tuple[int, int], target: tuple[int, int]) -> None:
-        super().__init__()
-        self.upsample1 = DeploySeparableUpsampleBlock(head.upsample1, *size)
-        self.upsample2 = MergedLastBlock(head.upsample2, head.final, *size)
-        self.register_buffer("rows", last_resizes(size[0], target[0]))
-        self.register_buffer("columns", last_resizes(size[1], target[1]).T.contiguous())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.rows @ self.upsample2(self.upsample1(x)) @ self.columns
-
-
-def last_resizes(length: int, target: int) -> Tensor:
-    """D U of one axis as one matrix (target, 2 * length): from a head's second map to the image."""
-    full = resize_matrix(2 * length, 4 * length, align_corners=True)
-    if target == 4 * length:
-        return full
-    return resize_matrix(4 * length, target) @ full
-
-
-class FullSizeMap(nn.Module):
-    """x = v + relu(conv(v)) with v = U w: the one map of an attended head of M2H-small that needs the full size."""
+class DeploySeparableRefinement(nn.Module):
+    """`SeparableRefinement` with weights of its own: x + relu(conv(x))."""
 
     def __init__(self, refine: SeparableRefinement) -> None:
         super().__init__()
-        self.refine = plain_conv(refine.conv)
+        self.conv = plain_conv(refine.conv)
 
-    def forward(self, w: Tensor) -> Tensor:
-        v = upsample(w)
-        return v + F.relu(self.refine(v))
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.relu(self.conv(x))
 
 
 class DepthEnd(nn.Module):
-    """Spatial attention and the last 3x3 of `DepthHead`, both to one channel, from eighteen taps of x.
+    """Spatial attention and last 3x3 of `DepthHead`, both to one channel, from eighteen taps of x.
 
-    conv(s * x) = sum over offsets of (s * (w_d . x)) shifted: the attention s, one channel, goes past the 1x1. Exact.
+    conv(s * x) adds, over the nine offsets, s * (w . x) shifted: the attention s has one channel and goes past the
+    1x1. Exact.
     """
 
     def __init__(self, head: DepthHead, target: tuple[int, int]) -> None:
@@ -194,7 +79,7 @@ class DepthEnd(nn.Module):
 
 
 class SemanticsEnd(nn.Module):
-    """Spatial attention and classifier of `SemanticsHead`, the resize before it: D (K x + b) = K (D x) + b. Exact."""
+    """Spatial attention and classifier of `SemanticsHead`, the resize first: D (K x + b) = K (D x) + b. Exact."""
 
     def __init__(self, head: SemanticsHead, target: tuple[int, int]) -> None:
         super().__init__()
@@ -207,46 +92,62 @@ class SemanticsEnd(nn.Module):
         return self.final(resize(attended, self.target))
 
 
-class SeparableAttendedHead(nn.Module):
-    """`DepthHead` and `SemanticsHead` of M2H-small."""
+class NormalsEnd(nn.Module):
+    """tanh, unit length, resize: three channels at the full size."""
 
-    def __init__(self, head: AttendedHead, size: tuple[int, int], target: tuple[int, int]) -> None:
+    def __init__(self, target: tuple[int, int]) -> None:
         super().__init__()
-        self.aspp = DeployASPP(head.aspp)
-        self.upsample1 = DeploySeparableUpsampleBlock(head.upsample1, *size)
-        self.upsample2 = DeploySeparableUpsampleBlock(head.upsample2, 2 * size[0], 2 * size[1])
-        self.full = FullSizeMap(head.refine)
-        self.end = end_of(head, target)
+        self.target = target
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.upsample2(upsample(self.upsample1(self.aspp(x))))
-        return self.end(self.full(x))
+        return resize(F.normalize(torch.tanh(x), dim=1), self.target)
 
 
-def end_of(head: AttendedHead, target: tuple[int, int]) -> nn.Module:
-    """What follows the refinement of an attended head, at the image's size."""
-    if isinstance(head, DepthHead):
-        return DepthEnd(head, target)
-    assert isinstance(head, SemanticsHead)
-    return SemanticsEnd(head, target)
+class EdgesEnd(nn.Module):
+    """All is linear after the last ReLU: D U z = (Dy Uy) z (Dx Ux)^T, two small matrix products. Exact.
 
+    `size` is z's; without `upsample` it is D alone.
+    """
 
-def deploy_head(head: nn.Module, size: tuple[int, int], target: tuple[int, int]) -> nn.Module:
-    """The deploy form of a head for maps of `size`, its output at the image's size `target`."""
-    if isinstance(head.upsample1, UpsampleBlock):
-        return ReferenceHead(head, target)
-    if isinstance(head, AttendedHead):
-        return SeparableAttendedHead(head, size, target)
-    assert isinstance(head, PlainHead)
-    return (SeparableNormalsHead if isinstance(head, NormalsHead) else SeparableEdgesHead)(head, size, target)
-
-
-class ReferenceHead(nn.Module):
-    """A head as the reference runs it."""
-
-    def __init__(self, head: nn.Module, target: tuple[int, int]) -> None:
+    def __init__(self, size: tuple[int, int], target: tuple[int, int], *, upsample: bool) -> None:
         super().__init__()
-        self.head, self.target = head, target
+        self.register_buffer("rows", last_resizes(size[0], target[0], upsample=upsample))
+        self.register_buffer("columns", last_resizes(size[1], target[1], upsample=upsample).T.contiguous())
 
-    def forward(self, x: Tensor) -> Tensor:
-        return resize(self.head(x), self.target)
+    def forward(self, z: Tensor) -> Tensor:
+        return self.rows @ z @ self.columns
+
+
+def last_resizes(length: int, target: int, *, upsample: bool) -> Tensor:
+    """D U, or D, of one axis as one matrix (target, length)."""
+    if not upsample:
+        return resize_matrix(length, target)
+    return resize_matrix(2 * length, target) @ resize_matrix(length, 2 * length, align_corners=True)
+
+
+def deploy_head(head: Any, size: tuple[int, int], target: tuple[int, int]) -> nn.Module:
+    """The deploy form of a head for maps of `size`, (N, C, H, W) to its output at the image's size `target`."""
+    if isinstance(head, DepthHead | SemanticsHead):
+        return attended_head(head, size, target)
+    return plain_head(head, size, target)
+
+
+def attended_head(head: DepthHead | SemanticsHead, size: tuple[int, int], target: tuple[int, int]) -> nn.Module:
+    """`DepthHead` or `SemanticsHead`, in the reference's order."""
+    first, pending = first_block(head.upsample1, size)
+    second, still_pending = first_block(head.upsample2, (2 * size[0], 2 * size[1]))
+    refine = head.refine if isinstance(head.refine, Refinement) else DeploySeparableRefinement(head.refine)
+    end = DepthEnd(head, target) if isinstance(head, DepthHead) else SemanticsEnd(head, target)
+    between = [Upsample2()] if pending else []
+    after = [Upsample2()] if still_pending else []
+    return nn.Sequential(DeployASPP(head.aspp), first, *between, second, *after, refine, end)
+
+
+def plain_head(head: NormalsHead | EdgesHead, size: tuple[int, int], target: tuple[int, int]) -> nn.Module:
+    """`NormalsHead` or `EdgesHead`: the last 1x1 merged into the second block, so that few channels come out of it."""
+    first, pending = first_block(head.upsample1, size)
+    last = last_block(head.upsample2, head.final, size)
+    if isinstance(head, EdgesHead):
+        factor = 2 if pending else 4
+        return nn.Sequential(first, last, EdgesEnd((factor * size[0], factor * size[1]), target, upsample=pending))
+    return nn.Sequential(first, last, *([Upsample2()] if pending else []), NormalsEnd(target))

@@ -1,0 +1,160 @@
+"""The upsample blocks of the heads: gates from the small map, 1x1 products before the resize.
+
+U is the bilinear 2x upsampling (corners aligned), g a gate per channel, R, Rs and F 1x1 convolutions. M2H-small's
+blocks return the map before U, so that a linear reader can be put in front of it; M2H's return it at full size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.deploy_form.fold import bias_of, dense_matrix, fold_batch_norm, pointwise
+from export.deploy_form.layers import (
+    Gate,
+    UpsampledMean,
+    global_mean,
+    spread,
+    upsample,
+    upsampled_mean_weights,
+)
+from m2h_deploy.model.heads import SeparableUpsampleBlock, UpsampleBlock
+
+
+class Upsample2(nn.Module):
+    """U: (N, C, H, W) to (N, C, 2H, 2W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return upsample(x)
+
+
+class Trunk(nn.Module):
+    """The two convolutions that both kinds of block begin with, norms folded in: x to h, at x's size."""
+
+    def __init__(self, block: UpsampleBlock | SeparableUpsampleBlock) -> None:
+        super().__init__()
+        self.conv1 = fold_batch_norm(block.conv1, block.norm1)
+        self.conv2 = fold_batch_norm(block.conv2, block.norm2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv2(F.relu(self.conv1(x))))
+
+
+def separable_gate(block: SeparableUpsampleBlock) -> Gate:
+    """The gate of `SeparableUpsampleBlock` from mean(U h). Its squeeze takes R in: S mean(R U h) = (S R) mean(U h)."""
+    squeeze = dense_matrix(block.gate.squeeze) @ dense_matrix(block.refine)
+    return Gate((squeeze, None), (dense_matrix(block.gate.excite), None))
+
+
+def transposed_gate(block: UpsampleBlock) -> Gate:
+    """The gate of `UpsampleBlock` from mean(h). Exact.
+
+    A transposed convolution of kernel and stride 2 writes each position into four cells of its own, so the mean of
+    its output is the mean of its four matrices times the mean of its input, plus its bias.
+    """
+    up = block.up
+    squeeze, mean = dense_matrix(block.gate.squeeze), up.weight.mean((2, 3)).T
+    assert up.bias is not None
+    return Gate((squeeze @ mean, squeeze @ up.bias), (dense_matrix(block.gate.excite), None))
+
+
+class DeploySeparableUpsampleBlock(nn.Module):
+    """`SeparableUpsampleBlock` before U: g * (R U h) + Rs U x = U (diag(g) R h + Rs x). Exact."""
+
+    def __init__(self, block: SeparableUpsampleBlock, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.trunk = Trunk(block)
+        self.mean = UpsampledMean(block.refine.in_channels, *size)
+        self.gate = separable_gate(block)
+        self.refine = pointwise(dense_matrix(block.refine))
+        self.residual = pointwise(dense_matrix(block.residual))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.trunk(x)
+        gate = spread(self.gate(self.mean(h)), (h.shape[2], h.shape[3]))
+        return self.refine(h) * gate + self.residual(x)
+
+
+class LastSeparableBlock(nn.Module):
+    """`SeparableUpsampleBlock` on x = U w and the 1x1 head F after it, before its own U. Exact.
+
+    F (g * (R U h) + Rs U x) = U (M h + U (F Rs) w) with M = F diag(g) R of one image: only F's few channels are
+    ever upsampled. (N, Cin, H, W) to (N, Cout, 2H, 2W).
+    """
+
+    def __init__(self, block: SeparableUpsampleBlock, final: nn.Conv2d, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.trunk = Trunk(block)
+        self.gate = separable_gate(block)
+        head = dense_matrix(final)
+        self.residual = pointwise(head @ dense_matrix(block.residual), bias_of(final))
+        self.size = (2 * size[0], 2 * size[1])
+        self.register_buffer("mean", upsampled_mean_weights(*self.size).reshape(-1, 1))
+        self.register_buffer("refine", dense_matrix(block.refine))
+        self.register_buffer("head", head)
+
+    def forward(self, w: Tensor) -> Tensor:
+        h = self.trunk(upsample(w)).flatten(2)
+        gate = self.gate((h @ self.mean).unsqueeze(-1))
+        matrix = (self.head * gate.flatten(2).transpose(1, 2)) @ self.refine
+        gated = (matrix @ h).reshape(-1, self.head.shape[0], *self.size)
+        return gated + upsample(self.residual(w))
+
+
+class DeployUpsampleBlock(nn.Module):
+    """`UpsampleBlock`: gate from h, residual product before U. (N, Cin, H, W) to (N, Cout, 2H, 2W). Exact."""
+
+    def __init__(self, block: UpsampleBlock) -> None:
+        super().__init__()
+        self.trunk, self.up = Trunk(block), block.up
+        self.gate = transposed_gate(block)
+        self.residual = pointwise(dense_matrix(block.residual), bias_of(block.residual))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.trunk(x)
+        return self.up(h) * self.gate(global_mean(h)) + upsample(self.residual(x))
+
+
+class LastUpsampleBlock(nn.Module):
+    """`UpsampleBlock` and the 1x1 head F after it: (N, Cin, H, W) to (N, Cout, 2H, 2W). Exact.
+
+    F (g * up(h)) has one matrix F diag(g) W of an image for each of the four cells: few channels, then the cells are
+    interleaved. The other half is U (F Rs x + F b).
+    """
+
+    def __init__(self, block: UpsampleBlock, final: nn.Conv2d, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.trunk, self.gate, self.size = Trunk(block), transposed_gate(block), (2 * size[0], 2 * size[1])
+        head, up = dense_matrix(final), block.up
+        assert up.bias is not None
+        # (Cin, Cout, 2, 2) with the bias as one more input, to (Cout, cells * (Cin + 1)).
+        bias = up.bias[None, :, None, None].expand(1, -1, 2, 2)
+        cells = torch.cat((up.weight, bias)).permute(1, 2, 3, 0)
+        self.register_buffer("head", head)
+        self.register_buffer("cells", cells.flatten(1))
+        residual = dense_matrix(block.residual)
+        self.residual = pointwise(head @ residual, head @ bias_of(block.residual) + bias_of(final))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.trunk(x)
+        gate = self.gate(global_mean(h)).flatten(2).transpose(1, 2)
+        matrix = ((self.head * gate) @ self.cells).reshape(-1, 4 * self.head.shape[0], h.shape[1] + 1)
+        cells = matrix[:, :, :-1] @ h.flatten(2) + matrix[:, :, -1:]
+        return F.pixel_shuffle(cells.reshape(-1, cells.shape[1], *self.size), 2) + upsample(self.residual(x))
+
+
+def first_block(block: Any, size: tuple[int, int]) -> tuple[nn.Module, bool]:
+    """The deploy form of a block for maps of `size`, and whether its U is still to come."""
+    if isinstance(block, SeparableUpsampleBlock):
+        return DeploySeparableUpsampleBlock(block, size), True
+    return DeployUpsampleBlock(block), False
+
+
+def last_block(block: Any, final: nn.Conv2d, size: tuple[int, int]) -> nn.Module:
+    """A head's second block with its last 1x1; `size` is that of the head's input."""
+    if isinstance(block, SeparableUpsampleBlock):
+        return LastSeparableBlock(block, final, size)
+    return LastUpsampleBlock(block, final, size)

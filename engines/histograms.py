@@ -59,13 +59,16 @@ def threshold(histogram: Histogram, method: Method, percentile: float = PERCENTI
         share = np.cumsum(histogram.counts) / histogram.counts.sum()
         last = int(np.searchsorted(share, percentile / 100))
     else:
-        last = _least_divergence(histogram.counts.astype(np.float64))
+        counts = histogram.counts.astype(np.float64)
+        # A ReLU's zeros fill the first bin. Any scale holds zero exactly, so they must not decide.
+        counts[0] = min(counts[0], counts[1])
+        last = _least_divergence(counts)
     return min((last + 1) * histogram.limit / BINS, histogram.largest)
 
 
 def _least_divergence(counts: NDArray[np.float64]) -> int:
     """Index of the last bin that the best clipping keeps."""
-    occupied = int(np.flatnonzero(counts)[-1]) + 1
+    occupied = int(np.flatnonzero(counts)[-1]) + 1 if counts.any() else BINS
     # A stride of 8 bins is 0.4 % of the range: finer than the difference it makes to a scale.
     candidates = [*range(LEVELS + 1, occupied, 8), occupied]
     divergences = [_divergence(counts, keep) for keep in candidates]

@@ -10,32 +10,37 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from engines.calibration import (
     Calibration,
+    CalibrationFrames,
     CalibrationRecord,
     largest_values,
     measure_ranges,
     record_of,
 )
+from engines.compare import CpuReference
 from engines.functions import inline_functions, outline_functions
 from engines.graph import load_graph
 from engines.islands import Island, WeightRisk, find_islands, weight_risks
 from engines.modelopt import quiet_modelopt, require_modelopt
 from engines.quantization import QuantPolicy, candidates, chosen_layers, insert_qdq, quantised_layers
+from engines.sensitivity import BlockCost, choose_blocks
 from m2h_deploy.bundle import file_sha256
 from m2h_deploy.errors import M2HError
 
 Precision = Literal["fp16", "int8"]
 IO = Literal["fp32", "fp16"]
+
+#: Frames that blocks are compared on when a least PSNR is asked for.
+SENSITIVITY_FRAMES = 2
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class PrecisionReport:
     quantised: tuple[str, ...] = ()
     """Layers that became INT8."""
     calibration: CalibrationRecord | None = None
+    block_costs: tuple[BlockCost, ...] = ()
+    """What INT8 costs block by block, where a least PSNR was asked for."""
     psnr: dict[str, float] = field(default_factory=dict)
     """Decibels a output against the float32 graph, on frames that no range was measured on; empty without frames."""
 
@@ -61,23 +68,23 @@ def to_fp16(
     *,
     io: IO = "fp32",
     keep_fp32: Sequence[str] = (),
-    frames: Sequence[NDArray[np.float32]] = (),
+    frames: CalibrationFrames | None = None,
     headroom: float = 8.0,
 ) -> PrecisionReport:
     """Write the float32 graph at `onnx_path` as FP16 to `out_path`.
 
-    Inputs and outputs stay float32 unless `io` is "fp16". Reductions, the last layers of depth and the division of
-    the normals stay float32; `keep_fp32` names more (blocks or globs). On `frames`, float32 (1, 3, H, W), tensors
-    that come within `headroom` of FP16's largest value are found and kept float32, and the result is compared with
-    the float32 graph. Raises M2HError on bad input; nothing is left behind then.
+    Inputs and outputs stay float32 unless `io` is "fp16". Reductions, the last layers of depth and the division of the
+    normals stay float32; `keep_fp32` names more (blocks or globs). With `frames`, tensors that come within
+    `headroom` of FP16's largest value on them are kept float32 too, and the held out ones give the PSNR. Raises
+    M2HError on bad input; nothing is left behind then.
     """
     proto = _load_float32(onnx_path)
     plain, calls = inline_functions(proto)
-    largest = _largest_values(plain, frames) if frames else None
+    largest = _largest_values(plain, frames.frames) if frames else None
     islands, risks = _islands_and_risks(plain, keep_fp32, largest, headroom)
     result = outline_functions(_autocast(plain, islands, io), calls, proto)
     report = PrecisionReport("fp16", io, islands, risks)
-    return _finish(proto, result, report, Path(out_path), frames)
+    return _finish(proto, result, report, Path(out_path), frames.held_out if frames else ())
 
 
 def to_int8(
@@ -86,14 +93,16 @@ def to_int8(
     *,
     calibration: Calibration,
     policy: QuantPolicy | None = None,
+    min_psnr: float | None = None,
     io: IO = "fp32",
     keep_fp32: Sequence[str] = (),
 ) -> PrecisionReport:
     """Write the float32 graph at `onnx_path` with Q/DQ around the layers `policy` names, and the rest in FP16.
 
     Weights are int8 per output channel, activations int8 per tensor, symmetric, with ranges measured on
-    `calibration.frames`; `calibration.held_out` gives the PSNR. Raises M2HError on bad input; nothing is left behind
-    then.
+    `calibration.frames`; its held out frames give the PSNR. With `min_psnr` (decibels, every output) the blocks that
+    cost most stay in FP16 until the rest is that good on the first calibration frames. Raises M2HError on bad input;
+    nothing is left behind then.
     """
     proto = _load_float32(onnx_path)
     plain, calls = inline_functions(proto)
@@ -104,10 +113,14 @@ def to_int8(
     ranges = measure_ranges(plain, digest, tuple(dict.fromkeys(inputs.values())), calibration)
     islands, risks = _islands_and_risks(plain, keep_fp32, None, 1.0)
     layers = tuple(name for name in layers if name not in {island.node for island in islands})
+    costs: tuple[BlockCost, ...] = ()
+    if min_psnr is not None:
+        layers, costs = choose_blocks(plain, layers, ranges, calibration.frames.frames[:SENSITIVITY_FRAMES], min_psnr)
     wanted = {inputs[name]: ranges[inputs[name]] for name in layers}
     quantised = insert_qdq(plain, layers, wanted, calibration.frames.frames[0])
     result = outline_functions(_autocast(quantised, islands, io), calls, proto)
-    report = PrecisionReport("int8", io, islands, risks, quantised_layers(result), record_of(calibration, digest))
+    record = record_of(calibration, digest)
+    report = PrecisionReport("int8", io, islands, risks, quantised_layers(result), record, costs)
     return _finish(proto, result, report, Path(out_path), calibration.frames.held_out)
 
 
@@ -175,52 +188,10 @@ def _finish(
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         onnx.save(result, temporary)
-        psnr = compare_on_cpu(source, result, frames) if frames else {}
+        psnr = CpuReference(source, frames).psnr(result) if frames else {}
         temporary.replace(out)
     except OSError as error:
         raise M2HError(f"cannot write {out}: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
-    return PrecisionReport(
-        report.precision, report.io, report.islands, report.risks, report.quantised, report.calibration, psnr
-    )
-
-
-def compare_on_cpu(
-    reference: onnx.ModelProto, result: onnx.ModelProto, frames: Sequence[NDArray[np.float32]]
-) -> dict[str, float]:
-    """PSNR of each output of `result` against `reference` over `frames`, both on ONNX Runtime's CPU."""
-    sessions = [_cpu_session(proto) for proto in (reference, result)]
-    names = [output.name for output in sessions[0].get_outputs()]
-    squares = dict.fromkeys(names, 0.0)
-    low, high = dict.fromkeys(names, np.inf), dict.fromkeys(names, -np.inf)
-    for frame in frames:
-        expected, actual = (_run(session, frame) for session in sessions)
-        for name, want, got in zip(names, expected, actual, strict=True):
-            squares[name] += float(np.mean((want.astype(np.float64) - got) ** 2)) / len(frames)
-            low[name], high[name] = min(low[name], float(want.min())), max(high[name], float(want.max()))
-    return {name: psnr(squares[name], high[name] - low[name]) for name in names}
-
-
-def psnr(mean_square: float, span: float) -> float:
-    """Peak signal-to-noise ratio in decibels: `span` is largest minus smallest value of the reference."""
-    if mean_square == 0.0:
-        return float("inf")
-    return float(10 * np.log10(span**2 / mean_square)) if span > 0 else float("-inf")
-
-
-def _cpu_session(proto: onnx.ModelProto) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    # Q/DQ is computed as written; the CPU's own integer kernels saturate differently.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    try:
-        return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise M2HError(f"ONNX Runtime cannot load the graph: {str(error).splitlines()[0]}") from None
-
-
-def _run(session: ort.InferenceSession, frame: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    value = session.get_inputs()[0]
-    half = value.type == "tensor(float16)"
-    return session.run(None, {value.name: frame.astype(np.float16) if half else frame})
+    return replace(report, psnr=psnr)

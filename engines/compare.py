@@ -1,0 +1,59 @@
+"""A graph against its float32 original, both on ONNX Runtime's CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from m2h_deploy.errors import M2HError
+
+
+class CpuReference:
+    """What a float32 graph gives on some frames, computed once, to compare other graphs with."""
+
+    def __init__(self, proto: onnx.ModelProto, frames: Sequence[NDArray[np.float32]]) -> None:
+        session = _cpu_session(proto)
+        self.names = [output.name for output in session.get_outputs()]
+        self._frames = tuple(frames)
+        self._expected = [_run(session, frame) for frame in frames]
+        self._spans = [max(float(np.ptp(np.stack(values))), 0.0) for values in zip(*self._expected, strict=True)]
+
+    def noise(self, proto: onnx.ModelProto) -> dict[str, float]:
+        """Mean square error of each output of `proto` over the frames, as a share of the output's span squared."""
+        session = _cpu_session(proto)
+        total = dict.fromkeys(self.names, 0.0)
+        for frame, expected in zip(self._frames, self._expected, strict=True):
+            for name, span, want, got in zip(self.names, self._spans, expected, _run(session, frame), strict=True):
+                square = float(np.mean((want.astype(np.float64) - got) ** 2)) / len(self._frames)
+                total[name] += square / span**2 if span else (np.inf if square else 0.0)
+        return total
+
+    def psnr(self, proto: onnx.ModelProto) -> dict[str, float]:
+        """Peak signal-to-noise ratio of each output of `proto` in decibels; the peak is the output's span."""
+        return {name: decibels(noise) for name, noise in self.noise(proto).items()}
+
+
+def decibels(noise: float) -> float:
+    """A share of power as a signal-to-noise ratio; infinite for none."""
+    return float(-10 * np.log10(noise)) if noise > 0 else float("inf")
+
+
+def _cpu_session(proto: onnx.ModelProto) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # Q/DQ is computed as written; the CPU's own integer kernels saturate differently.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    try:
+        return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises its own unexported types
+        raise M2HError(f"ONNX Runtime cannot load the graph: {str(error).splitlines()[0]}") from None
+
+
+def _run(session: ort.InferenceSession, frame: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    value = session.get_inputs()[0]
+    half = value.type == "tensor(float16)"
+    return session.run(None, {value.name: frame.astype(np.float16) if half else frame})

@@ -31,9 +31,8 @@ class Gates:
 
     Where the data has no labels of a task, the reference's own prediction takes their place, and the same limits
     bound the disagreement: mIoU against the reference's classes, RMSE as a share of the reference's root mean square
-    depth, the mean angle to the reference's normals, odsF against the reference's boundaries (probability above
-    0.5). For depth and normals that is the stricter test: by the triangle inequality no labels could show a larger
-    loss.
+    depth, the mean angle to the reference's normals, odsF against the reference's thinned boundaries. For depth and
+    normals that bounds what labels could show: by the triangle inequality no label makes the loss larger.
     """
 
     miou_drop: float | None = 0.5

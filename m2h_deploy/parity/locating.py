@@ -26,6 +26,8 @@ JUMP = 10.0
 #: machine's memory.
 _FIRST_CHUNK, _CHUNK_BYTES = 24, 400_000_000
 
+_LAYER = re.compile(r"(?:blocks|layers)\.\d+")
+_AROUND_LAYERS = {"backbone": ("embed", "stages"), "wmca": ("reduce", "expand")}
 _TASKS = ("depth", "semantics", "normals", "edges")
 
 
@@ -78,17 +80,20 @@ class LocateResult:
         )
 
 
-def block_of(value: str) -> str:
+def block_of(value: str, *, after_layers: bool = False) -> str:
     """The paper's block of a value named by module path: `/wmca/layers.0/attention/MatMul_output_0` is `wmca.layers.0`.
 
-    backbone.blocks.i, mstr, msf.task, wmca.layers.i, context (GGFM), heads.task; what a block does before, between and
-    after its layers goes by its own name (`backbone`, `wmca`). A network output belongs to its head.
+    backbone.blocks.i, mstr, msf.task, wmca.layers.i, context (GGFM), heads.task. What surrounds the layers of the first
+    and of WMCA is backbone.embed and wmca.reduce, and `after_layers` backbone.stages and wmca.expand. A network
+    output belongs to its head.
     """
     if value in _TASKS:
         return f"heads.{value}"
     first, _, rest = value.lstrip("/").partition("/")
-    layer = re.match(r"(?:blocks|layers)\.\d+", rest)
-    return f"{first}.{layer[0]}" if layer and first in ("backbone", "wmca") else first
+    if first not in _AROUND_LAYERS:
+        return first
+    layer = _LAYER.match(rest)
+    return f"{first}.{layer[0] if layer else _AROUND_LAYERS[first][after_layers]}"
 
 
 def locate(
@@ -217,13 +222,18 @@ def _relative(reference: NDArray[Any], value: NDArray[Any]) -> float:
 def _with_inputs(proto: onnx.ModelProto, errors: Mapping[str, float]) -> tuple[ValueDifference, ...]:
     """Each compared value beside the error it inherits: values that could not be compared pass on their inputs'."""
     carried: dict[str, float] = {}
+    entered: set[str] = set()
     values = []
     for node in proto.graph.node:
         inherited = max((carried.get(name, 0.0) for name in node.input), default=0.0)
         for name in node.output:
             carried[name] = errors.get(name, inherited)
+            first, _, rest = name.lstrip("/").partition("/")
+            if _LAYER.match(rest):
+                entered.add(first)
             if name in errors:
-                values.append(ValueDifference(name, block_of(name), errors[name], inherited))
+                block = block_of(name, after_layers=first in entered)
+                values.append(ValueDifference(name, block, errors[name], inherited))
     return tuple(values)
 
 

@@ -61,7 +61,9 @@ class WorstFrames:
         a, b = _draw(task, getattr(reference, task), getattr(engine, task), self._classes)
         heat = cv2.applyColorMap((255 * np.clip(error / brightest, 0, 1)).astype(np.uint8), cv2.COLORMAP_INFERNO)
         pictures = {"input": image, "reference": a, "engine": b, "difference": np.asarray(heat, np.uint8)}
-        scale = "white: another class" if task == "semantics" else f"white: {brightest:g} {unit.split()[0]} or more"
+        scale = (
+            "bright: another class" if task == "semantics" else f"brightest: {brightest:g} {unit.split()[0]} or more"
+        )
         worst = WorstFrame(task, name, mean, unit, scale, {key: _jpeg(value) for key, value in pictures.items()})
         self._count += 1
         entry = (mean, -self._count, worst)

@@ -114,7 +114,7 @@ def verify(
 
 
 def _psnr_gate(tensor: TensorResult, limit: float) -> GateResult:
-    rule = Rule(f"{tensor.output}.psnr", tensor.output, f"{tensor.output}: PSNR", "dB", at_least=True)
+    rule = Rule(f"{tensor.output}.psnr", tensor.output, f"{tensor.output} PSNR", "dB", at_least=True)
     gate = judge(rule, limit, tensor.psnr, tensor.psnr_interval)
     if not tensor.nonfinite:
         return gate

@@ -15,6 +15,7 @@ from m2h_deploy.data.frame import Frame
 from m2h_deploy.errors import M2HError
 from m2h_deploy.metrics import DepthMetric, EdgesMetric, Metric, NormalsMetric, SemanticsMetric
 from m2h_deploy.metrics.semantics import NUM_CLASSES
+from m2h_deploy.metrics.thinning import suppress_non_maxima
 from m2h_deploy.parity.bootstrap import Interval, interval
 from m2h_deploy.parity.gates import GateResult, Gates, Rule, judge
 from m2h_deploy.postprocess import Prediction
@@ -22,8 +23,9 @@ from m2h_deploy.postprocess import Prediction
 Against = Literal["labels", "reference"]
 State = NDArray[np.float64]
 
-#: Probability above which the reference's edge counts as a boundary where it stands in for labels.
-EDGE_THRESHOLD = 0.5
+#: Where the reference stands in for labels, its boundaries are the thinned edges above this share of the frame's
+#: strongest: near 0.5 for a trained network, and never none.
+EDGE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class TaskComparison:
             return target
         if self.task == "semantics":
             return np.where(given == 0, IGNORE_LABEL, given - 1).astype(np.uint8) if self._unknown else given
-        return given > EDGE_THRESHOLD if self.task == "edges" else given
+        return _reference_boundaries(given) if self.task == "edges" else given
 
     def result(self, weights: NDArray[np.float64], gates: Gates) -> tuple[TaskResult, list[GateResult]]:
         """The figures with their interval, and the task's gate if it is set; `weights` are the bootstrap's draws."""
@@ -131,7 +133,7 @@ class TaskComparison:
         if self.task == "depth":
             base = a if self.against == "labels" else self._figures(np.array(self._scale), weights)
             worse = 100 * np.divide(worse, base, out=np.full_like(worse, np.nan), where=base > 0)
-        rule = Rule(f"{self.task}.{spec.gate}", self.task, f"{self.task}: {spec.words}", spec.gate_unit)
+        rule = Rule(f"{self.task}.{spec.gate}", self.task, f"{self.task} {spec.words}", spec.gate_unit)
         return result, [judge(rule, limit, float(worse[0]), interval(float(worse[0]), worse[1:], frames))]
 
     def _figures(self, states: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -152,6 +154,12 @@ def _make_metric(task: str, classes: Classes, *, unknown: bool) -> Metric:
     if evaluated > NUM_CLASSES:
         raise M2HError(f"the engine has {evaluated} classes, the semantics metric knows {NUM_CLASSES} at most")
     return SemanticsMetric(NUM_CLASSES + 1 if unknown else NUM_CLASSES)
+
+
+def _reference_boundaries(probability: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Suppressed as the metric does it with a prediction, so that the reference against itself is near 100 %."""
+    strength = suppress_non_maxima(probability)
+    return np.asarray(strength > EDGE_SHARE * strength.max())
 
 
 def check_classes(names: Sequence[str], classes: Classes) -> None:

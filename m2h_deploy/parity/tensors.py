@@ -58,12 +58,13 @@ class TensorComparison:
         total = states.sum(axis=0)
         size, error, _, ab, aa, bb, agree, pixels, nonfinite = (float(v) for v in total)
         psnr = self._psnr(total)
+        low, high = interval(psnr, resample(weights, states, self._psnr), len(states))
         return TensorResult(
             output=self.output,
             max_error=self._largest,
             mean_error=error / size,
             psnr=psnr,
-            psnr_interval=interval(psnr, resample(weights, states, self._psnr), len(states)),
+            psnr_interval=(low, min(high, _BEST_PSNR)),
             cosine=_cosine(ab, aa, bb),
             label_agreement=agree / pixels if self.output == "semantics" else None,
             nonfinite=int(nonfinite),
@@ -74,7 +75,7 @@ class TensorComparison:
             return 0.0
         span = (self._high - self._low) or 1.0
         share = float(np.sqrt(total[2] / total[0])) / span
-        return min(_BEST_PSNR, -20 * np.log10(share)) if share > 0 else _BEST_PSNR
+        return min(_BEST_PSNR, float(-20 * np.log10(share))) if share > 0 else _BEST_PSNR
 
 
 def _cosine(ab: float, aa: float, bb: float) -> float:

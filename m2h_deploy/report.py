@@ -1,0 +1,228 @@
+"""A parity result for people and for build servers: a table in the terminal, one HTML page, a JUnit file."""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from m2h_deploy import __version__
+from m2h_deploy.errors import M2HError
+from m2h_deploy.parity.gates import GateResult
+from m2h_deploy.parity.result import VerifyResult
+from m2h_deploy.parity.tasks import TaskResult
+
+if TYPE_CHECKING:
+    from m2h_deploy.parity.locating import LocateResult
+
+_MARKS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "unsure": ("?", "yellow")}
+_WORDS = {"pass": "Passed", "fail": "Failed", "unsure": "Too few frames to tell"}
+_DECIMALS = {"m": 3, "%": 2, "°": 2}
+
+#: Where the bar of a gate begins and ends: in limits for a loss, in dB for PSNR.
+_LOSS_SPAN, _PSNR_SPAN = (-0.5, 2.0), (0.0, 140.0)
+
+
+def print_result(result: VerifyResult, console: Console) -> None:
+    """Print the outputs, the tasks, the gates and the verdict as tables."""
+    data = result.data
+    sides = f"{result.bundle} ({result.engine.description}, {result.precision}) against {result.reference.description}"
+    console.print(Text(f"{sides}, {data.frames} of {data.of} frames of {data.name}\n"))
+    console.print(_tensor_table(result))
+    console.print(_task_table(result))
+    for note in _notes(result):
+        console.print(Text(note, style="yellow"))
+    table = Table("", "gate", "", box=None, show_header=False)
+    for gate in result.gates:
+        mark, colour = _MARKS[gate.verdict]
+        table.add_row(Text(mark, style=colour), Text(gate.message))
+    console.print(table)
+    mark, colour = _MARKS[result.verdict]
+    console.print(Text(f"{_WORDS[result.verdict].upper()}: {_count(result)}", style=f"bold {colour}"))
+
+
+def _tensor_table(result: VerifyResult) -> Table:
+    table = Table("output", "max error", "mean error", "PSNR", "cosine", "same class", box=None)
+    for tensor in result.tensors:
+        agree = "" if tensor.label_agreement is None else f"{100 * tensor.label_agreement:.2f} %"
+        table.add_row(
+            tensor.output,
+            f"{tensor.max_error:.3g}",
+            f"{tensor.mean_error:.3g}",
+            f"{tensor.psnr:.1f} dB",
+            f"{tensor.cosine:.6f}",
+            agree,
+        )
+    return table
+
+
+def _task_table(result: VerifyResult) -> Table:
+    table = Table("task", "metric", "reference", "engine", "change", "95 % interval", "against", box=None)
+    for task in result.tasks:
+        table.add_row(task.task, *(cell for cell in _task_cells(task).values()))
+    return table
+
+
+def _task_cells(task: TaskResult) -> dict[str, str]:
+    places = _DECIMALS[task.unit]
+    low, high = task.interval
+    return {
+        "metric": f"{task.metric}, {task.unit}",
+        "reference": _number(task.reference, places),
+        "engine": _number(task.engine, places),
+        "change": _number(task.change, places + 1, sign=True),
+        "interval": f"{_number(low, places + 1, sign=True)} to {_number(high, places + 1, sign=True)}",
+        "against": f"{'derived ' if task.derived else ''}{task.against}",
+    }
+
+
+def _number(value: float, places: int, *, sign: bool = False) -> str:
+    if math.isnan(value):
+        return "none"
+    if math.isinf(value):
+        return "+∞" if value > 0 else "-∞"
+    return f"{round(value, places) + 0.0:{'+' if sign else ''}.{places}f}"  # + 0.0: no negative zero
+
+
+def _notes(result: VerifyResult) -> list[str]:
+    notes = []
+    derived = [task.task for task in result.tasks if task.derived]
+    if derived:
+        notes.append(f"{', '.join(derived)}: labels derived from other labels, not comparable with the paper's Table I")
+    unlabelled = [task.task for task in result.tasks if task.against == "reference"]
+    if unlabelled:
+        notes.append(f"{', '.join(unlabelled)}: no labels in the data, measured against the reference's own prediction")
+    if result.reference.weights_sha256 != result.engine.weights_sha256:
+        notes.append("reference and engine have different weights")
+    return notes
+
+
+def _count(result: VerifyResult) -> str:
+    passed = sum(gate.verdict == "pass" for gate in result.gates)
+    return f"{passed} of {len(result.gates)} gates passed on {result.data.frames} frames"
+
+
+def write_junit(result: VerifyResult, path: str | os.PathLike[str]) -> Path:
+    """Write one test case a gate, as build servers read it. A gate that cannot be decided is a failure of its own type.
+
+    Raises M2HError when the file cannot be written.
+    """
+    failures = [gate for gate in result.gates if gate.verdict != "pass"]
+    name = f"m2h-deploy verify {result.bundle}"
+    counts = {"tests": str(len(result.gates)), "failures": str(len(failures)), "errors": "0", "skipped": "0"}
+    root = ElementTree.Element("testsuites", {"name": name, **counts})
+    suite = ElementTree.SubElement(root, "testsuite", {"name": name, **counts})
+    properties = ElementTree.SubElement(suite, "properties")
+    facts = {
+        "data": result.data.name,
+        "frames": str(result.data.frames),
+        "engine": result.engine.description,
+        "precision": result.precision,
+        "reference": result.reference.description,
+        "weights_sha256": result.engine.weights_sha256,
+    }
+    for key, value in facts.items():
+        ElementTree.SubElement(properties, "property", {"name": key, "value": value})
+    for gate in result.gates:
+        case = ElementTree.SubElement(suite, "testcase", {"classname": "m2h_deploy.parity", "name": gate.name})
+        if gate.verdict == "pass":
+            ElementTree.SubElement(case, "system-out").text = gate.message
+        else:
+            kind = "GateFailed" if gate.verdict == "fail" else "TooFewFrames"
+            ElementTree.SubElement(case, "failure", {"type": kind, "message": gate.message})
+    ElementTree.indent(root)
+    return _write(Path(path), ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """A gate's interval and limit as positions from 0 to 100 on one line."""
+
+    low: float
+    high: float
+    value: float
+    limit: float
+
+
+def write_html(result: VerifyResult, path: str | os.PathLike[str], *, located: LocateResult | None = None) -> Path:
+    """Write the result as one HTML page that needs no other file: verdict, gates, tables, worst frames.
+
+    `located` adds the error against depth in the network. Raises M2HError when the page cannot be written or jinja2
+    (and for `located` matplotlib) is not installed.
+    """
+    try:
+        import jinja2
+    except ModuleNotFoundError:
+        raise M2HError("the HTML page needs jinja2: pip install 'm2h-deploy[report]'") from None
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("m2h_deploy"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["sentence"] = lambda text: f"{text[:1].upper()}{text[1:]}."
+    chart = None
+    if located is not None:
+        from m2h_deploy.parity.chart import draw_errors
+
+        chart = _data_url("image/png", draw_errors(located))
+    page = environment.get_template("parity.html").render(
+        result=result,
+        verdict=_WORDS[result.verdict],
+        count=_count(result),
+        marks={key: mark for key, (mark, _) in _MARKS.items()},
+        words=_WORDS,
+        gates=[(gate, _bar(gate)) for gate in result.gates],
+        tasks=[(task, _task_cells(task)) for task in result.tasks],
+        notes=_notes(result),
+        worst=[
+            (worst, {name: _data_url("image/jpeg", content) for name, content in worst.pictures.items()})
+            for worst in result.worst
+        ],
+        located=located,
+        chart=chart,
+        version=__version__,
+    )
+    return _write(Path(path), page.encode())
+
+
+def _bar(gate: GateResult) -> _Bar | None:
+    """None where there is nothing to draw: the self-test, a limit of 0, or nothing measured."""
+    if gate.limit is None or gate.value is None or gate.interval is None or gate.limit == 0:
+        return None
+    if math.isnan(gate.value) or any(math.isnan(end) for end in gate.interval):
+        return None
+    psnr = gate.unit == "dB"
+    start, end = _PSNR_SPAN if psnr else _LOSS_SPAN
+    scale = 1.0 if psnr else gate.limit
+
+    def place(value: float) -> float:
+        return round(100 * min(1.0, max(0.0, (value / scale - start) / (end - start))), 2)
+
+    low, high = gate.interval
+    return _Bar(place(low), place(high), place(gate.value), place(gate.limit))
+
+
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _write(path: Path, content: bytes) -> Path:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise M2HError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

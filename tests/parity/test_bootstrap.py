@@ -1,0 +1,50 @@
+"""The bootstrap's intervals hold the truth about as often as they say."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from m2h_deploy.metrics import DepthMetric
+from m2h_deploy.parity.bootstrap import draws, interval, resample
+
+
+def depth_states(generator: np.random.Generator, frames: int, error: float) -> np.ndarray:
+    """States of frames whose squared error varies from frame to frame about `error` squared."""
+    metric = DepthMetric()
+    truth = np.full((4, 4), 2.0)
+    scales = error * np.sqrt(generator.gamma(4.0, 0.25, frames))
+    return np.array([metric.frame_state(truth + scale, truth) for scale in scales])
+
+
+@pytest.mark.parametrize("frames", [5, 30])
+def test_95_per_cent_intervals_of_rmse_hold_the_truth_about_as_often(frames):
+    metric, generator = DepthMetric(), np.random.default_rng(3)
+    weights = draws(frames, resamples=200)
+    hits = 0
+    for _ in range(200):
+        states = depth_states(generator, frames, error=0.5)
+        point = metric.compute_from(states.sum(axis=0))["rmse"]
+        low, high = interval(point, resample(weights, states, lambda s: metric.compute_from(s)["rmse"]), frames)
+        hits += low <= 0.5 <= high
+    assert 0.90 <= hits / 200 <= 0.995
+
+
+def test_two_frames_give_a_far_wider_interval_than_many():
+    samples = np.random.default_rng(0).standard_normal(4000)
+    widths = [np.subtract(*interval(0.0, samples, frames)[::-1]) for frames in (2, 10, 1000)]
+    assert widths[0] > 5 * widths[1] > 5 * widths[2]
+    assert widths[2] == pytest.approx(2 * 1.96, rel=0.05)
+
+
+def test_equal_frames_have_no_uncertainty_and_one_frame_has_no_interval():
+    assert interval(0.25, np.full(100, 0.25), 2) == (0.25, 0.25)
+    assert interval(0.25, np.full(100, 0.25), 1) == (-math.inf, math.inf)
+
+
+def test_resamples_draw_as_many_frames_as_there_are_and_are_the_same_each_time():
+    weights = draws(7, resamples=50)
+    assert (weights.sum(axis=1) == 7).all()
+    assert (weights == draws(7, resamples=50)).all()

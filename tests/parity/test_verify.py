@@ -1,0 +1,177 @@
+"""A good engine passes, a damaged one does not, and the bundle keeps its manifest until there is a result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from m2h_deploy.bundle import load_bundle, write_manifest
+from m2h_deploy.data.rooms import Rooms
+from m2h_deploy.data.writing import write_multitask_folder
+from m2h_deploy.errors import M2HError
+from m2h_deploy.model import save_checkpoint
+from m2h_deploy.parity import Gates, to_json, verify
+
+ROOMS = Rooms(2, height=64, width=80)
+
+
+@pytest.fixture
+def bundle(tiny_bundle, tmp_path):
+    return shutil.copytree(tiny_bundle, tmp_path / "bundle")
+
+
+@dataclasses.dataclass(frozen=True)
+class Unlabelled:
+    """Rooms as plain images."""
+
+    rooms: Rooms = ROOMS
+    class_names: tuple[str, ...] = ()
+    derived: frozenset[str] = frozenset()
+
+    def __len__(self):
+        return len(self.rooms)
+
+    def __getitem__(self, index):
+        frame = self.rooms[index]
+        return dataclasses.replace(frame, depth=None, normals=None, semantics=None, edges=None)
+
+
+def test_a_good_engine_passes_with_two_frames_and_its_manifest_says_so(bundle, tiny_checkpoint):
+    seen = []
+    result = verify(bundle, tiny_checkpoint, ROOMS, progress=lambda done, total: seen.append((done, total)))
+    assert result.passed, result.summary
+    assert seen == [(1, 2), (2, 2)]
+    assert [task.against for task in result.tasks] == ["labels"] * 4
+    for task in result.tasks:
+        assert abs(task.change) < 1e-2 or np.isnan(task.change)
+    recorded = load_bundle(bundle).manifest.parity
+    assert recorded == json.loads(json.dumps(to_json(result)))
+    assert recorded["passed"] is True
+    assert recorded["engine"]["weights_sha256"] == load_bundle(bundle).manifest.model.weights_sha256
+
+
+def test_without_labels_the_reference_stands_in_for_them(bundle, tiny_onnx):
+    result = verify(bundle, tiny_onnx, Unlabelled())
+    assert result.passed, result.summary
+    assert [task.against for task in result.tasks] == ["reference"] * 4
+    values = {task.task: task.engine for task in result.tasks}
+    assert values["depth"] == pytest.approx(0, abs=1e-3)
+    assert values["semantics"] == pytest.approx(100, abs=0.1)
+    assert values["normals"] == pytest.approx(0, abs=1e-2)
+    assert values["edges"] > 50
+
+
+def test_a_damaged_semantics_head_fails_and_is_named(bad_head, tiny_onnx):
+    result = verify(bad_head, tiny_onnx, Unlabelled(), record=False)
+    assert result.verdict == "fail"
+    failed = {gate.task for gate in result.gates if gate.verdict != "pass" and gate.task}
+    assert failed == {"semantics"}
+    assert "semantics" in result.summary
+    assert next(t for t in result.tensors if t.output == "semantics").label_agreement < 0.9
+
+
+def test_an_interrupted_run_leaves_the_bundle_as_it_was(bundle, tiny_onnx):
+    before = (bundle / "manifest.json").read_bytes()
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        verify(bundle, tiny_onnx, ROOMS, progress=interrupt)
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert sorted(file.name for file in bundle.iterdir()) == ["manifest.json", "model.onnx"]
+
+
+def test_gates_can_be_set_and_left_out(tiny_bundle, tiny_onnx):
+    gates = dataclasses.replace(Gates.none(), psnr=1000.0)
+    result = verify(tiny_bundle, tiny_onnx, ROOMS, gates=gates, record=False)
+    assert {gate.name for gate in result.gates if gate.verdict == "fail"} == {
+        "depth.psnr", "semantics.psnr", "normals.psnr", "edges.psnr",
+    }  # fmt: skip
+    assert not any(gate.name.endswith(("drop", "increase")) for gate in result.gates)
+
+
+def test_one_frame_proves_nothing(tiny_bundle, tiny_onnx):
+    result = verify(tiny_bundle, tiny_onnx, Unlabelled(), limit=1, record=False)
+    assert result.verdict == "unsure"
+    assert not result.passed
+    assert json.loads(json.dumps(to_json(result), allow_nan=False))["tasks"][0]["interval"] == [None, None]
+
+
+def test_an_engine_that_gives_no_numbers_fails_instead_of_raising(tiny_bundle, tiny_onnx, monkeypatch):
+    from m2h_deploy.backends.onnxruntime import OnnxRuntimeBackend
+
+    run = OnnxRuntimeBackend.run
+
+    def overflow(self, image):
+        outputs = run(self, image)
+        outputs["depth"][0, 0, 3, 4] = np.inf
+        return outputs
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", overflow)
+    result = verify(tiny_bundle, tiny_onnx, ROOMS, record=False)
+    gate = next(gate for gate in result.gates if gate.name == "depth.psnr")
+    assert gate.verdict == "fail"
+    assert "2 values" in gate.message
+
+
+def test_other_weights_are_an_error_that_names_both(tiny_bundle, tiny_model, tmp_path):
+    import copy
+
+    import torch
+
+    other = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        other.heads["depth"].final.bias += 0.5
+    checkpoint = save_checkpoint(other, tmp_path / "other.safetensors")
+    built = load_bundle(tiny_bundle).manifest.model.weights_sha256
+    with pytest.raises(M2HError, match=rf"built from weights {built[:12]}.*other\.safetensors holds"):
+        verify(tiny_bundle, checkpoint, ROOMS, record=False)
+    result = verify(tiny_bundle, checkpoint, ROOMS, record=False, allow_other_weights=True)
+    assert result.reference.weights_sha256 != result.engine.weights_sha256
+
+
+def test_an_engine_without_a_task_is_measured_on_the_others(no_edges, tiny_checkpoint):
+    result = verify(no_edges, tiny_checkpoint, ROOMS, record=False)
+    assert result.passed, result.summary
+    assert [task.task for task in result.tasks] == ["depth", "semantics", "normals"]
+
+
+def test_a_reference_without_a_task_of_the_engine_is_refused(tiny_bundle, no_edges):
+    with pytest.raises(M2HError, match="has no edges, the engine has"):
+        verify(tiny_bundle, no_edges.parent / "model.onnx", ROOMS, record=False)
+
+
+def test_frames_are_spread_over_the_data(tiny_bundle, tiny_onnx):
+    result = verify(tiny_bundle, tiny_onnx, Rooms(9, height=32, width=32), limit=3, record=False, pictures=3)
+    assert (result.data.frames, result.data.of) == (3, 9)
+    assert {worst.name[-1] for worst in result.worst} == {"1", "4", "7"}
+
+
+def test_broken_data_is_one_line_that_names_the_file(bundle, tiny_onnx, tmp_path):
+    before = (bundle / "manifest.json").read_bytes()
+    folder = write_multitask_folder(tmp_path / "rooms", 2, height=32, width=40)
+    depth = sorted((folder / "depth").iterdir())[1]
+    depth.unlink()
+    with pytest.raises(M2HError, match=depth.name) as caught:
+        verify(bundle, tiny_onnx, folder)
+    assert "\n" not in str(caught.value)
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+def test_a_reference_of_another_size_is_refused(bundle, tiny_onnx):
+    manifest = load_bundle(bundle).manifest
+    smaller = manifest.input.model_copy(update={"height": 56})
+    write_manifest(bundle, manifest.model_copy(update={"input": smaller}))
+    with pytest.raises(M2HError, match="takes 112x140 pixels, the engine 56x140"):
+        verify(bundle, tiny_onnx, ROOMS)
+
+
+def test_real_frames_pass(no_edges, tiny_onnx, shared):
+    result = verify(no_edges, tiny_onnx, shared / "nyuv2_frames", record=False)
+    assert result.passed, result.summary
+    assert {task.task for task in result.tasks if task.against == "labels"} == {"depth"}

@@ -123,7 +123,7 @@ def run(
     """Predict on frames: a picture, depth (16-bit PNG, millimetres) and labels (PNG) for each."""
     from m2h_deploy import Runtime
     from m2h_deploy.results import write_prediction
-    from m2h_deploy.sources import open_source
+    from m2h_deploy.sources import Skipped, open_source
 
     frames = open_source(source)
     runtime = Runtime.load(bundle, threads=threads, self_test=self_test)
@@ -139,7 +139,9 @@ def run(
         for frame in frames.read():
             if isinstance(frame, M2HError):
                 failures.append(frame)
-                progress.console.print(str(frame), style="red", markup=False)
+                progress.console.print(str(frame), style="red", markup=False, soft_wrap=True)
+            elif isinstance(frame, Skipped):
+                progress.console.print(frame.reason, style="yellow", markup=False, soft_wrap=True)
             else:
                 prediction = runtime(frame.image)
                 write_prediction(output, frame.name, frame.image, prediction, runtime.manifest.classes, npz=npz)

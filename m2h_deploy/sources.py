@@ -29,12 +29,22 @@ class SourceFrame:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A file that is no picture and not meant to be: RGB-D folders hold depth maps beside their pictures."""
+
+    reason: str
+
+
+Item = SourceFrame | Skipped | M2HError
+
+
+@dataclass(frozen=True)
 class Source:
-    """Frames in order. `read` yields each frame, or the M2HError that says why a file gave none."""
+    """Frames in order. `read` yields each frame, or why a file gave none: Skipped, or the M2HError of a broken one."""
 
     count: int | None
-    """How many frames there will be, where that is known."""
-    read: Callable[[], Iterator[SourceFrame | M2HError]]
+    """How many items there will be, where that is known."""
+    read: Callable[[], Iterator[Item]]
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -42,6 +52,10 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
     Raises M2HError on a missing or unreadable file, 16-bit pixels, or a picture under 16 x 16 pixels.
     """
+    return as_color_image(_decode(path), str(path))
+
+
+def _decode(path: Path) -> NDArray[Any]:
     if not path.is_file():
         raise M2HError(f"no image at {path}")
     try:
@@ -51,7 +65,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         image = None
     if image is None:
         raise M2HError(f"{path} is not a readable image")
-    return as_color_image(image, str(path))
+    return np.asarray(image)
 
 
 def open_source(what: str) -> Source:
@@ -78,12 +92,16 @@ def _folder(path: Path) -> Source:
         raise M2HError(f"{path} holds no images ({', '.join(sorted(IMAGES))})")
     stems = Counter(file.stem for file in files)
 
-    def read() -> Iterator[SourceFrame | M2HError]:
+    def read() -> Iterator[Item]:
         for file in files:
             try:
+                pixels = _decode(file)
+                if pixels.dtype == np.uint16 and pixels.ndim == 2:
+                    yield Skipped(f"{file} is a 16-bit depth map, not a picture: skipped")
+                    continue
                 # room.png and room.jpg must not write over each other's results.
                 name = file.stem if stems[file.stem] == 1 else file.name
-                yield SourceFrame(name, read_image(file))
+                yield SourceFrame(name, as_color_image(pixels, str(file)))
             except M2HError as error:
                 yield error
 
@@ -97,7 +115,7 @@ def _video(handle: str | int, stem: str) -> Source:
         raise M2HError(f"cannot open {kind} {handle}")
     count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
 
-    def read() -> Iterator[SourceFrame | M2HError]:
+    def read() -> Iterator[Item]:
         try:
             index = 0
             while True:

@@ -70,12 +70,14 @@ def test_run_reports_a_broken_picture_and_finishes_the_others(tiny_bundle, tmp_p
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     (pictures / "broken.png").write_bytes(b"no picture")
-    cv2.imwrite(str(pictures / "deep.png"), np.zeros((64, 64), np.uint16))
+    cv2.imwrite(str(pictures / "deep.png"), np.zeros((64, 64, 3), np.uint16))
+    cv2.imwrite(str(pictures / "depth.png"), np.zeros((64, 64), np.uint16))
     cv2.imwrite(str(pictures / "good.png"), np.zeros((64, 64, 3), np.uint8))
     ran = m2h("run", tiny_bundle, pictures, "-o", tmp_path / "out", "--json")
     assert ran.returncode == 2
     assert json.loads(ran.stdout)["failed"] == 2
-    assert "broken.png is not a readable image" in ran.stderr.replace("\n", " ")
+    assert "broken.png is not a readable image" in ran.stderr
+    assert "depth.png is a 16-bit depth map, not a picture: skipped" in ran.stderr
     assert (tmp_path / "out" / "good_overlay.png").is_file()
 
 

@@ -1,0 +1,14 @@
+"""Training: the paper's losses, dynamic weight averaging and recipe; evaluation of what comes out.
+
+```python
+from m2h_deploy.training import evaluate, load_config, train
+
+train(load_config("configs/m2h-tiny.toml"), "runs/tiny")
+```
+"""
+
+from m2h_deploy.training.api import run, train
+from m2h_deploy.training.config import TrainConfig, load_config
+from m2h_deploy.training.evaluation import evaluate, table
+
+__all__ = ["TrainConfig", "evaluate", "load_config", "run", "table", "train"]

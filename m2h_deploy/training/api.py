@@ -1,0 +1,169 @@
+"""A training run from its description to its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from m2h_deploy.data import Dataset, open_dataset
+from m2h_deploy.data.rooms import Rooms
+from m2h_deploy.errors import M2HError
+from m2h_deploy.model import M2H, build_model, load_checkpoint, save_checkpoint
+from m2h_deploy.training.cache import FrameCache, open_cache
+from m2h_deploy.training.config import DataConfig, TrainConfig, load_config
+from m2h_deploy.training.evaluation import evaluate, table
+from m2h_deploy.training.loop import STATE, Run, run_stages
+from m2h_deploy.training.parallel import join_group
+from m2h_deploy.training.record import Record, plot_record
+from m2h_deploy.training.speed import keep_freed_memory
+from m2h_deploy.training.state import Position, load_state
+from m2h_deploy.training.warmstart import prepare_fresh
+
+
+def run(
+    config_path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    cache: str | os.PathLike[str] | None = None,
+    workers: int = 1,
+) -> dict[str, Any]:
+    """`train` with the run that a TOML file describes; what `m2h-deploy train` calls."""
+    return train(load_config(config_path), output, resume=resume, device=device, cache=cache, workers=workers)
+
+
+def train(
+    config: TrainConfig,
+    output: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    cache: str | os.PathLike[str] | None = None,
+    workers: int = 1,
+) -> dict[str, Any]:
+    """Train, evaluate, and return what `evaluate` says of the result on the validation frames.
+
+    Into the folder `output` go `model.safetensors`, `losses.csv` (one row a step), `losses.png`, `evaluation.json`,
+    `evaluation.md` and, until the end, `state.pt`. Frames are kept under `cache` (default: `output`/frames), read or
+    rendered by `workers` processes. `device` is `auto`, `cpu` or `cuda`.
+
+    A run that was killed goes on with `resume=True` from its last saved state, to the same bits on the same machine.
+    Under `torchrun` each process takes its share of every batch; those that do not lead return nothing.
+    Raises M2HError for a folder that holds another run, data that cannot be read, or a loss that is not finite;
+    KeyboardInterrupt after Ctrl-C, with the state saved.
+    """
+    group = join_group()
+    folder = Path(output)
+    state = _prepare_folder(folder, config, resume=resume)
+    keep_freed_memory()
+    place = _device(device)
+    frames_root = Path(cache) if cache is not None else folder / "frames"
+    if not group.leads:
+        group.wait()
+    frames = _frames(config.data, frames_root, workers)
+    validation = _frames(config.validation, frames_root, workers)
+    if group.leads:
+        group.wait()
+    model = _initial_model(config).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    position = Position()
+    if state is not None:
+        model.load_state_dict(state["model"])
+        position = Position(**state["position"])
+    work = Run(
+        config=config,
+        model=model,
+        frames=frames,
+        folder=folder,
+        record=Record(folder / "losses.csv", after=position.total) if group.leads else None,
+        group=group,
+        device=place,
+        teacher=_teacher(config, place),
+        position=position,
+        saved=state["stage"] if state is not None else {},
+    )
+    run_stages(work)
+    return _finish(work, validation) if group.leads else {}
+
+
+def _prepare_folder(folder: Path, config: TrainConfig, *, resume: bool) -> dict[str, Any] | None:
+    """The state to go on from, if there is one."""
+    state_file = folder / STATE
+    if state_file.is_file():
+        if not resume:
+            raise M2HError(f"{folder} holds an unfinished run: resume it, or give another folder")
+        state = load_state(state_file)
+        if state["config"] != repr(config):
+            raise M2HError(f"{folder} holds a run with another config: resume it with its own, or give another folder")
+        return state
+    if (folder / "model.safetensors").exists():
+        raise M2HError(f"{folder} holds a finished run: give another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise M2HError(f"cannot make the folder {folder}: {error.strerror or error}") from None
+    return None
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise M2HError(f"unknown device '{name}': choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise M2HError("no CUDA device that this PyTorch can use: choose cpu, or install PyTorch for CUDA")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _frames(data: DataConfig, root: Path, workers: int) -> FrameCache:
+    dataset: Dataset
+    if data.source == "rooms":
+        dataset, key = Rooms(data.count, data.seed, data.height, data.width), f"rooms {data.seed}"
+    else:
+        dataset, key = open_dataset(data.source, split=data.split), f"{data.source} {data.split}"
+    return open_cache(dataset, key, root, (data.height, data.width), count=data.count, workers=workers)
+
+
+def _initial_model(config: TrainConfig) -> M2H:
+    torch.manual_seed(config.seed)
+    if config.checkpoint:
+        return load_checkpoint(config.checkpoint)
+    model = build_model(config.variant, **config.model)
+    prepare_fresh(model, config.layer_scale)
+    if config.backbone:
+        _load_backbone(model, Path(config.backbone))
+    return model
+
+
+def _load_backbone(model: M2H, file: Path) -> None:
+    try:
+        model.backbone.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, EOFError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or ["not a state dict"])[-1].strip()
+        raise M2HError(f"{file} is not a DINOv2 state dict for {model.config.backbone.name}: {reason[:120]}") from None
+
+
+def _teacher(config: TrainConfig, device: torch.device) -> M2H | None:
+    if not config.teacher:
+        return None
+    return load_checkpoint(config.teacher).to(device).requires_grad_(False).eval()
+
+
+def _finish(work: Run, validation: FrameCache) -> dict[str, Any]:
+    result = evaluate(work.model, validation.frames())
+    folder = work.folder
+    _write(folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
+    _write(folder / "evaluation.md", table(result) + "\n")
+    plot_record(folder / "losses.csv", folder / "losses.png")
+    save_checkpoint(work.model, folder / "model.safetensors")
+    (folder / STATE).unlink()
+    return result
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,154 @@
+"""Batches of labelled frames as tensors, and the paper's augmentations (section IV B)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from m2h_deploy.data import IGNORE_LABEL
+from m2h_deploy.training.cache import UNKNOWN_EDGE, FrameCache
+
+#: ImageNet statistics on RGB 0..1: what DINOv2 was trained with.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Ranges of the random changes; 0 switches one off."""
+
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.05
+    """Share of the colour circle, 0..0.5."""
+    gamma: float = 0.2
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Labels of N frames of H x W pixels, beside the image.
+
+    - image: float32 (N, 3, H, W), RGB 0..1
+    - depth: float32 (N, 1, H, W), metres, 0 where unknown
+    - semantics: int64 (N, H, W), the network's class index: 0 is "unknown", 1..40 are the data's 0..39; -1 unlabelled
+    - normals: float32 (N, 3, H, W), zeros where unknown
+    - edges: float32 (N, 1, H, W), 0 or 1, -1 where unknown
+    """
+
+    image: Tensor
+    depth: Tensor
+    semantics: Tensor
+    normals: Tensor
+    edges: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    def network_input(self) -> Tensor:
+        """The image as the network takes it: normalised by MEAN and STD."""
+        mean = self.image.new_tensor(MEAN).view(3, 1, 1)
+        return (self.image - mean) / self.image.new_tensor(STD).view(3, 1, 1)
+
+
+def read_batch(cache: FrameCache, indices: np.ndarray, size: tuple[int, int]) -> Batch:
+    """The frames at `indices`, resized to `size` (height, width): images by area, labels by nearest neighbour.
+
+    An edge is one pixel wide, so a smaller edge map keeps an edge wherever one of the pixels under it has one.
+    """
+    image = torch.from_numpy(_images(cache, indices, size)).permute(0, 3, 1, 2).float() / 255
+    semantics = torch.from_numpy(cache.semantics[indices].astype(np.int64))
+    semantics = torch.where(semantics == IGNORE_LABEL, -1, semantics + 1)
+    edges = torch.from_numpy(cache.edges[indices].astype(np.float32))[:, None]
+    edges = torch.where(edges == UNKNOWN_EDGE, -1.0, edges)
+    depth = torch.from_numpy(cache.depth[indices].astype(np.float32))[:, None]
+    normals = torch.from_numpy(cache.normals[indices].astype(np.float32)).permute(0, 3, 1, 2)
+    batch = Batch(image, depth, semantics, normals, edges)
+    return batch if tuple(cache.image.shape[1:3]) == size else resize_labels(batch, size)
+
+
+def _images(cache: FrameCache, indices: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    frames = [cache.image[i] for i in indices]
+    if frames[0].shape[:2] != size:
+        frames = [cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_AREA) for frame in frames]
+    return np.ascontiguousarray(np.stack(frames)[..., ::-1])
+
+
+def resize_labels(batch: Batch, size: tuple[int, int]) -> Batch:
+    """The batch with its labels, not its image, at another size: nearest neighbour, edges by maximum."""
+    semantics = F.interpolate(batch.semantics[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()
+    return replace(
+        batch,
+        depth=F.interpolate(batch.depth, size=size, mode="nearest-exact"),
+        semantics=semantics,
+        normals=F.interpolate(batch.normals, size=size, mode="nearest-exact"),
+        edges=F.adaptive_max_pool2d(batch.edges, size),
+    )
+
+
+def crop_labels(batch: Batch, part: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with `part` (H and W last) of its labels; the image stays whole."""
+    labels = {f.name: part(getattr(batch, f.name)) for f in fields(batch) if f.name != "image"}
+    return replace(batch, **labels)
+
+
+def flip(batch: Batch, chosen: Tensor) -> Batch:
+    """The frames where `chosen`, bool (N,), holds mirrored left to right; normals' x component changes its sign."""
+    mirror = chosen.view(-1, 1, 1, 1)
+    sign = batch.normals.new_tensor([-1.0, 1.0, 1.0]).view(1, 3, 1, 1)
+    return Batch(
+        image=torch.where(mirror, batch.image.flip(-1), batch.image),
+        depth=torch.where(mirror, batch.depth.flip(-1), batch.depth),
+        semantics=torch.where(mirror[:, 0], batch.semantics.flip(-1), batch.semantics),
+        normals=torch.where(mirror, batch.normals.flip(-1) * sign, batch.normals),
+        edges=torch.where(mirror, batch.edges.flip(-1), batch.edges),
+    )
+
+
+def augment(batch: Batch, config: AugmentConfig, seed: int) -> Batch:
+    """Random brightness, contrast, gamma, hue, saturation and horizontal flip, each frame its own.
+
+    `seed` alone sets the draw, so that a run that is broken off and resumed sees the same frames.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    count = len(batch.image)
+    chosen = torch.rand(count, generator=generator) < config.flip
+    image = batch.image
+    for name, adjust in _adjustments().items():
+        # Drawn even where it is not used: switching one change off leaves the others as they were.
+        spread = 2 * torch.rand(count, generator=generator) - 1
+        amount = getattr(config, name)
+        if amount:
+            image = adjust(image, amount * spread).clamp(0, 1)
+    return flip(replace(batch, image=image), chosen)
+
+
+@cache
+def _adjustments() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """By field of AugmentConfig: (image (N, 3, H, W) RGB 0..1, signed amount (N,)) to the changed image."""
+    from kornia import enhance
+
+    return {
+        "brightness": lambda image, x: image * (1 + x).view(-1, 1, 1, 1),
+        "contrast": lambda image, x: enhance.adjust_contrast_with_mean_subtraction(image, 1 + x),
+        "gamma": lambda image, x: enhance.adjust_gamma(image, 1 + x),
+        "saturation": lambda image, x: enhance.adjust_saturation_with_gray_subtraction(image, 1 + x),
+        "hue": lambda image, x: enhance.adjust_hue(image, 2 * math.pi * x),
+    }
+
+
+def epoch_order(count: int, batch_size: int, seed: Sequence[int], epoch: int) -> Iterator[np.ndarray]:
+    """Indices of each batch of an epoch: a permutation set by (seed, epoch); an incomplete last batch is dropped."""
+    order = np.random.default_rng([*seed, epoch]).permutation(count)
+    size = min(batch_size, count)
+    for start in range(0, count - size + 1, size):
+        yield np.sort(order[start : start + size])

@@ -1,0 +1,160 @@
+"""Labelled frames, read or rendered once and kept on disk as arrays: an epoch then costs a read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from m2h_deploy.data import IGNORE_LABEL, Dataset, Frame
+from m2h_deploy.errors import M2HError
+from m2h_deploy.training.progress import progress_bar
+
+#: Edge value of pixels that have no edge label.
+UNKNOWN_EDGE = 255
+
+# name: dtype and channels (0: a plain map). Half floats hold 10 m of depth to 4 mm.
+_FIELDS: dict[str, tuple[str, int]] = {
+    "image": ("uint8", 3),
+    "depth": ("float16", 0),
+    "semantics": ("uint8", 0),
+    "normals": ("float16", 3),
+    "edges": ("uint8", 0),
+}
+_UNKNOWN = {"depth": 0, "semantics": IGNORE_LABEL, "normals": 0, "edges": UNKNOWN_EDGE}
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FrameCache:
+    """`count` frames of one size, memory-mapped.
+
+    image uint8 (count, H, W, 3) BGR; depth float16 (count, H, W) metres, 0 unknown; semantics uint8 (count, H, W),
+    255 unlabelled; normals float16 (count, H, W, 3), zeros unknown; edges uint8 (count, H, W), 0 or 1, 255 unknown.
+    """
+
+    image: npt.NDArray[np.uint8]
+    depth: npt.NDArray[np.float16]
+    semantics: npt.NDArray[np.uint8]
+    normals: npt.NDArray[np.float16]
+    edges: npt.NDArray[np.uint8]
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def frames(self) -> Iterator[Frame]:
+        """The frames as metrics take them, in order. Unlabelled edges count as no edge."""
+        for i in range(len(self)):
+            yield Frame(
+                image=np.ascontiguousarray(self.image[i]),
+                name=f"{i:06d}",
+                depth=self.depth[i].astype(np.float32),
+                normals=self.normals[i].astype(np.float32),
+                semantics=np.ascontiguousarray(self.semantics[i]),
+                edges=(self.edges[i] == 1).astype(np.uint8),
+            )
+
+
+def open_cache(
+    dataset: Dataset,
+    key: str,
+    root: str | os.PathLike[str],
+    size: tuple[int, int],
+    *,
+    count: int = 0,
+    workers: int = 1,
+) -> FrameCache:
+    """The cache of `dataset` at `size` (height, width) under `root`, built first where it is not there.
+
+    `key` names the data: another key, size or number of frames is another cache. `count` takes the first frames
+    only (0: all). `workers` processes read or render the frames. A build that is broken off leaves nothing behind.
+    Raises M2HError for an empty dataset or a full disk.
+    """
+    frames = min(count, len(dataset)) if count else len(dataset)
+    if not frames:
+        raise M2HError(f"{key}: no frames to train on")
+    identity = json.dumps([_VERSION, key, frames, *size])
+    folder = Path(root) / f"frames-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    if not folder.is_dir():
+        _build(dataset, frames, key, folder, size, workers)
+    fields = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _FIELDS}
+    return FrameCache(**fields, class_names=tuple(dataset.class_names))
+
+
+def _build(dataset: Dataset, count: int, key: str, folder: Path, size: tuple[int, int], workers: int) -> None:
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    temporary.mkdir(parents=True)
+    try:
+        arrays = {
+            name: np.lib.format.open_memmap(
+                temporary / f"{name}.npy", "w+", np.dtype(dtype), _shape(count, size, channels)
+            )
+            for name, (dtype, channels) in _FIELDS.items()
+        }
+        with progress_bar() as bar:
+            task = bar.add_task(f"frames of {key}", total=count, note="")
+            for i, fields in enumerate(_read_all(dataset, count, size, workers)):
+                for name, value in fields.items():
+                    arrays[name][i] = value
+                bar.advance(task)
+        for array in arrays.values():
+            array.flush()
+        del arrays
+        (temporary / "about.json").write_text(json.dumps({"key": key, "frames": count, "size": size}) + "\n")
+        temporary.replace(folder)
+    except OSError as error:
+        raise M2HError(f"cannot keep frames in {folder.parent}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _shape(count: int, size: tuple[int, int], channels: int) -> tuple[int, ...]:
+    return (count, *size, channels) if channels else (count, *size)
+
+
+def _read_all(dataset: Dataset, count: int, size: tuple[int, int], workers: int) -> Iterator[dict[str, npt.NDArray]]:
+    if workers <= 1:
+        yield from (_read(dataset, size, i) for i in range(count))
+        return
+    # Spawned: a fork of a process that runs torch's threads can hang.
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
+    ) as p:
+        yield from p.map(partial(_read, dataset, size), range(count), chunksize=8)
+
+
+def _read(dataset: Dataset, size: tuple[int, int], index: int) -> dict[str, npt.NDArray]:
+    return frame_fields(dataset[index], size)
+
+
+def frame_fields(frame: Frame, size: tuple[int, int]) -> dict[str, npt.NDArray]:
+    """A frame's arrays at `size` (height, width): the image by area, labels by nearest neighbour."""
+    fields: dict[str, npt.NDArray] = {"image": _resize(frame.image, size, cv2.INTER_AREA)}
+    for name, unknown in _UNKNOWN.items():
+        dtype, channels = _FIELDS[name]
+        label = getattr(frame, name)
+        if label is None:
+            fields[name] = np.full(_shape(1, size, channels)[1:], unknown, dtype)
+        else:
+            # OpenCV does not resize half floats, so they are made last.
+            fields[name] = _resize(label, size, cv2.INTER_NEAREST).astype(dtype)
+    return fields
+
+
+def _resize(array: npt.NDArray, size: tuple[int, int], interpolation: int) -> npt.NDArray:
+    if array.shape[:2] == size:
+        return array
+    return np.asarray(cv2.resize(array, (size[1], size[0]), interpolation=interpolation))

@@ -1,0 +1,108 @@
+"""A network on labelled frames: the project's metrics and the table that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from m2h_deploy.data import Frame
+from m2h_deploy.errors import M2HError
+from m2h_deploy.metrics import DepthMetric, EdgesMetric, Metric, NormalsMetric, SemanticsMetric
+from m2h_deploy.model import M2H
+from m2h_deploy.training.batches import MEAN, STD
+from m2h_deploy.training.progress import progress_bar
+from m2h_deploy.training.speed import CPUAttention
+
+#: Figures of the table: task, key in the result, heading, factor, decimals.
+_COLUMNS = (
+    ("semantics", "miou_present", "mIoU (classes present)", 100.0, 2),
+    ("semantics", "pixel_accuracy", "pixel accuracy", 100.0, 2),
+    ("depth", "rmse", "depth RMSE, m", 1.0, 4),
+    ("depth", "abs_rel", "depth abs rel", 1.0, 4),
+    ("depth", "delta1", "depth delta < 1.25", 100.0, 2),
+    ("normals", "mean", "normals mean error, degrees", 1.0, 2),
+    ("normals", "within_11.25", "normals within 11.25 degrees", 100.0, 2),
+    ("edges", "odsF", "edges odsF", 100.0, 2),
+)
+
+
+def evaluate(model: M2H, frames: Iterable[Frame], *, batch_size: int = 8, edges: bool = True) -> dict[str, Any]:
+    """Metrics of `model`, in float32 on its own device, by task, and `frames`, how many were seen.
+
+    Frames must be of one size; a frame counts for the tasks that it has labels for. Depth is limited to the model's
+    range. `edges=False` leaves out the matching of boundaries, which takes longest. The model's mode is put back
+    afterwards. Raises M2HError for no frames or frames of different sizes.
+    """
+    metrics: dict[str, Metric] = {
+        "depth": DepthMetric(clamp=(model.config.min_depth, model.config.max_depth)),
+        "semantics": SemanticsMetric(num_outputs=model.config.num_classes),
+        "normals": NormalsMetric(),
+    }
+    if edges:
+        metrics["edges"] = EdgesMetric()
+    count, training = 0, model.training
+    model.eval()
+    try:
+        with progress_bar() as bar:
+            task = bar.add_task("evaluation", total=None, note="")
+            for group in _groups(frames, batch_size):
+                for frame, outputs in zip(group, _predict(model, group), strict=True):
+                    _update(metrics, frame, outputs)
+                count += len(group)
+                bar.update(task, completed=count)
+    finally:
+        model.train(training)
+    if not count:
+        raise M2HError("no frames to evaluate on")
+    return {"frames": count, **{name: metric.compute() for name, metric in metrics.items()}}
+
+
+def _groups(frames: Iterable[Frame], size: int) -> Iterable[list[Frame]]:
+    group: list[Frame] = []
+    for frame in frames:
+        if group and frame.image.shape != group[0].image.shape:
+            size_text = f"{frame.height}x{frame.width}"
+            raise M2HError(f"frame {frame.name} is {size_text}, others are not: evaluate one size at a time")
+        group.append(frame)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _predict(model: M2H, group: list[Frame]) -> list[dict[str, np.ndarray]]:
+    device = next(model.parameters()).device
+    stacked = np.stack([np.ascontiguousarray(frame.image[..., ::-1]) for frame in group])
+    image = torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2).float() / 255
+    mean, std = (image.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    with torch.no_grad(), CPUAttention():
+        outputs = model((image - mean) / std)
+    answers: dict[str, Tensor] = {
+        "depth": outputs["depth"][:, 0],
+        "semantics": outputs["semantics"].argmax(dim=1),
+        "normals": outputs["normals"].permute(0, 2, 3, 1),
+        "edges": torch.sigmoid(outputs["edges"][:, 0]),
+    }
+    arrays = {name: answer.cpu().numpy() for name, answer in answers.items()}
+    return [{name: array[i] for name, array in arrays.items()} for i in range(len(group))]
+
+
+def _update(metrics: dict[str, Metric], frame: Frame, outputs: dict[str, np.ndarray]) -> None:
+    for name, metric in metrics.items():
+        label = getattr(frame, name)
+        if label is not None:
+            metric.update(outputs[name], label)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result of `evaluate` as a Markdown table; shares are in percent."""
+    lines = ["| metric | value |", "| --- | --- |"]
+    for task, key, heading, factor, decimals in _COLUMNS:
+        if task in result:
+            lines.append(f"| {heading} | {factor * result[task][key]:.{decimals}f} |")
+    return "\n".join([*lines, f"| frames | {result['frames']} |"])

@@ -1,0 +1,44 @@
+"""From a network's outputs and a batch's labels to the losses of one stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from m2h_deploy.training import losses
+from m2h_deploy.training.batches import Batch
+from m2h_deploy.training.config import StageConfig
+
+#: Weight-averaged tasks (paper, section III C).
+BALANCED = ("depth", "semantics", "normals", "edges")
+
+
+def task_losses(outputs: Mapping[str, Tensor], batch: Batch, stage: StageConfig, depth_loss: str) -> dict[str, Tensor]:
+    """The four task losses (equations 14 and 15, cosine, cross-entropy), scalars by task.
+
+    `outputs` are the network's, in float32, of the batch's height and width.
+    """
+    depth = losses.indoor_depth_loss if depth_loss == "indoor" else losses.outdoor_depth_loss
+    return {
+        "depth": depth(outputs["depth"], batch.depth, batch.depth > 0, gradient_weight=stage.gradient_weight),
+        "semantics": losses.segmentation_loss(
+            outputs["semantics"], batch.semantics, alpha=stage.alpha, beta=stage.beta
+        ),
+        "normals": losses.normals_loss(
+            outputs["normals"], batch.normals, (batch.normals != 0).any(dim=1, keepdim=True)
+        ),
+        "edges": losses.edges_loss(outputs["edges"], batch.edges, batch.edges >= 0),
+    }
+
+
+def consistency_losses(
+    outputs: Mapping[str, Tensor], stage: StageConfig, camera: losses.Camera | None
+) -> dict[str, Tensor]:
+    """The two cross-task losses (equations 16 and 17), empty where the stage does not use them."""
+    if not stage.consistency:
+        return {}
+    return {
+        "depth_normals": losses.depth_normal_consistency(outputs["depth"], outputs["normals"], camera),
+        "edge_semantics": losses.edge_segmentation_consistency(outputs["semantics"], outputs["edges"]),
+    }

@@ -1,0 +1,87 @@
+"""The record of a run: one CSV row a step, and plots of it."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+from m2h_deploy.training.objective import BALANCED
+
+_CONSISTENCY = ("depth_normals", "edge_semantics")
+COLUMNS = (
+    "step",
+    "stage",
+    "epoch",
+    "learning_rate",
+    "total",
+    *(f"loss_{name}" for name in (*BALANCED, *_CONSISTENCY)),
+    *(f"distil_{name}" for name in BALANCED),
+    *(f"weight_{name}" for name in BALANCED),
+)
+
+
+class Record:
+    """Rows of COLUMNS in a CSV file; what a step does not have stays empty.
+
+    `after` is the step that the run goes on from: rows beyond it, written before the run was broken off, are dropped.
+    """
+
+    def __init__(self, path: Path, *, after: int = 0) -> None:
+        self.path = path
+        rows = read_record(path) if after and path.is_file() else []
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, COLUMNS)
+            writer.writeheader()
+            writer.writerows(row for row in rows if int(row["step"]) <= after)
+        temporary.replace(path)
+
+    def add(self, values: dict[str, float | int | str]) -> None:
+        with self.path.open("a", newline="", encoding="utf-8") as stream:
+            csv.DictWriter(stream, COLUMNS).writerow(
+                {key: f"{value:.7g}" if isinstance(value, float) else value for key, value in values.items()}
+            )
+
+
+def read_record(path: Path) -> list[dict[str, str]]:
+    """The rows of a record; a last row that was cut off in writing is left out."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [row for row in csv.DictReader(stream) if None not in row.values() and row["step"]]
+
+
+def plot_record(record: Path, image: Path) -> None:
+    """Losses, task weights and learning rate over the steps, as one PNG. Needs matplotlib (the `report` extra)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read_record(record)
+    figure = Figure(figsize=(10, 9), layout="constrained")
+    axes = figure.subplots(3, 1, sharex=True)
+    groups = (
+        ("loss_", "loss", True),
+        ("weight_", "weight (equation 18a)", False),
+        ("learning_rate", "learning rate", False),
+    )
+    for axis, (prefix, label, logarithmic) in zip(axes, groups, strict=True):
+        for column in (c for c in COLUMNS if c.startswith(prefix)):
+            points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
+            if points:
+                axis.plot(*zip(*_smoothed(points), strict=True), label=column.removeprefix(prefix) or None, linewidth=1)
+        axis.set_ylabel(label)
+        if logarithmic:
+            axis.set_yscale("log")
+        if prefix != "learning_rate" and rows:
+            axis.legend(ncols=3, fontsize="small")
+    axes[-1].set_xlabel("step")
+    FigureCanvasAgg(figure)
+    temporary = image.with_name(f".{image.name}.{os.getpid()}.tmp.png")
+    figure.savefig(temporary, dpi=110)
+    temporary.replace(image)
+
+
+def _smoothed(points: list[tuple[int, float]], most: int = 400) -> list[tuple[float, float]]:
+    """At most `most` points, each the mean of as many neighbours."""
+    size = -(-len(points) // most)
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]

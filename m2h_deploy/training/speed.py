@@ -1,0 +1,58 @@
+"""What makes training on a CPU bearable. Neither changes what is computed, beyond rounding."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_sdpa = F.scaled_dot_product_attention
+
+#: Heads narrower than this leave matrix units idle whatever their type.
+_NARROW = 16
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory instead of giving it back to the system.
+
+    A training step frees and asks for the same hundreds of large maps; getting each anew from the kernel, zeroed
+    page by page, was measured to take three quarters of the step. Nothing happens on other C libraries.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # M_* of malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 2**28)
+
+
+class CPUAttention(TorchFunctionMode):
+    """Within this context attention on a CPU takes the faster of its equal forms.
+
+    PyTorch's fused CPU kernel has a slow backward pass in bfloat16. Wide heads are computed with plain matrix
+    products, which use the CPU's bfloat16 units; narrow ones go through the fused kernel in float32.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is _sdpa and len(args) == 3 and not kwargs and args[0].device.type == "cpu":
+            return _attention(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    width = q.shape[-1]
+    if width >= _NARROW:
+        return torch.softmax((q * width**-0.5) @ k.transpose(-1, -2), dim=-1) @ v
+    with torch.autocast("cpu", enabled=False):
+        return _sdpa(q.float(), k.float(), v.float()).to(q.dtype)

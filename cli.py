@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import sys
+import tempfile
 from enum import Enum
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from m2h_deploy.errors import M2HError
+from m2h_deploy.console import err, make_progress, out, print_json, print_values, say, timing_summary
+from m2h_deploy.errors import CheckFailed, M2HError
 
 if TYPE_CHECKING:
     from export import CheckReport
+    from m2h_deploy.parity import LocateResult
 
 app = typer.Typer(
     help="Take an M2H checkpoint to a verified engine and run it.",
@@ -26,8 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
 
 #: What a device leaves out on purpose, and the extra that has it.
 _EXTRAS = {
@@ -57,6 +56,7 @@ def export(
     windows: Annotated[Windows, typer.Option(help="WMCA's partition as plain operators or ONNX functions.")] = (
         Windows.standard
     ),
+    form: Annotated[str, typer.Option(help="reference: as published; deploy: same function, less work.")] = "reference",
     preset: Annotated[str, typer.Option(help="Normalisation of the training: published or imagenet.")] = "published",
     variant: Annotated[str | None, typer.Option(help="Refuse a checkpoint of another variant.")] = None,
     as_json: JsonFlag = False,
@@ -82,6 +82,7 @@ def export(
                 opset=opset or DEFAULT_OPSET,
                 tasks=[task.strip() for task in tasks.split(",")],
                 windows=windows.value,
+                form=form,  # type: ignore[arg-type]
                 preset=preset,
                 on_check=reports.append,
             )
@@ -95,18 +96,160 @@ def export(
 def build(
     model: Annotated[Path, typer.Argument(help="ONNX file of m2h-deploy export.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to write.")] = Path("bundle"),
-    engine: Annotated[str, typer.Option(help="onnxruntime.")] = "onnxruntime",
-    precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
+    engine: Annotated[str, typer.Option(help="onnxruntime, tensorrt or tensorrt-rtx.")] = "onnxruntime",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
     threads: Annotated[int | None, typer.Option(help="CPU threads that the bundle asks for.", min=1)] = None,
+    provider: Annotated[str, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, nv-tensorrt-rtx.")] = "cpu",
+    calibration: Annotated[str | None, typer.Option(help="INT8: folder, video or NYUv2 to calibrate on.")] = None,
+    calibration_frames: Annotated[int, typer.Option(help="INT8: how many frames.", min=1)] = 64,
+    calibrator: Annotated[str, typer.Option(help="INT8: max, entropy or percentile.")] = "max",
+    seed: Annotated[int, typer.Option(help="INT8: other seeds choose other frames.")] = 0,
+    policy: Annotated[Path | None, typer.Option(help="INT8: JSON with the blocks to quantise and to keep.")] = None,
+    min_psnr: Annotated[float | None, typer.Option(help="INT8: keep costly blocks in FP16 up to this (dB).")] = None,
+    io: Annotated[str, typer.Option(help="Type of inputs and outputs: fp32 or fp16.")] = "fp32",
+    target: Annotated[str, typer.Option(help="TensorRT-RTX: 8.6,rtx4090,orin,... or portable.")] = "portable",
+    workspace: Annotated[int | None, typer.Option(help="TensorRT: workspace in MB.", min=1)] = None,
+    level: Annotated[int | None, typer.Option(help="TensorRT: builder level 0 to 5.")] = None,
+    version_compatible: Annotated[bool, typer.Option(help="TensorRT: let later versions run the plan.")] = False,
+    strip_weights: Annotated[bool, typer.Option(help="TensorRT: leave the weights beside the plan.")] = False,
+    max_batch: Annotated[int, typer.Option(help="TensorRT: largest batch of a free batch.", min=1)] = 4,
+    plugins: Annotated[list[Path] | None, typer.Option(help="TensorRT: plug-in library; may repeat.")] = None,
+    trtexec: Annotated[bool, typer.Option(help="Print the equal trtexec command.")] = False,
 ) -> None:
     """Build an engine from an exported graph and put it into a bundle."""
-    with err.status(f"building {engine}"):
-        from engines import build_bundle
+    from engines import BuildOptions, Lowering, build_bundle, load_policy, parse_targets
 
-        bundle = build_bundle(model, output, engine=engine, precision=precision, threads=threads)
-    size = sum((bundle.path / name).stat().st_size for name in bundle.manifest.files) / 1e6
-    info = bundle.manifest.engine
-    err.print(f"wrote {bundle.path} ({info.kind} {info.version}, {info.precision}, {size:.1f} MB); self-test passed")
+    if io not in ("fp32", "fp16"):
+        raise M2HError(f"io '{io}': choose fp32 or fp16")
+    lowering = Lowering(
+        frames=calibration,
+        count=calibration_frames,
+        seed=seed,
+        method=calibrator,
+        policy=load_policy(policy) if policy else None,
+        min_psnr=min_psnr,
+        io="fp16" if io == "fp16" else "fp32",
+    )
+    options = BuildOptions(
+        targets=parse_targets(target),
+        workspace_mb=workspace,
+        level=level,
+        version_compatible=version_compatible,
+        strip_weights=strip_weights,
+        max_batch=max_batch,
+        plugins=tuple(plugins or ()),
+    )
+    say(f"building {engine} in {precision}")
+    bundle = build_bundle(
+        model,
+        output,
+        engine=engine,
+        precision=precision,
+        threads=threads,
+        provider=provider,
+        lowering=lowering,
+        tensorrt=options,
+    )
+    manifest = bundle.manifest
+    size = sum((bundle.path / name).stat().st_size for name in manifest.files) / 1e6
+    say(f"wrote {bundle.path} ({manifest.engine.kind} {manifest.engine.version}, {precision}, {size:.1f} MB)")
+    if manifest.lowering is not None:
+        psnr = ", ".join(f"{name} {value:.1f} dB" for name, value in manifest.lowering.psnr.items())
+        say(f"PSNR against float32: {psnr}" if psnr else "PSNR against float32: give --calibration to measure it")
+        risky = manifest.lowering.weights_beyond_fp16
+        if risky:
+            say(f"{len(risky)} weights hold values beyond FP16's range: {', '.join(risky[:3])}", "yellow")
+    for note in manifest.engine.options.get("notes", ()):
+        say(note, "yellow")
+    if trtexec and "trtexec" in manifest.engine.options:
+        out.print(manifest.engine.options["trtexec"], markup=False, soft_wrap=True)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    reference: Annotated[str, typer.Option(help="The checkpoint (or its float32 ONNX file).")],
+    data: Annotated[Path, typer.Option(help="NYUv2 (.mat or multi-task folder), RGB-D pairs, or pictures.")],
+    split: Annotated[str, typer.Option(help="Split of the data.")] = "val",
+    limit: Annotated[int | None, typer.Option(help="Use this many frames, evenly spread.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    miou_drop: Annotated[float, typer.Option(help="Gate: points of mIoU.")] = 0.5,
+    rmse_increase: Annotated[float, typer.Option(help="Gate: per cent of RMSE.")] = 1.0,
+    merr_increase: Annotated[float, typer.Option(help="Gate: degrees of mean angle.")] = 0.3,
+    odsf_drop: Annotated[float, typer.Option(help="Gate: points of odsF.")] = 0.5,
+    psnr: Annotated[float, typer.Option(help="Gate: least PSNR of each output in dB.")] = 30.0,
+    locate: Annotated[bool, typer.Option(help="Name the block where the numbers part.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON ('-': stdout).")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write a JUnit file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with pictures.")] = None,
+) -> None:
+    """Compare an engine with its checkpoint on data, task by task; exit 1 when a gate fails."""
+    import json
+
+    from m2h_deploy.parity import Gates, to_json
+    from m2h_deploy.parity import verify as compare
+    from m2h_deploy.report import print_result, write_html, write_junit
+    from m2h_deploy.results import write_text
+
+    gates = Gates(miou_drop, rmse_increase, merr_increase, odsf_drop, psnr)
+    with make_progress() as progress:
+        task = progress.add_task("frames", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        result = compare(
+            bundle, reference, data, gates=gates, limit=limit, split=split, threads=threads, progress=advance
+        )
+    located = _locate(bundle, reference, data, split) if locate else None
+    values = to_json(result) | ({"located": dataclasses.asdict(located)} if located else {})
+    if str(json_file) == "-":
+        print_json(values)
+    else:
+        print_result(result, out)
+        if located is not None:
+            out.print(located.summary, markup=False)
+    if json_file is not None and str(json_file) != "-":
+        write_text(json_file, json.dumps(values, indent=2))
+    if junit is not None:
+        write_junit(result, junit)
+    if html is not None:
+        write_html(result, html, located=located)
+    if not result.passed:
+        raise CheckFailed(result.summary)
+
+
+def _locate(bundle_path: Path, reference: str, data: Path, split: str) -> LocateResult:
+    """Export the reference as the bundle's graph was exported, and compare the two value by value."""
+    from export import export_onnx
+    from m2h_deploy.bundle import load_bundle
+    from m2h_deploy.data.opening import open_dataset
+    from m2h_deploy.model import load_checkpoint
+    from m2h_deploy.parity import locate
+    from m2h_deploy.preprocess import Normalisation, Preprocess
+
+    bundle = load_bundle(bundle_path)
+    manifest = bundle.manifest
+    if bundle.engine_file.suffix != ".onnx":
+        raise M2HError(f"{bundle_path} holds no ONNX file to look into: build it with --engine onnxruntime to locate")
+    spec = manifest.input
+    preprocess = Preprocess(Normalisation(spec.mean, (spec.std[0], spec.std[1], spec.std[2])), spec.height, spec.width)
+    image = preprocess(open_dataset(data, split)[0].image)
+    if reference.endswith(".onnx"):
+        return locate(reference, bundle.engine_file, image, precision=manifest.engine.precision)
+    with tempfile.TemporaryDirectory(prefix="m2h-locate-") as folder, err.status("exporting the reference"):
+        path = export_onnx(
+            load_checkpoint(reference),
+            Path(folder) / "reference.onnx",
+            height=spec.height,
+            width=spec.width,
+            batch=spec.batch or 1,
+            dynamic_batch=spec.batch is None,
+            opset=manifest.model.opset,
+            tasks=[output.name for output in manifest.outputs],
+            form=manifest.model.form,  # type: ignore[arg-type]
+        )
+        return locate(path, bundle.engine_file, image, precision=manifest.engine.precision)
 
 
 @app.command()
@@ -134,7 +277,7 @@ def run(
     total = frames.count if limit is None or frames.count is None else min(limit, frames.count)
     timings: list[dict[str, float]] = []
     failures: list[M2HError] = []
-    with _progress() as progress, runtime:
+    with make_progress() as progress, runtime:
         task = progress.add_task("frames", total=total)
         for frame in frames.read():
             if isinstance(frame, M2HError):
@@ -151,8 +294,8 @@ def run(
             progress.advance(task)
             if limit is not None and len(timings) + len(failures) >= limit:
                 break
-    summary = _timing_summary(timings) | {"output": str(output), "failed": len(failures)}
-    _print_values(summary, as_json)
+    summary = timing_summary(timings) | {"output": str(output), "failed": len(failures)}
+    print_json(summary) if as_json else print_values(summary)
     if failures:
         raise M2HError(f"{len(failures)} of {len(timings) + len(failures)} frames could not be read (named above)")
 
@@ -164,7 +307,8 @@ def inspect(
     """Print what a bundle or an ONNX file is."""
     from engines.inspect import inspect as examine_artifact
 
-    _print_values(examine_artifact(artifact), as_json)
+    report = examine_artifact(artifact)
+    print_json(report) if as_json else print_values(report)
 
 
 @app.command()
@@ -174,10 +318,10 @@ def doctor(as_json: JsonFlag = False) -> None:
 
     report = examine()
     if as_json:
-        out.print_json(data=report)
+        print_json(report)
         return
     head = {key: value for key, value in report.items() if key != "engines"}
-    _print_values(head, False)
+    print_values(head)
     table = Table("", "engine", "version", "details", box=None)
     for engine in report["engines"]:
         mark = "[green]✓[/]" if engine["version"] else "[red]✗[/]"
@@ -197,7 +341,7 @@ def rooms(
     """Write synthetic rooms with exact labels: data for a first look and for tests."""
     from m2h_deploy.data.writing import write_multitask_folder
 
-    with _progress() as progress:
+    with make_progress() as progress:
         task = progress.add_task("rooms", total=frames)
 
         def advance(done: int, total: int) -> None:
@@ -237,7 +381,7 @@ def quickstart(
         bundle = build_bundle(onnx_path, output / "bundle")
     built = perf_counter()
     timings = []
-    with _progress() as progress, Runtime.load(bundle.path) as runtime:
+    with make_progress() as progress, Runtime.load(bundle.path) as runtime:
         for index in progress.track(range(frames), description="3/3  predicting"):
             room = render_room(0, index, height=480, width=640)
             prediction = runtime(room.image)
@@ -248,28 +392,19 @@ def quickstart(
         "network": f"{variant}, {weights}",
         "export": f"{exported - start:.1f} s",
         "build": f"{built - exported:.1f} s",
-        **_timing_summary(timings),
+        **timing_summary(timings),
         "picture": str(written[0]),
     }
-    _print_values(summary, as_json)
+    print_json(summary) if as_json else print_values(summary)
 
 
-def _timing_summary(timings: list[dict[str, float]]) -> dict[str, Any]:
-    """Frames and the mean milliseconds of each stage; the first frame warms up and is left out where there are more."""
-    steady = timings[1:] or timings
-    if not steady:
-        return {"frames": 0}
-    means = {f"{stage}_ms": sum(t[stage] for t in steady) / len(steady) for stage in steady[0]}
-    return {"frames": len(timings), **means, "frames_per_second": 1000 / sum(means.values())}
-
-
-def _print_check(report: CheckReport, as_json: bool, console: Console = out) -> None:
+def _print_check(report: CheckReport, as_json: bool, console: Any = out) -> None:
     if as_json:
         rows = [
             {"output": d.output, "input": d.input, "max_error": d.max_error, "mean_error": d.mean_error, "psnr": d.psnr}
             for d in report.differences
         ]
-        print(json.dumps({"passed": report.passed, "failures": list(report.failures), "differences": rows}))
+        print_json({"passed": report.passed, "failures": list(report.failures), "differences": rows})
         return
     table = Table("", "output", "input", "max error", "mean error", "PSNR", box=None)
     for d in report.differences:
@@ -278,46 +413,12 @@ def _print_check(report: CheckReport, as_json: bool, console: Console = out) -> 
     console.print(table)
 
 
-def _print_values(values: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(values))
-        return
-    table = Table(show_header=False, box=None)
-    for key, value in _flatten(values):
-        text = f"{value:.2f}" if isinstance(value, float) else str(value)
-        table.add_row(key.replace("_", " "), Text(text))
-    out.print(table)
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested values one to a line; long ones are for --json."""
-    rows: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            rows += _flatten(value, f"{prefix}{key}.")
-        else:
-            text = value if isinstance(value, float) else str(value)
-            rows.append((prefix + key, text[:77] + "…" if isinstance(text, str) and len(text) > 78 else text))
-    return rows
-
-
-def _progress() -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=err,
-    )
-
-
 def main() -> None:
     """Entry point of the console script: exit code 0 good, 1 a check failed, 2 bad input or environment."""
     try:
         app()
     except M2HError as error:
-        err.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        say(f"error: {error}", "red")
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").split(".")[0])

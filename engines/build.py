@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from engines.calibration import Calibration, select_frames
+from engines.frames import calibration_frames
 from engines.graph import ModelCard, default_opset, load_graph, read_card
 from engines.onnxruntime import build_onnxruntime
+from engines.precision import PrecisionReport, to_fp16, to_int8
+from engines.quantization import QuantPolicy
+from engines.tensorrt import BuildOptions, build_tensorrt
 from m2h_deploy import __version__
 from m2h_deploy.backends import BackendOptions, open_backend
+from m2h_deploy.backends.cuda import missing_gpu
 from m2h_deploy.bundle import (
     Bundle,
+    CalibrationInfo,
     Classes,
     EngineInfo,
     InputSpec,
+    LoweringInfo,
     Manifest,
     ModelInfo,
     OutputSpec,
@@ -33,8 +43,9 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.preprocess import PRESETS
 from m2h_deploy.selftest import check_self_test, make_self_test, pattern
 
-ENGINES = ("onnxruntime",)
-PRECISIONS = ("fp32",)
+ENGINES = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+PRECISIONS = ("fp32", "fp16", "int8")
+_NEED_GPU = ("tensorrt", "tensorrt-rtx")
 
 _OUTPUTS = {
     "depth": ("metric depth along the optical axis", "m"),
@@ -44,6 +55,22 @@ _OUTPUTS = {
 }
 
 
+@dataclass(frozen=True)
+class Lowering:
+    """How a graph leaves float32; see `engines.precision`."""
+
+    frames: str | None = None
+    """Calibration frames: a folder, a video, or NYUv2. INT8 needs them; FP16 is only measured on them."""
+    count: int = 64
+    held_out: int = 2
+    seed: int = 0
+    method: str = "max"
+    policy: QuantPolicy | None = None
+    min_psnr: float | None = None
+    io: Literal["fp32", "fp16"] = "fp32"
+    cache: Path | None = None
+
+
 def build_bundle(
     onnx_path: str | os.PathLike[str],
     out_dir: str | os.PathLike[str],
@@ -51,13 +78,17 @@ def build_bundle(
     engine: str = "onnxruntime",
     precision: str = "fp32",
     threads: int | None = None,
+    provider: str = "cpu",
+    lowering: Lowering | None = None,
+    tensorrt: BuildOptions | None = None,
 ) -> Bundle:
     """Build an engine from an exported ONNX file and put it into a bundle at `out_dir`.
 
-    `threads` is recorded as the engine's default. The bundle holds a golden self-test made from the float32 graph on
-    ONNX Runtime's CPU; where the engine runs on this machine it has passed it. An older bundle at `out_dir` is
-    replaced only when the new one is whole. Raises M2HError on bad input, CheckFailed when the engine's numbers are
-    wrong.
+    FP16 and INT8 are made in the graph first (`lowering`), and that graph is compiled. `threads` is recorded as the
+    default of an engine on the CPU, `provider` is ONNX Runtime's. The bundle holds a golden self-test made from the
+    float32 graph on ONNX Runtime's CPU; where the engine runs on this machine it has passed it (TensorRT needs a GPU
+    for that). An older bundle at `out_dir` is replaced only when the new one is whole. Raises M2HError on bad input,
+    CheckFailed when the engine's numbers are wrong.
     """
     if engine not in ENGINES:
         raise M2HError(f"engine '{engine}': choose one of {', '.join(ENGINES)}")
@@ -66,17 +97,54 @@ def build_bundle(
     source = Path(onnx_path)
     proto = load_graph(source)
     card = read_card(proto, source)
-    with new_bundle_folder(out_dir) as folder:
-        info = build_onnxruntime(source, folder, precision=precision, threads=threads)
-        manifest = _manifest(proto, card, info, source, folder)
-        write_manifest(folder, manifest)
-        _prove(folder)
+    spec = _input_spec(proto, card)
+    with new_bundle_folder(out_dir) as folder, tempfile.TemporaryDirectory(prefix="m2h-build-") as scratch:
+        model, report = source, None
+        if precision != "fp32":
+            model = Path(scratch) / "model.onnx"
+            report = _lower(source, model, precision, lowering or Lowering(), card, spec)
+        if engine == "onnxruntime":
+            info = build_onnxruntime(model, folder, precision=precision, threads=threads, provider=provider)
+        else:
+            info = build_tensorrt(model, folder, flavour=engine, precision=precision, options=tensorrt)
+        write_manifest(folder, _manifest(proto, card, spec, info, report, source, folder))
+        if _runs_here(engine):
+            _prove(folder)
     return load_bundle(out_dir)
 
 
-def _manifest(proto: onnx.ModelProto, card: ModelCard, info: EngineInfo, source: Path, folder: Path) -> Manifest:
-    spec = _input_spec(proto, card)
-    expected = _run_reference(source, spec)
+def _lower(
+    source: Path, target: Path, precision: str, lowering: Lowering, card: ModelCard, spec: InputSpec
+) -> PrecisionReport:
+    """Write the graph of `source` in `precision` to `target`."""
+    if precision == "int8" and lowering.frames is None:
+        raise M2HError("int8 needs calibration frames: give --calibration a folder, a video, or NYUv2")
+    frames = None
+    if lowering.frames is not None:
+        pictures = calibration_frames(lowering.frames, preset=card.preset, height=spec.height, width=spec.width)
+        count = lowering.count if precision == "int8" else 1
+        frames = select_frames(
+            pictures, count=count, held_out=lowering.held_out, seed=lowering.seed, source=lowering.frames
+        )
+    if precision == "fp16":
+        return to_fp16(source, target, io=lowering.io, frames=frames)
+    assert frames is not None
+    calibration = Calibration(frames, method=lowering.method, cache=lowering.cache)  # type: ignore[arg-type]
+    return to_int8(
+        source, target, calibration=calibration, policy=lowering.policy, min_psnr=lowering.min_psnr, io=lowering.io
+    )
+
+
+def _manifest(
+    proto: onnx.ModelProto,
+    card: ModelCard,
+    spec: InputSpec,
+    info: EngineInfo,
+    report: PrecisionReport | None,
+    source: Path,
+    folder: Path,
+) -> Manifest:
+    dtype = "float16" if report is not None and report.io == "fp16" else "float32"
     return Manifest(
         created_by=f"m2h-deploy {__version__}",
         model=ModelInfo(
@@ -88,13 +156,35 @@ def _manifest(proto: onnx.ModelProto, card: ModelCard, info: EngineInfo, source:
             opset=default_opset(proto),
             onnx_sha256=file_sha256(source),
         ),
-        input=spec,
-        outputs=tuple(_output_spec(value) for value in proto.graph.output),
+        input=spec.model_copy(update={"dtype": dtype}),
+        outputs=tuple(_output_spec(value, dtype) for value in proto.graph.output),
         depth_range=(card.config["min_depth"], card.config["max_depth"]),
         classes=class_list(card.config["num_classes"]),
         engine=info,
-        self_test=make_self_test(expected, info.precision),
+        lowering=_lowering_info(report),
+        calibration=_calibration_info(report),
+        self_test=make_self_test(_run_reference(source, spec), info.precision),
         files={file.name: file_sha256(file) for file in sorted(folder.iterdir())},
+    )
+
+
+def _lowering_info(report: PrecisionReport | None) -> LoweringInfo | None:
+    if report is None:
+        return None
+    return LoweringInfo(
+        psnr=report.psnr,
+        float32_nodes=len(report.islands),
+        int8_layers=len(report.quantised),
+        weights_beyond_fp16=tuple(dict.fromkeys(risk.initializer for risk in report.risks)),
+    )
+
+
+def _calibration_info(report: PrecisionReport | None) -> CalibrationInfo | None:
+    if report is None or report.calibration is None:
+        return None
+    record = report.calibration
+    return CalibrationInfo(
+        method=record.method, frames=record.frames, seed=record.seed, frames_sha256=record.frames_sha256
     )
 
 
@@ -112,10 +202,10 @@ def _input_spec(proto: onnx.ModelProto, card: ModelCard) -> InputSpec:
     )
 
 
-def _output_spec(value: onnx.ValueInfoProto) -> OutputSpec:
+def _output_spec(value: onnx.ValueInfoProto, dtype: str) -> OutputSpec:
     meaning, unit = _OUTPUTS[value.name]
     shape = tuple(dim.dim_value or None for dim in value.type.tensor_type.shape.dim)
-    return OutputSpec(name=value.name, meaning=meaning, unit=unit, shape=shape)  # type: ignore[arg-type]
+    return OutputSpec(name=value.name, meaning=meaning, unit=unit, dtype=dtype, shape=shape)  # type: ignore[arg-type]
 
 
 def class_list(count: int) -> Classes:
@@ -137,6 +227,15 @@ def _run_reference(source: Path, spec: InputSpec) -> dict[str, NDArray[np.float3
     session = ort.InferenceSession(os.fspath(source), providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_outputs()]
     return dict(zip(names, session.run(names, {spec.name: pattern(spec)}), strict=True))
+
+
+def _runs_here(engine: str) -> bool:
+    if engine not in _NEED_GPU:
+        return True
+    try:
+        return missing_gpu() is None
+    except ModuleNotFoundError:  # a machine that only builds has no cuda-python
+        return False
 
 
 def _prove(folder: Path) -> None:

@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnxruntime as ort
 
+from m2h_deploy.backends.onnxruntime import PROVIDERS
 from m2h_deploy.bundle import EngineInfo
 from m2h_deploy.errors import M2HError
 
 ENGINE_FILE = "model.onnx"
 
 
-def build_onnxruntime(model: Path, folder: Path, *, precision: str = "fp32", threads: int | None = None) -> EngineInfo:
-    """Optimise the graph of `model` and keep it in `folder`.
+def build_onnxruntime(
+    model: Path,
+    folder: Path,
+    *,
+    precision: str = "fp32",
+    threads: int | None = None,
+    provider: str = "cpu",
+    provider_options: Mapping[str, str] | None = None,
+) -> EngineInfo:
+    """Optimise the graph of `model` and keep it in `folder`, to be run by `provider` (see `backends.onnxruntime`).
 
     The level is `extended`: fused attention, GELU and norms, valid on every CPU. The layout changes of level `all`
     (NCHWc) depend on the CPU's vector width, so they are left to the session on the device, which makes them when it
-    loads the file.
+    loads the file. Other providers fuse for themselves and get the graph as it is. Raises M2HError when `provider` is
+    unknown or this ONNX Runtime lacks it.
     """
+    if provider not in PROVIDERS:
+        raise M2HError(f"provider '{provider}': choose one of {', '.join(PROVIDERS)}")
+    if PROVIDERS[provider] not in ort.get_available_providers():
+        raise M2HError(
+            f"this ONNX Runtime lacks the provider '{provider}': pip install 'm2h-deploy[gpu]' on the target"
+        )
+    if provider != "cpu":
+        shutil.copyfile(model, folder / ENGINE_FILE)
+        return _info(precision, threads, provider, provider_options)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -28,10 +49,15 @@ def build_onnxruntime(model: Path, folder: Path, *, precision: str = "fp32", thr
         ort.InferenceSession(os.fspath(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own unexported types
         raise M2HError(f"ONNX Runtime cannot load {model}: {str(error).splitlines()[0]}") from None
+    return _info(precision, threads, provider, provider_options)
+
+
+def _info(precision: str, threads: int | None, provider: str, provider_options: Mapping[str, str] | None) -> EngineInfo:
+    options = {"provider": provider, "provider_options": dict(provider_options or {}), "threads": threads}
     return EngineInfo(
         kind="onnxruntime",
         version=ort.__version__,
         precision=precision,  # type: ignore[arg-type]
         file=ENGINE_FILE,
-        options={"provider": "cpu"} | ({"threads": threads} if threads else {}),
+        options={key: value for key, value in options.items() if value},
     )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from export import graph
 from export.check import CheckReport, check_export
+from export.deploy_form import to_deploy
 from export.static_form import to_static
 from export.windows import add_function_bodies, use_functions
 from m2h_deploy import __version__
@@ -34,7 +35,7 @@ DEFAULT_OPSET = 20
 OPSETS = range(18, 24)
 
 MIN_SIDE, MAX_SIDE = 14, 4096
-Form = Literal["reference"]
+Form = Literal["reference", "deploy"]
 Windows = Literal["standard", "functions"]
 
 
@@ -78,7 +79,7 @@ def export_onnx(
     check passes. Raises M2HError on options that make no graph and CheckFailed on a failed check.
     """
     path = Path(path)
-    _check_options(height, width, batch, opset, tasks, windows, preset, path)
+    _check_options(height, width, batch, opset, tasks, windows, form, preset, path)
     tasks = [task for task in TASKS if task in tasks]
     proto = _trace(model, height, width, 1 if dynamic_batch else batch, opset, tasks, windows, form)
     graph.name_by_module(proto)
@@ -111,6 +112,7 @@ def _check_options(
     opset: int,
     tasks: Sequence[str],
     windows: str,
+    form: str,
     preset: str,
     path: Path,
 ) -> None:
@@ -128,6 +130,8 @@ def _check_options(
         raise M2HError(f"tasks {', '.join(unknown) or 'none'}: choose from {', '.join(TASKS)}")
     if windows not in ("standard", "functions"):
         raise M2HError(f"windows '{windows}': choose standard or functions")
+    if form not in ("reference", "deploy"):
+        raise M2HError(f"form '{form}': choose reference or deploy")
     if preset not in PRESETS:
         raise M2HError(f"preset '{preset}': choose one of {', '.join(PRESETS)}")
     if path.is_dir() or not path.absolute().parent.is_dir():
@@ -144,7 +148,7 @@ def _trace(
     windows: Windows,
     form: Form,
 ) -> onnx.ModelProto:
-    network = to_static(model.eval(), height, width)
+    network = to_static(model.eval(), height, width) if form == "reference" else to_deploy(model, height, width)
     if windows == "functions":
         use_functions(network)
     traced = _Outputs(network, tasks).eval()

@@ -98,7 +98,19 @@ class EngineInfo(_Record):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class Calibration(_Record):
+class LoweringInfo(_Record):
+    """What leaving float32 changed in the graph, and what it costs."""
+
+    psnr: dict[str, float]
+    """Decibels by output against the float32 graph on ONNX Runtime's CPU; empty where no frames were given."""
+    float32_nodes: int
+    """Nodes that stayed float32, for headroom."""
+    int8_layers: int
+    weights_beyond_fp16: tuple[str, ...]
+    """Weights with values that FP16 rounds to zero or infinity."""
+
+
+class CalibrationInfo(_Record):
     """The frames behind INT8 ranges."""
 
     method: str
@@ -135,7 +147,8 @@ class Manifest(_Record):
     """Metres; depth is clamped to it."""
     classes: Classes
     engine: EngineInfo
-    calibration: Calibration | None = None
+    lowering: LoweringInfo | None = None
+    calibration: CalibrationInfo | None = None
     self_test: SelfTest | None = None
     parity: dict[str, Any] | None = None
     latency: dict[str, Any] | None = None

@@ -54,6 +54,11 @@ def _write_npz(path: Path, arrays: dict[str, NDArray]) -> Path:
     return _write(path, buffer.getvalue())
 
 
+def write_text(path: Path, text: str) -> Path:
+    """`text` as UTF-8, in one step, with a last line break."""
+    return _write(path, (text.rstrip("\n") + "\n").encode())
+
+
 def _write(path: Path, content: bytes) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

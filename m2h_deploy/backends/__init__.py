@@ -54,6 +54,10 @@ def open_backend(bundle: Bundle, options: BackendOptions) -> Backend:
             from m2h_deploy.backends.onnxruntime import OnnxRuntimeBackend
 
             return OnnxRuntimeBackend(bundle, options)
+        if kind in ("tensorrt", "tensorrt-rtx"):
+            from m2h_deploy.backends.tensorrt import TensorRTBackend
+
+            return TensorRTBackend(bundle, options)
     except ModuleNotFoundError as error:
         raise M2HError(
             f"{bundle.path} runs on {kind}, and {error.name} is not installed: pip install 'm2h-deploy[{EXTRAS[kind]}]'"

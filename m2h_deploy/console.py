@@ -1,0 +1,58 @@
+"""What the commands print: results on stdout, progress and everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def make_progress() -> Progress:
+    """A progress bar on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(SpinnerColumn(), *columns, console=err)
+
+
+def say(text: str, style: str | None = None) -> None:
+    """One line on stderr, never wrapped and never read as markup."""
+    err.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def print_json(values: Any) -> None:
+    """Plain values as one line of JSON on stdout."""
+    print(json.dumps(values))
+
+
+def print_values(values: dict[str, Any]) -> None:
+    """Nested values, one to a line, on stdout; what is too long for a line is cut."""
+    table = Table(show_header=False, box=None)
+    for key, value in _flatten(values):
+        text = f"{value:.2f}" if isinstance(value, float) else str(value)
+        table.add_row(key.replace("_", " "), Text(text[:77] + "…" if len(text) > 78 else text))
+    out.print(table)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            rows += _flatten(value, f"{prefix}{key}.")
+        else:
+            rows.append((prefix + key, value))
+    return rows
+
+
+def timing_summary(timings: list[dict[str, float]]) -> dict[str, Any]:
+    """Frames, mean milliseconds of each stage, frames a second; the first frame warms up and counts only alone."""
+    steady = timings[1:] or timings
+    if not steady:
+        return {"frames": 0}
+    means = {f"{stage}_ms": sum(t[stage] for t in steady) / len(steady) for stage in steady[0]}
+    return {"frames": len(timings), **means, "frames_per_second": 1000 / sum(means.values())}

@@ -50,7 +50,7 @@ class Calibration:
     """Frames and the calibrator that turns what was seen on them into ranges."""
 
     frames: CalibrationFrames
-    method: Method = "entropy"
+    method: Method = "max"
     percentile: float = PERCENTILE
     cache: Path | None = None
     """Folder in which histograms are kept by graph and frames."""

@@ -120,10 +120,29 @@ def insert_qdq(
                 output_path=os.fspath(target),
                 log_level="CRITICAL",
             )
-            return onnx.load(target)
+            return _only_layers_read_quantised(onnx.load(target), layers)
         except Exception as error:  # ModelOpt raises whatever its parts raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise M2HError(f"NVIDIA ModelOpt cannot quantise the graph: {reason}") from error
+
+
+def _only_layers_read_quantised(proto: onnx.ModelProto, layers: Sequence[str]) -> onnx.ModelProto:
+    """Give every other reader of a quantised activation the activation itself.
+
+    ONNX Runtime's quantiser, which ModelOpt uses, puts all readers behind the Q/DQ: residual sums and resizes would
+    be rounded to 8 bits too, and gain nothing.
+    """
+    wanted = set(layers)
+    quantised = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type == "QuantizeLinear"}
+    original = {
+        node.output[0]: quantised[node.input[0]]
+        for node in proto.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in quantised
+    }
+    for node in proto.graph.node:
+        if node.name not in wanted and node.op_type != "QuantizeLinear":
+            node.input[:] = [original.get(name, name) for name in node.input]
+    return proto
 
 
 def quantised_layers(proto: onnx.ModelProto) -> tuple[str, ...]:

@@ -1,0 +1,90 @@
+"""Small graphs with the names and the outputs of the real ones, so that a conversion takes a second."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+SIDE = 16
+
+
+def small_graph(*, functions: bool = False, batch: int | str = 1, scale: float = 0.1) -> onnx.ModelProto:
+    """image (N, 3, 16, 16) to depth and semantics through a Conv, a norm, a Linear, an attention core and two heads.
+
+    With `functions` a map goes through m2h::Swap, a function of plain operators. `scale` sizes the weights.
+    """
+    rng = np.random.default_rng(0)
+    weights: dict[str, np.ndarray] = {
+        "stem": rng.normal(0, scale, (16, 3, 3, 3)),
+        "middle": rng.normal(0, scale, (16, 16, 3, 3)),
+        "linear": rng.normal(0, scale, (16, 16)),
+        "gain": np.ones(16),
+        "bias": np.zeros(16),
+        "depth": rng.normal(0, scale, (1, 16, 1, 1)),
+        "semantics": rng.normal(0, scale, (4, 16, 1, 1)),
+    }
+    nodes = [
+        _node("Conv", ["image", "stem"], "a", "/backbone/patch_embed/proj/Conv", pads=[1, 1, 1, 1]),
+        _node("Relu", ["a"], "b", "/backbone/Relu"),
+        _node("Conv", ["b", "middle"], "c", "/mstr/resize/Conv", pads=[1, 1, 1, 1]),
+        _node("Transpose", ["c"], "d", "/wmca/Transpose", perm=[0, 2, 3, 1]),
+        _node("LayerNormalization", ["d", "gain", "bias"], "e", "/wmca/norm/LayerNormalization", axis=-1),
+        _node("MatMul", ["e", "linear"], "f", "/wmca/ffn/MatMul"),
+        _node("Transpose", ["f"], "ft", "/wmca/attention/Transpose", perm=[0, 1, 3, 2]),
+        _node("MatMul", ["f", "ft"], "scores", "/wmca/attention/MatMul"),
+        _node("Softmax", ["scores"], "shares", "/wmca/attention/Softmax", axis=-1),
+        _node("MatMul", ["shares", "f"], "mixed", "/wmca/attention/MatMul_1"),
+        _node("Add", ["mixed", "e"], "sum", "/wmca/Add"),
+        _node("Transpose", ["sum"], "g", "/wmca/Transpose_1", perm=[0, 3, 1, 2]),
+        _node("Swap", ["g"], "h", "/wmca/Swap", domain="m2h") if functions else _node("Relu", ["g"], "h", "/wmca/Relu"),
+        _node("Conv", ["h", "depth"], "i", "/heads.depth/final/Conv"),
+        _node("Relu", ["i"], "depth_out", "/heads.depth/Relu"),
+        _node("Conv", ["h", "semantics"], "semantics_out", "/heads.semantics/final/Conv"),
+    ]
+    nodes[-2].output[0], nodes[-1].output[0] = "depth", "semantics"
+    initializers = [numpy_helper.from_array(value.astype(np.float32), f"w.{name}") for name, value in weights.items()]
+    for node in nodes:
+        node.input[:] = [f"w.{name}" if name in weights else name for name in node.input]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, SIDE, SIDE])],
+        [
+            helper.make_tensor_value_info("depth", TensorProto.FLOAT, [batch, 1, SIDE, SIDE]),
+            helper.make_tensor_value_info("semantics", TensorProto.FLOAT, [batch, 4, SIDE, SIDE]),
+        ],
+        initializers,
+    )
+    opsets = [helper.make_opsetid("", 20), *([helper.make_opsetid("m2h", 1)] if functions else [])]
+    proto = helper.make_model(graph, opset_imports=opsets, functions=[_swap()] if functions else [])
+    proto.ir_version = 10
+    proto.metadata_props.add(key="m2h.variant", value="small")
+    onnx.checker.check_model(proto)
+    return onnx.shape_inference.infer_shapes(proto)
+
+
+def _node(operator: str, inputs: list[str], output: str, name: str, **attributes) -> onnx.NodeProto:
+    return helper.make_node(operator, inputs, [output], name=name, **attributes)
+
+
+def _swap() -> onnx.FunctionProto:
+    body = [
+        helper.make_node("Transpose", ["x"], ["y"], perm=[0, 1, 3, 2]),
+        helper.make_node("Relu", ["y"], ["z"]),
+    ]
+    return helper.make_function("m2h", "Swap", ["x"], ["z"], body, [helper.make_opsetid("", 20)])
+
+
+def frames(count: int, height: int = SIDE, width: int = SIDE, seed: int = 0) -> list[np.ndarray]:
+    """Random frames, float32 (1, 3, height, width)."""
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(1, 3, height, width)).astype(np.float32) for _ in range(count)]
+
+
+def element_types(proto: onnx.ModelProto) -> dict[str, int]:
+    """Element type of every value of a graph."""
+    inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+    values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    return types | {tensor.name: tensor.data_type for tensor in inferred.graph.initializer}

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from m2h_deploy import __version__
 from m2h_deploy.errors import M2HError
+from m2h_deploy.parity.bootstrap import FEW_FRAMES
 from m2h_deploy.parity.gates import GateResult
 from m2h_deploy.parity.result import VerifyResult
 from m2h_deploy.parity.tasks import TaskResult
@@ -100,6 +101,8 @@ def _notes(result: VerifyResult) -> list[str]:
     unlabelled = [task.task for task in result.tasks if task.against == "reference"]
     if unlabelled:
         notes.append(f"{', '.join(unlabelled)}: no labels in the data, measured against the reference's own prediction")
+    if result.data.frames < FEW_FRAMES:
+        notes.append(f"{result.data.frames} frames are a first look: intervals to rely on need at least {FEW_FRAMES}")
     if result.reference.weights_sha256 != result.engine.weights_sha256:
         notes.append("reference and engine have different weights")
     return notes

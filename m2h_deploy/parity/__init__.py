@@ -10,7 +10,7 @@ result.passed
 
 from m2h_deploy.parity.chart import draw_errors
 from m2h_deploy.parity.gates import GateResult, Gates, Verdict
-from m2h_deploy.parity.locating import LocateResult, locate
+from m2h_deploy.parity.locating import LocateResult, locate, locate_in_bundle
 from m2h_deploy.parity.result import VerifyResult, to_json
 from m2h_deploy.parity.run import verify
 from m2h_deploy.parity.tasks import TaskResult
@@ -26,6 +26,7 @@ __all__ = [
     "VerifyResult",
     "draw_errors",
     "locate",
+    "locate_in_bundle",
     "to_json",
     "verify",
 ]

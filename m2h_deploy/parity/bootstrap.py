@@ -6,6 +6,7 @@ sums of the drawn frames. Because metric states add up, a draw is one matrix pro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -16,6 +17,9 @@ Interval = tuple[float, float]
 
 RESAMPLES = 1000
 SEED = 0
+
+#: With fewer frames than this an interval of 95 % holds the truth less often than 9 times in 10.
+FEW_FRAMES = 8
 
 #: 97.5 % quantiles of Student's t for 1 to 9 degrees of freedom; beyond, the series below is exact to three digits.
 _STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
@@ -34,19 +38,20 @@ def resample(weights: Array, states: Array, figure: Callable[[Array], float]) ->
 
 
 def interval(point: float, samples: Array, frames: int) -> Interval:
-    """95 % interval around `point` from the resampled figures `samples`.
+    """95 % interval of a figure that is `point` on all frames, from its resampled values `samples`.
 
-    The percentile interval, widened about the point by sqrt(n / (n - 1)) t / z: with n frames the plain bootstrap is
-    too narrow by about that factor (Hesterberg 2015, section 3.2), 9 times for two frames and 2 % for a hundred.
-    One frame gives (-inf, inf).
+    The expanded percentile interval (Hesterberg 2015, "What teachers should know about the bootstrap"): a plain one is
+    too narrow with few frames, so its percentiles are moved outwards until the interval of a normal mean would be that
+    of Student's t. It never reaches beyond what single frames show, so two frames give the span between the two. One
+    frame gives (-inf, inf): it says nothing about others.
     """
     if np.isnan(point) or np.isnan(samples).all():
         return float("nan"), float("nan")
     if frames < 2:
         return float("-inf"), float("inf")
-    low, high = np.nanpercentile(samples, (2.5, 97.5))
-    factor = np.sqrt(frames / (frames - 1)) * _student(frames - 1) / _NORMAL
-    return float(point - factor * max(point - low, 0.0)), float(point + factor * max(high - point, 0.0))
+    tail = 50 * math.erfc(math.sqrt(frames / (frames - 1)) * _student(frames - 1) / math.sqrt(2))
+    low, high = np.nanpercentile(samples, (tail, 100 - tail))
+    return min(float(low), point), max(float(high), point)
 
 
 def _student(degrees: int) -> float:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m2h_deploy.bundle import Bundle
 from m2h_deploy.errors import M2HError
+from m2h_deploy.selftest import pattern
 
 if TYPE_CHECKING:
     import onnx
@@ -138,6 +140,27 @@ def locate(
         value=found.name if found else None,
         compared=len(values),
         of=len(ours),
+    )
+
+
+def locate_in_bundle(
+    bundle: Bundle, reference: str | os.PathLike[str], image: NDArray[np.float32] | None = None
+) -> LocateResult:
+    """`locate` for the engine of a bundle, on `image` or on the self-test's input.
+
+    Raises M2HError where the engine file is not ONNX: a compiled engine does not show its intermediate values.
+    """
+    engine = bundle.manifest.engine
+    if bundle.engine_file.suffix != ".onnx":
+        raise M2HError(
+            f"{bundle.path}: an engine of {engine.kind} does not show its intermediate values: "
+            "locate in the ONNX file that it was built from"
+        )
+    return locate(
+        reference,
+        bundle.engine_file,
+        pattern(bundle.manifest.input) if image is None else image,
+        precision=engine.precision,
     )
 
 

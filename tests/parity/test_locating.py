@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from m2h_deploy.bundle import load_bundle
 from m2h_deploy.errors import M2HError
-from m2h_deploy.parity import draw_errors, locate
+from m2h_deploy.parity import draw_errors, locate, locate_in_bundle
 from m2h_deploy.parity.locating import block_of
 from m2h_deploy.selftest import pattern
 
@@ -34,8 +36,8 @@ def test_optimisation_leaves_values_to_compare_in_every_block(good):
         assert block in names
 
 
-def test_a_damaged_semantics_head_is_found_in_the_head(tiny_onnx, bad_head, image):
-    found = locate(tiny_onnx, bad_head / "model.onnx", image)
+def test_a_damaged_semantics_head_is_found_in_the_head(tiny_onnx, bad_head):
+    found = locate_in_bundle(load_bundle(bad_head), tiny_onnx)
     assert found.block == "heads.semantics"
     assert found.value.startswith("/heads.semantics/final/")
     assert "heads.semantics" in found.summary
@@ -69,3 +71,11 @@ def test_a_file_that_is_no_onnx_is_named(tmp_path, tiny_onnx, image):
     broken.write_bytes(b"\x00not a graph")
     with pytest.raises(M2HError, match=r"broken\.onnx"):
         locate(tiny_onnx, broken, image)
+
+
+def test_a_compiled_engine_is_refused_in_one_line(tiny_bundle, tiny_onnx):
+    bundle = load_bundle(tiny_bundle)
+    engine = bundle.manifest.engine.model_copy(update={"kind": "tensorrt", "file": "model.plan"})
+    compiled = dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update={"engine": engine}))
+    with pytest.raises(M2HError, match="does not show its intermediate values"):
+        locate_in_bundle(compiled, tiny_onnx)

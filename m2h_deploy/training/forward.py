@@ -89,7 +89,7 @@ def _fusion_block(block: nn.Module, x: Tensor | None, skip: Tensor) -> Tensor:
 
 def _head(head: nn.Module, x: Tensor, size: tuple[int, int]) -> Tensor:
     if isinstance(head, AttendedHead):
-        x = upsample2(_before_upsampling(head.upsample1, head.aspp(x)))
+        x = upsample2(_before_upsampling(head.upsample1, _aspp(head, x)))
         x = head.refine(upsample2(_before_upsampling(head.upsample2, x)))
         x = x * torch.sigmoid(head.spatial(x))
         if isinstance(head, SemanticsHead):
@@ -103,6 +103,15 @@ def _head(head: nn.Module, x: Tensor, size: tuple[int, int]) -> Tensor:
         # In float32: bfloat16's unit vectors are up to half a degree off.
         x = F.normalize(torch.tanh(x.float()), dim=1)
     return resize(x, size)
+
+
+def _aspp(head: AttendedHead, x: Tensor) -> Tensor:
+    if x.device.type != "cpu":
+        return head.aspp(x)
+    # In bfloat16 the weight gradient of the dilated depthwise convolution was seen to change from call to call
+    # (oneDNN, PyTorch 2.13): training would not be reproducible.
+    with torch.autocast("cpu", enabled=False):
+        return head.aspp(x.float())
 
 
 def _before_upsampling(block: nn.Module, x: Tensor) -> Tensor:

@@ -1,0 +1,136 @@
+"""A run that is killed and resumed ends in the same bits as one that is not."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from m2h_deploy.errors import M2HError
+from m2h_deploy.model import load_checkpoint
+from m2h_deploy.training import TrainConfig, train
+from m2h_deploy.training.record import read_record
+from m2h_deploy.training.state import load_state
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def whole(frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing disturbed."""
+    from tests.training.conftest import SMALL
+
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(SMALL, folder, cache=frames, device="cpu")
+    return folder
+
+
+def test_a_run_writes_model_record_plot_and_evaluation(whole: Path, small: TrainConfig) -> None:
+    assert sorted(p.name for p in whole.iterdir()) == [
+        "evaluation.json",
+        "evaluation.md",
+        "losses.csv",
+        "losses.png",
+        "model.safetensors",
+    ]
+    rows = read_record(whole / "losses.csv")
+    assert [int(row["step"]) for row in rows] == list(range(1, 11))
+    assert [row["stage"] for row in rows] == ["warm start"] * 2 + ["initial"] * 4 + ["fine-tuning"] * 4
+    assert [bool(row["loss_depth_normals"]) for row in rows] == [False] * 6 + [True] * 4
+    assert load_checkpoint(whole / "model.safetensors").config.channels == 16
+
+
+def test_the_same_seed_gives_the_same_bits(whole: Path, small: TrainConfig, frames: Path, tmp_path: Path) -> None:
+    train(small, tmp_path / "again", cache=frames, device="cpu")
+    assert digest(tmp_path / "again") == digest(whole)
+
+
+def test_another_seed_gives_another_model(whole: Path, small: TrainConfig, frames: Path, tmp_path: Path) -> None:
+    train(replace(small, seed=6), tmp_path / "other", cache=frames, device="cpu")
+    assert digest(tmp_path / "other") != digest(whole)
+
+
+@pytest.mark.parametrize("step", [1, 2, 5, 7, 10], ids=lambda step: f"after step {step}")
+def test_killed_and_resumed_equals_undisturbed(
+    step: int, whole: Path, small: TrainConfig, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from m2h_deploy.training import loop
+
+    class Killed(BaseException):
+        """No handler of the program sees this one: to the run it is the power going off."""
+
+    original = loop._step
+
+    def dies(stage: loop.Stage, sample: object, done: int, total: int) -> dict[str, float]:
+        losses = original(stage, sample, done, total)
+        if stage.run.position.total + 1 == step:
+            raise Killed
+        return losses
+
+    folder = tmp_path / "killed"
+    monkeypatch.setattr(loop, "_step", dies)
+    with pytest.raises(Killed):
+        train(small, folder, cache=frames, device="cpu")
+    monkeypatch.undo()
+    train(small, folder, resume=True, cache=frames, device="cpu")
+    assert digest(folder) == digest(whole)
+    assert (folder / "losses.csv").read_text() == (whole / "losses.csv").read_text()
+
+
+def test_ctrl_c_saves_the_state_and_leaves_no_half_file(small: TrainConfig, frames: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from dataclasses import replace\n"
+        "from m2h_deploy.training import train\n"
+        "from tests.training.conftest import SMALL\n"
+        "stages = (replace(SMALL.stages[1], epochs=10000),)\n"
+        "try:\n"
+        "    train(replace(SMALL, stages=stages, save_steps=100000), sys.argv[1], cache=sys.argv[2], device='cpu')\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(130)\n"
+    )
+    folder = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(folder), str(frames)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (".", os.environ.get("PYTHONPATH")) if p)},
+        stderr=subprocess.DEVNULL,
+    )
+    record = folder / "losses.csv"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (record.is_file() and len(record.read_text().splitlines()) > 2):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    steps = len(read_record(record))
+    assert load_state(folder / "state.pt")["position"]["total"] == steps > 1
+    assert sorted(p.name for p in folder.iterdir()) == ["losses.csv", "state.pt"]
+
+
+def test_a_run_is_not_started_over_or_continued_as_another(
+    whole: Path, small: TrainConfig, frames: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(M2HError, match="finished run"):
+        train(small, whole, cache=frames)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    torch.save({"version": 1, "values": {}, "random": {}}, folder / "state.pt")
+    with pytest.raises(M2HError, match="unfinished run"):
+        train(small, folder, cache=frames)
+
+
+def test_a_broken_state_is_named(small: TrainConfig, frames: Path, tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_bytes(b"not a state")
+    with pytest.raises(M2HError, match=r"state\.pt is not a training state") as error:
+        train(small, tmp_path, resume=True, cache=frames)
+    assert "\n" not in str(error.value)

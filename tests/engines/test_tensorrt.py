@@ -1,0 +1,224 @@
+"""TensorRT-RTX compiles real plans here, without a GPU; what TensorRT shares with it is tested on it."""
+
+from __future__ import annotations
+
+import _thread
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import helper
+
+from engines.build_progress import BuildProgress
+from engines.targets import describe_target, parse_targets
+from engines.tensorrt import BuildOptions, build_plan, build_tensorrt, free_batch_of, precision_of, trtexec_command
+from m2h_deploy.backends import tensorrt_api
+from m2h_deploy.errors import M2HError
+from tests.engines.graphs import SIDE, small_graph
+
+RTX = "tensorrt-rtx"
+
+
+def save(proto: onnx.ModelProto, folder: Path) -> Path:
+    path = folder / "small.onnx"
+    onnx.save(proto, path)
+    return path
+
+
+def refused(call, *arguments, **options) -> str:
+    with pytest.raises(M2HError) as error:
+        call(*arguments, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "targets"),
+    [
+        ("8.6", ("8.6",)),
+        ("rtx4090, 8.6,12.0", ("8.6", "8.9", "12.0")),
+        ("RTX 3080,rtx-3090", ("8.6",)),
+        ("orin", ("8.7",)),
+        ("portable", ()),
+    ],
+)
+def test_targets_are_compute_capabilities_or_names_of_gpus(text, targets):
+    assert parse_targets(text) == targets
+
+
+@pytest.mark.parametrize("text", ["", ",", "86", "rtx9999", "8.6,sm_89", "portable,8.6"])
+def test_unknown_targets_are_named(text):
+    said = refused(parse_targets, text)
+    assert (text.split(",")[-1] in said) or "portable" in said
+
+
+def test_a_target_is_described_with_its_gpus():
+    assert "orin" in describe_target("8.7")
+    assert describe_target("99.9") == "99.9"
+
+
+def test_trtexec_gets_the_same_flags():
+    options = BuildOptions(workspace_mb=512, level=4, version_compatible=True, strip_weights=True, max_batch=2)
+    batch = free_batch_of(small_graph(batch="batch"))
+    command = trtexec_command("a b.onnx", "m.plan", flavour="tensorrt", options=options, free_batch=batch)
+    assert command == (
+        "trtexec '--onnx=a b.onnx' --saveEngine=m.plan --stronglyTyped --noTF32 --skipInference "
+        "--memPoolSize=workspace:512M --builderOptimizationLevel=4 --versionCompatible --stripWeights "
+        "--minShapes=image:1x3x16x16 --optShapes=image:1x3x16x16 --maxShapes=image:2x3x16x16"
+    )
+    command = trtexec_command("m.onnx", "m.plan", flavour=RTX, options=BuildOptions(targets=("8.6", "12.0")))
+    assert command == (
+        "tensorrt_rtx --onnx=m.onnx --saveEngine=m.plan --noTF32 --skipInference --computeCapabilities=86,120"
+    )
+    assert free_batch_of(small_graph()) is None
+
+
+def test_a_flavour_that_is_not_installed_is_named_with_its_extra(monkeypatch, tmp_path):
+    def missing(name: str):
+        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+    monkeypatch.setattr(tensorrt_api, "_modules", {})
+    monkeypatch.setattr(tensorrt_api.importlib, "import_module", missing)
+    source = save(small_graph(), tmp_path)
+    for flavour in ("tensorrt", RTX):
+        said = refused(build_plan, source, tmp_path / "m.plan", flavour=flavour)
+        assert said.endswith(f"is not installed: pip install 'm2h-deploy[{flavour}]'")
+    assert "choose one of tensorrt, tensorrt-rtx" in refused(build_plan, source, tmp_path / "m.plan", flavour="trt")
+
+
+class TestBuilds:
+    @pytest.fixture(autouse=True)
+    def _installed(self):
+        pytest.importorskip("tensorrt_rtx")
+
+    def test_a_plan_is_built_for_the_targets_that_were_named(self, tmp_path):
+        source = save(small_graph(), tmp_path)
+        options = BuildOptions(targets=("8.6", "12.0"), workspace_mb=256)
+        record = build_plan(source, tmp_path / "m.plan", flavour=RTX, options=options)
+        assert record.plan_bytes == (tmp_path / "m.plan").stat().st_size > 1000
+        assert (record.flavour, record.precision, record.options.targets) == (RTX, "fp32", ("8.6", "12.0"))
+        assert record.version == pytest.importorskip("tensorrt_rtx").__version__
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["m.plan", "small.onnx"]
+
+    def test_the_whole_network_compiles_with_its_attention_fused(self, tiny_onnx, tmp_path):
+        info = build_tensorrt(tiny_onnx, tmp_path, flavour=RTX, precision="fp32")
+        assert info.kind == RTX
+        assert info.targets == ()
+        assert info.options["fused_attention"] == 8, "6 blocks of the backbone and 2 layers of WMCA"
+        assert info.options["trtexec"].startswith("tensorrt_rtx --onnx=")
+        assert (tmp_path / info.file).stat().st_size == info.options["plan_bytes"]
+
+    def test_functions_and_a_free_batch_compile(self, tmp_path):
+        source = save(small_graph(functions=True, batch="batch"), tmp_path)
+        record = build_plan(source, tmp_path / "m.plan", flavour=RTX, options=BuildOptions(max_batch=4))
+        assert record.plan_bytes > 1000
+
+    def test_the_precision_of_the_graph_is_checked(self, tmp_path):
+        source = save(small_graph(), tmp_path)
+        said = refused(build_tensorrt, source, tmp_path, flavour=RTX, precision="fp16")
+        assert "is fp32, not fp16" in said
+
+    @pytest.mark.parametrize("functions", [False, True])
+    def test_an_unsupported_operator_is_named_with_its_node_and_block(self, functions, tmp_path):
+        proto = small_graph(functions=functions)
+        if functions:  # inside of a function the call is named too
+            proto.functions[0].node[0].op_type = "Odd"
+        else:
+            node = next(node for node in proto.graph.node if node.name == "/wmca/Relu")
+            node.op_type = "Odd"
+        said = refused(build_plan, save(proto, tmp_path), tmp_path / "m.plan", flavour=RTX)
+        assert "Odd" in said
+        assert "wmca" in said
+        assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (BuildOptions(targets=("8.7",)), "does not build for compute capability 8.7 (orin): it knows 7.5, 8.0"),
+            (BuildOptions(level=3), "TensorRT-RTX has no builder level"),
+            (BuildOptions(version_compatible=True), "TensorRT-RTX has no version compatibility"),
+            (BuildOptions(level=9), "must be between 0 and 5"),
+            (BuildOptions(max_batch=0), "must be at least 1"),
+            (BuildOptions(plugins=(Path("nowhere.so"),)), "no plug-in library at nowhere.so"),
+        ],
+    )
+    def test_options_that_cannot_be_had_are_refused(self, options, said, tmp_path):
+        source = save(small_graph(), tmp_path)
+        assert said in refused(build_plan, source, tmp_path / "m.plan", flavour=RTX, options=options)
+        assert not (tmp_path / "m.plan").exists()
+
+    def test_a_library_that_is_no_plugin_is_refused(self, tmp_path):
+        library = tmp_path / "lib.so"
+        library.write_bytes(b"\x7fELF no library")
+        source = save(small_graph(), tmp_path)
+        options = BuildOptions(plugins=(library,))
+        assert "is not a TensorRT plug-in" in refused(
+            build_plan, source, tmp_path / "m.plan", flavour=RTX, options=options
+        )
+
+    @pytest.mark.parametrize("make", ["missing", "garbage", "no folder"])
+    def test_bad_files_are_refused(self, make, tmp_path):
+        source = tmp_path / "m.onnx"
+        if make == "garbage":
+            source.write_bytes(b"\x08\x01 no graph")
+        if make == "no folder":
+            source = save(small_graph(), tmp_path)
+        plan = tmp_path / ("nowhere/m.plan" if make == "no folder" else "m.plan")
+        said = refused(build_plan, source, plan, flavour=RTX)
+        assert "m.onnx" in said or "m.plan" in said
+
+    def test_ctrl_c_stops_a_build_and_leaves_nothing(self, tmp_path, monkeypatch):
+        steps = []
+
+        def interrupt(self, phase: str, step: int) -> bool:
+            if not steps:
+                _thread.interrupt_main()
+            steps.append(self.cancelled)
+            return not self.cancelled
+
+        monkeypatch.setattr(BuildProgress, "step", interrupt)
+        source = save(small_graph(), tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            build_plan(source, tmp_path / "m.plan", flavour=RTX)
+        assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
+
+    def test_a_monitor_that_says_stop_stops_the_build(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(BuildProgress, "step", lambda self, phase, step: False)
+        source = save(small_graph(), tmp_path)
+        assert "cannot build" in refused(build_plan, source, tmp_path / "m.plan", flavour=RTX)
+        assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("batch", [1, "batch"])
+    @pytest.mark.parametrize("windows", ["standard", "functions"])
+    @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+    @pytest.mark.parametrize("variant", ["m2h-tiny", "m2h-small", "m2h"])
+    def test_the_matrix_compiles(self, variant, precision, windows, batch, tmp_path):
+        from benchmarks.engine_sizes import build_one
+
+        record = build_one(variant, precision, windows, batch == "batch", RTX, tmp_path)
+        assert record.precision == precision
+        assert record.fused_attention == (8 if variant == "m2h-tiny" else 14)
+        assert bool(record.notes) == (precision == "int8")
+
+
+def test_precision_is_read_off_the_graph():
+    proto = small_graph()
+    assert precision_of(proto) == "fp32"
+    proto.graph.node.append(helper.make_node("DequantizeLinear", ["q", "s"], ["d"]))
+    assert precision_of(proto) == "int8"
+
+
+def test_progress_follows_nested_phases():
+    with BuildProgress("build") as progress:
+        progress.start("outer", 2)
+        progress.start("inner", 3)
+        assert progress.step("inner", 0)
+        progress.finish("inner")
+        progress.finish("never started")
+        progress.cancelled = True
+        assert not progress.step("outer", 0)
+
+
+def test_side_of_the_small_graph_is_what_the_commands_say():
+    assert free_batch_of(small_graph(batch="batch")) == ("image", (3, SIDE, SIDE))

@@ -37,6 +37,7 @@ def name_by_module(proto: onnx.ModelProto) -> None:
     renamed: dict[str, str] = {}
     taken: Counter[str] = Counter()
     keep = {value.name for value in (*proto.graph.input, *proto.graph.output)}
+    constants = {t.name for t in proto.graph.initializer if not t.name.startswith(f"{NETWORK}.")}
     scope = ""
     for node in proto.graph.node:
         recorded = {entry.key: entry.value for entry in node.metadata_props}
@@ -48,10 +49,13 @@ def name_by_module(proto: onnx.ModelProto) -> None:
         for index, output in enumerate(node.output):
             if output and output not in keep:
                 renamed[output] = f"{node.name}_output_{index}"
+        for index, value in enumerate(node.input):
+            if value in constants:
+                renamed.setdefault(value, f"{node.name}_input_{index}")
         del node.metadata_props[:]
         node.doc_string = ""
     for tensor in proto.graph.initializer:
-        renamed[tensor.name] = tensor.name.removeprefix(f"{NETWORK}.")
+        renamed.setdefault(tensor.name, tensor.name.removeprefix(f"{NETWORK}."))
         tensor.doc_string = ""
         del tensor.metadata_props[:]
     _rename_values(proto, renamed)

@@ -204,10 +204,12 @@ def _parse(trt: Any, builder: Any, logger: Any, model: Path, flavour: str, optio
 def _parser_error(error: Any) -> str:
     """One of the parser's errors: operator, node, block, NVIDIA's words, and the functions it is inside of."""
     name, operator = error.node_name(), error.node_operator()
-    where = f"{operator or 'a node'} at {name or f'position {error.node()}'} (block {block_of(name)})"
-    stack = [error.local_function_stack()] if hasattr(error, "local_function_stack") else []
-    inside = f", called from {' > '.join(stack[0])}" if stack and stack[0] else ""
-    return f"{where}{inside}: {' '.join(error.desc().split())} [{error.code()}]"
+    # Inside of a function the nodes have no names; the outermost call has.
+    calls = list(error.local_function_stack()) if hasattr(error, "local_function_stack") else []
+    where = f"{operator or 'a node'} at {name or f'position {error.node()}'}"
+    inside = f", called from {' > '.join(calls)}" if calls else ""
+    block = block_of(calls[0] if calls else name)
+    return f"{where}{inside} (block {block}): {' '.join(error.desc().split())} [{error.code()}]"
 
 
 def _configure(trt: Any, builder: Any, network: Any, flavour: str, options: BuildOptions) -> Any:

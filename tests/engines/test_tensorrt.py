@@ -156,6 +156,39 @@ class TestBuilds:
             build_plan, source, tmp_path / "m.plan", flavour=RTX, options=options
         )
 
+    def test_a_plugin_takes_the_place_of_a_function_and_gets_its_attributes(self, tmp_path, monkeypatch):
+        trt = pytest.importorskip("tensorrt_rtx")
+        made = []
+
+        class Creator(trt.IPluginCreatorV3One):
+            def __init__(self) -> None:
+                trt.IPluginCreatorV3One.__init__(self)
+                self.name, self.plugin_version, self.plugin_namespace = "Swap", "1", ""
+                self.field_names = trt.PluginFieldCollection([trt.PluginField("window_size")])
+
+            def create_plugin(self, name, fields, phase):
+                made.append((name, {field.name: list(field.data) for field in fields}))
+
+        proto = small_graph(functions=True)
+        call = next(node for node in proto.graph.node if node.domain == "m2h")
+        call.attribute.append(helper.make_attribute("window_size", 7))
+        proto.functions[0].attribute.append("window_size")
+        source = save(proto, tmp_path)
+        creator, registry = Creator(), trt.get_plugin_registry()
+        registry.register_creator(creator, "")
+        monkeypatch.setattr("engines.tensorrt._load_plugins", lambda builder, libraries: None)
+        try:
+            build_plan(source, tmp_path / "m.plan", flavour=RTX)
+            assert made == [], "without a plug-in library the function's own body is compiled"
+            # The creator makes no plug-in, so the build ends where TensorRT asked for it.
+            said = refused(
+                build_plan, source, tmp_path / "m.plan", flavour=RTX, options=BuildOptions(plugins=(source,))
+            )
+        finally:
+            registry.deregister_creator(creator)
+        assert made == [("/wmca/Swap", {"window_size": [7]})]
+        assert "Swap at /wmca/Swap (block wmca)" in said
+
     @pytest.mark.parametrize("make", ["missing", "garbage", "no folder"])
     def test_bad_files_are_refused(self, make, tmp_path):
         source = tmp_path / "m.onnx"

@@ -1,0 +1,230 @@
+"""What the TensorRT runner does before and around the GPU. The GPU part itself has not run here."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+
+from m2h_deploy.backends import BackendOptions, open_backend, tensorrt_api
+from m2h_deploy.backends.buffers import ALIGNMENT, TensorSpec, plan_buffers
+from m2h_deploy.backends.dlpack import CPU, CUDA, DeviceArray, _alive, _from_capsule, borrow_cuda
+from m2h_deploy.backends.tensorrt import cache_path, check_capability, check_versions, targets_in_words, words_for
+from m2h_deploy.bundle import file_sha256, load_bundle, write_manifest
+from m2h_deploy.errors import M2HError
+from tests.engines.graphs import small_graph
+
+SPECS = (
+    TensorSpec("depth", (-1, 1, 10, 10), np.dtype(np.float32), False),
+    TensorSpec("image", (-1, 3, 10, 10), np.dtype(np.float16), True),
+    TensorSpec("labels", (-1, 10, 10), np.dtype(np.uint8), False),
+)
+
+
+@pytest.fixture
+def manifest(tiny_bundle):
+    return load_bundle(tiny_bundle).manifest
+
+
+def with_engine(manifest, **changes):
+    engine = manifest.engine.model_copy(update={"kind": "tensorrt-rtx", "version": "1.7.1.116"} | changes)
+    return manifest.model_copy(update={"engine": engine})
+
+
+def refused(call, *arguments) -> str:
+    with pytest.raises(M2HError) as error:
+        call(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_tensors_lie_in_one_allocation_inputs_first_aligned_and_apart(batch):
+    placements, size = plan_buffers(SPECS, batch)
+    assert [placement.name for placement in placements] == ["image", "depth", "labels"]
+    assert [placement.nbytes for placement in placements] == [600 * batch, 400 * batch, 100 * batch]
+    assert all(placement.offset % ALIGNMENT == 0 for placement in placements)
+    ends = [placement.offset + placement.nbytes for placement in placements]
+    assert all(end <= after.offset for end, after in zip(ends, placements[1:], strict=False))
+    assert ends[-1] <= size
+
+
+def test_only_the_batch_may_be_free():
+    spec = TensorSpec("image", (1, 3, -1, 10), np.dtype(np.float32), True)
+    assert "only the batch may be free" in refused(plan_buffers, [spec], 1)
+
+
+def on_cpu(array: np.ndarray) -> DeviceArray:
+    return DeviceArray(array.ctypes.data, array.shape, array.dtype, 0, array, (CPU, 0))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint8, np.int64])
+def test_an_array_goes_out_through_dlpack_without_a_copy(dtype):
+    array = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    seen = np.from_dlpack(on_cpu(array))
+    np.testing.assert_array_equal(seen, array)
+    array[1, 2, 3] = 7
+    assert seen[1, 2, 3] == 7
+
+
+def test_memory_is_kept_until_the_consumer_lets_it_go():
+    held = len(_alive)
+    seen = np.from_dlpack(on_cpu(np.ones(5, np.float32)))
+    assert len(_alive) == held + 1
+    gc.collect()
+    assert seen.sum() == 5
+    del seen
+    gc.collect()
+    assert len(_alive) == held
+
+
+def test_an_array_comes_in_through_dlpack_without_a_copy():
+    array = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
+    borrowed = _from_capsule(array.__dlpack__())
+    assert borrowed.pointer == array.ctypes.data
+    assert (borrowed.shape, borrowed.dtype) == (array.shape, array.dtype)
+
+
+def test_a_capsule_is_taken_once_and_an_odd_layout_not_at_all():
+    capsule = np.zeros(3, np.float32).__dlpack__()
+    _from_capsule(capsule)
+    assert "used before" in refused(_from_capsule, capsule)
+    assert "C-contiguous" in refused(_from_capsule, np.zeros((4, 4), np.float32).T[1:].__dlpack__())
+
+
+def test_gpu_arrays_are_found_by_their_interface_and_host_arrays_are_not():
+    class OnGpu:
+        def __init__(self, strides=None):
+            self.__cuda_array_interface__ = {
+                "shape": (1, 3, 4, 5),
+                "typestr": "<f4",
+                "data": (4096, False),
+                "strides": strides,
+                "stream": 7,
+                "version": 3,
+            }
+
+    borrowed = borrow_cuda(OnGpu())
+    assert (borrowed.pointer, borrowed.shape, borrowed.stream) == (4096, (1, 3, 4, 5), 7)
+    assert borrow_cuda(OnGpu((240, 80, 20, 4))) is not None
+    assert "C-contiguous" in refused(borrow_cuda, OnGpu((240, 4, 60, 12)))
+    assert borrow_cuda(np.zeros((1, 3, 4, 5), np.float32)) is None
+
+
+def test_gpu_arrays_say_where_they_are():
+    array = DeviceArray(4096, (2, 3), np.dtype(np.float32), 9, None)
+    interface = array.__cuda_array_interface__
+    assert (interface["data"], interface["shape"], interface["typestr"], interface["stream"]) == (
+        (4096, False),
+        (2, 3),
+        "<f4",
+        9,
+    )
+    assert array.__dlpack_device__() == (CUDA, 0)
+    assert borrow_cuda(array).pointer == 4096
+
+
+@pytest.mark.parametrize(
+    ("kind", "built", "installed", "options", "fits"),
+    [
+        ("tensorrt-rtx", "1.7.1.116", "1.7.1.116", {}, True),
+        ("tensorrt-rtx", "1.7.1.116", "1.8.0.1", {}, False),
+        ("tensorrt", "10.3.0", "10.13.2", {"version_compatible": True}, True),
+        ("tensorrt", "10.13.2", "10.3.0", {"version_compatible": True}, False),
+        ("tensorrt", "10.3.0", "11.0.0", {"version_compatible": True}, False),
+        ("tensorrt", "10.3.0", "10.13.2", {}, False),
+    ],
+)
+def test_plans_run_on_the_version_that_built_them(manifest, kind, built, installed, options, fits):
+    changed = with_engine(manifest, kind=kind, version=built, options=options)
+    if fits:
+        check_versions(changed, installed, "bundle/")
+        return
+    said = refused(check_versions, changed, installed, "bundle/")
+    assert "bundle/" in said
+    assert built in said
+    assert installed in said
+
+
+def test_plans_run_on_the_gpus_they_name(manifest):
+    portable, named = with_engine(manifest), with_engine(manifest, targets=("8.6", "8.9"))
+    check_capability(portable, "12.0", "bundle/")
+    check_capability(named, "8.9", "bundle/")
+    assert "built for compute capability 8.6, 8.9 and this GPU has 8.7" in refused(
+        check_capability, named, "8.7", "bundle/"
+    )
+    assert targets_in_words(portable) == "compute capability 8.0 or later"
+    assert targets_in_words(named) == "compute capability 8.6, 8.9"
+
+
+def test_compiled_kernels_are_kept_beside_the_bundle_by_plan_and_gpu(tiny_bundle):
+    bundle = load_bundle(tiny_bundle)
+    file = cache_path(bundle, "8.6")
+    assert file.parent == tiny_bundle.parent
+    assert bundle.manifest.files[bundle.manifest.engine.file][:16] in file.name
+    assert file != cache_path(bundle, "8.9")
+
+
+class TestOpening:
+    """A real plan in a bundle, opened on a machine without a GPU."""
+
+    @pytest.fixture
+    def bundle(self, tiny_bundle, tmp_path):
+        rtx = pytest.importorskip("tensorrt_rtx")
+        pytest.importorskip("cuda.bindings")
+        from engines.tensorrt import build_tensorrt
+        from m2h_deploy.backends.cuda import missing_gpu
+
+        if missing_gpu() is None:
+            pytest.skip("this machine has a GPU")
+        path = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+        onnx.save(small_graph(), tmp_path / "small.onnx")
+        info = build_tensorrt(tmp_path / "small.onnx", path, flavour="tensorrt-rtx", precision="fp32")
+        assert info.version == rtx.__version__
+        manifest = load_bundle(tiny_bundle).manifest
+        files = {file.name: file_sha256(file) for file in path.iterdir() if file.name != "manifest.json"}
+        write_manifest(path, manifest.model_copy(update={"engine": info, "files": files}))
+        return path
+
+    def test_without_a_gpu_it_says_which_one_and_what_to_do(self, bundle):
+        said = refused(open_backend, load_bundle(bundle), BackendOptions())
+        assert "needs an NVIDIA GPU (compute capability 8.0 or later) and there is none here" in said
+        assert "CUDA driver version is insufficient" in said or "no CUDA" in said
+        assert "--engine onnxruntime" in said
+
+    def test_a_damaged_plan_is_known_without_a_gpu(self, bundle):
+        loaded = load_bundle(bundle)
+        loaded.engine_file.write_bytes(b"no plan" * 1000)
+        said = refused(open_backend, loaded, BackendOptions())
+        assert "model.plan cannot be run: the file is damaged or not a plan" in said
+
+    def test_a_plan_of_another_version_is_refused(self, bundle):
+        loaded = load_bundle(bundle)
+        engine = loaded.manifest.engine.model_copy(update={"version": "1.2.0.54"})
+        write_manifest(bundle, loaded.manifest.model_copy(update={"engine": engine}))
+        said = refused(open_backend, load_bundle(bundle), BackendOptions())
+        assert "was built by TensorRT-RTX 1.2.0.54" in said
+        assert "build it again" in said
+
+    def test_diagnostics_are_words(self, bundle):
+        import tensorrt_rtx
+
+        members = tensorrt_rtx.EngineInvalidityDiagnostics.__members__
+        both = int(members["UNSUPPORTED_CC"]) | int(members["OLD_CUDA_DRIVER"])
+        assert words_for(tensorrt_rtx, both) == ["it was built for other GPUs", "the NVIDIA driver is too old for it"]
+        assert words_for(tensorrt_rtx, 0) == []
+
+
+@pytest.mark.parametrize("kind", ["tensorrt", "tensorrt-rtx"])
+def test_a_runtime_that_is_not_installed_is_named_with_its_extra(tiny_bundle, manifest, monkeypatch, kind):
+    def missing(name: str):
+        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+    monkeypatch.setattr(tensorrt_api, "_modules", {})
+    monkeypatch.setattr(tensorrt_api.importlib, "import_module", missing)
+    bundle = load_bundle(tiny_bundle)
+    bundle = type(bundle)(bundle.path, with_engine(manifest, kind=kind))
+    assert refused(open_backend, bundle, BackendOptions()).endswith(f"pip install 'm2h-deploy[{kind}]'")

@@ -17,14 +17,14 @@ from m2h_deploy.model.network import M2H
 class DeployM2H(nn.Module):
     """`M2H` for images of one height and width, the same function: (N, 3, H, W) to the four outputs of TASKS."""
 
-    def __init__(self, model: M2H, height: int, width: int) -> None:
+    def __init__(self, model: M2H, height: int, width: int, *, strips: int = 1) -> None:
         super().__init__()
         self.backbone = DeployDINOv2(model.backbone, height, width)
         grid = self.backbone.grid
         self.mstr = DeployMSTR(model.mstr, grid)
         self.msf = nn.ModuleDict({task: DeployMSF(model.msf[task]) for task in TASKS})
         size = (16 * -(-grid[0] // 2), 16 * -(-grid[1] // 2))
-        self.local = LocalPath(model.wmca, *size)
+        self.local = LocalPath(model.wmca, *size, strips)
         self.context = nn.ModuleDict(
             {task: deploy_merge(model.context, task, self.local, grid) for task in model.context.tasks}
         )

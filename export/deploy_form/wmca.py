@@ -39,20 +39,16 @@ def padding_mask(height: int, width: int, window_size: int) -> Tensor:
     return window_partition(torch.ones(1, height, width, 1, dtype=torch.float64), window_size)
 
 
-class StackedNorm(nn.Module):
-    """One LayerNorm a task, all at once: normalise, then scale and shift of shape (task, C). (B, L, T * C), same."""
+class TaskNorms(nn.Module):
+    """One LayerNorm a task on stacked windows: (B, L, T * C), same."""
 
     def __init__(self, norms: nn.ModuleDict) -> None:
         super().__init__()
-        first = norms[WMCA_TASKS[0]]
-        self.channels, self.eps = first.normalized_shape[0], first.eps
-        self.register_buffer("scale", torch.cat([norms[task].weight for task in WMCA_TASKS]).detach())
-        self.register_buffer("shift", torch.cat([norms[task].bias for task in WMCA_TASKS]).detach())
+        self.norms = nn.ModuleList(norms[task] for task in WMCA_TASKS)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x.reshape(-1, x.shape[1], len(WMCA_TASKS), self.channels)
-        normed = F.layer_norm(tokens, (self.channels,), eps=self.eps)
-        return normed.reshape(-1, *x.shape[1:]) * self.scale + self.shift
+        parts = x.chunk(len(self.norms), dim=2)
+        return torch.cat([norm(part) for norm, part in zip(self.norms, parts, strict=True)], dim=2)
 
 
 class WindowAttention(nn.Module):
@@ -85,21 +81,27 @@ class WindowAttention(nn.Module):
 
 
 class DeployWMCALayer(nn.Module):
-    """`WMCALayer` on windows of stacked tasks, (B, p * p, T * C) to the same. Padding tokens come in as zeros."""
+    """`WMCALayer` on windows of stacked tasks, (B, p * p, T * C) to the same. Padding tokens come in as zeros.
+
+    The feed-forward's linear layers are 1x1 convolutions over a window's (position, task) grid: the same products,
+    and engines add a convolution's bias and the residual without another pass over the wide map.
+    """
 
     def __init__(self, layer: WMCALayer) -> None:
         super().__init__()
-        self.norm1, self.norm2 = StackedNorm(layer.norm1), StackedNorm(layer.norm2)
+        self.norm1, self.norm2 = TaskNorms(layer.norm1), TaskNorms(layer.norm2)
         self.attention = WindowAttention(layer.attention)
-        self.ffn1, self.ffn2 = layer.ffn1, layer.ffn2
+        self.ffn1 = pointwise(layer.ffn1.weight, layer.ffn1.bias)
+        self.ffn2 = pointwise(layer.ffn2.weight, layer.ffn2.bias)
 
     def forward(self, windows: Tensor) -> Tensor:
         positions, features = windows.shape[1:]
         tasks = len(WMCA_TASKS)
         z = self.norm1(windows).reshape(-1, positions * tasks, features // tasks)
         z = z + self.attention(z)
+        z = z.reshape(-1, positions, tasks, features // tasks).permute(0, 3, 1, 2)
         z = z + self.ffn2(F.gelu(self.ffn1(z)))
-        return self.norm2(z.reshape(-1, positions, features))
+        return self.norm2(z.permute(0, 2, 3, 1).reshape(-1, positions, features))
 
 
 class DeployWMCA(nn.Module):
@@ -107,19 +109,22 @@ class DeployWMCA(nn.Module):
 
     Attention does not care about the order of its tokens, so a window holds (row, column, task) tokens of one
     channel-last map. The reference crops after each layer and pads with zeros again before the next: here padding
-    tokens are set back to zero between layers. Exact.
+    tokens are set back to zero between layers. No layer looks across windows, so rows of windows may go through all
+    of them in `strips`, small enough for a CPU's cache. Exact.
 
-    Task maps (N, C, H, W) to one map (N, T * C', H', W'): tasks in the order of WMCA_TASKS; in M2H-small before the
-    upsampling and `expand`, which their readers take in.
+    Task maps (N, C, H, W) to one channel-last map (N, H', W', T * C'), tasks in the order of WMCA_TASKS; in M2H-small
+    before the
+    upsampling and `expand`, which its readers take in.
     """
 
-    def __init__(self, wmca: WMCA, height: int, width: int) -> None:
+    def __init__(self, wmca: WMCA, height: int, width: int, strips: int = 1) -> None:
         super().__init__()
         self.reduce = wmca.reduce if wmca.reduced else None
         self.size = (height // 2, width // 2) if wmca.reduced else (height, width)
         self.layers = nn.ModuleList(DeployWMCALayer(layer) for layer in wmca.layers)
         self.window_size = wmca.layers[0].window_size
-        self.register_buffer("mask", padding_mask(*self.size, self.window_size))
+        window_rows = -(-self.size[0] // self.window_size)
+        self.strip_height = -(-window_rows // min(strips, window_rows)) * self.window_size
         # Looked up on the instance so that an export can put named operators in their place.
         self.partition = window_partition
         self.reverse = window_reverse
@@ -128,16 +133,21 @@ class DeployWMCA(nn.Module):
         if self.reduce is not None:
             maps = {task: F.max_pool2d(self.reduce[task](maps[task]), 2) for task in WMCA_TASKS}
         stacked = torch.cat([maps[task].permute(0, 2, 3, 1) for task in WMCA_TASKS], dim=3)
-        windows = self.partition(stacked, self.window_size)
-        for index, layer in enumerate(self.layers):
-            windows = layer(windows if index == 0 else self.clear_padding(windows))
-        return self.reverse(windows, self.window_size, *self.size).permute(0, 3, 1, 2)
+        return torch.cat([self.exchange(strip) for strip in stacked.split(self.strip_height, dim=1)], dim=1)
 
-    def clear_padding(self, windows: Tensor) -> Tensor:
+    def exchange(self, strip: Tensor) -> Tensor:
+        """All layers on whole rows of windows: (N, H, W, T * C) to the same."""
+        height, width = strip.shape[1:3]
+        windows = self.partition(strip, self.window_size)
+        for index, layer in enumerate(self.layers):
+            windows = layer(windows if index == 0 else self.clear_padding(windows, height, width))
+        return self.reverse(windows, self.window_size, height, width)
+
+    def clear_padding(self, windows: Tensor, height: int, width: int) -> Tensor:
         """Zeros in the padding tokens, as the reference has them when a layer begins."""
-        count, positions, _ = self.mask.shape
-        masked = windows.reshape(-1, count, positions, windows.shape[2]) * self.mask
-        return masked.reshape(-1, positions, windows.shape[2])
+        mask = padding_mask(height, width, self.window_size).to(windows)
+        masked = windows.reshape(-1, *mask.shape[:2], windows.shape[2]) * mask
+        return masked.reshape(-1, mask.shape[1], windows.shape[2])
 
 
 def embed_task(matrix: Tensor, task: str) -> Tensor:
@@ -155,10 +165,10 @@ class LocalPath(nn.Module):
     `forward` gives each task a map; `full` brings it to C channels and full size, where it is not there yet.
     """
 
-    def __init__(self, wmca: WMCA | None, height: int, width: int) -> None:
+    def __init__(self, wmca: WMCA | None, height: int, width: int, strips: int = 1) -> None:
         super().__init__()
         windows = wmca is not None and isinstance(wmca.layers[0], WMCALayer)
-        self.wmca = DeployWMCA(wmca, height, width) if wmca is not None and windows else wmca
+        self.wmca = DeployWMCA(wmca, height, width, strips) if wmca is not None and windows else wmca
         self.reduced = wmca is not None and windows and wmca.reduced
         self.expand = nn.ModuleDict()
         if wmca is not None and self.reduced:
@@ -173,8 +183,9 @@ class LocalPath(nn.Module):
             return self.wmca(maps)
         stacked = self.wmca(maps)
         if self.reduced:
-            return dict.fromkeys(WMCA_TASKS, stacked)
-        return dict(zip(WMCA_TASKS, stacked.chunk(len(WMCA_TASKS), dim=1), strict=True))
+            return dict.fromkeys(WMCA_TASKS, stacked.permute(0, 3, 1, 2))
+        parts = stacked.chunk(len(WMCA_TASKS), dim=3)
+        return {task: part.permute(0, 3, 1, 2) for task, part in zip(WMCA_TASKS, parts, strict=True)}
 
     def full(self, task: str, local: Tensor) -> Tensor:
         """expand(U x) = U expand(x), bias included. Exact."""

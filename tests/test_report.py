@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -11,9 +12,10 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
+from m2h_deploy.bundle import load_bundle
 from m2h_deploy.data.rooms import Rooms
 from m2h_deploy.errors import M2HError
-from m2h_deploy.parity import Gates, verify
+from m2h_deploy.parity import Gates, locate_in_bundle, to_json, verify
 from m2h_deploy.report import print_result, write_html, write_junit
 
 
@@ -93,3 +95,13 @@ def test_a_page_of_a_run_with_no_gates_and_no_pictures_is_whole(result, tmp_path
 def test_a_place_that_cannot_be_written_is_one_line(result, tmp_path):
     with pytest.raises(M2HError, match="cannot write"):
         write_junit(result, tmp_path / "absent" / "junit.xml")
+
+
+def test_the_place_of_a_difference_is_on_the_page_and_in_the_json(result, tiny_bundle, tiny_onnx, tmp_path):
+    located = locate_in_bundle(load_bundle(tiny_bundle), tiny_onnx)
+    page = write_html(result, tmp_path / "located.html", located=located).read_text()
+    assert f"{located.compared} of {located.of} intermediate values" in page
+    assert "data:image/png;base64," in page
+    content = json.loads(json.dumps(to_json(result, located), allow_nan=False))["located"]
+    assert content["block"] is None
+    assert "heads.depth" in {block["name"] for block in content["blocks"]}

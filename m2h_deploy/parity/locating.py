@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 #: Relative error that a single operator may add by rounding alone, by the engine's precision.
 ROUNDING = {"fp32": 1e-4, "fp16": 3e-3, "int8": 5e-2}
 
-#: A value is where it goes wrong when its error is this many times its inputs' (or the rounding, where that is more).
+#: A value is where it goes wrong when its error is this many times its inputs' (or the rounding, where that is more);
+#: operators in between that could not be compared may each add as much.
 JUMP = 10.0
 
 #: Values fetched in the first run, and bytes in the later ones: the maps of a large network together exceed a
@@ -43,6 +44,8 @@ class ValueDifference:
     """Root mean squared difference as a share of the reference's root mean square; inf where not finite."""
     inputs_error: float
     """Largest error among the nearest compared values that it is computed from."""
+    skipped: int
+    """Operators in between whose values could not be compared."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class LocateResult:
     compared: int
     of: int
     """Values that the reference has; an optimised engine has fewer of them, fused operators hide theirs."""
+    unseen: tuple[str, ...]
+    """Blocks without any value to compare: a difference that begins there is named in the next."""
 
     @property
     def summary(self) -> str:
@@ -132,14 +137,16 @@ def locate(
         raise M2HError(f"{engine} has no value in common with {reference}: export both with the same options")
     values = _with_inputs(a, differences)
     floor = ROUNDING[precision]
-    found = next((v for v in values if not v.error < jump * max(v.inputs_error, floor)), None)
+    found = next((v for v in values if not v.error < jump * max(v.inputs_error, floor) * (1 + v.skipped)), None)
+    blocks = _by_block(values)
     return LocateResult(
         values=values,
-        blocks=_by_block(values),
+        blocks=blocks,
         block=found.block if found else None,
         value=found.name if found else None,
         compared=len(values),
         of=len(ours),
+        unseen=tuple(sorted(_blocks_of(a) - {block.name for block in blocks})),
     )
 
 
@@ -196,6 +203,7 @@ class _Probe:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # two engines share the cores
         # Optimisation would fuse away the values that are asked for.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
@@ -242,21 +250,34 @@ def _relative(reference: NDArray[Any], value: NDArray[Any]) -> float:
     return difference / size
 
 
-def _with_inputs(proto: onnx.ModelProto, errors: Mapping[str, float]) -> tuple[ValueDifference, ...]:
-    """Each compared value beside the error it inherits: values that could not be compared pass on their inputs'."""
-    carried: dict[str, float] = {}
+def _values_in_order(proto: onnx.ModelProto) -> Iterator[tuple[str, str, list[str]]]:
+    """Name, block and inputs of every value."""
     entered: set[str] = set()
-    values = []
     for node in proto.graph.node:
-        inherited = max((carried.get(name, 0.0) for name in node.input), default=0.0)
-        for name in node.output:
-            carried[name] = errors.get(name, inherited)
+        for name in filter(None, node.output):
             first, _, rest = name.lstrip("/").partition("/")
             if _LAYER.match(rest):
                 entered.add(first)
-            if name in errors:
-                block = block_of(name, after_layers=first in entered)
-                values.append(ValueDifference(name, block, errors[name], inherited))
+            yield name, block_of(name, after_layers=first in entered), list(node.input)
+
+
+def _blocks_of(proto: onnx.ModelProto) -> set[str]:
+    return {block for name, block, _ in _values_in_order(proto) if "/" in name or name in _TASKS}
+
+
+def _with_inputs(proto: onnx.ModelProto, errors: Mapping[str, float]) -> tuple[ValueDifference, ...]:
+    """Each compared value beside the error it inherits: values that could not be compared pass on their inputs'."""
+    carried: dict[str, tuple[float, int]] = {}
+    values = []
+    for name, block, inputs in _values_in_order(proto):
+        sources = [carried[source] for source in inputs if source in carried]
+        inherited = max((error for error, _ in sources), default=0.0)
+        skipped = max((count for _, count in sources), default=0)
+        if name in errors:
+            values.append(ValueDifference(name, block, errors[name], inherited, skipped))
+            carried[name] = errors[name], 0
+        else:
+            carried[name] = inherited, skipped + 1
     return tuple(values)
 
 

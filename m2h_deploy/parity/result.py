@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from m2h_deploy.parity.gates import GateResult, Gates, Verdict
 from m2h_deploy.parity.pictures import WorstFrame
 from m2h_deploy.parity.tasks import TaskResult
 from m2h_deploy.parity.tensors import TensorResult
+
+if TYPE_CHECKING:
+    from m2h_deploy.parity.locating import LocateResult
 
 RESULT_VERSION = 1
 
@@ -74,11 +77,18 @@ class VerifyResult:
         return f"all {len(self.gates)} gates passed on {self.data.frames} frames"
 
 
-def to_json(result: VerifyResult) -> dict[str, Any]:
-    """Plain values for `json.dumps`, without pictures; numbers that do not exist or are infinite are None."""
+def to_json(result: VerifyResult, located: LocateResult | None = None) -> dict[str, Any]:
+    """Plain values for `json.dumps`, without pictures; numbers that do not exist or are infinite are None.
+
+    `located` is added under its name, block by block.
+    """
     content = dataclasses.asdict(dataclasses.replace(result, worst=()))
     del content["worst"]
     head = {"schema_version": RESULT_VERSION, "verdict": result.verdict, "passed": result.passed}
+    if located is not None:
+        blocks = [dataclasses.asdict(block) for block in located.blocks]
+        names = ("block", "value", "summary", "compared", "of", "unseen")
+        content["located"] = {name: getattr(located, name) for name in names} | {"blocks": blocks}
     plain: dict[str, Any] = _plain({**head, **content})
     return plain
 

@@ -126,7 +126,9 @@ def build_plan(model: Path, plan: Path, *, flavour: str, options: BuildOptions |
     serialized = _build(trt, builder, network, config, f"{NAMES[flavour]} builds {plan.name}")
     seconds = perf_counter() - start
     if serialized is None:
-        raise M2HError(f"{NAMES[flavour]} {trt.__version__} cannot build {model}: {_reason(messages)}")
+        raise M2HError(
+            f"{NAMES[flavour]} {trt.__version__} cannot build {model}: {_reason(messages, flavour, options)}"
+        )
     _write(plan, serialized)
     precision = precision_of(proto)
     return BuildRecord(
@@ -290,9 +292,12 @@ def make_monitor(trt: Any, progress: BuildProgress) -> Any:
     return Monitor()
 
 
-def _reason(messages: Messages) -> str:
+def _reason(messages: Messages, flavour: str, options: BuildOptions) -> str:
     """TensorRT's first error is the cause; later ones say that the build failed."""
-    return messages.errors[0] if messages.errors else "it gives no reason"
+    reason = messages.errors[0] if messages.errors else "it gives no reason"
+    # Seen with 1.7: without weights to fold it compiles kernels at once, for which it wants the driver.
+    hint = "; a plan without weights can only be built on a machine with a GPU"
+    return reason + (hint if flavour == "tensorrt-rtx" and options.strip_weights else "")
 
 
 def _write(plan: Path, serialized: Any) -> None:

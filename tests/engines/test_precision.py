@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, inliner, numpy_helper
 
 from engines.blocks import block_of
-from engines.calibration import Calibration, select_frames
+from engines.calibration import Calibration, CalibrationFrames, frames_digest, select_frames
 from engines.precision import to_fp16, to_int8
 from engines.quantization import load_policy
 from engines.sensitivity import choose_blocks
@@ -121,6 +121,26 @@ def test_int8_of_the_whole_network(tiny_onnx, room_frames, tmp_path):
     kept = [name for name in report.quantised if "/final/" in name or "patch_embed" in name or "/gate/" in name]
     assert kept == []
     assert min(report.psnr.values()) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["m2h_small", "m2h"])
+def test_the_published_network_in_half_is_within_40_decibels_on_real_frames(network, shared, tmp_path):
+    import cv2
+    import torch
+
+    from export import export_onnx
+    from m2h_deploy.model import load_checkpoint
+    from tests.golden import filler
+
+    weights = {name: torch.from_numpy(value) for name, value in filler.weights(network).items()}
+    torch.save(weights, tmp_path / "checkpoint.pt")
+    source = export_onnx(load_checkpoint(tmp_path / "checkpoint.pt"), tmp_path / "m.onnx")
+    preprocess = Preprocess(PRESETS["published"], 224, 224)
+    pictures = sorted((shared / "nyuv2_frames").glob("*.jpg"))
+    real = tuple(preprocess(cv2.imread(str(path))).copy() for path in pictures)
+    report = to_fp16(source, tmp_path / "half.onnx", frames=CalibrationFrames(real[:1], real, 0, frames_digest(real)))
+    assert min(report.psnr.values()) > 40, report.psnr
 
 
 def check_int8(proto: onnx.ModelProto, report) -> None:

@@ -221,6 +221,18 @@ class TestBuilds:
         assert "cannot build" in refused(build_plan, source, tmp_path / "m.plan", flavour=RTX)
         assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
 
+    def test_a_plan_without_weights_is_smaller_or_says_that_it_needs_a_gpu(self, tmp_path):
+        source = save(small_graph(), tmp_path)
+        whole = build_plan(source, tmp_path / "whole.plan", flavour=RTX)
+        options = BuildOptions(strip_weights=True)
+        try:
+            stripped = build_plan(source, tmp_path / "stripped.plan", flavour=RTX, options=options)
+        except M2HError as error:
+            assert str(error).endswith("a plan without weights can only be built on a machine with a GPU")
+            assert not (tmp_path / "stripped.plan").exists()
+        else:
+            assert stripped.plan_bytes < whole.plan_bytes
+
     @pytest.mark.slow
     @pytest.mark.parametrize("batch", [1, "batch"])
     @pytest.mark.parametrize("windows", ["standard", "functions"])

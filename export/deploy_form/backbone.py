@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,8 @@ def scaled_attention(qkv: Tensor, heads: int) -> Tensor:
 class DeployDINOv2(nn.Module):
     """`DINOv2`: an image (N, 3, H, W) to four stages of tokens (N, 1 + h * w, E), the class token first."""
 
+    embedding: Tensor
+
     def __init__(self, backbone: DINOv2, height: int, width: int) -> None:
         super().__init__()
         self.stages, self.patch_size = backbone.config.stages, backbone.config.patch_size
@@ -66,7 +69,8 @@ class DeployDINOv2(nn.Module):
         self.patch_embed = convolution(projection.weight, stride=self.patch_size)
         self.register_buffer("embedding", token_constant(backbone, self.grid))
         # Blocks after the last stage have no reader.
-        self.blocks = nn.ModuleList(DeployBlock(block) for block in backbone.blocks[: self.stages[-1] + 1])
+        blocks: Any = backbone.blocks[: self.stages[-1] + 1]
+        self.blocks = nn.ModuleList(DeployBlock(block) for block in blocks)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         patches = self.patch_embed(center_pad(image, self.patch_size))
@@ -86,5 +90,7 @@ def token_constant(backbone: DINOv2, grid: tuple[int, int]) -> Tensor:
     in front instead of a concatenated class token leaves the batch free.
     """
     positions = backbone.position_embedding(grid)
+    bias = backbone.patch_embed.proj.bias
+    assert bias is not None
     first = positions[:, :1] + backbone.cls_token
-    return torch.cat((first, positions[:, 1:] + backbone.patch_embed.proj.bias), dim=1).detach()
+    return torch.cat((first, positions[:, 1:] + bias), dim=1).detach()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,7 +62,8 @@ class DeployRestoration(nn.Module):
         self.register_buffer("unique_mean", composite_mean_weights(small).reshape(-1, 1))
         self.squeeze = merge.gate[:-1]
         # One product a stream: a split of the gates would leave the convolutions' layout.
-        self.gates = nn.ModuleList(pointwise(part) for part in dense_matrix(merge.gate[-1]).chunk(3))
+        last: Any = merge.gate[-1]
+        self.gates = nn.ModuleList(pointwise(part) for part in dense_matrix(last).chunk(3))
         self.ffn1 = pointwise(dense_matrix(merge.ffn1))
         self.ffn2 = pointwise(fold_pointwise_pair(merge.ffn2, merge.out)[0])
         self.out = pointwise(dense_matrix(merge.out))
@@ -111,5 +114,6 @@ def deploy_merge(context: GlobalContext, task: str, local: LocalPath, grid: tupl
     merge = context.merge[task]
     if not isinstance(merge, Restoration):
         return ReferenceMerge(context, task, local, grid)
-    expand = local.expand[task] if local.reduced else None
-    return DeployRestoration(merge, context.unique[task], expand, grid)
+    unique: Any = context.unique[task]
+    expand: Any = local.expand[task] if local.reduced else None
+    return DeployRestoration(merge, unique, expand, grid)

@@ -109,6 +109,9 @@ class EdgesEnd(nn.Module):
     `size` is z's; without `upsample` it is D alone.
     """
 
+    rows: Tensor
+    columns: Tensor
+
     def __init__(self, size: tuple[int, int], target: tuple[int, int], *, upsample: bool) -> None:
         super().__init__()
         self.register_buffer("rows", last_resizes(size[0], target[0], upsample=upsample))

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.deploy_form.fold import copy_of, plain_conv
 from export.deploy_form.layers import upsample
 from m2h_deploy.model.layers import resize
-from m2h_deploy.model.msf import MSF, FusionBlock, ResidualUnit, SeparableResidualUnit
-
-
-def residual_unit(unit: nn.Module) -> nn.Module:
-    """A residual unit of the reference: unchanged."""
-    assert isinstance(unit, ResidualUnit | SeparableResidualUnit)
-    return unit
+from m2h_deploy.model.msf import MSF, FusionBlock
 
 
 class DeployFusionBlock(nn.Module):
@@ -38,7 +34,8 @@ class DeployMSF(nn.Module):
 
     def __init__(self, msf: MSF) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(DeployFusionBlock(block) for block in msf.blocks)
+        blocks: Any = msf.blocks
+        self.blocks = nn.ModuleList(DeployFusionBlock(block) for block in blocks)
         self.project = plain_conv(msf.project)
 
     def forward(self, maps: list[Tensor]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -53,7 +55,8 @@ class DeployMSTR(nn.Module):
 
     def __init__(self, mstr: MSTR, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(DeployReassemble(stage, grid) for stage in mstr.stages)
+        stages: Any = mstr.stages
+        self.stages = nn.ModuleList(DeployReassemble(stage, grid) for stage in stages)
         self.refine = nn.ModuleList(plain_conv(refine) for refine in mstr.refine)
 
     def forward(self, stages: list[Tensor]) -> list[Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from export.deploy_form.backbone import DeployDINOv2
@@ -22,7 +24,8 @@ class DeployM2H(nn.Module):
         self.backbone = DeployDINOv2(model.backbone, height, width)
         grid = self.backbone.grid
         self.mstr = DeployMSTR(model.mstr, grid)
-        self.msf = nn.ModuleDict({task: DeployMSF(model.msf[task]) for task in TASKS})
+        msf: Any = model.msf
+        self.msf = nn.ModuleDict({task: DeployMSF(msf[task]) for task in TASKS})
         size = (16 * -(-grid[0] // 2), 16 * -(-grid[1] // 2))
         self.local = LocalPath(model.wmca, *size, strips)
         self.context = nn.ModuleDict(

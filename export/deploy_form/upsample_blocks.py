@@ -85,6 +85,10 @@ class LastSeparableBlock(nn.Module):
     ever upsampled. (N, Cin, H, W) to (N, Cout, 2H, 2W).
     """
 
+    mean: Tensor
+    refine: Tensor
+    head: Tensor
+
     def __init__(self, block: SeparableUpsampleBlock, final: nn.Conv2d, size: tuple[int, int]) -> None:
         super().__init__()
         self.trunk = Trunk(block)
@@ -124,6 +128,9 @@ class LastUpsampleBlock(nn.Module):
     F (g * up(h)) has one matrix F diag(g) W of an image for each of the four cells: few channels, then the cells are
     interleaved. The other half is U (F Rs x + F b).
     """
+
+    head: Tensor
+    cells: Tensor
 
     def __init__(self, block: UpsampleBlock, final: nn.Conv2d, size: tuple[int, int]) -> None:
         super().__init__()

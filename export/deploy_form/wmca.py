@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -113,16 +114,16 @@ class DeployWMCA(nn.Module):
     of them in `strips`, small enough for a CPU's cache. Exact.
 
     Task maps (N, C, H, W) to one channel-last map (N, H', W', T * C'), tasks in the order of WMCA_TASKS; in M2H-small
-    before the
-    upsampling and `expand`, which its readers take in.
+    before the upsampling and `expand`, which its readers take in.
     """
 
     def __init__(self, wmca: WMCA, height: int, width: int, strips: int = 1) -> None:
         super().__init__()
         self.reduce = wmca.reduce if wmca.reduced else None
         self.size = (height // 2, width // 2) if wmca.reduced else (height, width)
-        self.layers = nn.ModuleList(DeployWMCALayer(layer) for layer in wmca.layers)
-        self.window_size = wmca.layers[0].window_size
+        layers: Any = wmca.layers
+        self.layers = nn.ModuleList(DeployWMCALayer(layer) for layer in layers)
+        self.window_size: int = layers[0].window_size
         window_rows = -(-self.size[0] // self.window_size)
         self.strip_height = -(-window_rows // min(strips, window_rows)) * self.window_size
         # Looked up on the instance so that an export can put named operators in their place.
@@ -173,7 +174,7 @@ class LocalPath(nn.Module):
         self.expand = nn.ModuleDict()
         if wmca is not None and self.reduced:
             for task in WMCA_TASKS:
-                conv = wmca.expand[task]
+                conv: Any = wmca.expand[task]
                 self.expand[task] = pointwise(embed_task(dense_matrix(conv), task), bias_of(conv))
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:

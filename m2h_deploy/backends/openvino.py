@@ -1,0 +1,174 @@
+"""OpenVINO: run an IR (`model.xml` and `model.bin`) on a CPU, or on another of its devices.
+
+One infer request whose outputs are numpy arrays that OpenVINO writes into; the input is read where the caller has it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from m2h_deploy.backends import BackendOptions
+from m2h_deploy.bundle import Bundle
+from m2h_deploy.errors import M2HError
+
+#: Kinds of device that choose among others, and so are in no list of what is there.
+_VIRTUAL_DEVICES = ("AUTO", "HETERO", "MULTI", "BATCH")
+
+
+class OpenVINOBackend:
+    """One compiled model with its output buffers. Not for two threads at once.
+
+    `options.device` is an OpenVINO device (CPU, GPU, NPU, AUTO). `options.extra` may hold `cache`: a folder for
+    compiled models, or False for none; without it they are kept in the user's cache folder (see `cache_folder`).
+    """
+
+    def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
+        engine = bundle.manifest.engine.options
+        core = ov.Core()
+        device = (options.device or str(engine.get("device", "CPU"))).upper()
+        _check_device(core, device, bundle)
+        model = _read(core, bundle)
+        threads = options.threads or engine.get("threads")
+        cache = cache_folder(options.extra.get("cache", True))
+        properties = _properties(device, engine, threads, cache)
+        try:
+            self._compiled = core.compile_model(model, device, properties)
+        except RuntimeError as error:
+            raise M2HError(f"OpenVINO cannot compile {bundle.engine_file} for {device}: {reason(error)}") from None
+        self._request = self._compiled.create_infer_request()
+        self._where = os.fspath(bundle.path)
+        self._input = _Port(self._compiled.input(bundle.manifest.input.name))
+        self._ports = {spec.name: _Port(self._compiled.output(spec.name)) for spec in bundle.manifest.outputs}
+        self._image: NDArray[Any] | None = None
+        self._outputs: dict[str, NDArray[Any]] = {}
+        self.precision = precision_used(self._compiled)
+        self.description = f"OpenVINO {ov.__version__.split('-')[0]}, {device}, {self.precision}"
+
+    def run(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """(N, 3, H, W) float32 to the outputs by name. The arrays are overwritten by the next call."""
+        self._bind_input(np.ascontiguousarray(image, self._input.dtype))
+        self._bind_outputs(len(image))
+        try:
+            self._request.infer()
+        except RuntimeError as error:
+            raise M2HError(f"{self._where}: OpenVINO could not run: {reason(error)}") from None
+        return {name: array.astype(np.float32, copy=False) for name, array in self._outputs.items()}
+
+    def _bind_input(self, image: NDArray[Any]) -> None:
+        """Let the request read `image` where it lies; again only for another array."""
+        bound = self._image
+        if bound is not None and image.ctypes.data == bound.ctypes.data and image.shape == bound.shape:
+            return
+        if not self._input.takes(image.shape):
+            raise M2HError(f"{self._where} takes images {self._input.words}, got an array of {image.shape}")
+        self._request.set_input_tensor(ov.Tensor(image, shared_memory=True))
+        self._image = image  # OpenVINO borrows the memory: it must live as long as the binding
+
+    def _bind_outputs(self, batch: int) -> None:
+        """Allocate once; again only when the batch size changes."""
+        if self._outputs and len(next(iter(self._outputs.values()))) == batch:
+            return
+        self._outputs = {name: np.empty(port.shape(batch), port.dtype) for name, port in self._ports.items()}
+        for name, array in self._outputs.items():
+            self._request.set_tensor(self._ports[name].port, ov.Tensor(array, shared_memory=True))
+
+    def close(self) -> None:
+        """Give back what the engine holds. Harmless to call twice."""
+        self._request = self._compiled = self._image = None
+        self._outputs = {}
+
+
+class _Port:
+    """An input or output of a compiled model; only its batch may be free."""
+
+    def __init__(self, port: Any) -> None:
+        self.port = port
+        self.dtype = np.dtype(port.element_type.to_dtype())
+        self._sides = tuple(None if side.is_dynamic else side.get_length() for side in port.partial_shape)
+
+    def shape(self, batch: int) -> tuple[int, ...]:
+        return (batch, *(int(side or 0) for side in self._sides[1:]))
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) == len(self._sides) and all(
+            side in (None, given) for side, given in zip(self._sides, shape, strict=True)
+        )
+
+    @property
+    def words(self) -> str:
+        return "(" + ", ".join("N" if side is None else str(side) for side in self._sides) + ")"
+
+
+def cache_folder(wanted: bool | str | os.PathLike[str]) -> Path | None:
+    """Where compiled models are kept: a folder of the caller's, the user's cache folder for True, none for False.
+
+    The user's is `$XDG_CACHE_HOME/m2h-deploy/openvino`, or the same under `~/.cache`; never the bundle, whose files
+    are fixed by its manifest. None also where the user's cannot be written: a cache only saves time.
+    """
+    if wanted is False:
+        return None
+    if wanted is not True:
+        return Path(wanted)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (never raises)
+    folder = Path(base) / "m2h-deploy" / "openvino"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def precision_used(compiled: Any) -> str:
+    """What a compiled model computes in, as OpenVINO says it itself: f32, bf16 or f16."""
+    try:
+        return str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
+    except RuntimeError:  # a device that has no such property
+        return "precision not told"
+
+
+def reason(error: Exception) -> str:
+    """The line of an OpenVINO error that says what is wrong; the others say where in its sources."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return (telling or lines or [type(error).__name__])[0]
+
+
+def _check_device(core: Any, device: str, bundle: Bundle) -> None:
+    present = core.available_devices
+    kinds = {name.split(".")[0] for name in present}
+    if device not in present and device not in kinds and device.split(":")[0] not in _VIRTUAL_DEVICES:
+        raise M2HError(f"{bundle.path} asks for device {device}, OpenVINO finds {', '.join(present) or 'none'} here")
+
+
+def _read(core: Any, bundle: Bundle) -> Any:
+    """The bundle's IR. Its form is checked first: OpenVINO tries every format it knows on a file that is not one."""
+    file = bundle.engine_file
+    weights = f"{file.stem}.bin"
+    if weights not in bundle.manifest.files:
+        raise M2HError(f"{bundle.path}: the weights {weights} are not among the manifest's files; build it again")
+    with file.open("rb") as stream:
+        head = stream.read(4096)
+    if file.suffix != ".xml" or b"<net" not in head:
+        raise M2HError(f"OpenVINO cannot read {file}: it is not an OpenVINO IR; build the bundle again")
+    try:
+        return core.read_model(os.fspath(file), os.fspath(bundle.path / weights))
+    except RuntimeError as error:
+        raise M2HError(f"OpenVINO cannot read {file}: {reason(error)}") from None
+
+
+def _properties(device: str, engine: dict[str, Any], threads: int | None, cache: Path | None) -> dict[str, Any]:
+    """OpenVINO's options: one frame at a time as fast as it goes, in the precision that the bundle names."""
+    properties: dict[str, Any] = {"PERFORMANCE_HINT": engine.get("performance_hint", "LATENCY")}
+    if "inference_precision" in engine:
+        properties["INFERENCE_PRECISION_HINT"] = engine["inference_precision"]
+    if isinstance(threads, int) and threads > 0 and device == "CPU":
+        properties["INFERENCE_NUM_THREADS"] = threads
+    if cache is not None:
+        properties["CACHE_DIR"] = os.fspath(cache)
+    return properties

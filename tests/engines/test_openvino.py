@@ -1,0 +1,232 @@
+"""OpenVINO bundles compute what the network computes, in the precision that they say."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+
+pytest.importorskip("openvino")
+
+from engines.openvino import build_openvino
+from engines.precision import to_fp16
+from m2h_deploy.backends import BackendOptions
+from m2h_deploy.backends.openvino import OpenVINOBackend, cache_folder
+from m2h_deploy.bundle import Bundle, OutputSpec, file_sha256, load_bundle, write_manifest
+from m2h_deploy.errors import M2HError
+from m2h_deploy.selftest import pattern
+from tests.engines.graphs import SIDE, small_graph
+
+NO_CACHE = BackendOptions(threads=1, extra={"cache": False})
+
+
+@pytest.fixture(scope="module")
+def tiny_ir(tiny_onnx, tiny_bundle, tmp_path_factory) -> Bundle:
+    """`tiny_onnx` (112 x 140) as an OpenVINO bundle. Read only."""
+    folder = tmp_path_factory.mktemp("openvino")
+    info = build_openvino(tiny_onnx, folder, precision="fp32", threads=1)
+    return _bundle(folder, load_bundle(tiny_bundle).manifest.model_copy(update={"engine": info}))
+
+
+def _bundle(folder: Path, manifest) -> Bundle:
+    files = {file.name: file_sha256(file) for file in folder.iterdir() if file.suffix in (".xml", ".bin")}
+    write_manifest(folder, manifest.model_copy(update={"files": files}))
+    return load_bundle(folder)
+
+
+def _small_bundle(folder: Path, like: Path, graph: Path, **options) -> Bundle:
+    """A bundle of `small_graph`: depth and semantics of a 16 x 16 image."""
+    folder.mkdir()
+    manifest = load_bundle(like).manifest
+    outputs = tuple(
+        OutputSpec(name=name, meaning="", unit="", shape=(None, channels, SIDE, SIDE))
+        for name, channels in (("depth", 1), ("semantics", 4))
+    )
+    spec = manifest.input.model_copy(update={"batch": None, "height": SIDE, "width": SIDE})
+    info = build_openvino(graph, folder, **options)
+    return _bundle(folder, manifest.model_copy(update={"engine": info, "input": spec, "outputs": outputs}))
+
+
+def _saved(proto: onnx.ModelProto, file: Path) -> Path:
+    onnx.save(proto, file)
+    return file
+
+
+def _images(batch: int) -> np.ndarray:
+    return np.random.default_rng(batch).standard_normal((batch, 3, SIDE, SIDE)).astype(np.float32)
+
+
+def _expected(graph: Path, image: np.ndarray) -> dict[str, np.ndarray]:
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"image": image}), strict=True))
+
+
+def _error(value: np.ndarray, expected: np.ndarray) -> float:
+    """Root mean square error as a share of the expected output's deviation."""
+    return float(np.sqrt(np.mean(np.square(value - expected, dtype=np.float64))) / expected.std())
+
+
+def test_it_computes_what_the_network_computes(tiny_ir, tiny_model):
+    image = pattern(tiny_ir.manifest.input)
+    backend = OpenVINOBackend(tiny_ir, NO_CACHE)
+    outputs = backend.run(image)
+    with torch.inference_mode():
+        expected = tiny_model(torch.from_numpy(image))
+    assert list(outputs) == ["depth", "semantics", "normals", "edges"]
+    for name, value in outputs.items():
+        assert value.dtype == np.float32
+        assert _error(value, expected[name].numpy()) < 1e-3, name
+    backend.close()
+    backend.close()
+
+
+def test_precision_fp32_is_float32_on_a_cpu_that_would_take_bfloat16(tiny_ir):
+    backend = OpenVINOBackend(tiny_ir, NO_CACHE)
+    assert tiny_ir.manifest.engine.options["inference_precision"] == "f32"
+    assert backend.precision == "f32"
+    assert backend.description.startswith("OpenVINO 20")
+    assert backend.description.endswith("CPU, f32")
+
+
+def test_its_buffers_are_bound_once_and_overwritten(tmp_path, tiny_bundle):
+    graph = _saved(small_graph(), tmp_path / "small.onnx")
+    backend = OpenVINOBackend(_small_bundle(tmp_path / "b", tiny_bundle, graph, precision="fp32"), NO_CACHE)
+    first, second = _images(1), _images(1)[:, ::-1].copy()
+    outputs = backend.run(first)
+    assert _error(outputs["depth"], _expected(graph, first)["depth"]) < 1e-3
+    again = backend.run(second)
+    assert again["depth"] is outputs["depth"]
+    assert _error(outputs["depth"], _expected(graph, second)["depth"]) < 1e-3
+    second += 1  # the same array with other values, as a camera's buffer
+    assert _error(backend.run(second)["depth"], _expected(graph, second)["depth"]) < 1e-3
+    strided = np.repeat(first, 2, axis=3)[..., ::2]
+    assert _error(backend.run(strided)["depth"], _expected(graph, first)["depth"]) < 1e-3
+
+
+def test_a_free_batch_takes_any_size_frame_by_frame_alike(tmp_path, tiny_bundle):
+    graph = _saved(small_graph(batch="batch"), tmp_path / "small.onnx")
+    backend = OpenVINOBackend(_small_bundle(tmp_path / "b", tiny_bundle, graph, precision="fp32"), NO_CACHE)
+    both = _images(2)
+    outputs = {name: value.copy() for name, value in backend.run(both).items()}
+    assert outputs["semantics"].shape == (2, 4, SIDE, SIDE)
+    for index in range(2):
+        alone = backend.run(both[index : index + 1])
+        assert _error(alone["semantics"], outputs["semantics"][index : index + 1]) < 1e-5
+
+
+def test_functions_of_the_graph_are_taken_out_first(tmp_path, tiny_bundle):
+    graph = _saved(small_graph(functions=True), tmp_path / "small.onnx")
+    backend = OpenVINOBackend(_small_bundle(tmp_path / "b", tiny_bundle, graph, precision="fp32"), NO_CACHE)
+    assert _error(backend.run(_images(1))["depth"], _expected(graph, _images(1))["depth"]) < 1e-3
+
+
+@pytest.mark.parametrize("hint", [None, "bf16", "f32"])
+def test_fp16_graphs_load_with_half_the_weights(tmp_path, tiny_bundle, hint):
+    graph = _saved(small_graph(), tmp_path / "small.onnx")
+    to_fp16(graph, tmp_path / "half.onnx")
+    full = _small_bundle(tmp_path / "full", tiny_bundle, graph, precision="fp32")
+    half = _small_bundle(tmp_path / "half", tiny_bundle, tmp_path / "half.onnx", precision="fp16", hint=hint)
+    sizes = [(bundle.path / "model.bin").stat().st_size for bundle in (half, full)]
+    assert sizes[0] < 0.6 * sizes[1]
+    backend = OpenVINOBackend(half, NO_CACHE)
+    assert backend.precision in (hint or "f16", "f32")
+    assert _error(backend.run(_images(1))["semantics"], _expected(graph, _images(1))["semantics"]) < 0.05
+
+
+def test_int8_graphs_load(tmp_path, tiny_bundle):
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Frames(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._frames = iter([{"image": _images(1)}])
+
+        def get_next(self):
+            return next(self._frames, None)
+
+    graph, quantised = _saved(small_graph(), tmp_path / "small.onnx"), tmp_path / "int8.onnx"
+    quantize_static(graph, quantised, Frames(), quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt8)
+    assert any(node.op_type == "QuantizeLinear" for node in onnx.load(quantised).graph.node)
+    backend = OpenVINOBackend(_small_bundle(tmp_path / "b", tiny_bundle, quantised, precision="int8"), NO_CACHE)
+    assert backend.precision == "f32"
+    assert _error(backend.run(_images(1))["semantics"], _expected(quantised, _images(1))["semantics"]) < 0.05
+
+
+def test_a_wrong_hint_and_a_wrong_precision_are_refused(tiny_onnx, tmp_path):
+    with pytest.raises(M2HError, match="computes in f32"):
+        build_openvino(tiny_onnx, tmp_path, precision="fp32", hint="bf16")
+    with pytest.raises(M2HError, match="choose one of fp32, fp16, int8"):
+        build_openvino(tiny_onnx, tmp_path, precision="fp8")
+    with pytest.raises(M2HError, match="choose one of f32, bf16, f16"):
+        build_openvino(tiny_onnx, tmp_path, precision="fp16", hint="fp8")  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_openvino_lacks_an_operator_for_is_one_line(tmp_path):
+    proto = small_graph()
+    proto.graph.node[1].op_type, proto.graph.node[1].domain = "Unheard", "nowhere"
+    proto.opset_import.add(domain="nowhere", version=1)
+    with pytest.raises(M2HError, match="OpenVINO does not take") as caught:
+        build_openvino(_saved(proto, tmp_path / "odd.onnx"), tmp_path, precision="fp32")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["no xml", "cut xml", "cut weights"])
+def test_a_damaged_ir_is_one_line(tiny_ir, tmp_path, damage):
+    shutil.copytree(tiny_ir.path, tmp_path / "b")
+    xml, weights = tmp_path / "b" / "model.xml", tmp_path / "b" / "model.bin"
+    if damage == "no xml":
+        xml.write_text("hello")
+    elif damage == "cut xml":
+        xml.write_bytes(xml.read_bytes()[:5000])
+    else:
+        weights.write_bytes(weights.read_bytes()[:1000])
+    bundle = _bundle(tmp_path / "b", tiny_ir.manifest)
+    with pytest.raises(M2HError, match=r"OpenVINO cannot read .*model\.xml") as caught:
+        OpenVINOBackend(bundle, NO_CACHE)
+    assert "\n" not in str(caught.value)
+    assert "Exception from" not in str(caught.value)
+
+
+def test_mistakes_at_run_time_are_one_line(tiny_ir):
+    with pytest.raises(M2HError, match=r"asks for device NPU7, OpenVINO finds .*CPU"):
+        OpenVINOBackend(tiny_ir, BackendOptions(device="NPU7"))
+    backend = OpenVINOBackend(tiny_ir, NO_CACHE)
+    with pytest.raises(M2HError, match=r"takes images \(1, 3, 112, 140\), got an array of \(2, 3, 112, 140\)"):
+        backend.run(np.zeros((2, 3, 112, 140), np.float32))
+
+
+def test_compiled_models_are_kept_for_the_user_and_not_in_the_bundle(tmp_path, tiny_bundle, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert cache_folder(False) is None
+    assert cache_folder(tmp_path / "mine") == tmp_path / "mine"
+    graph = _saved(small_graph(), tmp_path / "small.onnx")
+    bundle = _small_bundle(tmp_path / "b", tiny_bundle, graph, precision="fp32")
+    before = {file.name for file in bundle.path.iterdir()}
+    expected = _expected(graph, _images(1))["depth"]
+    for _ in range(2):
+        backend = OpenVINOBackend(bundle, BackendOptions(threads=1))
+        assert _error(backend.run(_images(1))["depth"], expected) < 1e-3
+    kept = list((tmp_path / "cache" / "m2h-deploy" / "openvino").iterdir())
+    assert kept
+    assert {file.name for file in bundle.path.iterdir()} == before
+    for file in kept:
+        file.write_bytes(b"damaged")
+    backend = OpenVINOBackend(bundle, BackendOptions(threads=1))
+    assert _error(backend.run(_images(1))["depth"], expected) < 1e-3
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert cache_folder(True) is None
+
+
+def test_a_device_needs_neither_onnx_nor_torch():
+    hide = "import sys; sys.modules['onnx'] = sys.modules['torch'] = None; import m2h_deploy.backends.openvino"
+    result = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import tempfile
 from enum import Enum
@@ -201,8 +200,8 @@ def verify(
         result = compare(
             bundle, reference, data, gates=gates, limit=limit, split=split, threads=threads, progress=advance
         )
-    located = _locate(bundle, reference, data, split) if locate else None
-    values = to_json(result) | ({"located": dataclasses.asdict(located)} if located else {})
+    located = _locate(bundle, reference) if locate else None
+    values = to_json(result, located)
     if str(json_file) == "-":
         print_json(values)
     else:
@@ -219,37 +218,31 @@ def verify(
         raise CheckFailed(result.summary)
 
 
-def _locate(bundle_path: Path, reference: str, data: Path, split: str) -> LocateResult:
+def _locate(bundle_path: Path, reference: str) -> LocateResult:
     """Export the reference as the bundle's graph was exported, and compare the two value by value."""
     from export import export_onnx
     from m2h_deploy.bundle import load_bundle
-    from m2h_deploy.data.opening import open_dataset
     from m2h_deploy.model import load_checkpoint
-    from m2h_deploy.parity import locate
-    from m2h_deploy.preprocess import Normalisation, Preprocess
+    from m2h_deploy.parity import locate_in_bundle
 
     bundle = load_bundle(bundle_path)
-    manifest = bundle.manifest
-    if bundle.engine_file.suffix != ".onnx":
-        raise M2HError(f"{bundle_path} holds no ONNX file to look into: build it with --engine onnxruntime to locate")
-    spec = manifest.input
-    preprocess = Preprocess(Normalisation(spec.mean, (spec.std[0], spec.std[1], spec.std[2])), spec.height, spec.width)
-    image = preprocess(open_dataset(data, split)[0].image)
     if reference.endswith(".onnx"):
-        return locate(reference, bundle.engine_file, image, precision=manifest.engine.precision)
+        return locate_in_bundle(bundle, reference)
+    manifest = bundle.manifest
     with tempfile.TemporaryDirectory(prefix="m2h-locate-") as folder, err.status("exporting the reference"):
         path = export_onnx(
             load_checkpoint(reference),
             Path(folder) / "reference.onnx",
-            height=spec.height,
-            width=spec.width,
-            batch=spec.batch or 1,
-            dynamic_batch=spec.batch is None,
+            height=manifest.input.height,
+            width=manifest.input.width,
+            batch=manifest.input.batch or 1,
+            dynamic_batch=manifest.input.batch is None,
             opset=manifest.model.opset,
             tasks=[output.name for output in manifest.outputs],
+            windows=manifest.model.windows,  # type: ignore[arg-type]
             form=manifest.model.form,  # type: ignore[arg-type]
         )
-        return locate(path, bundle.engine_file, image, precision=manifest.engine.precision)
+        return locate_in_bundle(bundle, path)
 
 
 @app.command()

@@ -95,10 +95,11 @@ def export(
 def build(
     model: Annotated[Path, typer.Argument(help="ONNX file of m2h-deploy export.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to write.")] = Path("bundle"),
-    engine: Annotated[str, typer.Option(help="onnxruntime, tensorrt or tensorrt-rtx.")] = "onnxruntime",
+    engine: Annotated[str, typer.Option(help="onnxruntime, openvino, tensorrt or tensorrt-rtx.")] = "onnxruntime",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
     threads: Annotated[int | None, typer.Option(help="CPU threads that the bundle asks for.", min=1)] = None,
     provider: Annotated[str, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, nv-tensorrt-rtx.")] = "cpu",
+    hint: Annotated[str | None, typer.Option(help="OpenVINO: compute in f32, bf16 or f16.")] = None,
     calibration: Annotated[str | None, typer.Option(help="INT8: folder, video or NYUv2 to calibrate on.")] = None,
     calibration_frames: Annotated[int, typer.Option(help="INT8: how many frames.", min=1)] = 64,
     calibrator: Annotated[str, typer.Option(help="INT8: max, entropy or percentile.")] = "max",
@@ -146,6 +147,7 @@ def build(
         precision=precision,
         threads=threads,
         provider=provider,
+        hint=hint,  # type: ignore[arg-type]
         lowering=lowering,
         tensorrt=options,
     )

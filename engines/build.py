@@ -17,6 +17,7 @@ from engines.calibration import Calibration, select_frames
 from engines.frames import calibration_frames
 from engines.graph import ModelCard, default_opset, load_graph, read_card
 from engines.onnxruntime import build_onnxruntime
+from engines.openvino import Hint, build_openvino
 from engines.precision import PrecisionReport, to_fp16, to_int8
 from engines.quantization import QuantPolicy
 from engines.tensorrt import BuildOptions, build_tensorrt
@@ -43,7 +44,7 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.preprocess import PRESETS
 from m2h_deploy.selftest import check_self_test, make_self_test, pattern
 
-ENGINES = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp32", "fp16", "int8")
 _NEED_GPU = ("tensorrt", "tensorrt-rtx")
 
@@ -79,13 +80,14 @@ def build_bundle(
     precision: str = "fp32",
     threads: int | None = None,
     provider: str = "cpu",
+    hint: Hint | None = None,
     lowering: Lowering | None = None,
     tensorrt: BuildOptions | None = None,
 ) -> Bundle:
     """Build an engine from an exported ONNX file and put it into a bundle at `out_dir`.
 
     FP16 and INT8 are made in the graph first (`lowering`), and that graph is compiled. `threads` is recorded as the
-    default of an engine on the CPU, `provider` is ONNX Runtime's. The bundle holds a golden self-test made from the
+    default of an engine on the CPU, `provider` is ONNX Runtime's, `hint` OpenVINO's. The bundle holds a golden self-test made from the
     float32 graph on ONNX Runtime's CPU; where the engine runs on this machine it has passed it (TensorRT needs a GPU
     for that). An older bundle at `out_dir` is replaced only when the new one is whole. Raises M2HError on bad input,
     CheckFailed when the engine's numbers are wrong.
@@ -105,6 +107,8 @@ def build_bundle(
             report = _lower(source, model, precision, lowering or Lowering(), card, spec)
         if engine == "onnxruntime":
             info = build_onnxruntime(model, folder, precision=precision, threads=threads, provider=provider)
+        elif engine == "openvino":
+            info = build_openvino(model, folder, precision=precision, threads=threads, hint=hint)
         else:
             info = build_tensorrt(model, folder, flavour=engine, precision=precision, options=tensorrt)
         write_manifest(folder, _manifest(proto, card, spec, info, report, source, folder))

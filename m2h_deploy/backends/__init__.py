@@ -54,6 +54,10 @@ def open_backend(bundle: Bundle, options: BackendOptions) -> Backend:
             from m2h_deploy.backends.onnxruntime import OnnxRuntimeBackend
 
             return OnnxRuntimeBackend(bundle, options)
+        if kind == "openvino":
+            from m2h_deploy.backends.openvino import OpenVINOBackend
+
+            return OpenVINOBackend(bundle, options)
         if kind in ("tensorrt", "tensorrt-rtx"):
             from m2h_deploy.backends.tensorrt import TensorRTBackend
 

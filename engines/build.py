@@ -87,10 +87,10 @@ def build_bundle(
     """Build an engine from an exported ONNX file and put it into a bundle at `out_dir`.
 
     FP16 and INT8 are made in the graph first (`lowering`), and that graph is compiled. `threads` is recorded as the
-    default of an engine on the CPU, `provider` is ONNX Runtime's, `hint` OpenVINO's. The bundle holds a golden self-test made from the
-    float32 graph on ONNX Runtime's CPU; where the engine runs on this machine it has passed it (TensorRT needs a GPU
-    for that). An older bundle at `out_dir` is replaced only when the new one is whole. Raises M2HError on bad input,
-    CheckFailed when the engine's numbers are wrong.
+    default of an engine on the CPU, `provider` is ONNX Runtime's, `hint` OpenVINO's. The bundle holds a golden
+    self-test made from the float32 graph on ONNX Runtime's CPU; where the engine runs on this machine it has passed
+    it (TensorRT needs a GPU for that). An older bundle at `out_dir` is replaced only when the new one is whole.
+    Raises M2HError on bad input, CheckFailed when the engine's numbers are wrong.
     """
     if engine not in ENGINES:
         raise M2HError(f"engine '{engine}': choose one of {', '.join(ENGINES)}")

@@ -1,4 +1,4 @@
-"""WMCA with the four tasks in one channel-last map: one partition, one QKV product, one norm a step."""
+"""WMCA with the four tasks in one map: one partition and one attention for all of them."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from m2h_deploy.model.wmca import WMCA, CrossTaskAttention, WMCALayer
 
 
 def window_partition(x: Tensor, window_size: int) -> Tensor:
-    """Non-overlapping p x p windows of a channel-last map: (N, H, W, F) to (N * M, p * p, F), windows in row order.
+    """The reference's partition, (N, C, H, W) to (N * M, p * p, C), channels last before the rest moves.
 
-    H and W are padded at the bottom and right with zeros to multiples of p; M = ceil(H/p) * ceil(W/p).
+    As one permutation of six axes it walks single channels; this way it moves rows of p * C neighbours.
     """
-    _, height, width, features = x.shape
+    x = x.permute(0, 2, 3, 1)
+    _, height, width, channels = x.shape
     rows, columns = -(-height // window_size), -(-width // window_size)
     x = F.pad(x, (0, 0, 0, columns * window_size - width, 0, rows * window_size - height))
-    x = x.reshape(-1, rows, window_size, columns, window_size, features)
-    return x.transpose(2, 3).reshape(-1, window_size * window_size, features)
+    x = x.reshape(-1, rows, window_size, columns, window_size, channels)
+    return x.transpose(2, 3).reshape(-1, window_size * window_size, channels)
 
 
 def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -> Tensor:
-    """Inverse of `window_partition`: (N * M, p * p, F) to (N, H, W, F), padding cut off."""
+    """Inverse of `window_partition`: (N * M, p * p, C) to (N, C, H, W), padding cut off."""
     rows, columns = -(-height // window_size), -(-width // window_size)
     x = windows.reshape(-1, rows, columns, window_size, window_size, windows.shape[2])
     x = x.transpose(2, 3).reshape(-1, rows * window_size, columns * window_size, windows.shape[2])
-    return x[:, :height, :width]
+    return x[:, :height, :width].permute(0, 3, 1, 2)
 
 
 def padding_mask(height: int, width: int, window_size: int) -> Tensor:
     """1 for real positions and 0 for padding, (M, p * p, 1) in the order of `window_partition`."""
-    return window_partition(torch.ones(1, height, width, 1, dtype=torch.float64), window_size)
+    return window_partition(torch.ones(1, 1, height, width, dtype=torch.float64), window_size)
 
 
 class TaskNorms(nn.Module):
@@ -108,12 +109,12 @@ class DeployWMCALayer(nn.Module):
 class DeployWMCA(nn.Module):
     """`WMCA` with windows, one partition for all tasks and layers.
 
-    Attention does not care about the order of its tokens, so a window holds (row, column, task) tokens of one
-    channel-last map. The reference crops after each layer and pads with zeros again before the next: here padding
-    tokens are set back to zero between layers. No layer looks across windows, so rows of windows may go through all
-    of them in `strips`, small enough for a CPU's cache. Exact.
+    Attention does not care about the order of its tokens, so a window holds (row, column, task) tokens. The reference
+    crops after each layer and pads with zeros again before the next: here padding tokens are set back to zero between
+    layers. No layer looks across windows, so rows of windows may go through all of them in `strips`, small enough for
+    a CPU's cache. Exact.
 
-    Task maps (N, C, H, W) to one channel-last map (N, H', W', T * C'), tasks in the order of WMCA_TASKS; in M2H-small
+    Task maps (N, C, H, W) to one map (N, T * C', H', W'), tasks in the order of WMCA_TASKS; in M2H-small
     before the upsampling and `expand`, which its readers take in.
     """
 
@@ -133,12 +134,12 @@ class DeployWMCA(nn.Module):
     def forward(self, maps: dict[str, Tensor]) -> Tensor:
         if self.reduce is not None:
             maps = {task: F.max_pool2d(self.reduce[task](maps[task]), 2) for task in WMCA_TASKS}
-        stacked = torch.cat([maps[task].permute(0, 2, 3, 1) for task in WMCA_TASKS], dim=3)
-        return torch.cat([self.exchange(strip) for strip in stacked.split(self.strip_height, dim=1)], dim=1)
+        stacked = torch.cat([maps[task] for task in WMCA_TASKS], dim=1)
+        return torch.cat([self.exchange(strip) for strip in stacked.split(self.strip_height, dim=2)], dim=2)
 
     def exchange(self, strip: Tensor) -> Tensor:
-        """All layers on whole rows of windows: (N, H, W, T * C) to the same."""
-        height, width = strip.shape[1:3]
+        """All layers on whole rows of windows: (N, T * C, H, W) to the same."""
+        height, width = strip.shape[2:]
         windows = self.partition(strip, self.window_size)
         for index, layer in enumerate(self.layers):
             windows = layer(windows if index == 0 else self.clear_padding(windows, height, width))
@@ -184,9 +185,8 @@ class LocalPath(nn.Module):
             return self.wmca(maps)
         stacked = self.wmca(maps)
         if self.reduced:
-            return dict.fromkeys(WMCA_TASKS, stacked.permute(0, 3, 1, 2))
-        parts = stacked.chunk(len(WMCA_TASKS), dim=3)
-        return {task: part.permute(0, 3, 1, 2) for task, part in zip(WMCA_TASKS, parts, strict=True)}
+            return dict.fromkeys(WMCA_TASKS, stacked)
+        return dict(zip(WMCA_TASKS, stacked.chunk(len(WMCA_TASKS), dim=1), strict=True))
 
     def full(self, task: str, local: Tensor) -> Tensor:
         """expand(U x) = U expand(x), bias included. Exact."""

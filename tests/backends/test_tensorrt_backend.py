@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from m2h_deploy.backends import BackendOptions, open_backend, tensorrt_api
+from m2h_deploy.backends import BackendOptions, cuda, open_backend, tensorrt, tensorrt_api
 from m2h_deploy.backends.buffers import ALIGNMENT, TensorSpec, plan_buffers
 from m2h_deploy.backends.dlpack import CPU, CUDA, DeviceArray, _alive, _from_capsule, borrow_cuda
 from m2h_deploy.backends.tensorrt import cache_path, check_capability, check_versions, targets_in_words, words_for
@@ -166,6 +168,25 @@ def test_compiled_kernels_are_kept_beside_the_bundle_by_plan_and_gpu(tiny_bundle
     assert file.parent == tiny_bundle.parent
     assert bundle.manifest.files[bundle.manifest.engine.file][:16] in file.name
     assert file != cache_path(bundle, "8.9")
+
+
+def test_every_cuda_name_that_the_runner_uses_exists():
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    source = Path(cuda.__file__).read_text()
+    names = set(re.findall(r'"(cuda[A-Z]\w+)"', source)) | set(re.findall(r"runtime\.(cuda\w+)", source))
+    assert {"cudaGraphLaunch", "cudaMallocHost", "cudaStreamNonBlocking"} <= names
+    assert [name for name in sorted(names) if not hasattr(runtime, name)] == []
+
+
+def test_every_tensorrt_name_that_the_runner_uses_exists():
+    trt = pytest.importorskip("tensorrt_rtx")
+    source = Path(tensorrt.__file__).read_text()
+    known = {name for kind in vars(trt).values() if isinstance(kind, type) for name in dir(kind)}
+    used = set(
+        re.findall(r"(?:_engine|_context|_runtime_cache|config|engine|parser|refitter|runtime)\.(\w+)\(", source)
+    )
+    assert {"execute_async_v3", "set_tensor_address", "deserialize_cuda_engine", "refit_from_file"} <= used
+    assert sorted(used - known) == []
 
 
 class TestOpening:

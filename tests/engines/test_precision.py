@@ -195,6 +195,20 @@ def test_functions_stay_functions_around_half_precision(tmp_path):
     assert types[call.input[0]] == TensorProto.FLOAT16
 
 
+def test_openvino_reads_functions_once_they_are_inlined(tmp_path):
+    openvino = pytest.importorskip("openvino")
+    source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    onnx.save(small_graph(functions=True), source)
+    to_fp16(source, target)
+    inlined = tmp_path / "inlined.onnx"
+    onnx.save(inliner.inline_local_functions(onnx.load(target)), inlined)
+    compiled = openvino.Core().compile_model(inlined, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    frame = frames(1)[0]
+    expected = ort.InferenceSession(target, providers=["CPUExecutionProvider"]).run(None, {"image": frame})
+    for index, want in enumerate(expected):
+        np.testing.assert_allclose(compiled([frame])[index], want, atol=0.02 * np.abs(want).max())
+
+
 def test_functions_stay_functions_around_int8(tmp_path):
     source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
     onnx.save(small_graph(functions=True), source)

@@ -5,6 +5,7 @@ U is the bilinear 2x upsampling (corners aligned), D the last resize to the imag
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.deploy_form.fold import batch_norm_affine, copy_of, dense_matrix, fold_batch_norm, plain_conv, pointwise
-from export.deploy_form.layers import global_mean, resize_matrix, spread, taps
+from export.deploy_form.layers import global_mean, resize_matrix, spread, taps, upsample
 from export.deploy_form.upsample_blocks import Upsample2, first_block, last_block
 from m2h_deploy.model.heads import (
     ASPP,
@@ -93,13 +94,14 @@ class SemanticsEnd(nn.Module):
 
 
 class NormalsEnd(nn.Module):
-    """tanh, unit length, resize: three channels at the full size."""
+    """tanh, unit length, resize: three channels at the full size, after U where it is still to come."""
 
-    def __init__(self, target: tuple[int, int]) -> None:
+    def __init__(self, target: tuple[int, int], *, upsample: bool) -> None:
         super().__init__()
-        self.target = target
+        self.target, self.upsample = target, upsample
 
     def forward(self, x: Tensor) -> Tensor:
+        x = upsample(x) if self.upsample else x
         return resize(F.normalize(torch.tanh(x), dim=1), self.target)
 
 
@@ -141,9 +143,14 @@ def attended_head(head: DepthHead | SemanticsHead, size: tuple[int, int], target
     second, still_pending = first_block(head.upsample2, (2 * size[0], 2 * size[1]))
     refine = head.refine if isinstance(head.refine, Refinement) else DeploySeparableRefinement(head.refine)
     end = DepthEnd(head, target) if isinstance(head, DepthHead) else SemanticsEnd(head, target)
-    between = [Upsample2()] if pending else []
-    after = [Upsample2()] if still_pending else []
-    return nn.Sequential(DeployASPP(head.aspp), first, *between, second, *after, refine, end)
+    parts = {
+        "aspp": DeployASPP(head.aspp),
+        "upsample1": nn.Sequential(first, Upsample2()) if pending else first,
+        "upsample2": nn.Sequential(second, Upsample2()) if still_pending else second,
+        "refine": refine,
+        "end": end,
+    }
+    return nn.Sequential(OrderedDict(parts))
 
 
 def plain_head(head: NormalsHead | EdgesHead, size: tuple[int, int], target: tuple[int, int]) -> nn.Module:
@@ -152,5 +159,7 @@ def plain_head(head: NormalsHead | EdgesHead, size: tuple[int, int], target: tup
     last = last_block(head.upsample2, head.final, size)
     if isinstance(head, EdgesHead):
         factor = 2 if pending else 4
-        return nn.Sequential(first, last, EdgesEnd((factor * size[0], factor * size[1]), target, upsample=pending))
-    return nn.Sequential(first, last, *([Upsample2()] if pending else []), NormalsEnd(target))
+        end: nn.Module = EdgesEnd((factor * size[0], factor * size[1]), target, upsample=pending)
+    else:
+        end = NormalsEnd(target, upsample=pending)
+    return nn.Sequential(OrderedDict({"upsample1": first, "upsample2": last, "end": end}))

@@ -27,9 +27,9 @@ class DeployM2H(nn.Module):
         msf: Any = model.msf
         self.msf = nn.ModuleDict({task: DeployMSF(msf[task]) for task in TASKS})
         size = (16 * -(-grid[0] // 2), 16 * -(-grid[1] // 2))
-        self.local = LocalPath(model.wmca, *size, strips)
+        self.wmca = LocalPath(model.wmca, *size, strips)
         self.context = nn.ModuleDict(
-            {task: deploy_merge(model.context, task, self.local, grid) for task in model.context.tasks}
+            {task: deploy_merge(model.context, task, self.wmca, grid) for task in model.context.tasks}
         )
         self.heads = nn.ModuleDict({task: deploy_head(model.heads[task], size, (height, width)) for task in TASKS})
 
@@ -37,12 +37,12 @@ class DeployM2H(nn.Module):
         stages = self.backbone(image)
         maps = self.mstr(stages)
         features = {task: self.msf[task](maps) for task in TASKS}
-        local = self.local(features)
+        local = self.wmca(features)
         outputs = {}
         for task in TASKS:
             if task in self.context:
                 fused = self.context[task](local[task], features[task], stages[-1])
             else:
-                fused = self.local.full(task, local[task])
+                fused = self.wmca.full(task, local[task])
             outputs[task] = self.heads[task](fused)
         return outputs

@@ -170,7 +170,7 @@ class LocalPath(nn.Module):
     def __init__(self, wmca: WMCA | None, height: int, width: int, strips: int = 1) -> None:
         super().__init__()
         windows = wmca is not None and isinstance(wmca.layers[0], WMCALayer)
-        self.wmca = DeployWMCA(wmca, height, width, strips) if wmca is not None and windows else wmca
+        self.exchange = DeployWMCA(wmca, height, width, strips) if wmca is not None and windows else wmca
         self.reduced = wmca is not None and windows and wmca.reduced
         self.expand = nn.ModuleDict()
         if wmca is not None and self.reduced:
@@ -179,11 +179,11 @@ class LocalPath(nn.Module):
                 self.expand[task] = pointwise(embed_task(dense_matrix(conv), task), bias_of(conv))
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.wmca is None:
+        if self.exchange is None:
             return maps
-        if not isinstance(self.wmca, DeployWMCA):
-            return self.wmca(maps)
-        stacked = self.wmca(maps)
+        if not isinstance(self.exchange, DeployWMCA):
+            return self.exchange(maps)
+        stacked = self.exchange(maps)
         if self.reduced:
             return dict.fromkeys(WMCA_TASKS, stacked)
         return dict(zip(WMCA_TASKS, stacked.chunk(len(WMCA_TASKS), dim=1), strict=True))

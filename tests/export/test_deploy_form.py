@@ -157,7 +157,7 @@ def test_wmca_clears_padding_between_layers(network):
     """Without the clearing the result is another one: the test above can fail."""
     maps = maps_of(network)
     local = wmca.LocalPath(network.wmca, *SIZE)
-    local.wmca.clear_padding = lambda windows, height, width: windows
+    local.exchange.clear_padding = lambda windows, height, width: windows
     difference = local.full("depth", local(maps)["depth"]) - network.wmca(maps)["depth"]
     assert difference.abs().max() > 1e-6
 

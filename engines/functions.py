@@ -66,7 +66,7 @@ def outline_functions(
     result.functions.extend(original.functions)
     present = {opset.domain for opset in result.opset_import}
     result.opset_import.extend(o for o in original.opset_import if o.domain not in present)
-    _drop_unused_initializers(result)
+    drop_unused_initializers(result)
     return result
 
 
@@ -87,7 +87,8 @@ def _outline(nodes: list[onnx.NodeProto], call: FunctionCall) -> list[onnx.NodeP
     return [*rest, replacement, *(node for node in nodes[place:] if node.name not in call.body)]
 
 
-def _drop_unused_initializers(proto: onnx.ModelProto) -> None:
+def drop_unused_initializers(proto: onnx.ModelProto) -> None:
+    """Remove constants that no node and no output needs, in place."""
     used = {name for node in proto.graph.node for name in node.input}
     used.update(value.name for value in proto.graph.output)
     kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]

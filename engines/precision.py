@@ -31,7 +31,7 @@ from engines.functions import inline_functions, outline_functions
 from engines.graph import load_graph
 from engines.islands import Island, WeightRisk, find_islands, weight_risks
 from engines.modelopt import quiet_modelopt, require_modelopt
-from engines.quantization import QuantPolicy, candidates, chosen_layers, insert_qdq, quantised_layers
+from engines.quantization import QuantPolicy, candidates, chosen_layers, insert_qdq, insert_weight_dq, quantised_layers
 from engines.sensitivity import BlockCost, choose_blocks
 from m2h_deploy.bundle import file_sha256
 from m2h_deploy.errors import M2HError
@@ -105,19 +105,26 @@ def to_int8(
     nothing is left behind then.
     """
     proto = _load_float32(onnx_path)
+    policy = policy or QuantPolicy()
     plain, calls = inline_functions(proto)
-    layers = chosen_layers(plain, policy or QuantPolicy())
-    digest = file_sha256(Path(onnx_path))
-    # Every candidate is measured, so that another policy finds its ranges in the cache.
-    inputs = candidates(plain)
-    ranges = measure_ranges(plain, digest, tuple(dict.fromkeys(inputs.values())), calibration)
     islands, risks = _islands_and_risks(plain, keep_fp32, None, 1.0)
-    layers = tuple(name for name in layers if name not in {island.node for island in islands})
+    kept = {island.node for island in islands}
+    layers = tuple(name for name in chosen_layers(plain, policy) if name not in kept)
+    digest = file_sha256(Path(onnx_path))
     costs: tuple[BlockCost, ...] = ()
-    if min_psnr is not None:
-        layers, costs = choose_blocks(plain, layers, ranges, calibration.frames.frames[:SENSITIVITY_FRAMES], min_psnr)
-    wanted = {inputs[name]: ranges[inputs[name]] for name in layers}
-    quantised = insert_qdq(plain, layers, wanted, calibration.frames.frames[0])
+    if policy.weights_only:
+        if min_psnr is not None:
+            raise M2HError("a least PSNR chooses among layers with INT8 activations: leave it out with weights_only")
+        quantised = insert_weight_dq(plain, layers)
+    else:
+        # Every candidate is measured, so that another policy finds its ranges in the cache.
+        inputs = candidates(plain)
+        ranges = measure_ranges(plain, digest, tuple(dict.fromkeys(inputs.values())), calibration)
+        if min_psnr is not None:
+            few = calibration.frames.frames[:SENSITIVITY_FRAMES]
+            layers, costs = choose_blocks(plain, layers, ranges, few, min_psnr)
+        wanted = {inputs[name]: ranges[inputs[name]] for name in layers}
+        quantised = insert_qdq(plain, layers, wanted, calibration.frames.frames[0])
     result = outline_functions(_autocast(quantised, islands, io), calls, proto)
     record = record_of(calibration, digest)
     report = PrecisionReport("int8", io, islands, risks, quantised_layers(result), record, costs)

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
 from engines.blocks import check_patterns, matches
+from engines.functions import drop_unused_initializers
 from engines.modelopt import quiet_modelopt
 from m2h_deploy.errors import M2HError
 
@@ -33,6 +35,8 @@ class QuantPolicy:
     """
 
     quantise: tuple[str, ...] = ("*",)
+    weights_only: bool = False
+    """Store the weights of Linear layers in INT8 and compute in FP16: what TensorRT-RTX has INT8 for."""
     keep: tuple[str, ...] = (
         "/backbone/patch_embed/*",
         "/heads.*/final/*",
@@ -44,6 +48,8 @@ class QuantPolicy:
 def load_policy(path: str | os.PathLike[str]) -> QuantPolicy:
     """Read a policy from JSON: `{"quantise": ["backbone", "wmca"], "keep": ["/heads.*/final/*"]}`, either optional.
 
+    `"weights_only": true` may stand beside them.
+
     Raises M2HError, naming the file, on anything else.
     """
     try:
@@ -52,14 +58,16 @@ def load_policy(path: str | os.PathLike[str]) -> QuantPolicy:
         raise M2HError(f"cannot read the policy {path}: {error.strerror or error}") from None
     except ValueError as error:
         raise M2HError(f"the policy {path} is not JSON: {error}") from None
-    fields = ("quantise", "keep")
-    well_formed = isinstance(content, dict) and all(
-        key in fields and isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-        for key, value in content.items()
-    )
-    if not well_formed:
+    if not isinstance(content, dict) or not all(_fits(key, value) for key, value in content.items()):
         raise M2HError(f"the policy {path}: expected {{'quantise': [...], 'keep': [...]}} with blocks or globs")
-    return QuantPolicy(**{key: tuple(value) for key, value in content.items()})
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+    return QuantPolicy(**fields)
+
+
+def _fits(key: str, value: Any) -> bool:
+    if key == "weights_only":
+        return isinstance(value, bool)
+    return key in ("quantise", "keep") and isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 
 def candidates(proto: onnx.ModelProto) -> dict[str, str]:
@@ -76,7 +84,14 @@ def chosen_layers(proto: onnx.ModelProto, policy: QuantPolicy) -> tuple[str, ...
     """Layers that `policy` makes INT8. Raises M2HError when a pattern matches nothing or no layer is left."""
     if policy != QuantPolicy():
         check_patterns(proto, [p for p in (*policy.quantise, *policy.keep) if p not in QuantPolicy().keep], "policy")
-    names = [name for name in candidates(proto) if matches(name, policy.quantise) and not matches(name, policy.keep)]
+    linear = {node.name for node in proto.graph.node if node.op_type != "Conv"}
+    names = [
+        name
+        for name in candidates(proto)
+        if matches(name, policy.quantise)
+        and not matches(name, policy.keep)
+        and (name in linear or not policy.weights_only)
+    ]
     if not names:
         raise M2HError("the policy leaves no layer to quantise: widen 'quantise' or shorten 'keep'")
     return tuple(names)
@@ -126,6 +141,38 @@ def insert_qdq(
             raise M2HError(f"NVIDIA ModelOpt cannot quantise the graph: {reason}") from error
 
 
+def insert_weight_dq(proto: onnx.ModelProto, layers: Sequence[str]) -> onnx.ModelProto:
+    """`proto` with the weights of the Linear `layers` as int8, per output channel, behind DequantizeLinear."""
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    weights = {tensor.name: tensor for tensor in result.graph.initializer}
+    wanted, done = set(layers), set[str]()
+    nodes: list[onnx.NodeProto] = []
+    for node in result.graph.node:
+        if node.name in wanted:
+            name = node.input[1]
+            axis = 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
+            if name not in done:
+                values, scales = _int8_per_channel(numpy_helper.to_array(weights[name]), axis)
+                result.graph.initializer.append(numpy_helper.from_array(values, f"{name}_int8"))
+                result.graph.initializer.append(numpy_helper.from_array(scales, f"{name}_scale"))
+                inputs, outputs = [f"{name}_int8", f"{name}_scale"], [f"{name}_dequantised"]
+                nodes.append(helper.make_node("DequantizeLinear", inputs, outputs, f"{node.name}_weight", axis=axis))
+                done.add(name)
+            node.input[1] = f"{name}_dequantised"
+        nodes.append(node)
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    drop_unused_initializers(result)
+    return result
+
+
+def _int8_per_channel(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    scale = np.abs(weight).max(axis=1 - axis, keepdims=True) / 127
+    scale[scale == 0] = 1
+    return np.round(weight / scale).astype(np.int8), scale.ravel().astype(np.float32)
+
+
 def _only_layers_read_quantised(proto: onnx.ModelProto, layers: Sequence[str]) -> onnx.ModelProto:
     """Give every other reader of a quantised activation the activation itself.
 
@@ -146,13 +193,9 @@ def _only_layers_read_quantised(proto: onnx.ModelProto, layers: Sequence[str]) -
 
 
 def quantised_layers(proto: onnx.ModelProto) -> tuple[str, ...]:
-    """Layers of a Q/DQ graph whose activation and weight both come out of a DequantizeLinear."""
+    """Layers of a Q/DQ graph whose weight comes out of a DequantizeLinear."""
     dequantised = {output for node in proto.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
-    return tuple(
-        node.name
-        for node in proto.graph.node
-        if node.op_type in QUANTISABLE and {node.input[0], node.input[1]} <= dequantised
-    )
+    return tuple(node.name for node in proto.graph.node if node.op_type in QUANTISABLE and node.input[1] in dequantised)
 
 
 def _write_tensorrt_cache(file: Path, ranges: Mapping[str, float]) -> None:

@@ -32,10 +32,11 @@ from m2h_deploy.errors import M2HError
 PLAN_FILE = "model.plan"
 WEIGHTS_FILE = "weights.onnx"
 
-#: What a user of INT8 on TensorRT-RTX should know (its support matrix lists INT8 for weight-only GEMM alone).
+#: What a user of INT8 convolutions on TensorRT-RTX should know: its support matrix has INT8 for matrix products alone,
+#: and its builder says that it converts the scales of convolutions to float32.
 RTX_INT8_NOTE = (
-    "TensorRT-RTX has no INT8 convolutions and INT8 matrix products for weights only: this plan computes in FP16 and "
-    "float32 what the graph has in INT8, and gains nothing over --precision fp16"
+    "TensorRT-RTX has no INT8 convolutions: with them the plan grows beyond FP16's and gains no speed; leave them out "
+    'with the policy {"quantise": ["/*/MatMul*"]}, or keep INT8 to the weights of Linear with {"weights_only": true}'
 )
 
 
@@ -141,7 +142,7 @@ def build_plan(model: Path, plan: Path, *, flavour: str, options: BuildOptions |
         seconds=seconds,
         fused_attention=sum("Softmax" in name for name in messages.attention),
         warnings=tuple(dict.fromkeys(messages.warnings)),
-        notes=(RTX_INT8_NOTE,) if (flavour, precision) == ("tensorrt-rtx", "int8") else (),
+        notes=(RTX_INT8_NOTE,) if flavour == "tensorrt-rtx" and _has_int8_convolutions(proto) else (),
     )
 
 
@@ -151,6 +152,11 @@ def precision_of(proto: onnx.ModelProto) -> str:
         return "int8"
     halves = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.initializer)
     return "fp16" if halves else "fp32"
+
+
+def _has_int8_convolutions(proto: onnx.ModelProto) -> bool:
+    made = {output for node in proto.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
+    return any(node.op_type == "Conv" and node.input[1] in made for node in proto.graph.node)
 
 
 def _check_options(trt: Any, flavour: str, options: BuildOptions, plan: Path) -> None:

@@ -266,12 +266,30 @@ def test_a_policy_file_overrides_what_is_quantised(small, tmp_path):
     assert "/mstr/resize/Conv" in report.quantised
 
 
+def test_weights_alone_can_be_int8(small, tmp_path):
+    policy = tmp_path / "policy.json"
+    policy.write_text('{"weights_only": true}')
+    calibration = Calibration(select_frames(frames(4), count=2))
+    report = to_int8(small, tmp_path / "out.onnx", calibration=calibration, policy=load_policy(policy))
+    proto = onnx.load(tmp_path / "out.onnx")
+    assert report.quantised == ("/wmca/ffn/MatMul",)
+    assert Counter(node.op_type for node in proto.graph.node)["QuantizeLinear"] == 0
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    (dequantise,) = (node for node in proto.graph.node if node.op_type == "DequantizeLinear")
+    assert stored[dequantise.input[0]].data_type == TensorProto.INT8
+    assert "w.linear" not in stored
+    assert element_types(proto)[dequantise.output[0]] == TensorProto.FLOAT16
+    assert min(report.psnr.values()) > 40
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ("{", "is not JSON"),
         ('{"keep": "wmca"}', "expected"),
         ('{"skip": []}', "expected"),
+        ('{"weights_only": 1}', "expected"),
+        ('{"weights_only": true, "quantise": ["mstr"]}', "leaves no layer"),
         ('{"keep": ["wcma"]}', "'wcma' matches nothing in the graph; its blocks are backbone, mstr, wmca"),
         ('{"quantise": ["/wmca/norm/*"]}', "leaves no layer"),
     ],

@@ -31,7 +31,7 @@ def build_openvino(
 ) -> EngineInfo:
     """Convert the ONNX file `model`, which is already in `precision`, into `folder`; what a bundle says about it.
 
-    `hint` is what OpenVINO computes the floating-point parts in; a CPU that lacks it uses float32. FP16 keeps the
+    `hint` is what OpenVINO computes the floating-point parts in; a CPU that lacks it goes by the graph. FP16 keeps the
     weights in half their size whatever the hint is. Raises M2HError where OpenVINO does not take the graph, and where
     a `hint` other than f32 would make a bundle of precision fp32 untrue.
     """

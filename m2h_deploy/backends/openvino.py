@@ -33,7 +33,7 @@ class OpenVINOBackend:
         core = ov.Core()
         device = (options.device or str(engine.get("device", "CPU"))).upper()
         _check_device(core, device, bundle)
-        model = _read(core, bundle)
+        model = read_ir(bundle, core)
         threads = options.threads or engine.get("threads")
         cache = cache_folder(options.extra.get("cache", True))
         properties = _properties(device, engine, threads, cache)
@@ -44,7 +44,9 @@ class OpenVINOBackend:
         self._request = self._compiled.create_infer_request()
         self._where = os.fspath(bundle.path)
         self._input = _Port(self._compiled.input(bundle.manifest.input.name))
-        self._ports = {spec.name: _Port(self._compiled.output(spec.name)) for spec in bundle.manifest.outputs}
+        self._ports: dict[str, _Port] = {
+            spec.name: _Port(self._compiled.output(spec.name)) for spec in bundle.manifest.outputs
+        }
         self._image: NDArray[Any] | None = None
         self._outputs: dict[str, NDArray[Any]] = {}
         self.precision = precision_used(self._compiled)
@@ -125,11 +127,15 @@ def cache_folder(wanted: bool | str | os.PathLike[str]) -> Path | None:
 
 
 def precision_used(compiled: Any) -> str:
-    """What a compiled model computes in, as OpenVINO says it itself: f32, bf16 or f16."""
+    """What a compiled model computes in, as OpenVINO says it itself: f32, bf16 or f16.
+
+    `as the graph` where it was asked for one that the device lacks, and `not told` on a device that does not say.
+    """
     try:
-        return str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
-    except RuntimeError:  # a device that has no such property
-        return "precision not told"
+        name = str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
+    except RuntimeError:
+        return "not told"
+    return "as the graph" if name in ("dynamic", "undefined") else name
 
 
 def reason(error: Exception) -> str:
@@ -146,8 +152,11 @@ def _check_device(core: Any, device: str, bundle: Bundle) -> None:
         raise M2HError(f"{bundle.path} asks for device {device}, OpenVINO finds {', '.join(present) or 'none'} here")
 
 
-def _read(core: Any, bundle: Bundle) -> Any:
-    """The bundle's IR. Its form is checked first: OpenVINO tries every format it knows on a file that is not one."""
+def read_ir(bundle: Bundle, core: Any = None) -> Any:
+    """The bundle's IR as an OpenVINO model. Raises M2HError when it is damaged.
+
+    Its form is checked first: OpenVINO tries every format it knows on a file that is not one.
+    """
     file = bundle.engine_file
     weights = f"{file.stem}.bin"
     if weights not in bundle.manifest.files:
@@ -157,7 +166,7 @@ def _read(core: Any, bundle: Bundle) -> Any:
     if file.suffix != ".xml" or b"<net" not in head:
         raise M2HError(f"OpenVINO cannot read {file}: it is not an OpenVINO IR; build the bundle again")
     try:
-        return core.read_model(os.fspath(file), os.fspath(bundle.path / weights))
+        return (core or ov.Core()).read_model(os.fspath(file), os.fspath(bundle.path / weights))
     except RuntimeError as error:
         raise M2HError(f"OpenVINO cannot read {file}: {reason(error)}") from None
 

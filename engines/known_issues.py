@@ -1,6 +1,6 @@
 """Combinations of engine, version and device that are known to go wrong, as data.
 
-Every `link` is a public thread or page that reports the problem; an issue without one was found by this project.
+Every `link` is a public thread or page that reports the problem; an issue without one was seen by this project.
 """
 
 from __future__ import annotations
@@ -96,6 +96,13 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         "those are gone: a float32 graph gives a float32 engine",
         "put the precision into the graph, as m2h-deploy build --precision does",
         "https://docs.nvidia.com/deeplearning/tensorrt/latest/api/migration/tensorrt-10x-to-11x-python-api-patterns.html",
+    ),
+    KnownIssue(
+        "tensorrt-rtx",
+        EVERY,
+        "an INT8 graph (Q/DQ around convolutions and linear layers)",
+        "it is computed in FP16 and float32: no faster than FP16, and less exact",
+        "build with --precision fp16",
     ),
     KnownIssue(
         "onnxruntime",

@@ -1,0 +1,144 @@
+"""CPU, memory and NVIDIA GPUs of this machine, as far as the system tells; what it does not tell is None or empty."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+#: Features of x86-64 and Arm CPUs that change which kernels an engine has, as Linux spells them.
+FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+    "asimdhp",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+)
+
+_DRIVER_FILE = Path("/proc/driver/nvidia/version")
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """The processor and the memory beside it."""
+
+    model: str
+    features: tuple[str, ...]
+    """Those of FEATURES that it has."""
+    cores: int
+    """Cores that this process may use, hyperthreads counted."""
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU."""
+
+    name: str
+    compute_capability: str | None
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Nvidia:
+    """The NVIDIA driver and its GPUs. A machine without is normal: None and none."""
+
+    driver: str | None
+    gpus: tuple[Gpu, ...]
+    source: str
+    """What told: nvidia-ml-py, cuda-python, the driver's file, or nothing."""
+
+
+def read_cpu() -> Cpu:
+    """This machine's CPU, from /proc/cpuinfo where there is one."""
+    text = _text(Path("/proc/cpuinfo"))
+    flags = set(" ".join(re.findall(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)[:1]).split())
+    names = re.findall(r"^(?:model name|Hardware|Model)\s*:\s*(.*)$", text, re.MULTILINE)
+    return Cpu(
+        model=names[0].strip() if names else platform.processor() or platform.machine(),
+        features=tuple(feature for feature in FEATURES if feature in flags),
+        cores=usable_cores(),
+        memory_bytes=_memory(),
+    )
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_nvidia() -> Nvidia:
+    """Driver and GPUs, from the first that can tell: nvidia-ml-py, cuda-python, the driver's file in /proc."""
+    for ask in (_ask_nvml, _ask_cuda):
+        # Libraries of a driver that is not there fail in their own ways, when imported or when called.
+        with suppress(Exception):
+            return ask()
+    driver = driver_of(_text(_DRIVER_FILE))
+    return Nvidia(driver, (), str(_DRIVER_FILE) if driver else "nothing here tells of an NVIDIA driver")
+
+
+def driver_of(text: str) -> str | None:
+    """The driver's version in the text of /proc/driver/nvidia/version."""
+    found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", text)
+    return found[1] if found else None
+
+
+def _ask_nvml() -> Nvidia:
+    import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+    pynvml.nvmlInit()
+    try:
+        gpus = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+            memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+            gpus.append(Gpu(_string(pynvml.nvmlDeviceGetName(handle)), f"{major}.{minor}", memory))
+        return Nvidia(_string(pynvml.nvmlSystemGetDriverVersion()), tuple(gpus), "nvidia-ml-py")
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _ask_cuda() -> Nvidia:
+    from cuda.bindings import runtime
+
+    status, count = runtime.cudaGetDeviceCount()
+    if status != runtime.cudaError_t.cudaSuccess:
+        raise RuntimeError("no usable CUDA driver")
+    gpus = []
+    for index in range(count):
+        _, properties = runtime.cudaGetDeviceProperties(index)
+        capability = f"{properties.major}.{properties.minor}"
+        gpus.append(Gpu(_string(properties.name).rstrip("\0"), capability, int(properties.totalGlobalMem)))
+    return Nvidia(driver_of(_text(_DRIVER_FILE)), tuple(gpus), "cuda-python")
+
+
+def _string(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""

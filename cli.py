@@ -187,10 +187,10 @@ def verify(
     """Compare an engine with its checkpoint on data, task by task; exit 1 when a gate fails."""
     import json
 
+    from m2h_deploy.files import write_text
     from m2h_deploy.parity import Gates, to_json
     from m2h_deploy.parity import verify as compare
     from m2h_deploy.report import print_result, write_html, write_junit
-    from m2h_deploy.results import write_text
 
     gates = Gates(miou_drop, rmse_increase, merr_increase, odsf_drop, psnr)
     with make_progress() as progress:

@@ -24,6 +24,7 @@ from export.static_form import to_static
 from export.windows import add_function_bodies, use_functions
 from m2h_deploy import __version__
 from m2h_deploy.errors import CheckFailed, M2HError
+from m2h_deploy.files import whole_file
 from m2h_deploy.model.checkpoint import weights_digest
 from m2h_deploy.model.config import TASKS
 from m2h_deploy.model.network import M2H
@@ -89,19 +90,13 @@ def export_onnx(
     graph.set_metadata(proto, _metadata(model, tasks, windows, form, preset))
     proto = graph.infer_shapes(proto)
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as temporary:
         onnx.save(proto, temporary)
         report = check_export(model, temporary, images=images)
         if on_check is not None:
             on_check(report)
         if not report.passed:
             raise CheckFailed(f"the exported graph does not match the checkpoint: {'; '.join(report.failures)}")
-        temporary.replace(path)
-    except OSError as error:
-        raise M2HError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import write_text
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -255,14 +256,7 @@ def new_bundle_folder(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` in one step: a reader sees the old one or the new one."""
-    temporary = folder / f".{MANIFEST}.{os.getpid()}.tmp"
-    try:
-        temporary.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        temporary.replace(folder / MANIFEST)
-    except OSError as error:
-        raise M2HError(f"cannot write {folder / MANIFEST}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(folder / MANIFEST, manifest.model_dump_json(indent=2))
 
 
 def record_result(

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from m2h_deploy import __version__
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import write_bytes
 from m2h_deploy.parity.bootstrap import FEW_FRAMES
 from m2h_deploy.parity.gates import GateResult
 from m2h_deploy.parity.result import VerifyResult
@@ -142,7 +143,7 @@ def write_junit(result: VerifyResult, path: str | os.PathLike[str]) -> Path:
             kind = "GateFailed" if gate.verdict == "fail" else "TooFewFrames"
             ElementTree.SubElement(case, "failure", {"type": kind, "message": gate.message})
     ElementTree.indent(root)
-    return _write(Path(path), ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
+    return write_bytes(path, ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def write_html(result: VerifyResult, path: str | os.PathLike[str], *, located: L
         chart=chart,
         version=__version__,
     )
-    return _write(Path(path), page.encode())
+    return write_bytes(path, page.encode())
 
 
 def _bar(gate: GateResult) -> _Bar | None:
@@ -217,15 +218,3 @@ def _bar(gate: GateResult) -> _Bar | None:
 
 def _data_url(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _write(path: Path, content: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        raise M2HError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path

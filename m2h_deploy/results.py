@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import cv2
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from m2h_deploy.bundle import Classes
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import write_bytes
 from m2h_deploy.postprocess import Prediction
 from m2h_deploy.visualize import draw_prediction
 
@@ -45,27 +45,10 @@ def write_png(path: Path, picture: NDArray) -> Path:
     ok, content = cv2.imencode(".png", picture)
     if not ok:
         raise M2HError(f"cannot encode {path} as PNG")
-    return _write(path, content.tobytes())
+    return write_bytes(path, content.tobytes())
 
 
 def _write_npz(path: Path, arrays: dict[str, NDArray]) -> Path:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    return _write(path, buffer.getvalue())
-
-
-def write_text(path: Path, text: str) -> Path:
-    """`text` as UTF-8, in one step, with a last line break."""
-    return _write(path, (text.rstrip("\n") + "\n").encode())
-
-
-def _write(path: Path, content: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        raise M2HError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_bytes(path, buffer.getvalue())

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import whole_file
 from m2h_deploy.model.config import BACKBONES, VARIANTS, BackboneConfig, ModelConfig
 from m2h_deploy.model.network import M2H
 
@@ -139,14 +140,8 @@ def save_checkpoint(model: M2H, path: str | os.PathLike[str], *, dtype: torch.dt
         name: (tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()).contiguous().cpu()
         for name, tensor in model.state_dict().items()
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as temporary:
         save_file(tensors, temporary, metadata={_CONFIG_KEY: json.dumps(model.config.to_dict())})
-        temporary.replace(path)
-    except OSError as error:
-        raise M2HError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/blocks.py --variants m2h-small --threads 2 --json blocks.json
 
-Both graphs are profiled in turns in one process. An operator belongs to the block that its output is named after; layout
-changes that the runtime inserts belong to the block whose map they change. Weights are random: time does not
-depend on them. Prints a Markdown table of milliseconds per frame, medians over the runs.
+Both graphs are profiled in turns in one process. An operator belongs to the block that its output is named after;
+layout changes that the runtime inserts belong to the block whose map they change. Weights are random: time does
+not depend on them. Prints a Markdown table of milliseconds per frame, medians over the runs.
 """
 
 from __future__ import annotations

@@ -1,0 +1,301 @@
+"""The deploy form beside its peers: PyTorch eager, torch.compile, and a plain export, on every CPU engine installed.
+
+    python benchmarks/peers.py --variants m2h-tiny,m2h-small --threads 2 --runs 10 --json peers.json
+
+All peers of a variant run in turns in one process, so that what else the machine does meets them all; reported are
+medians with the smallest and largest run, and the ratio to the plain export on the same engine. CPU ms is the
+processor time of all threads, which is steadier than wall time on a shared machine. The roofline is a float32 matrix
+product measured in the same turns: GFLOP/s counts two operations per multiply-add of the graph. Weights are random:
+time does not depend on them. OpenVINO is measured where it is installed, in bf16 where the CPU has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from onnx import shape_inference
+from rich.console import Console
+
+from export import export_onnx
+from m2h_deploy.model import M2H, TASKS, build_model
+
+MATRIX = 1536
+FORMS = ("plain", "deploy")
+
+
+@dataclass
+class Peer:
+    """One way to run a network, and how long its runs took."""
+
+    name: str
+    baseline: str
+    """Peer that the ratio is against."""
+    run: Callable[[], Any] = field(repr=False)
+    nodes: int | None = None
+    macs: int | None = None
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def measure(self) -> None:
+        wall, cpu = time.perf_counter(), time.process_time()
+        self.run()
+        self.cpu.append(1e3 * (time.process_time() - cpu))
+        self.wall.append(1e3 * (time.perf_counter() - wall))
+
+
+@dataclass(frozen=True)
+class Row:
+    """Milliseconds of a peer; ratios are baseline over peer, so that more is faster."""
+
+    variant: str
+    peer: str
+    median_ms: float
+    min_ms: float
+    max_ms: float
+    cpu_ms: float
+    ratio: float
+    cpu_ratio: float
+    nodes: int | None
+    gmacs: float | None
+    gflops: float | None
+    share_of_roofline: float | None
+
+
+def count_macs(proto: onnx.ModelProto) -> int:
+    """Multiply-adds of a graph's convolutions and matrix products, from its static shapes."""
+    inferred = shape_inference.infer_shapes(proto, data_prop=True).graph
+    shapes = {t.name: list(t.dims) for t in inferred.initializer}
+    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+        shapes[value.name] = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+    total = 0
+    for node in inferred.node:
+        if node.op_type == "Conv":  # output x (input channels a group x kernel)
+            total += math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
+        elif node.op_type == "ConvTranspose":
+            total += math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
+        elif node.op_type in ("MatMul", "Gemm"):
+            transposed = any(a.name == "transA" and a.i for a in node.attribute)
+            total += math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-2 if transposed else -1]
+    return total
+
+
+def write_plain(model: M2H, path: Path, side: int) -> Path:
+    """What `torch.onnx.export` makes of the network, and nothing else."""
+
+    class Outputs(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            outputs = self.model(image)
+            return tuple(outputs[task] for task in TASKS)
+
+    image = torch.zeros(1, 3, side, side)
+    names = {"input_names": ["image"], "output_names": list(TASKS)}
+    torch.onnx.export(
+        Outputs().eval(), (image,), path, dynamo=True, opset_version=20, external_data=False, verbose=False, **names
+    )
+    return path
+
+
+def torch_peers(model: M2H, image: torch.Tensor) -> Iterator[Peer]:
+    """Eager and compiled PyTorch. Compilation is tried once here: a machine without a C++ compiler has no such peer."""
+
+    def runner(network: Callable[[torch.Tensor], Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            with torch.inference_mode():
+                return network(image)
+
+        return run
+
+    yield Peer("PyTorch eager", "PyTorch eager", runner(model))
+    compiled = runner(torch.compile(model))
+    try:
+        compiled()
+    except Exception as error:  # the backend's errors share no type
+        print(f"torch.compile left out: {str(error).splitlines()[0][:120]}", file=sys.stderr)
+        return
+    yield Peer("torch.compile", "PyTorch eager", compiled)
+
+
+def onnxruntime_peer(form: str, path: Path, image: np.ndarray, threads: int) -> Peer:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Waiting threads would count as processor time.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return Peer(f"ONNX Runtime, {form}", "ONNX Runtime, plain", lambda: session.run(None, {"image": image}))
+
+
+def openvino_peers(paths: dict[str, Path], image: np.ndarray, threads: int) -> Iterator[Peer]:
+    import openvino
+
+    core = openvino.Core()
+    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    for precision in ("f32", "bf16") if has_bf16 else ("f32",):
+        settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
+        for form, path in paths.items():
+            request = core.compile_model(path, "CPU", settings).create_infer_request()
+            name = f"OpenVINO {precision}"
+            yield Peer(f"{name}, {form}", f"{name}, plain", lambda request=request: request.infer({0: image}))
+
+
+def peers_of(variant: str, side: int, threads: int, engines: set[str], folder: Path) -> list[Peer]:
+    """All peers of a variant, warmed up once."""
+    model = build_model(variant).eval().requires_grad_(False)
+    image = np.random.default_rng(0).standard_normal((1, 3, side, side), dtype=np.float32)
+    paths = {
+        "plain": write_plain(model, folder / "plain.onnx", side),
+        "deploy": export_onnx(model, folder / "deploy.onnx", height=side, width=side, form="deploy"),
+    }
+    protos = {form: onnx.load(path) for form, path in paths.items()}
+    peers: list[Peer] = []
+    if "torch" in engines:
+        peers += torch_peers(model, torch.from_numpy(image))
+    if "onnxruntime" in engines:
+        peers += [onnxruntime_peer(form, path, image, threads) for form, path in paths.items()]
+    if "openvino" in engines:
+        peers += openvino_peers(paths, image, threads)
+    for peer in peers:
+        form = "deploy" if peer.name.endswith("deploy") else "plain"
+        peer.macs = count_macs(protos[form])
+        peer.nodes = len(protos[form].graph.node) if ", " in peer.name else None
+        peer.run()
+    return peers
+
+
+def matrix_product() -> Peer:
+    """The roofline: a square float32 product of PyTorch on the same number of threads."""
+    left, right = torch.rand(MATRIX, MATRIX), torch.rand(MATRIX, MATRIX)
+    return Peer("matrix product", "matrix product", lambda: left @ right, macs=MATRIX**3)
+
+
+def gflops(peer: Peer) -> float | None:
+    return 2e-6 * peer.macs / statistics.median(peer.wall) if peer.macs else None
+
+
+def rows_of(variant: str, peers: list[Peer], roofline: Peer) -> list[Row]:
+    by_name = {peer.name: peer for peer in peers}
+    peak = gflops(roofline)
+    rows = []
+    for peer in [*peers, roofline]:
+        median, cpu, rate = statistics.median(peer.wall), statistics.median(peer.cpu), gflops(peer)
+        baseline = by_name.get(peer.baseline, peer)
+        rows.append(
+            Row(
+                variant,
+                peer.name,
+                median,
+                min(peer.wall),
+                max(peer.wall),
+                cpu,
+                statistics.median(baseline.wall) / median,
+                statistics.median(baseline.cpu) / cpu,
+                peer.nodes,
+                peer.macs / 1e9 if peer.macs else None,
+                rate,
+                rate / peak if rate and peak else None,
+            )
+        )
+    return rows
+
+
+def measure(variant: str, side: int, threads: int, runs: int, engines: set[str]) -> list[Row]:
+    """Rows of one variant; its networks are freed afterwards."""
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        peers, roofline = peers_of(variant, side, threads, engines, Path(folder)), matrix_product()
+        for _ in range(runs):
+            for peer in (*peers, roofline):
+                peer.measure()
+    rows = rows_of(variant, peers, roofline)
+    del peers
+    gc.collect()
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: a row a peer."""
+    lines = [
+        f"| {rows[0].variant} | ms (min, max) | ratio | CPU ms | CPU ratio | nodes | GMAC | GFLOP/s | of roofline |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        cells = [
+            row.peer,
+            f"{row.median_ms:.1f} ({row.min_ms:.1f}, {row.max_ms:.1f})",
+            f"{row.ratio:.2f}",
+            f"{row.cpu_ms:.1f}",
+            f"{row.cpu_ratio:.2f}",
+            "" if row.nodes is None else str(row.nodes),
+            "" if row.gmacs is None else f"{row.gmacs:.2f}",
+            "" if row.gflops is None else f"{row.gflops:.0f}",
+            "" if row.share_of_roofline is None else f"{row.share_of_roofline:.0%}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """Versions and machine, for the record."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "onnxruntime": ort.__version__}
+    if importlib.util.find_spec("openvino"):
+        import openvino
+
+        versions["openvino"] = openvino.__version__
+    model = next(
+        (line.split(":")[1].strip() for line in _cpu_info() if line.startswith("model name")), platform.processor()
+    )
+    return {"versions": versions, "cpu": model, "cores": os.cpu_count(), "threads": threads}
+
+
+def _cpu_info() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", default="m2h-tiny,m2h-small", help="comma separated (default: %(default)s)")
+    parser.add_argument("--engines", default="torch,onnxruntime,openvino", help="default: %(default)s, if installed")
+    parser.add_argument("--side", type=int, default=224, help="image height and width (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    options = parser.parse_args()
+    engines = {name for name in options.engines.split(",") if importlib.util.find_spec(name)}
+    about = environment(options.threads)
+    print(f"{about['cpu']}, {about['threads']} threads of {about['cores']} cores, {about['versions']}\n")
+    results: list[Row] = []
+    for variant in options.variants.split(","):
+        with Console(stderr=True).status(f"measuring {variant}"):
+            rows = measure(variant, options.side, options.threads, options.runs, engines)
+        print(table(rows) + "\n", flush=True)
+        results += rows
+        if options.json:
+            values = {"about": about, "side": options.side, "rows": [asdict(row) for row in results]}
+            options.json.write_text(json.dumps(values, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -25,7 +25,8 @@ class OpenVINOBackend:
     """One compiled model with its output buffers. Not for two threads at once.
 
     `options.device` is an OpenVINO device (CPU, GPU, NPU, AUTO). `options.extra` may hold `cache`: a folder for
-    compiled models, or False for none; without it they are kept in the user's cache folder (see `cache_folder`).
+    compiled models, True for the user's cache folder (see `cache_folder`), False for none. Without it they are kept
+    for every device but the CPU, which compiles in about the time that it takes to read them.
     """
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
@@ -35,7 +36,7 @@ class OpenVINOBackend:
         _check_device(core, device, bundle)
         model = read_ir(bundle, core)
         threads = options.threads or engine.get("threads")
-        cache = cache_folder(options.extra.get("cache", True))
+        cache = cache_folder(options.extra.get("cache", device != "CPU"))
         properties = _properties(device, engine, threads, cache)
         try:
             self._compiled = core.compile_model(model, device, properties)

@@ -24,7 +24,7 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.selftest import pattern
 from tests.engines.graphs import SIDE, small_graph
 
-NO_CACHE = BackendOptions(threads=1, extra={"cache": False})
+ONE_THREAD = BackendOptions(threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def _error(value: np.ndarray, expected: np.ndarray) -> float:
 
 def test_it_computes_what_the_network_computes(tiny_ir, tiny_model):
     image = pattern(tiny_ir.manifest.input)
-    backend = OpenVINOBackend(tiny_ir, NO_CACHE)
+    backend = OpenVINOBackend(tiny_ir, ONE_THREAD)
     outputs = backend.run(image)
     with torch.inference_mode():
         expected = tiny_model(torch.from_numpy(image))
@@ -89,7 +89,7 @@ def test_it_computes_what_the_network_computes(tiny_ir, tiny_model):
 
 
 def test_precision_fp32_is_float32_on_a_cpu_that_would_take_bfloat16(tiny_ir):
-    backend = OpenVINOBackend(tiny_ir, NO_CACHE)
+    backend = OpenVINOBackend(tiny_ir, ONE_THREAD)
     assert tiny_ir.manifest.engine.options["inference_precision"] == "f32"
     assert backend.precision == "f32"
     assert backend.description.startswith("OpenVINO 20")
@@ -98,7 +98,7 @@ def test_precision_fp32_is_float32_on_a_cpu_that_would_take_bfloat16(tiny_ir):
 
 def test_its_buffers_are_bound_once_and_overwritten(tmp_path, tiny_bundle):
     graph = _saved(small_graph(), tmp_path / "small.onnx")
-    backend = OpenVINOBackend(_small_bundle(tmp_path / "b", tiny_bundle, graph, precision="fp32"), NO_CACHE)
+    backend = OpenVINOBackend(_small_bundle(tmp_path / "b", tiny_bundle, graph, precision="fp32"), ONE_THREAD)
     first, second = _images(1), _images(1)[:, ::-1].copy()
     outputs = backend.run(first)
     assert _error(outputs["depth"], _expected(graph, first)["depth"]) < 1e-3
@@ -113,7 +113,7 @@ def test_its_buffers_are_bound_once_and_overwritten(tmp_path, tiny_bundle):
 
 def test_a_free_batch_takes_any_size_frame_by_frame_alike(tmp_path, tiny_bundle):
     graph = _saved(small_graph(batch="batch"), tmp_path / "small.onnx")
-    backend = OpenVINOBackend(_small_bundle(tmp_path / "b", tiny_bundle, graph, precision="fp32"), NO_CACHE)
+    backend = OpenVINOBackend(_small_bundle(tmp_path / "b", tiny_bundle, graph, precision="fp32"), ONE_THREAD)
     both = _images(2)
     outputs = {name: value.copy() for name, value in backend.run(both).items()}
     assert outputs["semantics"].shape == (2, 4, SIDE, SIDE)
@@ -124,7 +124,7 @@ def test_a_free_batch_takes_any_size_frame_by_frame_alike(tmp_path, tiny_bundle)
 
 def test_functions_of_the_graph_are_taken_out_first(tmp_path, tiny_bundle):
     graph = _saved(small_graph(functions=True), tmp_path / "small.onnx")
-    backend = OpenVINOBackend(_small_bundle(tmp_path / "b", tiny_bundle, graph, precision="fp32"), NO_CACHE)
+    backend = OpenVINOBackend(_small_bundle(tmp_path / "b", tiny_bundle, graph, precision="fp32"), ONE_THREAD)
     assert _error(backend.run(_images(1))["depth"], _expected(graph, _images(1))["depth"]) < 1e-3
 
 
@@ -136,7 +136,7 @@ def test_fp16_graphs_load_with_half_the_weights(tmp_path, tiny_bundle, hint):
     half = _small_bundle(tmp_path / "half", tiny_bundle, tmp_path / "half.onnx", precision="fp16", hint=hint)
     sizes = [(bundle.path / "model.bin").stat().st_size for bundle in (half, full)]
     assert sizes[0] < 0.6 * sizes[1]
-    backend = OpenVINOBackend(half, NO_CACHE)
+    backend = OpenVINOBackend(half, ONE_THREAD)
     assert backend.precision in (hint or "f16", "as the graph")
     assert _error(backend.run(_images(1))["semantics"], _expected(graph, _images(1))["semantics"]) < 0.05
 
@@ -154,7 +154,7 @@ def test_int8_graphs_load(tmp_path, tiny_bundle):
     graph, quantised = _saved(small_graph(), tmp_path / "small.onnx"), tmp_path / "int8.onnx"
     quantize_static(graph, quantised, Frames(), quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt8)
     assert any(node.op_type == "QuantizeLinear" for node in onnx.load(quantised).graph.node)
-    backend = OpenVINOBackend(_small_bundle(tmp_path / "b", tiny_bundle, quantised, precision="int8"), NO_CACHE)
+    backend = OpenVINOBackend(_small_bundle(tmp_path / "b", tiny_bundle, quantised, precision="int8"), ONE_THREAD)
     assert backend.precision == "f32"
     assert _error(backend.run(_images(1))["semantics"], _expected(quantised, _images(1))["semantics"]) < 0.05
 
@@ -190,7 +190,7 @@ def test_a_damaged_ir_is_one_line(tiny_ir, tmp_path, damage):
         weights.write_bytes(weights.read_bytes()[:1000])
     bundle = _bundle(tmp_path / "b", tiny_ir.manifest)
     with pytest.raises(M2HError, match=r"OpenVINO cannot read .*model\.xml") as caught:
-        OpenVINOBackend(bundle, NO_CACHE)
+        OpenVINOBackend(bundle, ONE_THREAD)
     assert "\n" not in str(caught.value)
     assert "Exception from" not in str(caught.value)
 
@@ -198,32 +198,48 @@ def test_a_damaged_ir_is_one_line(tiny_ir, tmp_path, damage):
 def test_mistakes_at_run_time_are_one_line(tiny_ir):
     with pytest.raises(M2HError, match=r"asks for device NPU7, OpenVINO finds .*CPU"):
         OpenVINOBackend(tiny_ir, BackendOptions(device="NPU7"))
-    backend = OpenVINOBackend(tiny_ir, NO_CACHE)
+    backend = OpenVINOBackend(tiny_ir, ONE_THREAD)
     with pytest.raises(M2HError, match=r"takes images \(1, 3, 112, 140\), got an array of \(2, 3, 112, 140\)"):
         backend.run(np.zeros((2, 3, 112, 140), np.float32))
 
 
-def test_compiled_models_are_kept_for_the_user_and_not_in_the_bundle(tmp_path, tiny_bundle, monkeypatch):
+def test_compiled_models_are_kept_when_asked_for_the_user_and_not_in_the_bundle(tmp_path, tiny_bundle, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert cache_folder(False) is None
     assert cache_folder(tmp_path / "mine") == tmp_path / "mine"
     graph = _saved(small_graph(), tmp_path / "small.onnx")
     bundle = _small_bundle(tmp_path / "b", tiny_bundle, graph, precision="fp32")
+    OpenVINOBackend(bundle, ONE_THREAD)
+    assert not (tmp_path / "cache").exists()
     before = {file.name for file in bundle.path.iterdir()}
     expected = _expected(graph, _images(1))["depth"]
     for _ in range(2):
-        backend = OpenVINOBackend(bundle, BackendOptions(threads=1))
+        backend = OpenVINOBackend(bundle, BackendOptions(threads=1, extra={"cache": True}))
         assert _error(backend.run(_images(1))["depth"], expected) < 1e-3
     kept = list((tmp_path / "cache" / "m2h-deploy" / "openvino").iterdir())
     assert kept
     assert {file.name for file in bundle.path.iterdir()} == before
     for file in kept:
         file.write_bytes(b"damaged")
-    backend = OpenVINOBackend(bundle, BackendOptions(threads=1))
+    backend = OpenVINOBackend(bundle, BackendOptions(threads=1, extra={"cache": True}))
     assert _error(backend.run(_images(1))["depth"], expected) < 1e-3
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert cache_folder(True) is None
+
+
+def test_a_bundle_is_built_proven_and_run(tiny_onnx, tiny_bundle, tmp_path):
+    from engines import build_bundle
+    from m2h_deploy import Runtime
+    from m2h_deploy.data.rooms import render_room
+
+    bundle = build_bundle(tiny_onnx, tmp_path / "b", engine="openvino", threads=1)
+    assert sorted(bundle.manifest.files) == ["model.bin", "model.xml"]
+    image = render_room(0, 0, height=120, width=160).image
+    with Runtime.load(bundle.path) as mine, Runtime.load(tiny_bundle) as other:
+        prediction, expected = mine(image), other(image)
+    assert _error(prediction.depth, expected.depth) < 1e-3
+    assert np.mean(prediction.semantics == expected.semantics) > 0.999
 
 
 def test_a_device_needs_neither_onnx_nor_torch():

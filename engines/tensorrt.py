@@ -24,8 +24,8 @@ from engines.blocks import block_of
 from engines.build_progress import BuildProgress
 from engines.graph import load_graph
 from engines.targets import describe_target
-from engines.tensorrt_log import Messages, listen
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
+from m2h_deploy.backends.tensorrt_log import Messages, listen
 from m2h_deploy.bundle import EngineInfo, file_sha256
 from m2h_deploy.errors import M2HError
 

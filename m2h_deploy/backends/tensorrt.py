@@ -20,6 +20,7 @@ from m2h_deploy.backends.buffers import Placement, TensorSpec, plan_buffers
 from m2h_deploy.backends.cuda import Cuda, missing_gpu
 from m2h_deploy.backends.dlpack import Borrowed, DeviceArray, borrow_cuda
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
+from m2h_deploy.backends.tensorrt_log import listen
 from m2h_deploy.bundle import Bundle, Manifest
 from m2h_deploy.errors import M2HError
 
@@ -45,7 +46,7 @@ class TensorRTBackend:
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
         manifest = bundle.manifest
         self._trt = load_tensorrt(manifest.engine.kind)
-        logger = self._trt.Logger(self._trt.Logger.ERROR)
+        logger, self._messages = listen(manifest.engine.kind)
         plan = _read_plan(bundle)
         check_versions(manifest, self._trt.__version__, os.fspath(bundle.path))
         runtime = self._trt.Runtime(logger)
@@ -54,7 +55,9 @@ class TensorRTBackend:
         check_capability(manifest, self._cuda.capability(), os.fspath(bundle.path))
         self._engine = runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            raise M2HError(f"{bundle.path}: {NAMES[manifest.engine.kind]} refuses the plan; build it again here")
+            raise M2HError(
+                f"{bundle.path}: {NAMES[manifest.engine.kind]} refuses the plan ({self._said()}); build it again here"
+            )
         _restore_weights(self._trt, self._engine, logger, bundle)
         self._runtime_cache: Any = None
         self._cache_file = cache_path(bundle, self._cuda.capability())
@@ -140,7 +143,10 @@ class TensorRTBackend:
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._cuda.stream):
-            raise M2HError("TensorRT could not run the plan: see its messages above")
+            raise M2HError(f"TensorRT could not run the plan: {self._said()}")
+
+    def _said(self) -> str:
+        return self._messages.errors[-1] if self._messages.errors else "it gives no reason"
 
     def _execute(self) -> None:
         if self._graph is None:

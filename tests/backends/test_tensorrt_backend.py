@@ -210,11 +210,12 @@ class TestOpening:
         write_manifest(path, manifest.model_copy(update={"engine": info, "files": files}))
         return path
 
-    def test_without_a_gpu_it_says_which_one_and_what_to_do(self, bundle):
+    def test_without_a_gpu_it_says_which_one_and_what_to_do(self, bundle, capfd):
         said = refused(open_backend, load_bundle(bundle), BackendOptions())
         assert "needs an NVIDIA GPU (compute capability 8.0 or later) and there is none here" in said
         assert "CUDA driver version is insufficient" in said or "no CUDA" in said
         assert "--engine onnxruntime" in said
+        assert capfd.readouterr() == ("", ""), "the one line is the error's"
 
     def test_a_damaged_plan_is_known_without_a_gpu(self, bundle):
         loaded = load_bundle(bundle)

@@ -1,4 +1,4 @@
-"""What TensorRT says during a build, kept instead of printed."""
+"""What TensorRT says, kept instead of printed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from m2h_deploy.backends.tensorrt_api import load_tensorrt
 
 @dataclass
 class Messages:
-    """What TensorRT said during one build."""
+    """What TensorRT said during one piece of work."""
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

@@ -167,8 +167,8 @@ def _ir_layers(bundle: Bundle) -> dict[str, Any]:
         from m2h_deploy.backends.openvino import read_ir
     except ImportError:
         raise M2HError("OpenVINO is not installed: pip install 'm2h-deploy[openvino]'") from None
-    operations = read_ir(bundle).get_ordered_ops()
-    counts = Counter(operation.get_type_name() for operation in operations)
+    kinds = [operation.get_type_name() for operation in read_ir(bundle).get_ordered_ops()]
+    counts = Counter(kind for kind in kinds if kind != "Constant")
     return {
         "layers": dict(counts.most_common()),
         "precision": bundle.manifest.engine.options.get("inference_precision"),

@@ -201,3 +201,4 @@ def test_an_openvino_ir_is_counted_by_operation(tiny_onnx, tiny_bundle, tmp_path
     layers = inspect(tmp_path)["engine"]["layers"]
     assert layers["Convolution"] > 10
     assert layers["Result"] == 4
+    assert "Constant" not in layers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from time import perf_counter
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from m2h_deploy.console import err, make_progress, out, print_json, print_values, say, timing_summary
 from m2h_deploy.errors import CheckFailed, M2HError
@@ -30,6 +30,7 @@ app = typer.Typer(
 #: What a device leaves out on purpose, and the extra that has it.
 _EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "onnxscript", "safetensors", "onnxruntime"), "export"),
+    "openvino": "openvino",
     **dict.fromkeys(("h5py", "scipy"), "data"),
     **dict.fromkeys(("matplotlib", "jinja2"), "report"),
 }
@@ -297,31 +298,32 @@ def run(
 
 @app.command()
 def inspect(
-    artifact: Annotated[Path, typer.Argument(help="Bundle folder or ONNX file.")], as_json: JsonFlag = False
+    artifact: Annotated[Path, typer.Argument(help="Bundle folder or ONNX file.")],
+    other: Annotated[Path | None, typer.Argument(help="A second one, to compare.")] = None,
+    as_json: JsonFlag = False,
 ) -> None:
-    """Print what a bundle or an ONNX file is."""
+    """Print what a bundle or an ONNX file is, or two of them side by side."""
+    from engines.inspect import compare, render, render_comparison
     from engines.inspect import inspect as examine_artifact
 
     report = examine_artifact(artifact)
-    print_json(report) if as_json else print_values(report)
+    if other is None:
+        _print_report(report, render, as_json)
+        return
+    second = examine_artifact(other)
+    rows = compare(report, second)
+    if as_json:
+        print_json({"a": report, "b": second, "comparison": rows})
+    else:
+        out.print(*render_comparison(rows, str(artifact), str(other)), sep="\n")
 
 
 @app.command()
 def doctor(as_json: JsonFlag = False) -> None:
-    """List the engine kinds on this machine and what to install for the rest."""
-    from engines.doctor import examine
+    """List the engine kinds on this machine, what to install for the rest, and known problems."""
+    from engines.doctor import examine, render
 
-    report = examine()
-    if as_json:
-        print_json(report)
-        return
-    head = {key: value for key, value in report.items() if key != "engines"}
-    print_values(head)
-    table = Table("", "engine", "version", "details", box=None)
-    for engine in report["engines"]:
-        mark = "[green]✓[/]" if engine["version"] else "[red]✗[/]"
-        table.add_row(mark, engine["kind"], engine["version"] or "-", Text(engine["details"]))
-    out.print(table)
+    _print_report(examine(), render, as_json)
 
 
 @app.command()
@@ -391,6 +393,14 @@ def quickstart(
         "picture": str(written[0]),
     }
     print_json(summary) if as_json else print_values(summary)
+
+
+def _print_report(report: dict[str, Any], render: Callable[[dict[str, Any]], list[Any]], as_json: bool) -> None:
+    if as_json:
+        print_json(report)
+    else:
+        for part in render(report):
+            out.print(part)
 
 
 def _print_check(report: CheckReport, as_json: bool, console: Any = out) -> None:

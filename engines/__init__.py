@@ -1,8 +1,30 @@
-"""ONNX to engine: one file an engine kind, and `build_bundle` over them."""
+"""ONNX to engine: one file an engine kind, and `build_bundle` over them.
 
-from engines.build import ENGINES, Lowering, build_bundle
-from engines.quantization import QuantPolicy, load_policy
-from engines.targets import parse_targets
-from engines.tensorrt import BuildOptions
+Names are looked up when they are used: `engines.doctor` must run on a device that has neither onnx nor an engine.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engines.build import ENGINES, Lowering, build_bundle
+    from engines.quantization import QuantPolicy, load_policy
+    from engines.targets import parse_targets
+    from engines.tensorrt import BuildOptions
 
 __all__ = ["ENGINES", "BuildOptions", "Lowering", "QuantPolicy", "build_bundle", "load_policy", "parse_targets"]
+
+_HOMES = {
+    **dict.fromkeys(("ENGINES", "Lowering", "build_bundle"), "engines.build"),
+    **dict.fromkeys(("QuantPolicy", "load_policy"), "engines.quantization"),
+    "parse_targets": "engines.targets",
+    "BuildOptions": "engines.tensorrt",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'engines' has no attribute '{name}'")

@@ -7,7 +7,7 @@ import os
 import random
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -142,10 +142,15 @@ def measure_ranges(
     proto: onnx.ModelProto, graph_sha256: str, tensors: Sequence[str], calibration: Calibration
 ) -> dict[str, float]:
     """Saturation threshold of each tensor of `tensors`, from the cache or by running the graph on ONNX Runtime."""
+    frames = calibration.frames.frames
     file = _cache_file(calibration, graph_sha256)
     histograms = _read_cache(file) if file is not None else {}
     if not set(tensors) <= set(histograms):
-        histograms = collect_histograms(proto, tensors, calibration.frames.frames)
+        if calibration.method == "max":  # needs no histogram: one run a frame whatever the size of the tensors
+            largest = largest_values(proto, tensors, frames)
+            histograms = {name: replace(Histogram.empty(), largest=value) for name, value in largest.items()}
+        else:
+            histograms = collect_histograms(proto, tensors, frames)
         if file is not None:
             _write_cache(file, histograms)
     return {name: threshold(histograms[name], calibration.method, calibration.percentile) for name in tensors}
@@ -155,13 +160,9 @@ def collect_histograms(
     proto: onnx.ModelProto, tensors: Sequence[str], frames: Sequence[NDArray[np.float32]]
 ) -> dict[str, Histogram]:
     """Histogram of each of `tensors` over `frames`, with a progress bar on stderr."""
-    from rich.console import Console
-    from rich.progress import track
-
     histograms = dict.fromkeys(tensors, Histogram.empty())
     session = _open_with_outputs(proto, tensors)
-    console = Console(stderr=True)
-    for frame in track(frames, "Calibrating", console=console, transient=True, disable=not console.is_terminal):
+    for frame in _with_progress(frames):
         for name, values in _run_in_groups(session, proto, tensors, frame):
             histograms[name] = histograms[name].add(values)
     return histograms
@@ -170,13 +171,38 @@ def collect_histograms(
 def largest_values(
     proto: onnx.ModelProto, tensors: Sequence[str], frames: Sequence[NDArray[np.float32]]
 ) -> dict[str, float]:
-    """Largest magnitude of each of `tensors` over `frames`."""
-    largest = dict.fromkeys(tensors, 0.0)
-    session = _open_with_outputs(proto, tensors)
-    for frame in frames:
-        for name, values in _run_in_groups(session, proto, tensors, frame):
-            largest[name] = max(largest[name], float(values.max()), -float(values.min()))
-    return largest
+    """Largest magnitude of each of `tensors` over `frames`. Reduced inside the graph, so that no tensor comes out."""
+    reduced = onnx.ModelProto()
+    reduced.CopyFrom(proto)
+    for index, name in enumerate(tensors):
+        reduced.graph.node.append(onnx.helper.make_node("Abs", [name], [f"magnitude_{index}"]))
+        reduced.graph.node.append(
+            onnx.helper.make_node("ReduceMax", [f"magnitude_{index}"], [f"largest_{index}"], keepdims=0)
+        )
+    outputs = [f"largest_{index}" for index in range(len(tensors))]
+    session = _open_with_outputs(reduced, outputs)
+    largest = np.zeros(len(tensors))
+    for frame in _with_progress(frames):
+        _check_size(session, frame)
+        largest = np.maximum(largest, session.run(outputs, {session.get_inputs()[0].name: frame}))
+    return {name: float(value) for name, value in zip(tensors, largest, strict=True)}
+
+
+def _with_progress(frames: Sequence[NDArray[np.float32]]) -> Iterable[NDArray[np.float32]]:
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(frames, "Calibrating", console=console, transient=True, disable=not console.is_terminal)
+
+
+def _check_size(session: ort.InferenceSession, frame: NDArray[np.float32]) -> None:
+    expected = session.get_inputs()[0].shape
+    if list(frame.shape[2:]) != expected[2:]:
+        raise M2HError(
+            f"a calibration frame is {frame.shape[3]} x {frame.shape[2]} pixels, the graph takes "
+            f"{expected[3]} x {expected[2]}: preprocess frames for this graph"
+        )
 
 
 def _open_with_outputs(proto: onnx.ModelProto, tensors: Sequence[str]) -> ort.InferenceSession:
@@ -187,6 +213,8 @@ def _open_with_outputs(proto: onnx.ModelProto, tensors: Sequence[str]) -> ort.In
     graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in known)
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # The arena would keep the largest of all outputs for good.
+    options.enable_cpu_mem_arena = False
     try:
         return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own unexported types
@@ -197,13 +225,8 @@ def _run_in_groups(
     session: ort.InferenceSession, proto: onnx.ModelProto, tensors: Sequence[str], frame: NDArray[np.float32]
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Values of `tensors` on `frame`. Runs the graph once for every GROUP_BYTES of them, to bound the memory."""
+    _check_size(session, frame)
     feed = {session.get_inputs()[0].name: frame}
-    expected = session.get_inputs()[0].shape
-    if list(frame.shape[2:]) != expected[2:]:
-        raise M2HError(
-            f"a calibration frame is {frame.shape[3]} x {frame.shape[2]} pixels, the graph takes "
-            f"{expected[3]} x {expected[2]}: preprocess frames for this graph"
-        )
     yield from ((name, feed[name]) for name in tensors if name in feed)
     wanted = [name for name in tensors if name not in feed]
     for group in _groups(wanted, _tensor_bytes(proto)):
@@ -234,7 +257,8 @@ def _tensor_bytes(proto: onnx.ModelProto) -> dict[str, int]:
 def _cache_file(calibration: Calibration, graph_sha256: str) -> Path | None:
     if calibration.cache is None:
         return None
-    return calibration.cache / f"ranges-{graph_sha256[:16]}-{calibration.frames.sha256[:16]}.npz"
+    kind = "max" if calibration.method == "max" else "ranges"
+    return calibration.cache / f"{kind}-{graph_sha256[:16]}-{calibration.frames.sha256[:16]}.npz"
 
 
 def _read_cache(file: Path) -> dict[str, Histogram]:

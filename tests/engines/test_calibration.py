@@ -6,7 +6,14 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.calibration import Calibration, CalibrationFrames, frames_digest, measure_ranges, select_frames
+from engines.calibration import (
+    Calibration,
+    CalibrationFrames,
+    collect_histograms,
+    frames_digest,
+    measure_ranges,
+    select_frames,
+)
 from engines.histograms import BINS, Histogram, threshold
 from m2h_deploy.errors import M2HError
 from tests.engines.graphs import SIDE, frames, small_graph
@@ -133,6 +140,20 @@ def test_ranges_are_what_the_graph_computes(calibration):
     assert ranges["b"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_largest_value_is_the_same_with_and_without_a_histogram(calibration):
+    names = ["image", "b", "sum"]
+    alone = measure_ranges(small_graph(), "0" * 64, names, calibration)
+    whole = collect_histograms(small_graph(), names, calibration.frames.frames)
+    assert {name: histogram.largest for name, histogram in whole.items()} == pytest.approx(alone)
+
+
+@pytest.mark.parametrize("method", ["max", "entropy"])
+def test_frames_of_another_size_are_refused_by_every_calibrator(method):
+    chosen = CalibrationFrames(tuple(frames(1, 8, 8)), (), 0, "0" * 64)
+    with pytest.raises(M2HError, match=f"8 x 8 pixels, the graph takes {SIDE} x {SIDE}"):
+        measure_ranges(small_graph(), "0" * 64, ["b"], Calibration(chosen, method))
+
+
 def test_ranges_are_measured_once_for_a_graph_and_frames(calibration):
     first = measure_ranges(small_graph(), "0" * 64, ["b"], calibration)
     broken = onnx.ModelProto()  # would raise if it were run
@@ -146,9 +167,3 @@ def test_a_damaged_cache_is_measured_again(calibration):
     (file,) = calibration.cache.iterdir()
     file.write_bytes(b"damaged")
     assert measure_ranges(small_graph(), "0" * 64, ["b"], calibration) == first
-
-
-def test_frames_of_another_size_than_the_graph_are_refused():
-    chosen = CalibrationFrames(tuple(frames(1, 8, 8)), (), 0, "0" * 64)
-    with pytest.raises(M2HError, match=f"8 x 8 pixels, the graph takes {SIDE} x {SIDE}"):
-        measure_ranges(small_graph(), "0" * 64, ["b"], Calibration(chosen))

@@ -51,7 +51,7 @@ class TensorRTBackend:
         check_versions(manifest, self._trt.__version__, os.fspath(bundle.path))
         runtime = self._trt.Runtime(logger)
         check_plan(self._trt, runtime, plan, bundle)
-        self._cuda = Cuda(int(options.device or 0))
+        self._cuda = Cuda(device_index(options.device))
         check_capability(manifest, self._cuda.capability(), os.fspath(bundle.path))
         self._engine = runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
@@ -184,6 +184,14 @@ def _read_plan(bundle: Bundle) -> bytes:
         return bundle.engine_file.read_bytes()
     except OSError as error:
         raise M2HError(f"cannot read {bundle.engine_file}: {error.strerror or error}") from None
+
+
+def device_index(device: str | None) -> int:
+    """The GPU that `0`, `cuda` or `cuda:1` names; the first one for None. Raises M2HError on anything else."""
+    index = (device or "0").removeprefix("cuda").removeprefix(":") or "0"
+    if not index.isdecimal():
+        raise M2HError(f"device '{device}': give a GPU as 0 or cuda:0")
+    return int(index)
 
 
 def check_versions(manifest: Manifest, installed: str, where: str) -> None:

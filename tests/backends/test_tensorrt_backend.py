@@ -14,7 +14,14 @@ import pytest
 from m2h_deploy.backends import BackendOptions, cuda, open_backend, tensorrt, tensorrt_api
 from m2h_deploy.backends.buffers import ALIGNMENT, TensorSpec, plan_buffers
 from m2h_deploy.backends.dlpack import CPU, CUDA, DeviceArray, _alive, _from_capsule, borrow_cuda
-from m2h_deploy.backends.tensorrt import cache_path, check_capability, check_versions, targets_in_words, words_for
+from m2h_deploy.backends.tensorrt import (
+    cache_path,
+    check_capability,
+    check_versions,
+    device_index,
+    targets_in_words,
+    words_for,
+)
 from m2h_deploy.bundle import file_sha256, load_bundle, write_manifest
 from m2h_deploy.errors import M2HError
 from tests.engines.graphs import small_graph
@@ -168,6 +175,15 @@ def test_compiled_kernels_are_kept_beside_the_bundle_by_plan_and_gpu(tiny_bundle
     assert file.parent == tiny_bundle.parent
     assert bundle.manifest.files[bundle.manifest.engine.file][:16] in file.name
     assert file != cache_path(bundle, "8.9")
+
+
+@pytest.mark.parametrize(("device", "index"), [(None, 0), ("cuda", 0), ("1", 1), ("cuda:2", 2)])
+def test_a_gpu_is_named_by_its_index(device, index):
+    assert device_index(device) == index
+
+
+def test_a_device_that_is_no_gpu_is_refused():
+    assert "give a GPU as 0 or cuda:0" in refused(device_index, "cpu")
 
 
 def test_every_cuda_name_that_the_runner_uses_exists():

@@ -36,6 +36,8 @@ class StageConfig:
     name: str
     epochs: int
     batch_size: int = 8
+    frames: int = 0
+    """Frames of an epoch, drawn anew for each; 0 for all. Fewer end a stage sooner without cutting its schedule off."""
     decoder: Literal["m2h", "patch"] = "m2h"
     """`patch` trains the backbone alone, below a small decoder that is then thrown away (see `warmstart`)."""
     height: int = 0
@@ -168,6 +170,7 @@ def _value(hint: Any, value: Any, origin: str, path: str) -> Any:
 _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 1e6),
     "crop": (0, 1e4),
+    "frames": (0, 1e9),
     "batch_size": (2, 1e5),
     "learning_rate": (1e-9, 10),
     "weight_decay": (0, 10),

@@ -45,7 +45,8 @@ class Feed:
     @property
     def steps_per_epoch(self) -> int:
         """An incomplete last batch is dropped; fewer frames than a batch are one batch."""
-        return max(len(self.frames) // self.stage.batch_size, 1)
+        frames = min(self.stage.frames or len(self.frames), len(self.frames))
+        return max(frames // self.stage.batch_size, 1)
 
     def check(self) -> None:
         """Raises M2HError where the stage's sizes do not fit each other."""
@@ -70,7 +71,7 @@ class Feed:
         """The stage's samples from step `start` on."""
         first, skip = divmod(start, self.steps_per_epoch)
         orders = (
-            epoch_order(len(self.frames), self.stage.batch_size, self.seed, epoch)
+            islice(epoch_order(len(self.frames), self.stage.batch_size, self.seed, epoch), self.steps_per_epoch)
             for epoch in range(first, self.stage.epochs)
         )
         remaining = islice(chain.from_iterable(orders), skip, None)

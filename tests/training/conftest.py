@@ -1,4 +1,4 @@
-"""A run small enough for a test: a few rooms of 56 x 56 pixels, three short stages."""
+"""A run small enough for a test: a few rooms of 42 x 42 pixels, three short stages."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SMALL = TrainConfig(
     save_steps=2,
     layer_scale=1.0,
     model={"channels": 16, "head_channels": (8, 8)},
-    data=DataConfig(count=8, seed=1, height=56, width=56),
-    validation=DataConfig(count=2, seed=2, height=56, width=56),
+    data=DataConfig(count=8, seed=1, height=42, width=42),
+    validation=DataConfig(count=2, seed=2, height=42, width=42),
     stages=(
         StageConfig("warm start", epochs=1, batch_size=4, decoder="patch", learning_rate=1e-3),
         StageConfig("initial", epochs=2, batch_size=4, average=0.9),
-        StageConfig("fine-tuning", epochs=2, batch_size=4, crop=3, consistency=0.1, alpha=0.75, beta=1.0, focal=0.81),
+        StageConfig("fine-tuning", epochs=2, batch_size=4, crop=2, consistency=0.1, alpha=0.75, beta=1.0, focal=0.81),
     ),
 )
 

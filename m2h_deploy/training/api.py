@@ -121,7 +121,7 @@ def _device(name: str) -> torch.device:
 def _frames(data: DataConfig, root: Path, workers: int) -> FrameCache:
     dataset: Dataset
     if data.source == "rooms":
-        dataset, key = Rooms(data.count, data.seed, data.height, data.width), f"rooms {data.seed}"
+        dataset, key = Rooms(data.count, data.seed), f"rooms {data.seed}"
     else:
         dataset, key = open_dataset(data.source, split=data.split), f"{data.source} {data.split}"
     return open_cache(dataset, key, root, (data.height, data.width), count=data.count, workers=workers)
@@ -153,7 +153,7 @@ def _teacher(config: TrainConfig, device: torch.device) -> M2H | None:
 
 
 def _finish(work: Run, validation: FrameCache) -> dict[str, Any]:
-    result = evaluate(work.model, validation.frames())
+    result = evaluate(work.model, validation.frames(), preset=work.config.preset)
     folder = work.folder
     _write(folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
     _write(folder / "evaluation.md", table(result) + "\n")

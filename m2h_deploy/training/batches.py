@@ -14,10 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m2h_deploy.data import IGNORE_LABEL
+from m2h_deploy.preprocess import Normalisation
 from m2h_deploy.training.cache import UNKNOWN_EDGE, FrameCache
-
-#: ImageNet statistics on RGB 0..1: what DINOv2 was trained with.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,15 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
-    def network_input(self) -> Tensor:
-        """The image as the network takes it: normalised by MEAN and STD."""
-        mean = self.image.new_tensor(MEAN).view(3, 1, 1)
-        return (self.image - mean) / self.image.new_tensor(STD).view(3, 1, 1)
+    def network_input(self, normalisation: Normalisation) -> Tensor:
+        """The image as the network takes it."""
+        return normalised(self.image, normalisation)
+
+
+def normalised(image: Tensor, normalisation: Normalisation) -> Tensor:
+    """(N, 3, H, W), RGB 0..1, less the mean and divided by the deviation of each channel."""
+    mean, std = (image.new_tensor(values).view(3, 1, 1) for values in (normalisation.mean, normalisation.std))
+    return (image - mean) / std
 
 
 def read_batch(cache: FrameCache, indices: np.ndarray, size: tuple[int, int]) -> Batch:

@@ -19,7 +19,8 @@ class DataConfig:
     """The frames of a run. Each is kept on disk once, at `height` x `width`."""
 
     source: str = "rooms"
-    """`rooms` for synthetic rooms, or a data set's folder or file as `m2h_deploy.data.open_dataset` takes it."""
+    """`rooms` for synthetic rooms, seen at 320 x 240 and then resized; or a data set's folder or file as
+    `m2h_deploy.data.open_dataset` takes it."""
     split: str = "train"
     height: int = 224
     width: int = 224
@@ -62,8 +63,9 @@ class StageConfig:
     """lambda_grad of the depth loss, 0.5 to 2 (equation 15)."""
     consistency: float = 0.0
     """Weight of the two cross-task losses; 0.1 in fine-tuning (equations 16 and 17)."""
-    focal: float = 0.0
-    """Focal length as a share of the image's width, for normals of depth; 0 for the paper's form (equation 16a)."""
+    focal: tuple[float, ...] = ()
+    """Focal lengths as shares of the image's width and height, for normals of depth; empty for the paper's form
+    (equation 16a), which knows no camera."""
     average: float = 0.0
     """Decay per step of the moving average of the weights that is evaluated and kept; 0 for none."""
     teacher_weight: float = 1.0
@@ -83,6 +85,8 @@ class TrainConfig:
 
     variant: str = "m2h-small"
     seed: int = 0
+    preset: Literal["published", "imagenet"] = "published"
+    """Normalisation of the images; the runtime must be told the same one."""
     depth_loss: Literal["indoor", "outdoor"] = "indoor"
     checkpoint: str = ""
     """Weights to start from; empty for fresh ones."""
@@ -181,7 +185,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "beta": (0, 1e3),
     "gradient_weight": (0, 1e3),
     "consistency": (0, 1e3),
-    "focal": (0, 100),
     "average": (0, 0.999999),
     "teacher_weight": (0, 1e3),
 }
@@ -192,6 +195,10 @@ def _check_ranges(config: TrainConfig, origin: str) -> None:
     if not config.stages:
         raise M2HError(f"{origin}: no [[stage]]")
     for i, stage in enumerate(config.stages):
+        if stage.focal and (len(stage.focal) != 2 or not all(0 < value < 100 for value in stage.focal)):
+            raise M2HError(
+                f"{origin}: stages[{i}].focal is {list(stage.focal)}, must be two shares of width and height"
+            )
         for name, (low, high) in _RANGES.items():
             _within(getattr(stage, name), low, high, f"{origin}: stages[{i}].{name}")
     for name, high in _AUGMENT_LIMITS.items():

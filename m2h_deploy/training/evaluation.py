@@ -13,7 +13,8 @@ from m2h_deploy.data import Frame
 from m2h_deploy.errors import M2HError
 from m2h_deploy.metrics import DepthMetric, EdgesMetric, Metric, NormalsMetric, SemanticsMetric
 from m2h_deploy.model import M2H
-from m2h_deploy.training.batches import MEAN, STD
+from m2h_deploy.preprocess import PRESETS, Normalisation
+from m2h_deploy.training.batches import normalised
 from m2h_deploy.training.progress import progress_bar
 from m2h_deploy.training.speed import CPUAttention
 
@@ -30,12 +31,14 @@ _COLUMNS = (
 )
 
 
-def evaluate(model: M2H, frames: Iterable[Frame], *, batch_size: int = 8, edges: bool = True) -> dict[str, Any]:
+def evaluate(
+    model: M2H, frames: Iterable[Frame], *, preset: str = "published", batch_size: int = 8, edges: bool = True
+) -> dict[str, Any]:
     """Metrics of `model`, in float32 on its own device, by task, and `frames`, how many were seen.
 
     Frames must be of one size; a frame counts for the tasks that it has labels for. Depth is limited to the model's
-    range. `edges=False` leaves out the matching of boundaries, which takes longest. The model's mode is put back
-    afterwards. Raises M2HError for no frames or frames of different sizes.
+    range. `preset` is how images were normalised in training. `edges=False` leaves out the matching of boundaries,
+    which takes longest. The model's mode is put back afterwards. Raises M2HError for no frames or frames of different sizes.
     """
     metrics: dict[str, Metric] = {
         "depth": DepthMetric(clamp=(model.config.min_depth, model.config.max_depth)),
@@ -50,7 +53,7 @@ def evaluate(model: M2H, frames: Iterable[Frame], *, batch_size: int = 8, edges:
         with progress_bar() as bar:
             task = bar.add_task("evaluation", total=None, note="")
             for group in _groups(frames, batch_size):
-                for frame, outputs in zip(group, _predict(model, group), strict=True):
+                for frame, outputs in zip(group, _predict(model, group, PRESETS[preset]), strict=True):
                     _update(metrics, frame, outputs)
                 count += len(group)
                 bar.update(task, completed=count)
@@ -75,13 +78,12 @@ def _groups(frames: Iterable[Frame], size: int) -> Iterable[list[Frame]]:
         yield group
 
 
-def _predict(model: M2H, group: list[Frame]) -> list[dict[str, np.ndarray]]:
+def _predict(model: M2H, group: list[Frame], normalisation: Normalisation) -> list[dict[str, np.ndarray]]:
     device = next(model.parameters()).device
     stacked = np.stack([np.ascontiguousarray(frame.image[..., ::-1]) for frame in group])
     image = torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2).float() / 255
-    mean, std = (image.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     with torch.no_grad(), CPUAttention():
-        outputs = model((image - mean) / std)
+        outputs = model(normalised(image, normalisation))
     answers: dict[str, Tensor] = {
         "depth": outputs["depth"][:, 0],
         "semantics": outputs["semantics"].argmax(dim=1),

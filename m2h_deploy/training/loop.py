@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import M2H
+from m2h_deploy.preprocess import PRESETS
 from m2h_deploy.training.balancing import LossHistory, task_weights
 from m2h_deploy.training.cache import FrameCache
 from m2h_deploy.training.config import StageConfig, TrainConfig
@@ -205,7 +206,7 @@ def _outputs(stage: Stage, sample: Sample) -> dict[str, Tensor]:
     if not stage.config.train_backbone:
         run.model.backbone.eval()
     with autocast(run.device), CPUAttention():
-        image = sample.batch.network_input()
+        image = sample.batch.network_input(PRESETS[run.config.preset])
         outputs = stage.patch(image) if stage.patch is not None else forward(run.model, image, sample.window)
     return {task: value.float() for task, value in outputs.items()}
 
@@ -214,18 +215,20 @@ def _camera(stage: Stage, sample: Sample) -> Camera | None:
     """The camera of the decoder's view of the image, centred on the whole image."""
     if not stage.config.focal:
         return None
+    fx, fy = stage.config.focal
     height, width = stage.feed.size
     top, left = (sample.window.top, sample.window.left) if sample.window else (0, 0)
     scale = stage.feed.patch_size
-    return Camera(stage.config.focal * width, ((width - 1) / 2 - scale * left, (height - 1) / 2 - scale * top))
+    return Camera((fx * width, fy * height), ((width - 1) / 2 - scale * left, (height - 1) / 2 - scale * top))
 
 
 def _distilled(stage: Stage, sample: Sample, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
     teacher = stage.run.teacher
     if teacher is None or stage.patch is not None or not stage.config.teacher_weight:
         return {}
+    image = sample.batch.network_input(PRESETS[stage.run.config.preset])
     with torch.no_grad(), autocast(stage.run.device), CPUAttention():
-        answers = {task: value.float() for task, value in teacher(sample.batch.network_input()).items()}
+        answers = {task: value.float() for task, value in teacher(image).items()}
     if sample.window is not None:
         scale = stage.feed.patch_size
         answers = {task: sample.window.of(value, scale) for task, value in answers.items()}

@@ -127,9 +127,9 @@ def edges_loss(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera with square pixels: focal length and principal point (x, y), in pixels of the depth map."""
+    """A pinhole camera: focal lengths and principal point, each (x, y) in pixels of the depth map."""
 
-    focal: float
+    focal: tuple[float, float]
     centre: tuple[float, float]
 
 
@@ -145,8 +145,8 @@ def normals_of_depth(depth: Tensor, camera: Camera | None = None) -> Tensor:
         dy = depth[..., 1:, :-1] - depth[..., :-1, :-1]
         return F.normalize(torch.cat((-dx, -dy, torch.ones_like(dx)), dim=1), dim=1)
     height, width = depth.shape[2:]
-    x = (torch.arange(width, device=depth.device, dtype=depth.dtype) - camera.centre[0]) / camera.focal
-    y = (torch.arange(height, device=depth.device, dtype=depth.dtype)[:, None] - camera.centre[1]) / camera.focal
+    x = (torch.arange(width, device=depth.device, dtype=depth.dtype) - camera.centre[0]) / camera.focal[0]
+    y = (torch.arange(height, device=depth.device, dtype=depth.dtype)[:, None] - camera.centre[1]) / camera.focal[1]
     points = torch.cat((depth * x, depth * y, depth), dim=1)
     right = points[..., :-1, 1:] - points[..., :-1, :-1]
     down = points[..., 1:, :-1] - points[..., :-1, :-1]

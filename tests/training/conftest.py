@@ -23,7 +23,9 @@ SMALL = TrainConfig(
     stages=(
         StageConfig("warm start", epochs=1, batch_size=4, decoder="patch", learning_rate=1e-3),
         StageConfig("initial", epochs=2, batch_size=4, average=0.9),
-        StageConfig("fine-tuning", epochs=2, batch_size=4, crop=2, consistency=0.1, alpha=0.75, beta=1.0, focal=0.81),
+        StageConfig(
+            "fine-tuning", epochs=2, batch_size=4, crop=2, consistency=0.1, alpha=0.75, beta=1.0, focal=(0.81, 1.08)
+        ),
     ),
 )
 

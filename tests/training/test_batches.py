@@ -61,7 +61,8 @@ def test_flipped_normals_are_those_of_the_flipped_depth(cache: FrameCache) -> No
     from m2h_deploy.training.losses import Camera, normals_of_depth
 
     batch = flip(read_batch(cache, np.array([0]), (40, 48)), torch.tensor([True]))
-    camera = Camera(518.85790117450188 / 640 * 48, ((48 - 1) / 2, (40 - 1) / 2))
+    focal = 518.85790117450188 / 640 * 48
+    camera = Camera((focal, focal), ((48 - 1) / 2, (40 - 1) / 2))
     cosine = (normals_of_depth(batch.depth, camera) * batch.normals[..., :-1, :-1]).sum(dim=1)
     # Most pixels lie on planes away from steps in depth; half-float depth leaves some noise.
     assert cosine.median() > 0.95

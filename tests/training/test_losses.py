@@ -105,7 +105,7 @@ def test_with_a_camera_normals_of_depth_are_those_of_the_plane() -> None:
     v, u = torch.meshgrid(axis, axis, indexing="ij")
     rays = torch.stack((u / focal, v / focal, torch.ones(size, size)))
     depth = (2.0 / torch.einsum("c,chw->hw", normal, rays))[None, None]
-    camera = losses.Camera(focal, ((size - 1) / 2, (size - 1) / 2))
+    camera = losses.Camera((focal, focal), ((size - 1) / 2, (size - 1) / 2))
     found = losses.normals_of_depth(depth, camera)
     torch.testing.assert_close(found, normal.view(1, 3, 1, 1).expand_as(found), atol=1e-4, rtol=0)
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,12 +54,7 @@ def test_the_same_seed_gives_the_same_bits(whole: Path, small: TrainConfig, fram
     assert digest(tmp_path / "again") == digest(whole)
 
 
-def test_another_seed_gives_another_model(whole: Path, small: TrainConfig, frames: Path, tmp_path: Path) -> None:
-    train(replace(small, seed=6), tmp_path / "other", cache=frames, device="cpu")
-    assert digest(tmp_path / "other") != digest(whole)
-
-
-@pytest.mark.parametrize("step", [1, 2, 5, 7, 10], ids=lambda step: f"after step {step}")
+@pytest.mark.parametrize("step", [1, 8], ids=lambda step: f"after step {step}")
 def test_killed_and_resumed_equals_undisturbed(
     step: int, whole: Path, small: TrainConfig, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

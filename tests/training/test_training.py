@@ -15,7 +15,7 @@ from m2h_deploy.training import TrainConfig, evaluate, load_config, table, train
 from m2h_deploy.training.config import StageConfig
 from m2h_deploy.training.distillation import distillation_losses
 from m2h_deploy.training.record import read_record
-from m2h_deploy.training.warmstart import CELLS, PatchNetwork
+from m2h_deploy.training.warmstart import CELLS, PatchNetwork, prepare_fresh
 
 
 def one_stage(config: TrainConfig, **values: object) -> TrainConfig:
@@ -23,7 +23,7 @@ def one_stage(config: TrainConfig, **values: object) -> TrainConfig:
 
 
 def test_every_loss_falls(small: TrainConfig, frames: Path, tmp_path: Path) -> None:
-    config = one_stage(small, epochs=8, learning_rate=3e-3, clip_norm=1.0)
+    config = one_stage(small, epochs=6, learning_rate=3e-3, clip_norm=1.0)
     train(config, tmp_path / "run", cache=frames, device="cpu")
     rows = read_record(tmp_path / "run" / "losses.csv")
     for task in TASKS:
@@ -64,7 +64,7 @@ def test_weights_of_another_backbone_are_refused(small: TrainConfig, frames: Pat
 def test_a_student_learns_from_its_teacher(small: TrainConfig, frames: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     teacher = save_checkpoint(build_model("m2h-tiny", channels=32, head_channels=(8, 8)), tmp_path / "t.safetensors")
-    config = one_stage(small, epochs=4, teacher_weight=10.0, learning_rate=2e-3)
+    config = one_stage(small, epochs=3, teacher_weight=10.0, learning_rate=2e-3)
     train(replace(config, teacher=str(teacher)), tmp_path / "run", cache=frames, device="cpu")
     rows = read_record(tmp_path / "run" / "losses.csv")
     for task in TASKS:
@@ -96,6 +96,19 @@ def test_the_patch_decoder_trains_the_models_own_backbone() -> None:
     }
     outputs["depth"].sum().backward()
     assert model.backbone.blocks[0].attn.qkv.weight.grad is not None
+
+
+def test_a_fresh_decoder_keeps_the_deviation_of_the_tokens() -> None:
+    torch.manual_seed(0)
+    model = build_model("m2h-tiny")
+    prepare_fresh(model, layer_scale=1.0)
+    stages = [(torch.randn(2, 192, 6, 6), torch.randn(2, 192)) for _ in range(4)]
+    with torch.no_grad():
+        maps = model.mstr(stages)
+        features = [model.msf[task](maps) for task in TASKS]
+    for values in (*maps, *features):
+        assert 0.1 < values.std() < 10
+    assert model.backbone.blocks[3].ls1.gamma.eq(1).all()
 
 
 def test_sizes_that_do_not_fit_are_named(small: TrainConfig, frames: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def evaluate(
 
     Frames must be of one size; a frame counts for the tasks that it has labels for. Depth is limited to the model's
     range. `preset` is how images were normalised in training. `edges=False` leaves out the matching of boundaries,
-    which takes longest. The model's mode is put back afterwards. Raises M2HError for no frames or frames of different sizes.
+    which takes longest. The mode of the model is put back. Raises M2HError for no frames or frames of different sizes.
     """
     metrics: dict[str, Metric] = {
         "depth": DepthMetric(clamp=(model.config.min_depth, model.config.max_depth)),

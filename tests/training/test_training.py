@@ -150,7 +150,7 @@ def test_nothing_to_evaluate_is_an_error() -> None:
 
 
 @pytest.mark.slow
-def test_two_minutes_of_the_shipped_recipe_learn_every_task(frames: Path, tmp_path: Path) -> None:
+def test_minutes_of_the_shipped_recipe_learn_every_task(frames: Path, tmp_path: Path) -> None:
     config = load_config(Path(__file__).parents[2] / "configs" / "m2h-tiny.toml")
     stages = tuple(replace(stage, epochs=6, batch_size=16, height=112, width=112, crop=0) for stage in config.stages)
     data = replace(config.data, count=96, height=112, width=112)

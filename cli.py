@@ -15,6 +15,7 @@ from rich.table import Table
 
 from m2h_deploy.console import err, make_progress, out, print_json, print_values, say, timing_summary
 from m2h_deploy.errors import CheckFailed, M2HError
+from m2h_deploy.files import make_folder
 
 if TYPE_CHECKING:
     from export import CheckReport
@@ -89,7 +90,7 @@ def export(
     finally:
         for report in reports:
             _print_check(report, as_json)
-    err.print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 @app.command()
@@ -266,10 +267,9 @@ def run(
 
     frames = open_source(source)
     runtime = Runtime.load(bundle, threads=threads, self_test=self_test)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise M2HError(f"cannot write to {output}: {error.strerror}") from None
+    if Path(source).is_dir() and Path(source).resolve() == output.resolve():
+        raise M2HError(f"{output} is the source itself: results could overwrite its files; give another --output")
+    make_folder(output)
     total = frames.count if limit is None or frames.count is None else min(limit, frames.count)
     timings: list[dict[str, float]] = []
     failures: list[M2HError] = []
@@ -338,6 +338,7 @@ def rooms(
     """Write synthetic rooms with exact labels: data for a first look and for tests."""
     from m2h_deploy.data.writing import write_multitask_folder
 
+    make_folder(folder)
     with make_progress() as progress:
         task = progress.add_task("rooms", total=frames)
 
@@ -345,7 +346,7 @@ def rooms(
             progress.update(task, completed=done, total=total)
 
         write_multitask_folder(folder, frames, seed, height, width, split=split, progress=advance)
-    err.print(f"wrote {frames} rooms to {folder}")
+    say(f"wrote {frames} rooms to {folder}")
 
 
 @app.command()
@@ -386,7 +387,7 @@ def quickstart(
     from m2h_deploy.model import build_model, load_checkpoint
     from m2h_deploy.results import write_prediction
 
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     start = perf_counter()
     reports: list[CheckReport] = []
     with err.status(f"1/3  exporting {variant}"):

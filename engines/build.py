@@ -96,6 +96,7 @@ def build_bundle(
         raise M2HError(f"engine '{engine}': choose one of {', '.join(ENGINES)}")
     if precision not in PRECISIONS:
         raise M2HError(f"precision '{precision}': choose one of {', '.join(PRECISIONS)}")
+    BackendOptions(threads=threads)  # refuses a number of threads that is none
     source = Path(onnx_path)
     proto = load_graph(source)
     card = read_card(proto, source)

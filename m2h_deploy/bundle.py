@@ -177,6 +177,9 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     manifest = _read_manifest(path)
     for name, expected in manifest.files.items():
         _check_file(path, name, expected)
+    unnamed = sorted(entry.name for entry in path.iterdir() if entry.name not in {MANIFEST, *manifest.files})
+    if unnamed:  # an engine could read it, and nobody vouches for it
+        raise M2HError(f"{path}: {unnamed[0]} is not named in the manifest; a bundle holds nothing else")
     if manifest.engine.file not in manifest.files:
         raise M2HError(f"{path}: the engine file {manifest.engine.file} is not among the manifest's files")
     return Bundle(path, manifest)
@@ -228,30 +231,54 @@ def file_sha256(path: Path) -> str:
 def new_bundle_folder(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder that becomes `out_dir` when the block ends well, and vanishes when it does not.
 
-    An existing bundle at `out_dir` is replaced as a whole; any other existing folder or file is refused.
+    An existing bundle at `out_dir` is replaced as a whole, and comes back if that fails. Any other folder or file is
+    refused, and so is a bundle with files that its manifest does not name: they are somebody's.
     """
-    out = Path(out_dir)
-    if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise M2HError(f"{out} exists and is not a bundle: choose another place")
+    out = Path(out_dir).resolve()
+    _check_replaceable(out)
     try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
         raise M2HError(f"cannot write {out}: {error.strerror or error}") from None
     try:
         yield temporary
         temporary.chmod(0o755)
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.absolute().parent))
-            out.replace(old)
-            temporary.replace(out)
-            shutil.rmtree(old)
-        else:
-            temporary.replace(out)
+        _take_place(temporary, out)
     except OSError as error:
         raise M2HError(f"cannot write {out}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_replaceable(out: Path) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / MANIFEST).is_file():
+        raise M2HError(f"{out} exists and is not a bundle: choose another place")
+    named = {MANIFEST, *_read_manifest(out).files}
+    others = sorted(entry.name for entry in out.iterdir() if entry.name not in named)
+    if others:
+        raise M2HError(
+            f"{out} holds {others[0]}, which its manifest does not name: choose another place or move it out"
+        )
+
+
+def _take_place(new: Path, out: Path) -> None:
+    """Rename `new` to `out`; what was there is put back if that fails, or is interrupted."""
+    if not out.exists():
+        new.replace(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    try:
+        out.replace(old)
+        new.replace(out)
+    except BaseException:
+        if not out.exists() and any(old.iterdir()):
+            old.replace(out)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -21,11 +21,18 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
+        temporary.chmod(0o666 & ~_umask())  # some libraries write files for their owner alone
         temporary.replace(path)
     except OSError as error:
         raise M2HError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
@@ -38,3 +45,12 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
     """Write `text` as UTF-8, with a last line break, in one step."""
     return write_bytes(path, (text.rstrip("\n") + "\n").encode())
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Make the folder `path` where there is none. Raises M2HError when that cannot be."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise M2HError(f"cannot write to {path}: {error.strerror or error}") from None
+    return Path(path)

@@ -171,3 +171,47 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path):
     with pytest.raises(M2HError, match="not a bundle"), new_bundle_folder(tmp_path / "photos"):
         pass
     assert (tmp_path / "photos" / "mine.jpg").read_text() == "precious"
+
+
+def test_files_beside_a_bundle_are_somebodys(bundle):
+    (bundle / "notes.txt").write_text("precious")
+    assert "notes.txt is not named in the manifest" in refused(bundle)
+    with pytest.raises(M2HError, match=r"notes\.txt"), new_bundle_folder(bundle):
+        pass
+    assert (bundle / "notes.txt").read_text() == "precious"
+
+
+def test_another_programs_manifest_does_not_make_a_bundle(tmp_path):
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "manifest.json").write_text('{"name": "my page"}')
+    with pytest.raises(M2HError, match=r"manifest\.json"), new_bundle_folder(tmp_path / "web"):
+        pass
+    assert (tmp_path / "web" / "manifest.json").exists()
+
+
+def test_the_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(bundle, monkeypatch):
+    replace = Path.replace
+
+    def interrupted(self, target):
+        if not self.name.startswith(".bundle.old.") and Path(target) == bundle:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), new_bundle_folder(bundle) as folder:
+        (folder / "half").write_text("half")
+    assert (bundle / "model.onnx").is_file()
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_options_that_load_libraries_are_not_a_bundles_to_set(bundle):
+    edit(
+        bundle, lambda manifest: manifest["engine"]["options"].update(provider_options={"extra_plugin_lib_paths": "x"})
+    )
+    assert "extra_plugin_lib_paths" in refused(bundle)
+
+
+def test_a_number_of_threads_that_is_none_is_refused(bundle):
+    for threads in (0, 100_000):
+        with pytest.raises(M2HError, match="threads"):
+            Runtime.load(bundle, threads=threads)

@@ -129,6 +129,14 @@ def test_mistakes_with_sources(tiny_bundle, tmp_path):
     cv2.imwrite(str(tmp_path / "dot.png"), np.zeros((1, 1, 3), np.uint8))
     assert "too small" in mistake("run", tiny_bundle, tmp_path / "dot.png", "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    cv2.imwrite(str(tmp_path / "room.png"), np.zeros((64, 64, 3), np.uint8))
+    assert "is the source itself" in mistake("run", tiny_bundle, tmp_path, "-o", tmp_path)
+
+
+def test_folders_that_are_files(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert "cannot write to" in mistake("rooms", tmp_path / "file", "--frames", 1)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_device_without_torch_is_told_what_to_install(tmp_path):

@@ -20,6 +20,10 @@ EXTRAS = {
 }
 
 
+#: More threads than this are a mistake, and starting them can take a machine down.
+MAX_THREADS = 1024
+
+
 @dataclass(frozen=True)
 class BackendOptions:
     """How to run a bundle on this machine; None leaves a choice to the manifest or the engine."""
@@ -27,6 +31,10 @@ class BackendOptions:
     threads: int | None = None
     device: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
+            raise M2HError(f"threads {self.threads}: must be between 1 and {MAX_THREADS}")
 
 
 class Backend(Protocol):

@@ -22,6 +22,10 @@ PROVIDERS = {
 }
 
 
+#: Provider options that a bundle may set. Others name libraries and files to load, which a bundle must not.
+_PROVIDER_OPTIONS = {"device_id", "gpu_mem_limit", "arena_extend_strategy", "cudnn_conv_algo_search", "use_tf32"}
+
+
 class OnnxRuntimeBackend:
     """One session with its output buffers. Not for two threads at once."""
 
@@ -71,6 +75,9 @@ def _open_session(
             f"{bundle.path} asks for the provider '{provider}', which this ONNX Runtime lacks (it has "
             f"{', '.join(name for name, full in PROVIDERS.items() if full in ort.get_available_providers())})"
         )
+    refused = sorted(set(provider_options) - _PROVIDER_OPTIONS)
+    if refused:
+        raise M2HError(f"{bundle.path}: the provider option '{refused[0]}' is not one that a bundle may set")
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 3
     session_options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))

@@ -31,7 +31,7 @@ app = typer.Typer(
 #: What a device leaves out on purpose, and the extra that has it.
 _EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "onnxscript", "safetensors", "onnxruntime"), "export"),
-    "openvino": "openvino",
+    **{"openvino": "openvino", "kornia": "train"},
     **dict.fromkeys(("h5py", "scipy"), "data"),
     **dict.fromkeys(("matplotlib", "jinja2"), "report"),
 }

@@ -31,7 +31,8 @@ app = typer.Typer(
 #: What a device leaves out on purpose, and the extra that has it.
 _EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "onnxscript", "safetensors", "onnxruntime"), "export"),
-    **{"openvino": "openvino", "kornia": "train"},
+    "openvino": "openvino",
+    "kornia": "train",
     **dict.fromkeys(("h5py", "scipy"), "data"),
     **dict.fromkeys(("matplotlib", "jinja2"), "report"),
 }
@@ -116,11 +117,14 @@ def build(
     strip_weights: Annotated[bool, typer.Option(help="TensorRT: leave the weights beside the plan.")] = False,
     max_batch: Annotated[int, typer.Option(help="TensorRT: largest batch of a free batch.", min=1)] = 4,
     plugins: Annotated[list[Path] | None, typer.Option(help="TensorRT: plug-in library; may repeat.")] = None,
-    trtexec: Annotated[bool, typer.Option(help="Print the equal trtexec command.")] = False,
+    graph: Annotated[Path | None, typer.Option(help="Keep the FP16 or INT8 graph as this ONNX file.")] = None,
+    trtexec: Annotated[bool, typer.Option(help="TensorRT: print the equal trtexec command.")] = False,
 ) -> None:
     """Build an engine from an exported graph and put it into a bundle."""
     from engines import BuildOptions, Lowering, build_bundle, load_policy, parse_targets
 
+    if trtexec and precision != "fp32" and graph is None:
+        raise M2HError(f"trtexec needs the {precision} graph that is compiled: keep it with --graph FILE.onnx")
     if io not in ("fp32", "fp16"):
         raise M2HError(f"io '{io}': choose fp32 or fp16")
     lowering = Lowering(
@@ -152,6 +156,7 @@ def build(
         hint=hint,  # type: ignore[arg-type]
         lowering=lowering,
         tensorrt=options,
+        graph=graph,
     )
     manifest = bundle.manifest
     size = sum((bundle.path / name).stat().st_size for name in manifest.files) / 1e6
@@ -165,7 +170,8 @@ def build(
     for note in manifest.engine.options.get("notes", ()):
         say(note, "yellow")
     if trtexec and "trtexec" in manifest.engine.options:
-        out.print(manifest.engine.options["trtexec"], markup=False, soft_wrap=True)
+        command = str(manifest.engine.options["trtexec"])
+        out.print(command.replace("model.onnx", (graph or model).name), markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -41,6 +41,7 @@ from m2h_deploy.bundle import (
 )
 from m2h_deploy.data.classes import CITYSCAPES_CLASSES, NYU40_CLASSES, palette
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import write_bytes
 from m2h_deploy.preprocess import PRESETS
 from m2h_deploy.selftest import check_self_test, make_self_test, pattern
 
@@ -83,14 +84,16 @@ def build_bundle(
     hint: Hint | None = None,
     lowering: Lowering | None = None,
     tensorrt: BuildOptions | None = None,
+    graph: Path | None = None,
 ) -> Bundle:
     """Build an engine from an exported ONNX file and put it into a bundle at `out_dir`.
 
-    FP16 and INT8 are made in the graph first (`lowering`), and that graph is compiled. `threads` is recorded as the
-    default of an engine on the CPU, `provider` is ONNX Runtime's, `hint` OpenVINO's. The bundle holds a golden
-    self-test made from the float32 graph on ONNX Runtime's CPU; where the engine runs on this machine it has passed
-    it (TensorRT needs a GPU for that). An older bundle at `out_dir` is replaced only when the new one is whole.
-    Raises M2HError on bad input, CheckFailed when the engine's numbers are wrong.
+    FP16 and INT8 are made in the graph first (`lowering`), and that graph is compiled; `graph` keeps it, to look into
+    or to compile elsewhere. `threads` is recorded as the default of an engine on the CPU, `provider` is ONNX Runtime's,
+    `hint` OpenVINO's. The bundle holds a golden self-test made from the float32 graph on ONNX Runtime's CPU; where the
+    engine runs on this machine it has passed it (TensorRT needs a GPU for that). An older bundle at `out_dir` is
+    replaced only when the new one is whole. Raises M2HError on bad input, CheckFailed when the engine's numbers are
+    wrong.
     """
     if engine not in ENGINES:
         raise M2HError(f"engine '{engine}': choose one of {', '.join(ENGINES)}")
@@ -106,6 +109,8 @@ def build_bundle(
         if precision != "fp32":
             model = Path(scratch) / "model.onnx"
             report = _lower(source, model, precision, lowering or Lowering(), card, spec)
+        if graph is not None:
+            write_bytes(graph, model.read_bytes())
         if engine == "onnxruntime":
             info = build_onnxruntime(model, folder, precision=precision, threads=threads, provider=provider)
         elif engine == "openvino":

@@ -133,6 +133,12 @@ def test_mistakes_with_sources(tiny_bundle, tmp_path):
     assert "is the source itself" in mistake("run", tiny_bundle, tmp_path, "-o", tmp_path)
 
 
+def test_trtexec_wants_the_graph_that_is_compiled(tiny_onnx, tmp_path):
+    message = mistake("build", tiny_onnx, "-o", tmp_path / "b", "--precision", "fp16", "--trtexec")
+    assert "--graph" in message
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_folders_that_are_files(tmp_path):
     (tmp_path / "file").write_text("mine")
     assert "cannot write to" in mistake("rooms", tmp_path / "file", "--frames", 1)

@@ -180,6 +180,7 @@ def test_the_graph_that_onnx_runtime_fused_computes_the_same(tiny_bundle, tiny_o
 def test_an_engine_that_cannot_be_read_here_is_a_note_beside_the_manifest(tiny_bundle, tmp_path, kind, file):
     shutil.copytree(tiny_bundle, tmp_path / "b")
     manifest = load_bundle(tmp_path / "b").manifest
+    (tmp_path / "b" / manifest.engine.file).unlink()
     (tmp_path / "b" / file).write_bytes(b"no engine")
     engine = manifest.engine.model_copy(update={"kind": kind, "file": file})
     files = {file: file_sha256(tmp_path / "b" / file)}

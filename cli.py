@@ -463,9 +463,6 @@ def main() -> None:
             f"error: this command needs {error.name}: pip install 'm2h-deploy[{extra}]'", style="red", markup=False
         )
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("interrupted")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,6 @@ class Lowering:
     policy: QuantPolicy | None = None
     min_psnr: float | None = None
     io: Literal["fp32", "fp16"] = "fp32"
-    cache: Path | None = None
 
 
 def build_bundle(
@@ -139,7 +138,7 @@ def _lower(
     if precision == "fp16":
         return to_fp16(source, target, io=lowering.io, frames=frames)
     assert frames is not None
-    calibration = Calibration(frames, method=lowering.method, cache=lowering.cache)  # type: ignore[arg-type]
+    calibration = Calibration(frames, method=lowering.method)  # type: ignore[arg-type]
     return to_int8(
         source, target, calibration=calibration, policy=lowering.policy, min_psnr=lowering.min_psnr, io=lowering.io
     )

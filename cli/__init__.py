@@ -1,0 +1,10 @@
+"""The m2h-deploy command: parses, calls one function, prints. Results on stdout, everything else on stderr.
+
+One file a command; each registers itself with the app when it is imported, and imports what it needs when it is called.
+"""
+# ruff: noqa: I001 - the order of the imports is the order of the commands in --help
+
+from cli import export, build, verify, run, inspect, rooms, train, quickstart
+from cli.app import app, main
+
+__all__ = ["app", "build", "export", "inspect", "main", "quickstart", "rooms", "run", "train", "verify"]

@@ -1,0 +1,46 @@
+"""The Typer app, and how a command ends: exit codes and errors in one line."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from m2h_deploy.console import err, say
+from m2h_deploy.errors import M2HError
+
+app = typer.Typer(
+    help="Take an M2H checkpoint to a verified engine and run it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+#: What a device leaves out on purpose, and the extra that has it.
+_EXTRAS = {
+    **dict.fromkeys(("torch", "onnx", "onnxscript", "safetensors", "onnxruntime"), "export"),
+    "openvino": "openvino",
+    "kornia": "train",
+    **dict.fromkeys(("h5py", "scipy"), "data"),
+    **dict.fromkeys(("matplotlib", "jinja2"), "report"),
+}
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def main() -> None:
+    """Entry point of the console script: exit code 0 good, 1 a check failed, 2 bad input or environment."""
+    try:
+        app()
+    except M2HError as error:
+        say(f"error: {error}", "red")
+        sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        err.print(
+            f"error: this command needs {error.name}: pip install 'm2h-deploy[{extra}]'", style="red", markup=False
+        )
+        sys.exit(2)

@@ -1,0 +1,86 @@
+"""m2h-deploy export: a checkpoint as ONNX."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from cli.app import JsonFlag, app
+from m2h_deploy.console import err, out, print_json, say
+from m2h_deploy.errors import M2HError
+
+if TYPE_CHECKING:
+    from export import CheckReport
+
+
+class Windows(str, Enum):
+    standard = "standard"
+    functions = "functions"
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="Published .pt, our .safetensors, or the name m2h-tiny.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="ONNX file to write.")] = Path("model.onnx"),
+    height: Annotated[int, typer.Option(help="Height of the network's input in pixels.")] = 224,
+    width: Annotated[int, typer.Option(help="Width of the network's input in pixels.")] = 224,
+    batch: Annotated[int, typer.Option(help="Frames in a batch.")] = 1,
+    dynamic_batch: Annotated[bool, typer.Option(help="Leave the batch size free.")] = False,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset.", show_default="20")] = None,
+    tasks: Annotated[str, typer.Option(help="Outputs to keep.")] = "depth,semantics,normals,edges",
+    windows: Annotated[Windows, typer.Option(help="WMCA's partition as plain operators or ONNX functions.")] = (
+        Windows.standard
+    ),
+    form: Annotated[str, typer.Option(help="reference: as published; deploy: same function, less work.")] = "reference",
+    preset: Annotated[str, typer.Option(help="Normalisation of the training: published or imagenet.")] = "published",
+    variant: Annotated[str | None, typer.Option(help="Refuse a checkpoint of another variant.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a checkpoint as ONNX and check the file against it."""
+    with err.status("loading"):
+        from export import DEFAULT_OPSET, export_onnx
+        from m2h_deploy.model import load_checkpoint
+
+        model = load_checkpoint(checkpoint)
+    if variant is not None and variant != model.config.variant:
+        raise M2HError(f"{checkpoint} holds {model.config.variant}, not {variant}")
+    reports: list[CheckReport] = []
+    try:
+        with err.status(f"exporting {model.config.variant} at {width} x {height} and checking it"):
+            path = export_onnx(
+                model,
+                output,
+                height=height,
+                width=width,
+                batch=batch,
+                dynamic_batch=dynamic_batch,
+                opset=opset or DEFAULT_OPSET,
+                tasks=[task.strip() for task in tasks.split(",")],
+                windows=windows.value,
+                form=form,  # type: ignore[arg-type]
+                preset=preset,
+                on_check=reports.append,
+            )
+    finally:
+        for report in reports:
+            print_check(report, as_json)
+    say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def print_check(report: CheckReport, as_json: bool, console: Any = out) -> None:
+    if as_json:
+        rows = [
+            {"output": d.output, "input": d.input, "max_error": d.max_error, "mean_error": d.mean_error, "psnr": d.psnr}
+            for d in report.differences
+        ]
+        print_json({"passed": report.passed, "failures": list(report.failures), "differences": rows})
+        return
+    table = Table("", "output", "input", "max error", "mean error", "PSNR", box=None)
+    for d in report.differences:
+        mark = "[green]✓[/]" if d.passed else "[red]✗[/]"
+        table.add_row(mark, d.output, d.input, f"{d.max_error:.1e}", f"{d.mean_error:.1e}", f"{d.psnr:.0f} dB")
+    console.print(table)

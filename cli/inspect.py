@@ -1,0 +1,53 @@
+"""m2h-deploy inspect and doctor: what an artifact, and what this machine, is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.app import JsonFlag, app
+from m2h_deploy.console import out, print_json
+
+if TYPE_CHECKING:
+    pass
+
+
+@app.command()
+def inspect(
+    artifact: Annotated[Path, typer.Argument(help="Bundle folder or ONNX file.")],
+    other: Annotated[Path | None, typer.Argument(help="A second one, to compare.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Print what a bundle or an ONNX file is, or two of them side by side."""
+    from engines.inspect import compare, render, render_comparison
+    from engines.inspect import inspect as examine_artifact
+
+    report = examine_artifact(artifact)
+    if other is None:
+        _print_report(report, render, as_json)
+        return
+    second = examine_artifact(other)
+    rows = compare(report, second)
+    if as_json:
+        print_json({"a": report, "b": second, "comparison": rows})
+    else:
+        out.print(*render_comparison(rows, str(artifact), str(other)), sep="\n")
+
+
+@app.command()
+def doctor(as_json: JsonFlag = False) -> None:
+    """List the engine kinds on this machine, what to install for the rest, and known problems."""
+    from engines.doctor import examine, render
+
+    _print_report(examine(), render, as_json)
+
+
+def _print_report(report: dict[str, Any], render: Callable[[dict[str, Any]], list[Any]], as_json: bool) -> None:
+    if as_json:
+        print_json(report)
+    else:
+        for part in render(report):
+            out.print(part)

@@ -1,0 +1,65 @@
+"""m2h-deploy quickstart: the whole way on the embedded default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.app import JsonFlag, app
+from cli.export import print_check
+from m2h_deploy.console import err, make_progress, print_json, print_values, timing_summary
+from m2h_deploy.errors import M2HError
+from m2h_deploy.files import make_folder
+
+if TYPE_CHECKING:
+    from export import CheckReport
+
+
+@app.command()
+def quickstart(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for what it makes.")] = Path("quickstart"),
+    variant: Annotated[str, typer.Option(help="Network to use.")] = "m2h-tiny",
+    frames: Annotated[int, typer.Option(help="How many rooms to look at.", min=1)] = 3,
+    as_json: JsonFlag = False,
+) -> None:
+    """The whole way on the embedded default: checkpoint, ONNX, bundle, predictions, a picture."""
+    from engines import build_bundle
+    from export import export_onnx
+    from m2h_deploy import Runtime
+    from m2h_deploy.data.rooms import render_room
+    from m2h_deploy.model import build_model, load_checkpoint
+    from m2h_deploy.results import write_prediction
+
+    make_folder(output)
+    start = perf_counter()
+    reports: list[CheckReport] = []
+    with err.status(f"1/3  exporting {variant}"):
+        try:
+            model, trained = load_checkpoint(variant), True
+        except M2HError:
+            model, trained = build_model(variant).eval(), False
+        onnx_path = export_onnx(model, output / "model.onnx", on_check=reports.append)
+    print_check(reports[0], as_json=False, console=err)
+    exported = perf_counter()
+    with err.status("2/3  building the bundle"):
+        bundle = build_bundle(onnx_path, output / "bundle")
+    built = perf_counter()
+    timings = []
+    with make_progress() as progress, Runtime.load(bundle.path) as runtime:
+        for index in progress.track(range(frames), description="3/3  predicting"):
+            room = render_room(0, index, height=480, width=640)
+            prediction = runtime(room.image)
+            timings.append(prediction.timings)
+            written = write_prediction(output, room.name, room.image, prediction, bundle.manifest.classes)
+    weights = "trained weights" if trained else "FRESHLY INITIALISED: its predictions mean nothing"
+    summary: dict[str, Any] = {
+        "network": f"{variant}, {weights}",
+        "export": f"{exported - start:.1f} s",
+        "build": f"{built - exported:.1f} s",
+        **timing_summary(timings),
+        "picture": str(written[0]),
+    }
+    print_json(summary) if as_json else print_values(summary)

@@ -1,0 +1,38 @@
+"""m2h-deploy rooms: synthetic rooms as a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.app import app
+from m2h_deploy.console import make_progress, say
+from m2h_deploy.files import make_folder
+
+if TYPE_CHECKING:
+    pass
+
+
+@app.command()
+def rooms(
+    folder: Annotated[Path, typer.Argument(help="Folder to write, in the multi-task layout of NYUv2.")],
+    frames: Annotated[int, typer.Option(help="How many rooms.", min=1)] = 20,
+    seed: Annotated[int, typer.Option(help="Other seeds give other rooms.")] = 0,
+    height: Annotated[int, typer.Option(min=16)] = 240,
+    width: Annotated[int, typer.Option(min=16)] = 320,
+    split: Annotated[str, typer.Option(help="Split to write: train or val.")] = "val",
+) -> None:
+    """Write synthetic rooms with exact labels: data for a first look and for tests."""
+    from m2h_deploy.data.writing import write_multitask_folder
+
+    make_folder(folder)
+    with make_progress() as progress:
+        task = progress.add_task("rooms", total=frames)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        write_multitask_folder(folder, frames, seed, height, width, split=split, progress=advance)
+    say(f"wrote {frames} rooms to {folder}")

@@ -1,0 +1,97 @@
+"""m2h-deploy verify: an engine beside its checkpoint."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.app import app
+from m2h_deploy.console import err, make_progress, out, print_json
+from m2h_deploy.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from m2h_deploy.parity import LocateResult
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    reference: Annotated[str, typer.Option(help="The checkpoint (or its float32 ONNX file).")],
+    data: Annotated[Path, typer.Option(help="NYUv2 (.mat or multi-task folder), RGB-D pairs, or pictures.")],
+    split: Annotated[str, typer.Option(help="Split of the data.")] = "val",
+    limit: Annotated[int | None, typer.Option(help="Use this many frames, evenly spread.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    miou_drop: Annotated[float, typer.Option(help="Gate: points of mIoU.")] = 0.5,
+    rmse_increase: Annotated[float, typer.Option(help="Gate: per cent of RMSE.")] = 1.0,
+    merr_increase: Annotated[float, typer.Option(help="Gate: degrees of mean angle.")] = 0.3,
+    odsf_drop: Annotated[float, typer.Option(help="Gate: points of odsF.")] = 0.5,
+    psnr: Annotated[float, typer.Option(help="Gate: least PSNR of each output in dB.")] = 30.0,
+    locate: Annotated[bool, typer.Option(help="Name the block where the numbers part.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON ('-': stdout).")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write a JUnit file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with pictures.")] = None,
+) -> None:
+    """Compare an engine with its checkpoint on data, task by task; exit 1 when a gate fails."""
+    import json
+
+    from m2h_deploy.files import write_text
+    from m2h_deploy.parity import Gates, to_json
+    from m2h_deploy.parity import verify as compare
+    from m2h_deploy.report import print_result, write_html, write_junit
+
+    gates = Gates(miou_drop, rmse_increase, merr_increase, odsf_drop, psnr)
+    with make_progress() as progress:
+        task = progress.add_task("frames", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        result = compare(
+            bundle, reference, data, gates=gates, limit=limit, split=split, threads=threads, progress=advance
+        )
+    located = _locate(bundle, reference) if locate else None
+    values = to_json(result, located)
+    if str(json_file) == "-":
+        print_json(values)
+    else:
+        print_result(result, out)
+        if located is not None:
+            out.print(located.summary, markup=False)
+    if json_file is not None and str(json_file) != "-":
+        write_text(json_file, json.dumps(values, indent=2))
+    if junit is not None:
+        write_junit(result, junit)
+    if html is not None:
+        write_html(result, html, located=located)
+    if not result.passed:
+        raise CheckFailed(result.summary)
+
+
+def _locate(bundle_path: Path, reference: str) -> LocateResult:
+    """Export the reference as the bundle's graph was exported, and compare the two value by value."""
+    from export import export_onnx
+    from m2h_deploy.bundle import load_bundle
+    from m2h_deploy.model import load_checkpoint
+    from m2h_deploy.parity import locate_in_bundle
+
+    bundle = load_bundle(bundle_path)
+    if reference.endswith(".onnx"):
+        return locate_in_bundle(bundle, reference)
+    manifest = bundle.manifest
+    with tempfile.TemporaryDirectory(prefix="m2h-locate-") as folder, err.status("exporting the reference"):
+        path = export_onnx(
+            load_checkpoint(reference),
+            Path(folder) / "reference.onnx",
+            height=manifest.input.height,
+            width=manifest.input.width,
+            batch=manifest.input.batch or 1,
+            dynamic_batch=manifest.input.batch is None,
+            opset=manifest.model.opset,
+            tasks=[output.name for output in manifest.outputs],
+            windows=manifest.model.windows,  # type: ignore[arg-type]
+            form=manifest.model.form,  # type: ignore[arg-type]
+        )
+        return locate_in_bundle(bundle, path)

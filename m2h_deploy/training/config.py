@@ -48,6 +48,8 @@ class StageConfig:
     """Patches a side of the window that the decoder sees of the backbone's whole view; 0 for all of it. The
     decoder costs as its output is large, and it is nearly the same everywhere in the image."""
     train_backbone: bool = True
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` learns faster from nothing (see `optimizers`); the paper's fine-tuning of DINOv2 is AdamW's."""
     learning_rate: float = 5e-4
     weight_decay: float = 1e-4
     decay_power: float = 0.9

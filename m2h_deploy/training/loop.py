@@ -22,6 +22,7 @@ from m2h_deploy.training.forward import forward
 from m2h_deploy.training.interrupt import Interrupt
 from m2h_deploy.training.losses import Camera
 from m2h_deploy.training.objective import BALANCED, consistency_losses, task_losses
+from m2h_deploy.training.optimizers import Optimizer
 from m2h_deploy.training.parallel import Group
 from m2h_deploy.training.progress import progress_bar
 from m2h_deploy.training.record import Record
@@ -78,8 +79,7 @@ class Stage:
         network: nn.Module = self.patch or run.model
         for name, parameter in run.model.named_parameters():
             parameter.requires_grad_(config.train_backbone or not name.startswith("backbone."))
-        self.optimizer = torch.optim.AdamW(_parameter_groups(network, config.weight_decay), lr=config.learning_rate)
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.optimizer = Optimizer(network, config)
         self.average: dict[str, Tensor] = {}
         if config.average:
             self.average = {n: p.detach().clone() for n, p in run.model.named_parameters()}
@@ -155,8 +155,6 @@ def _step(stage: Stage, sample: Sample, done: int, total: int) -> dict[str, floa
     """One step of the optimiser; returns the losses. Raises M2HError where a loss is not finite."""
     run, config = stage.run, stage.config
     rate = learning_rate(config, done, total)
-    for group in stage.optimizer.param_groups:
-        group["lr"] = rate
     sample = replace(sample, batch=sample.batch.to(run.device))
     weights = task_weights(stage.balance.history, BALANCED)
     outputs = _outputs(stage, sample)
@@ -173,10 +171,10 @@ def _step(stage: Stage, sample: Sample, done: int, total: int) -> dict[str, floa
             f"{run.folder}: the loss is {objective.item()} in step {run.position.total + 1} of the run; "
             "lower learning_rate or set clip_norm, and resume from the last saved state"
         )
-    run.group.average_gradients(stage.parameters)
+    run.group.average_gradients(stage.optimizer.parameters)
     if config.clip_norm:
-        nn.utils.clip_grad_norm_(stage.parameters, config.clip_norm)
-    stage.optimizer.step()
+        nn.utils.clip_grad_norm_(stage.optimizer.parameters, config.clip_norm)
+    stage.optimizer.step(rate)
     _update_average(stage, done)
     values = {name: float(value.detach()) for name, value in {**losses, **consistency}.items()}
     values = run.group.average(values)
@@ -246,16 +244,6 @@ def learning_rate(config: StageConfig, done: int, total: int) -> float:
     """Linear warm-up over `warmup_steps`, times (1 - done / total) to the power `decay_power` (section IV B)."""
     warm = min(1.0, (done + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     return config.learning_rate * warm * (1 - done / total) ** config.decay_power
-
-
-def _parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trained parameters: matrices and kernels decay; norms, biases and scales, which only set a level, do not."""
-    trained = [p for p in network.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 def _update_average(stage: Stage, done: int) -> None:

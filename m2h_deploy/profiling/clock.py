@@ -1,0 +1,45 @@
+"""Time in whole nanoseconds, real or virtual: what is simulated on a virtual clock comes out exact."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """A clock that can be read and waited for."""
+
+    def now(self) -> int:
+        """Nanoseconds since some moment."""
+        ...
+
+    def sleep_until(self, moment: int) -> None:
+        """Return at `moment`, at once where it has passed."""
+        ...
+
+
+class RealClock:
+    """The machine's monotonic clock."""
+
+    def now(self) -> int:
+        return time.perf_counter_ns()
+
+    def sleep_until(self, moment: int) -> None:
+        while (left := moment - time.perf_counter_ns()) > 0:
+            time.sleep(left / 1e9)
+
+
+class VirtualClock:
+    """A clock that only moves when it is told to."""
+
+    def __init__(self, start: int = 0) -> None:
+        self._now = start
+
+    def now(self) -> int:
+        return self._now
+
+    def sleep_until(self, moment: int) -> None:
+        self._now = max(self._now, moment)
+
+    def advance(self, nanoseconds: int) -> None:
+        self._now += nanoseconds

@@ -1,0 +1,154 @@
+"""Time by layer, from the engines' own profilers, summed up by the paper's blocks.
+
+A profiled run is slower than a plain one, since every layer is timed: a block's share is to be trusted, its
+milliseconds a little less. One file an engine kind, imported only when a bundle asks for it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from m2h_deploy.blocks import UNKNOWN, block_of
+from m2h_deploy.bundle import Bundle
+from m2h_deploy.errors import M2HError
+from m2h_deploy.profiling.roofline import Roofline
+
+#: Profiled runs, after as many as `WARM_UP` that do not count.
+RUNS, WARM_UP = 10, 2
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer of one run."""
+
+    name: str
+    kind: str
+    """The engine's word for what it does, such as `Conv`."""
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """What a block computes and moves a frame."""
+
+    macs: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class BlockTime:
+    """One block of the paper: medians over the profiled runs."""
+
+    block: str
+    milliseconds: float
+    share: float
+    """Of the time of all layers."""
+    layers: int
+    macs: int | None
+    """Multiply-accumulates; None where no graph was at hand to count them."""
+    nbytes: int | None
+    least_ms: float | None
+    """What the roofline allows."""
+    of_roofline: float | None
+    """`least_ms` over `milliseconds`: 1 is as fast as this machine can be."""
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """Where the time of an engine goes."""
+
+    subject: str
+    runs: int
+    blocks: tuple[BlockTime, ...]
+    """In the order of execution."""
+    total_ms: float
+    slowest: tuple[LayerTime, ...]
+    """The ten slowest layers, medians over the runs."""
+
+
+Run = Sequence[LayerTime]
+
+
+def profile_layers(bundle: Bundle, *, threads: int | None = None, device: str | None = None) -> list[Run]:
+    """The layers of `RUNS` runs of a bundle's engine on an image of zeros, in the order of execution.
+
+    Raises M2HError where the engine's kind has no profiler here, or the engine cannot run.
+    """
+    kind = bundle.manifest.engine.kind
+    profile: Callable[[Bundle, int | None, str | None, int], list[Run]]
+    if kind == "onnxruntime":
+        from m2h_deploy.profiling.layers.onnxruntime import profile
+    elif kind == "openvino":
+        from m2h_deploy.profiling.layers.openvino import profile
+    elif kind in ("tensorrt", "tensorrt-rtx"):
+        from m2h_deploy.profiling.layers.tensorrt import profile
+    else:
+        raise M2HError(f"{bundle.path}: no layer profile for engines of kind {kind}")
+    return profile(bundle, threads, device, RUNS + WARM_UP)[WARM_UP:]
+
+
+def blocks_of_run(run: Run) -> list[str]:
+    """Block of every layer of a run.
+
+    Layers that an engine puts in (a change of layout, a reshape) have names of its own; they belong to the block whose
+    map they change, which is that of the layer before. The first layers belong to the first block that has a name.
+    """
+    named = [block_of(layer.name) for layer in run]
+    current = next((block for block in named if block != UNKNOWN), UNKNOWN)
+    blocks = []
+    for block in named:
+        current = current if block == UNKNOWN else block
+        blocks.append(current)
+    return blocks
+
+
+def summarise_layers(
+    subject: str,
+    runs: Sequence[Run],
+    costs: Mapping[str, BlockCost] | None = None,
+    roofline: Roofline | None = None,
+) -> LayerProfile:
+    """Medians over `runs` by block, beside what each block costs and what the machine allows."""
+    sums = [_sum_by_block(run) for run in runs]
+    order = list(dict.fromkeys(block for total in sums for block in total))
+    times = {block: statistics.median(total.get(block, 0.0) for total in sums) for block in order}
+    whole = sum(times.values())
+    counts = blocks_of_run(runs[-1])
+    blocks = []
+    for block in order:
+        cost = (costs or {}).get(block)
+        least = roofline.least_ms(cost.macs, cost.nbytes) if cost is not None and roofline is not None else None
+        blocks.append(
+            BlockTime(
+                block=block,
+                milliseconds=times[block],
+                share=times[block] / whole if whole else 0.0,
+                layers=counts.count(block),
+                macs=cost.macs if cost else None,
+                nbytes=cost.nbytes if cost else None,
+                least_ms=least,
+                of_roofline=least / times[block] if least is not None and times[block] > 0 else None,
+            )
+        )
+    return LayerProfile(subject, len(runs), tuple(blocks), whole, _slowest(runs))
+
+
+def _sum_by_block(run: Run) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for layer, block in zip(run, blocks_of_run(run), strict=True):
+        total[block] = total.get(block, 0.0) + layer.milliseconds
+    return total
+
+
+def _slowest(runs: Sequence[Run], keep: int = 10) -> tuple[LayerTime, ...]:
+    times: dict[tuple[str, str], list[float]] = {}
+    for layer in _flatten(runs):
+        times.setdefault((layer.name, layer.kind), []).append(layer.milliseconds)
+    medians = [LayerTime(name, kind, statistics.median(values)) for (name, kind), values in times.items()]
+    return tuple(sorted(medians, key=lambda layer: -layer.milliseconds)[:keep])
+
+
+def _flatten(runs: Iterable[Run]) -> Iterable[LayerTime]:
+    return (layer for run in runs for layer in run)

@@ -1,0 +1,233 @@
+"""MLPerf LoadGen as the load generator: it decides when queries come, how many a percentile needs, and what is valid.
+
+LoadGen's own settings hold unless a shorter duration is asked for: 600 seconds in every scenario, 24,576 samples
+offline, early stopping for the percentiles of the others. Frames wait for one engine, which answers them one by one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from m2h_deploy.errors import M2HError
+from m2h_deploy.files import make_folder
+from m2h_deploy.profiling.measure import Samples, Subject, Timer
+
+Scenario = Literal["single-stream", "multi-stream", "offline", "server"]
+SCENARIOS: tuple[Scenario, ...] = ("single-stream", "multi-stream", "offline", "server")
+
+#: What LoadGen's process asks with: the number of the query, the index of the sample. One byte answers it.
+MESSAGE = struct.Struct("qq")
+
+_SUMMARY = "mlperf_log_summary.txt"
+_RESULT = re.compile(r"Result is : (\w+)")
+_CHECK = re.compile(r"^\s*((?:Min|Performance|Early)[\w ]*satisfied)\s*: (\w+)", re.MULTILINE)
+_FIGURE = re.compile(
+    r"^((?:[\d.]+th percentile latency|Samples per second|Completed samples per second)[^:]*):\s*([\d.]+)", re.MULTILINE
+)
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """What to ask of LoadGen. Raises M2HError on values that are none."""
+
+    scenario: Scenario
+    duration_s: float | None = None
+    """Shortens a trial; None: LoadGen's 600 seconds."""
+    expected_ms: float = 10.0
+    """About how long one frame takes: LoadGen plans its queries by it."""
+    qps: float | None = None
+    """Server: queries a second, Poisson distributed; None: 0.7 of what `expected_ms` allows."""
+    deadline_ms: float = 100.0
+    """Server: 99 % of the queries must be answered in this time."""
+    streams: int = 8
+    """Multi-stream: samples a query."""
+
+    def __post_init__(self) -> None:
+        if self.scenario not in SCENARIOS:
+            raise M2HError(f"scenario '{self.scenario}': choose one of {', '.join(SCENARIOS)}")
+        if self.duration_s is not None and not 0 < self.duration_s < float("inf"):
+            raise M2HError(f"duration {self.duration_s:g} s: must be above 0")
+        if self.qps is not None and not 0 < self.qps < float("inf"):
+            raise M2HError(f"qps {self.qps:g}: must be above 0")
+        if not 0 < self.deadline_ms < float("inf"):
+            raise M2HError(f"deadline {self.deadline_ms:g} ms: must be above 0")
+        if self.streams < 1:
+            raise M2HError(f"{self.streams} streams: give at least 1")
+
+    @property
+    def rate(self) -> float:
+        """Queries a second under `server`."""
+        return self.qps if self.qps is not None else 0.7 * 1000 / self.expected_ms
+
+
+@dataclass(frozen=True)
+class LoadSummary:
+    """What LoadGen's summary says."""
+
+    valid: bool
+    line: str
+    """`VALID` or `INVALID`, as LoadGen writes it."""
+    checks: dict[str, str]
+    """LoadGen's conditions, each with its own Yes or NO."""
+    figure: str
+    """LoadGen's name of the scenario's figure."""
+    value: float
+    text: str
+    """The whole summary."""
+
+
+@dataclass(frozen=True)
+class LoadRun:
+    """One scenario on one subject."""
+
+    subject: str
+    settings: LoadSettings
+    summary: LoadSummary
+    samples: Samples
+    """Every answered frame with its stages, in the order of answering."""
+    queries: int
+    logs: str | None
+    """Folder that keeps LoadGen's logs."""
+
+    @property
+    def trial(self) -> bool:
+        """True where LoadGen's own duration and number of samples were shortened."""
+        return self.settings.duration_s is not None
+
+
+def load_loadgen() -> Any:
+    """LoadGen's module. Raises M2HError, naming the extra, where it is not installed."""
+    try:
+        import mlperf_loadgen  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise M2HError("LoadGen is not installed: pip install 'm2h-deploy[bench]'") from None
+    return mlperf_loadgen
+
+
+def run_scenario(
+    subject: Subject,
+    settings: LoadSettings,
+    timer: Timer,
+    *,
+    logs: Path | None = None,
+    images: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> LoadRun:
+    """Let LoadGen drive `subject`; its logs are kept in the folder `logs`, whole or not at all.
+
+    `images` is how many different frames `timer` has, and `progress` is told how many were answered. Ctrl-C ends it
+    and leaves no logs. Raises M2HError where LoadGen is not installed or gives no result.
+    """
+    load_loadgen()
+    with tempfile.TemporaryDirectory(prefix="m2h-loadgen-") as folder:
+        driver = _Driver(subject, timer, progress)
+        driver.run(settings, images, folder)
+        summary_file = Path(folder) / _SUMMARY
+        if not summary_file.is_file():
+            raise M2HError(f"LoadGen ended {settings.scenario} without a summary")
+        summary = parse_summary(summary_file.read_text(errors="replace"))
+        if logs is not None:
+            _keep(Path(folder), logs)
+    return LoadRun(subject.name, settings, summary, driver.samples, driver.queries, str(logs) if logs else None)
+
+
+class _Driver:
+    """Starts LoadGen in a process of its own and answers every sample that it asks for.
+
+    LoadGen ends the process it runs in when a test is broken off, by Ctrl-C or by a failing engine, and it cannot be
+    told to stop. In a process of its own it can be ended, and its threads keep away from the engine's. The price, two
+    small messages a sample, is in LoadGen's figures and not in the stages' times.
+    """
+
+    def __init__(self, subject: Subject, timer: Timer, progress: Callable[[int], None] | None) -> None:
+        self._subject, self._timer, self._progress = subject, timer, progress
+        self.samples = Samples()
+        self.queries = 0
+
+    def run(self, settings: LoadSettings, images: int, folder: str) -> None:
+        """Run LoadGen to its end; its logs go to `folder`. Raises what a subject raises, and KeyboardInterrupt."""
+        asked_here, asked_there = os.pipe()
+        answer_there, answer_here = os.pipe()
+        words = [json.dumps(asdict(settings)), str(images), folder, str(asked_there), str(answer_there)]
+        child = subprocess.Popen(
+            [sys.executable, "-m", "m2h_deploy.profiling.loadgen_process", *words],
+            pass_fds=(asked_there, answer_there),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for this process
+        )
+        try:
+            for there in (asked_there, answer_there):
+                os.close(there)
+            self._answer(asked_here, answer_here)
+            _, said = child.communicate()
+        finally:
+            child.kill()
+            child.wait()
+            for here in (asked_here, answer_here):
+                os.close(here)
+        if child.returncode != 0:
+            lines = said.decode(errors="replace").strip().splitlines() or ["it gives no reason"]
+            raise M2HError(f"LoadGen ended {settings.scenario} with an error: {lines[-1]}")
+
+    def _answer(self, asked: int, answer: int) -> None:
+        """Serve until LoadGen closes its end."""
+        while len(message := os.read(asked, MESSAGE.size)) == MESSAGE.size:
+            self.queries, index = MESSAGE.unpack(message)
+            self._timer.run(self._subject, index, self.samples)
+            with contextlib.suppress(BrokenPipeError):  # it has ended: its exit code says why
+                os.write(answer, b"!")
+            if self._progress is not None:
+                self._progress(len(self.samples.total))
+
+
+def parse_summary(text: str) -> LoadSummary:
+    """What LoadGen's summary file says. Raises M2HError on a file that has no result."""
+    result, figure = _RESULT.search(text), _FIGURE.search(text)
+    if result is None or figure is None:
+        raise M2HError("LoadGen's summary has no result line: keep its logs with --logs and look at them")
+    return LoadSummary(
+        valid=result[1] == "VALID",
+        line=result[1],
+        checks={name.strip(): value for name, value in _CHECK.findall(text)},
+        figure=" ".join(figure[1].split()),
+        value=float(figure[2]),
+        text=text,
+    )
+
+
+def check_logs_folder(logs: Path) -> None:
+    """Raises M2HError where logs cannot be kept at `logs`: a file, or a folder with something else in it."""
+    if logs.exists() and not logs.is_dir():
+        raise M2HError(f"{logs} is a file: give --logs a folder")
+    others = sorted(f.name for f in logs.iterdir() if not f.name.startswith("mlperf_log_")) if logs.is_dir() else []
+    if others:
+        raise M2HError(f"{logs} holds {others[0]}, which is no log of LoadGen's: give --logs another folder")
+
+
+def _keep(source: Path, logs: Path) -> None:
+    """Put the logs of a finished run where they are wanted, in the place of older ones."""
+    check_logs_folder(logs)
+    make_folder(logs.parent)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{logs.name}.", dir=logs.parent) as waiting:
+            new = Path(waiting) / "new"
+            shutil.copytree(source, new)
+            if logs.exists():
+                logs.rename(Path(waiting) / "old")
+            new.rename(logs)
+    except OSError as error:
+        raise M2HError(f"cannot write {logs}: {error.strerror or error}") from None

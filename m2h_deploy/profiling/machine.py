@@ -1,0 +1,93 @@
+"""What a measurement ran on: processor, threads, affinity, versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Packages whose version decides a latency.
+_PACKAGES = (
+    "numpy",
+    "opencv-python-headless",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "torch",
+)
+
+#: Threads of numerical libraries are often set here.
+_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine, and what of it this process may use."""
+
+    cpu: str
+    cores: int
+    affinity: tuple[int, ...]
+    """Cores that this process may run on."""
+    governor: str | None
+    """How the kernel chooses the CPU's clock; None where it is not told."""
+    load: float
+    """Load average of the last minute before the measurement: above 0, something else ran."""
+    memory_gb: float | None
+    system: str
+    python: str
+    packages: dict[str, str]
+    variables: dict[str, str]
+    gpu: str | None = None
+
+
+def describe_machine(root: Path = Path("/"), gpu: str | None = None) -> Machine:
+    """This machine; `root` is where /proc and /sys are found."""
+    return Machine(
+        cpu=_cpu_name(root),
+        cores=os.cpu_count() or 1,
+        affinity=tuple(sorted(os.sched_getaffinity(0))),
+        governor=read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        load=os.getloadavg()[0],
+        memory_gb=_memory_gb(root),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        packages=_versions(),
+        variables={name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        gpu=gpu,
+    )
+
+
+def read_text(path: Path) -> str | None:
+    """A small file of the kernel's, without the line break; None where it cannot be read."""
+    try:
+        return path.read_text().strip()
+    except (OSError, ValueError):
+        return None
+
+
+def _cpu_name(root: Path) -> str:
+    board = read_text(root / "proc/device-tree/model")  # a Jetson, a Raspberry Pi
+    if board:
+        return board.rstrip("\x00")
+    lines = (read_text(root / "proc/cpuinfo") or "").splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _memory_gb(root: Path) -> float | None:
+    lines = (read_text(root / "proc/meminfo") or "").splitlines()
+    found = next((line.split()[1] for line in lines if line.startswith("MemTotal:")), None)
+    return None if found is None else int(found) * 1024 / 1e9
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

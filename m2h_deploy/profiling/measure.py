@@ -1,0 +1,115 @@
+"""Timing several ways to run the network in turns, so that what else the machine does meets them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.profiling.clock import Clock, RealClock
+from m2h_deploy.profiling.statistics import Summary, summarise
+
+STAGES = ("preprocess", "inference", "postprocess")
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One way to run the network."""
+
+    name: str
+    description: str
+    """Engine, version, device and precision in words."""
+    run: Callable[[Image], dict[str, float]] = field(repr=False)
+    """A frame, uint8 (H, W, 3), to the milliseconds of each stage."""
+    threads: int | None = None
+    """Threads that it was told to use; None: its own choice."""
+    peer: bool = False
+    """Something to compare with, not a bundle that was asked for."""
+
+
+@dataclass
+class Samples:
+    """Every run of one subject."""
+
+    started: list[float] = field(default_factory=list)
+    """Seconds since the measurement began."""
+    total: list[float] = field(default_factory=list)
+    """Milliseconds of the whole frame, by the clock around all stages."""
+    stages: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, started: float, total: float, stages: dict[str, float]) -> None:
+        self.started.append(started)
+        self.total.append(total)
+        for name, value in stages.items():
+            self.stages.setdefault(name, []).append(value)
+
+    def summary(self) -> dict[str, Summary]:
+        """Milliseconds: `total`, then each stage."""
+        return {"total": summarise(self.total)} | {name: summarise(values) for name, values in self.stages.items()}
+
+
+class Timer:
+    """Runs subjects and keeps their times on one time axis."""
+
+    def __init__(self, images: Sequence[Image], clock: Clock | None = None) -> None:
+        self.clock = clock or RealClock()
+        self._images = images
+        self._start = self.clock.now()
+
+    def run(self, subject: Subject, index: int, samples: Samples) -> None:
+        """One frame through `subject`; frames are taken in turn."""
+        before = self.clock.now()
+        stages = subject.run(self._images[index % len(self._images)])
+        after = self.clock.now()
+        samples.add((before - self._start) / 1e9, (after - before) / 1e6, stages)
+
+    def seconds(self) -> float:
+        """Seconds since the measurement began."""
+        return (self.clock.now() - self._start) / 1e9
+
+
+def interleave(
+    subjects: Sequence[Subject],
+    timer: Timer,
+    *,
+    duration_s: float,
+    min_rounds: int = 10,
+    progress: Callable[[float], None] | None = None,
+) -> dict[str, Samples]:
+    """Run all subjects in turns for `duration_s` seconds, and for `min_rounds` rounds however long they take.
+
+    A round runs every subject once on the same frame and begins with another subject each time, since the first one
+    after a slower one finds other caches and clocks. `progress` is told the share that is done.
+    """
+    samples = {subject.name: Samples() for subject in subjects}
+    begin, rounds = timer.seconds(), 0
+    while rounds < min_rounds or timer.seconds() - begin < duration_s:
+        for place in range(len(subjects)):
+            subject = subjects[(place + rounds) % len(subjects)]
+            timer.run(subject, rounds, samples[subject.name])
+        rounds += 1
+        if progress is not None:
+            progress(min(rounds / min_rounds, (timer.seconds() - begin) / duration_s if duration_s > 0 else 1.0, 1.0))
+    return samples
+
+
+def frames(count: int, height: int, width: int) -> list[Image]:
+    """Rendered rooms to measure on, uint8 (height, width, 3) BGR."""
+    from m2h_deploy.data.rooms import render_room
+
+    return [render_room(0, index, height=height, width=width).image for index in range(count)]
+
+
+def subject_of(runtime: Any, name: str, *, threads: int | None = None, peer: bool = False) -> Subject:
+    """A runtime (see `m2h_deploy.Runtime`) as a subject."""
+
+    def run(image: Image) -> dict[str, float]:
+        timings: dict[str, float] = runtime(image).timings
+        return timings
+
+    return Subject(name, runtime.backend.description, run, threads, peer)

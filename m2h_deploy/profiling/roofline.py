@@ -1,0 +1,78 @@
+"""What this machine can do at most, measured: the rate of a large matrix product and of a large copy.
+
+A block cannot be faster than its arithmetic at the first rate nor than its traffic at the second (Williams, Waterman
+and Patterson 2009, "Roofline"). The product is numpy's, so it is float32 on the CPU; an engine that computes in
+bfloat16 or INT8, or keeps its maps in the cache, may pass either roof.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+#: Sides of the matrices: large enough for full speed, small enough for a Raspberry Pi.
+_SIDE = 1024
+
+#: Bytes that are copied: beyond the caches of one core.
+_COPY = 1 << 27
+
+_REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The two roofs of this machine."""
+
+    gflops: float
+    """10^9 float32 operations a second; a multiply-accumulate is two."""
+    gigabytes: float
+    """10^9 bytes a second, read and written."""
+    threads: int
+    threads_held: bool
+    """False where numpy's threads could not be set (no threadpoolctl): the product used its own number."""
+
+    def least_ms(self, macs: int, nbytes: int) -> float:
+        """Milliseconds below which this machine cannot compute `macs` and move `nbytes`."""
+        return max(2 * macs / self.gflops, nbytes / self.gigabytes) / 1e6
+
+
+def measure_roofline(threads: int, *, side: int = _SIDE, copy_bytes: int = _COPY) -> Roofline:
+    """The best of a few products and copies on `threads` threads; takes about a second."""
+    left, right = (np.random.default_rng(seed).random((side, side), np.float32) for seed in (0, 1))
+    result = np.empty((side, side), np.float32)
+    with _numpy_threads(threads) as held:
+        product = _best(lambda: np.matmul(left, right, out=result))
+    source = np.zeros(copy_bytes, np.uint8)
+    target = np.ones(copy_bytes, np.uint8)  # both touched, so that their pages exist
+    pieces = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
+    with ThreadPoolExecutor(threads) as pool:
+        copy = _best(lambda: list(pool.map(lambda piece: np.copyto(*piece), pieces)))
+    return Roofline(2e-9 * side**3 / product, 2e-9 * copy_bytes / copy, threads, held)
+
+
+def _best(work: Callable[[], object]) -> float:
+    """Seconds of the fastest of a few runs, after one that warms up."""
+    work()
+    times = []
+    for _ in range(_REPEATS):
+        start = perf_counter()
+        work()
+        times.append(perf_counter() - start)
+    return min(times)
+
+
+@contextlib.contextmanager
+def _numpy_threads(threads: int) -> Iterator[bool]:
+    """Hold numpy's linear algebra to `threads` threads; yields whether that could be done."""
+    try:
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped, unused-ignore]
+    except ModuleNotFoundError:
+        yield False
+        return
+    with threadpool_limits(threads, user_api="blas"):
+        yield True

@@ -1,0 +1,60 @@
+"""What stands between a measurement and the truth, in words."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from m2h_deploy.profiling.result import BenchResult, mean_readings
+from m2h_deploy.profiling.statistics import STEADY
+
+#: Share of the processor time that others may use before it is worth a word.
+_OTHERS = 5.0
+
+#: A clock that fell by more than this share was throttled, or not warm.
+_CLOCK = 0.1
+
+
+def find_warnings(result: BenchResult) -> BenchResult:
+    """The result with its warnings."""
+    return dataclasses.replace(result, warnings=(*_of_subjects(result), *_of_machine(result)))
+
+
+def _of_subjects(result: BenchResult) -> list[str]:
+    found = []
+    for subject in result.subjects:
+        total = subject.summary["total"]
+        if not total.steady:
+            found.append(
+                f"{subject.name}: coefficient of variation {100 * total.variation:.1f} %, above {100 * STEADY:g} %: "
+                "something disturbed the runs"
+            )
+        if not subject.warm_up.stable:
+            found.append(f"{subject.name}: warm-up {subject.warm_up}")
+        if total.p99.high is None:
+            found.append(
+                f"{subject.name}: {total.count} runs are too few to bound the 99th percentile: give a longer --duration"
+            )
+    found += [
+        f"{load.subject}: LoadGen calls {load.settings.scenario} {load.summary.line} "
+        f"({', '.join(name for name, value in load.summary.checks.items() if value != 'Yes') or 'no reason given'})"
+        for load in result.loads
+        if not load.summary.valid
+    ]
+    if result.roofline is not None and not result.roofline.threads_held:
+        found.append("the roofline's product ran on numpy's own number of threads: pip install threadpoolctl")
+    return found
+
+
+def _of_machine(result: BenchResult) -> list[str]:
+    found = []
+    readings = mean_readings(result.readings)
+    others = readings.get("other load (%)")
+    if others is not None and others[1] > _OTHERS:
+        found.append(f"other processes used {others[1]:.0f} % of the processor time while it was measured")
+    for name, (least, _, most) in readings.items():
+        if "clock" in name and "memory" not in name and least < (1 - _CLOCK) * most:
+            found.append(f"{name} fell from {most:.0f} to {least:.0f} while it was measured")
+    governor = result.machine.governor
+    if governor not in (None, "performance"):
+        found.append(f"the CPU's clock is chosen by the governor '{governor}': 'performance' is steadier")
+    return found

@@ -15,13 +15,17 @@ from m2h_deploy.errors import M2HError
 #: Smallest side of an image that is taken for a picture.
 MIN_SIDE = 16
 
+#: Largest side: OpenCV's resize counts pixels of a row in 16 bits.
+MAX_SIDE = 32766
+
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How pixels were normalised in training: (value / 255 - mean) / std, per channel in RGB order."""
+    """How pixels were normalised in training: (value * scale - mean) / std, per channel in RGB order."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    scale: float = 1 / 255
 
 
 #: `published` is what M2H's own node uses, `imagenet` what DINOv2 was trained with.
@@ -34,7 +38,7 @@ PRESETS = {
 def as_color_image(image: NDArray[Any], name: str = "image") -> NDArray[np.uint8]:
     """`image` as uint8 (H, W, 3): grey is repeated, alpha is dropped, colour order is kept.
 
-    Raises M2HError on other types, more channels, or a side under 16 pixels.
+    Raises M2HError on other types, more channels, or a side under 16 or over 32766 pixels.
     """
     if not isinstance(image, np.ndarray) or image.ndim not in (2, 3):
         raise M2HError(f"{name}: expected an array of H x W x 3, got {getattr(image, 'shape', type(image).__name__)}")
@@ -43,20 +47,21 @@ def as_color_image(image: NDArray[Any], name: str = "image") -> NDArray[np.uint8
     channels = 1 if image.ndim == 2 else image.shape[2]
     if channels not in (1, 3, 4):
         raise M2HError(f"{name}: {channels} channels, expected grey, colour or colour with alpha")
+    size = f"{image.shape[1]} x {image.shape[0]} pixels"
     if min(image.shape[:2]) < MIN_SIDE:
-        raise M2HError(
-            f"{name}: {image.shape[1]} x {image.shape[0]} pixels is too small: at least {MIN_SIDE} x {MIN_SIDE}"
-        )
+        raise M2HError(f"{name}: {size} is too small: at least {MIN_SIDE} x {MIN_SIDE}")
+    if max(image.shape[:2]) > MAX_SIDE:
+        raise M2HError(f"{name}: {size} is too large: at most {MAX_SIDE} a side")
     if channels == 1:
-        return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+        return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_GRAY2BGR)
     return image if channels == 3 else image[:, :, :3]
 
 
 class Preprocess:
-    """Resize, reorder and normalise into one buffer that is reused from call to call.
+    """Resize, reorder and normalise into buffers that are reused from call to call. Not for two threads at once.
 
     The resize is bilinear with half-pixel centres and no antialias, on 8-bit pixels: within 1/255 of the published
-    node, which resizes in float.
+    node, which resizes in float. Contiguous uint8 (H, W, 3) costs no allocation.
     """
 
     def __init__(
@@ -65,21 +70,50 @@ class Preprocess:
         self.size = (width, height)
         # Plane c of the network's input is RGB channel c.
         self._planes: Sequence[int] = (2, 1, 0) if color == "BGR" else (0, 1, 2)
-        levels = np.arange(256, dtype=np.float64) / 255
+        levels = np.arange(256, dtype=np.float64) * normalisation.scale
         self._tables = [
             ((levels - mean) / std).astype(np.float32)
             for mean, std in zip(normalisation.mean, normalisation.std, strict=True)
         ]
         self._resized = np.empty((height, width, 3), np.uint8)
-        self._out = np.empty((1, 3, height, width), np.float32)
+        self._plane = np.empty((height, width), np.uint8)
+        self._out = self.new_tensor()
 
-    def __call__(self, image: NDArray[Any]) -> NDArray[np.float32]:
-        """uint8 (H, W, 3) to float32 (1, 3, height, width). The result is overwritten by the next call."""
+    def new_tensor(self, batch: int = 1) -> NDArray[np.float32]:
+        """An array for `out`: float32 (batch, 3, height, width)."""
+        return np.empty((batch, 3, self.size[1], self.size[0]), np.float32)
+
+    def __call__(self, image: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """uint8 (H, W, 3) to float32 (1, 3, height, width).
+
+        Written to `out` where it is given (C-contiguous; a batch of more is filled with repeats), and else to a buffer
+        that the next call overwrites.
+        """
         image = as_color_image(image)
+        tensor = self._out if out is None else out
         if (image.shape[1], image.shape[0]) == self.size:
             resized = image
         else:
             resized = cv2.resize(image, self.size, dst=self._resized, interpolation=cv2.INTER_LINEAR)
+        if not resized.flags.c_contiguous:  # such as RGB made of BGR by a slice
+            np.copyto(self._resized, resized)
+            resized = self._resized
         for plane, (channel, table) in enumerate(zip(self._planes, self._tables, strict=True)):
-            np.take(table, resized[:, :, channel], out=self._out[0, plane], mode="clip")
-        return self._out
+            cv2.extractChannel(resized, channel, dst=self._plane)
+            cv2.LUT(self._plane, table, dst=tensor[0, plane])
+        for index in range(1, len(tensor)):
+            np.copyto(tensor[index], tensor[0])
+        return tensor
+
+
+def preprocess_for(spec: Any, color: Literal["BGR", "RGB"] = "BGR") -> Any:
+    """The preprocessing that a manifest's `InputSpec` describes, for images of the given colour order.
+
+    A `Preprocess`, or a `SensorPreprocess` where the engine takes raw pixels.
+    """
+    if spec.layout != "NCHW":
+        from m2h_deploy.sensor import SensorPreprocess
+
+        return SensorPreprocess(spec, color=color)
+    std = (spec.std[0], spec.std[1], spec.std[2])
+    return Preprocess(Normalisation(spec.mean, std, spec.scale), spec.height, spec.width, color=color)

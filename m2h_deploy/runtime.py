@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Literal
@@ -13,13 +18,24 @@ from numpy.typing import NDArray
 
 from m2h_deploy.backends import Backend, BackendOptions, open_backend
 from m2h_deploy.bundle import Bundle, Manifest, load_bundle
-from m2h_deploy.postprocess import Postprocess, Prediction
-from m2h_deploy.preprocess import Normalisation, Preprocess, as_color_image
+from m2h_deploy.errors import M2HError
+from m2h_deploy.postprocess import RESOLUTIONS, Prediction, Resolution, empty_prediction
+from m2h_deploy.preprocess import as_color_image, preprocess_for
 from m2h_deploy.selftest import check_self_test, pattern
+from m2h_deploy.sensor import postprocess_for
+from m2h_deploy.worker import PATIENCE, FrameFuture, Worker
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """A backend and the lock that lets one thread at a time use it."""
+
+    backend: Backend
+    lock: threading.RLock = field(default_factory=threading.RLock)  # type: ignore[valid-type]
 
 
 class Runtime:
-    """Runs one bundle. Use one runtime per thread.
+    """Runs one bundle.
 
     ```
     from m2h_deploy import Runtime
@@ -28,16 +44,33 @@ class Runtime:
     prediction = runtime(image)          # image: uint8 (H, W, 3) BGR, as OpenCV gives it
     prediction.depth                     # float32 (H, W), metres
     ```
+
+    Threads: every method may be called from any thread. One lock lets one frame at a time through the whole of
+    preprocessing, inference and postprocessing, so two threads get right answers and no speed; overlap is what
+    `m2h_deploy.stream.Stream` is for. Predictions belong to the caller, unless `out` says where they go. The
+    attributes `backend`, `preprocess` and `postprocess` have no lock.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, *, color: Literal["BGR", "RGB"] = "BGR") -> None:
-        spec = bundle.manifest.input
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        *,
+        color: Literal["BGR", "RGB"] = "BGR",
+        reopen: Callable[[], Backend] | None = None,
+    ) -> None:
+        """`reopen` opens the backend again, for a `Stream` whose engine is stuck."""
         self.bundle = bundle
-        self.backend = backend
-        mean, std = spec.mean, (spec.std[0], spec.std[1], spec.std[2])
-        self.preprocess = Preprocess(Normalisation(mean, std), spec.height, spec.width, color=color)
-        self.postprocess = Postprocess(bundle.manifest.depth_range)
-        self._batch = spec.batch or 1
+        self.color: Literal["BGR", "RGB"] = color
+        self.preprocess = preprocess_for(bundle.manifest.input, color)
+        self.postprocess = postprocess_for(bundle.manifest)
+        self.reopen = reopen
+        self.engine = Engine(backend)
+        # An engine of a larger fixed batch sees a single frame repeated.
+        self._tensor = self.preprocess.new_tensor(bundle.manifest.input.batch or 1)
+        self._group_tensor = self._tensor
+        self._worker = Worker()
+        self._closed = False
 
     @classmethod
     def load(
@@ -48,50 +81,174 @@ class Runtime:
         threads: int | None = None,
         device: str | None = None,
         color: Literal["BGR", "RGB"] = "BGR",
+        plugins: Iterable[str | os.PathLike[str]] = (),
     ) -> Runtime:
         """Open the bundle at `path`, check its files and, unless `self_test` is off, its numbers on this machine.
+
+        `plugins` are libraries that a TensorRT plan needs. Loading one runs its code, so a bundle only names them, with
+        their sha256, and the caller decides.
 
         Raises M2HError when the bundle is damaged or does not fit this machine, CheckFailed when it computes
         wrong numbers.
         """
         bundle = load_bundle(path)
-        runtime = cls(bundle, open_backend(bundle, BackendOptions(threads=threads, device=device)), color=color)
-        if self_test:
-            runtime.self_test()
+        options = BackendOptions(threads=threads, device=device, plugins=tuple(Path(plugin) for plugin in plugins))
+        reopen = partial(open_backend, bundle, options)
+        runtime = cls(bundle, reopen(), color=color, reopen=reopen)
+        try:
+            if self_test:
+                runtime.self_test()
+        except BaseException:
+            runtime.close()
+            raise
         return runtime
 
     @property
     def manifest(self) -> Manifest:
         return self.bundle.manifest
 
+    @property
+    def backend(self) -> Backend:
+        return self.engine.backend
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that the engine has, in its order."""
+        return self.manifest.tasks
+
     def self_test(self) -> None:
         """Run the bundle's golden self-test, if it has one. Raises CheckFailed when the numbers are wrong."""
         test = self.manifest.self_test
         if test is not None:
-            check_self_test(test, self.backend.run(pattern(self.manifest.input)))
+            engine = self.engine
+            with engine.lock:
+                self._check(engine)
+                check_self_test(test, engine.backend.run(pattern(self.manifest.input)))
 
-    def __call__(self, image: NDArray[Any]) -> Prediction:
-        """uint8 (H, W, 3) (grey and alpha are converted) to a prediction of the same height and width.
+    def __call__(
+        self, image: NDArray[Any], *, out: Prediction | None = None, resolution: Resolution = "image"
+    ) -> Prediction:
+        """uint8 (H, W, 3) (grey and alpha are converted) to a prediction.
 
-        The prediction's arrays are the caller's to keep. Raises M2HError on an image that is none.
+        Its arrays have the image's height and width, or with `resolution="network"` the network's own, which costs
+        less. They are new and the caller's to keep, or with `out` (see `new_prediction`) those of `out`: a contiguous
+        colour image then costs no allocation. Raises M2HError on an image that is none, and after `close`.
         """
+        engine = self.engine
+        with engine.lock:
+            self._check(engine)
+            start = perf_counter()
+            image = self._frame(image)
+            tensor = self.preprocess(image, self._tensor)
+            prepared = perf_counter()
+            outputs = engine.backend.run(tensor)
+            inferred = perf_counter()
+            self._check(engine)
+            first = {name: value[0] for name, value in outputs.items()}
+            prediction = self.postprocess(first, *self.result_size(image, resolution), out)
+            done = perf_counter()
+        return with_timings(prediction, prepared - start, inferred - prepared, done - inferred)
+
+    def batch(
+        self, images: Sequence[NDArray[Any]], *, resolution: Resolution = "image", at_once: int | None = None
+    ) -> list[Prediction]:
+        """Predictions for several images, which may differ in size; as many at once as the engine takes.
+
+        An engine of a fixed batch takes that many, and an incomplete last group is filled up; one of a free batch takes
+        `at_once`, all of them by default. The timings of a frame are those of its group, divided by its frames. Raises
+        M2HError like a single frame; nothing is returned then.
+        """
+        colour = [self._frame(image, f"image {index}") for index, image in enumerate(images)]
+        size = self.manifest.input.batch or at_once or max(len(colour), 1)
+        predictions: list[Prediction] = []
+        engine = self.engine
+        with engine.lock:
+            for start in range(0, len(colour), size):
+                self._check(engine)
+                predictions += self._group(engine, colour[start : start + size], size, resolution)
+        return predictions
+
+    def _group(
+        self, engine: Engine, images: list[NDArray[np.uint8]], size: int, resolution: Resolution
+    ) -> list[Prediction]:
         start = perf_counter()
-        image = as_color_image(image)
-        tensor = self.preprocess(image)
-        if self._batch > 1:  # an engine of a larger fixed batch sees the frame repeated
-            tensor = np.repeat(tensor, self._batch, axis=0)
+        count = size if self.manifest.input.batch else len(images)
+        if len(self._group_tensor) != count:
+            self._group_tensor = self.preprocess.new_tensor(count)
+        tensor = self._group_tensor
+        for index, image in enumerate(images):
+            self.preprocess(image, tensor[index : index + 1])
+        tensor[len(images) :] = tensor[len(images) - 1]
         prepared = perf_counter()
-        outputs = self.backend.run(tensor)
+        outputs = engine.backend.run(tensor)
         inferred = perf_counter()
-        first = {name: value[0] for name, value in outputs.items()}
-        prediction = self.postprocess(first, image.shape[0], image.shape[1])
+        self._check(engine)
+        predictions = [
+            self.postprocess({name: value[i] for name, value in outputs.items()}, *self.result_size(image, resolution))
+            for i, image in enumerate(images)
+        ]
         done = perf_counter()
-        stages = {"preprocess": prepared - start, "inference": inferred - prepared, "postprocess": done - inferred}
-        return dataclasses.replace(prediction, timings={name: 1000 * value for name, value in stages.items()})
+        stages = (value / len(images) for value in (prepared - start, inferred - prepared, done - inferred))
+        preprocess, inference, postprocess = stages
+        return [with_timings(prediction, preprocess, inference, postprocess) for prediction in predictions]
+
+    def submit(self, image: NDArray[Any], *, resolution: Resolution = "image") -> FrameFuture:
+        """A future for the prediction of `image`, which must not change until the future is done.
+
+        One thread works the frames off in the order in which they were submitted; `future.frame_id` counts them from 0.
+        Nothing bounds the queue: a camera wants a `Stream`. `close` finishes the frame in work and cancels the others.
+        """
+        return self._worker.submit(lambda: self(image, resolution=resolution))
+
+    def new_prediction(self, height: int | None = None, width: int | None = None) -> Prediction:
+        """Arrays for `out`, for images of this size; for `resolution="network"` without a size."""
+        spec = self.manifest.input
+        return empty_prediction(self.tasks, height or spec.height, width or spec.width)
+
+    def result_size(self, image: NDArray[Any], resolution: Resolution) -> tuple[int, int]:
+        """Height and width of the results of `image`."""
+        if resolution not in RESOLUTIONS:
+            raise M2HError(f"resolution '{resolution}': choose one of {', '.join(RESOLUTIONS)}")
+        spec = self.manifest.input
+        if self.manifest.sensor is not None and resolution == "network":
+            raise M2HError(f"{self.bundle.path}: a sensor graph gives results of the camera's size: resolution 'image'")
+        raw = self.manifest.sensor is not None
+        return (spec.height, spec.width) if raw or resolution == "network" else image.shape[:2]
+
+    def _frame(self, image: NDArray[Any], name: str = "image") -> NDArray[np.uint8]:
+        """`image` in colour; NV12 stays as it is where the engine takes that."""
+        raw = self.manifest.sensor is not None and self.preprocess.is_raw(image)
+        return image if raw else as_color_image(image, name)
+
+    def replace_engine(self, stuck: Engine) -> Engine:
+        """A fresh engine in the place of one that does not come back, which is left to its thread.
+
+        Raises M2HError where the runtime does not know how to open it again, or that fails.
+        """
+        if self.reopen is None:
+            raise M2HError(f"{self.bundle.path}: the engine is stuck, and there is no way to open it again")
+        if stuck is self.engine:
+            self.engine = Engine(self.reopen())
+        return self.engine
 
     def close(self) -> None:
-        """Give back the engine. Harmless to call twice."""
-        self.backend.close()
+        """Give back the engine: the frame in work is finished, submitted ones that wait are cancelled.
+
+        Harmless to call twice. An engine that is stuck is not waited for longer than two seconds.
+        """
+        self._closed = True
+        self._worker.close()
+        if self.engine.lock.acquire(timeout=PATIENCE):
+            try:
+                self.backend.close()
+            finally:
+                self.engine.lock.release()
+
+    def _check(self, engine: Engine) -> None:
+        if self._closed:
+            raise M2HError(f"{self.bundle.path}: the runtime is closed")
+        if engine is not self.engine:
+            raise M2HError(f"{self.bundle.path}: the engine was stuck and has been replaced: run the frame again")
 
     def __enter__(self) -> Runtime:
         return self
@@ -100,3 +257,9 @@ class Runtime:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def with_timings(prediction: Prediction, preprocess: float, inference: float, postprocess: float) -> Prediction:
+    """`prediction` with the seconds of its stages as milliseconds."""
+    stages = {"preprocess": 1000 * preprocess, "inference": 1000 * inference, "postprocess": 1000 * postprocess}
+    return dataclasses.replace(prediction, timings=stages)

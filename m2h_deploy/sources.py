@@ -1,7 +1,8 @@
-"""Where frames come from: an image, a folder, a video file, a camera."""
+"""Where frames come from: an image, a folder, a video file, a camera, a stream of the network."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from m2h_deploy.preprocess import as_color_image
 
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
+STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://")
+
+#: Milliseconds that OpenCV waits for a network stream to open, and for a frame of it; its own default is 30 s.
+NETWORK_TIMEOUT = 5000
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,13 @@ class Source:
     count: int | None
     """How many items there will be, where that is known."""
     read: Callable[[], Iterator[Item]]
+    """Each call starts again; a live source is opened again."""
+    live: bool = False
+    """A camera or a network stream: its frames do not wait, and its end is a failure."""
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """The picture at `path` as uint8 (H, W, 3) BGR; grey and alpha are converted.
+    """The picture at `path` as uint8 (H, W, 3) BGR, upright as its EXIF data says; grey and alpha are converted.
 
     Raises M2HError on a missing or unreadable file, 16-bit pixels, or a picture under 16 x 16 pixels.
     """
@@ -60,7 +68,8 @@ def _decode(path: Path) -> NDArray[Any]:
         raise M2HError(f"no image at {path}")
     try:
         content = np.fromfile(path, np.uint8)
-        image = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if content.size else None
+        # Not IMREAD_UNCHANGED: it leaves out the turn that a camera notes in EXIF.
+        image = cv2.imdecode(content, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR) if content.size else None
     except (cv2.error, OSError):
         image = None
     if image is None:
@@ -69,21 +78,28 @@ def _decode(path: Path) -> NDArray[Any]:
 
 
 def open_source(what: str) -> Source:
-    """The frames of a path (image, folder of images, video) or of a camera's index ('0').
+    """The frames of a path (image, folder of images, video), of a camera's index ('0') or of a network stream's address.
 
     Raises M2HError when there is nothing to read; a broken file among many is reported in its turn.
     """
+    if what.lower().startswith(STREAMS):
+        return _video(what, "stream", live=True)
     path = Path(what)
     if path.is_dir():
         return _folder(path)
     if path.is_file():
         if path.suffix.lower() in VIDEOS:
-            return _video(str(path), path.stem)
+            return _video(str(path), path.stem, live=False)
         image = read_image(path)
         return Source(1, lambda: iter([SourceFrame(path.stem, image)]))
     if what.isdecimal():
-        return _video(int(what), f"camera{what}")
+        return _video(int(what), f"camera{what}", live=True)
     raise M2HError(f"no image, folder, video or camera at '{what}'")
+
+
+def without_password(address: str) -> str:
+    """A network address without the user and password that it may hold, for messages."""
+    return re.sub(r"//[^/@]*@", "//", address)
 
 
 def _folder(path: Path) -> Source:
@@ -108,25 +124,44 @@ def _folder(path: Path) -> Source:
     return Source(len(files), read)
 
 
-def _video(handle: str | int, stem: str) -> Source:
-    capture: Any = cv2.VideoCapture(handle)
+def _open_capture(handle: str | int) -> Any:
+    """An open capture. Raises M2HError where there is none."""
+    kind, name = "camera", str(handle)
+    capture: Any
+    if isinstance(handle, int):
+        capture = cv2.VideoCapture(handle)
+    elif handle.lower().startswith(STREAMS):
+        kind, name = "stream", without_password(handle)
+        limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, NETWORK_TIMEOUT, cv2.CAP_PROP_READ_TIMEOUT_MSEC, NETWORK_TIMEOUT]
+        capture = cv2.VideoCapture(handle, cv2.CAP_FFMPEG, limits)
+    else:
+        kind = "video"
+        capture = cv2.VideoCapture(handle)
     if not capture.isOpened():
-        kind = "camera" if isinstance(handle, int) else "video"
-        raise M2HError(f"cannot open {kind} {handle}")
-    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        capture.release()
+        raise M2HError(f"cannot open {kind} {name}")
+    return capture
+
+
+def _video(handle: str | int, stem: str, *, live: bool) -> Source:
+    # Opened at once, so that a camera that is not there is known before an engine is loaded.
+    waiting = [_open_capture(handle)]
+    count = int(waiting[0].get(cv2.CAP_PROP_FRAME_COUNT))
+    name = without_password(str(handle))
 
     def read() -> Iterator[Item]:
+        capture = waiting.pop() if waiting else _open_capture(handle)
         try:
             index = 0
             while True:
                 ok, image = capture.read()
                 if not ok:
                     break
-                yield SourceFrame(f"{stem}_{index:06d}", as_color_image(image, f"{handle}, frame {index}"))
+                yield SourceFrame(f"{stem}_{index:06d}", as_color_image(image, f"{name}, frame {index}"))
                 index += 1
             if index == 0:
-                yield M2HError(f"{handle} gave no frame")
+                yield M2HError(f"{name} gave no frame")
         finally:
             capture.release()
 
-    return Source(count if isinstance(handle, str) and count > 0 else None, read)
+    return Source(count if not live and count > 0 else None, read, live)

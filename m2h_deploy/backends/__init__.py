@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +32,8 @@ class BackendOptions:
     threads: int | None = None
     device: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    plugins: tuple[Path, ...] = ()
+    """Plug-in libraries that the caller allows to be loaded; a bundle only names the ones it needs."""
 
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
@@ -38,13 +41,23 @@ class BackendOptions:
 
 
 class Backend(Protocol):
-    """A loaded engine."""
+    """A loaded engine. One thread at a time."""
 
     description: str
     """Engine, version and device in words, for logs."""
 
-    def run(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """(N, 3, H, W) float32 to the outputs by name. The arrays are overwritten by the next call."""
+    def run(
+        self, image: NDArray[np.float32], out: dict[str, NDArray[np.float32]] | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """(N, 3, H, W) float32 to the outputs by name, float32.
+
+        Written to the arrays of `out` (`new_outputs` makes them), and else to arrays that the next call overwrites.
+        Raises M2HError on an image that the engine does not take, on an engine that fails, and after `close`.
+        """
+        ...
+
+    def new_outputs(self, batch: int = 1) -> dict[str, NDArray[np.float32]]:
+        """New arrays for `out`."""
         ...
 
     def close(self) -> None:

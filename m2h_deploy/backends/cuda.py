@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.errors import M2HError
+
+
+@dataclass(frozen=True)
+class Held:
+    """Graphs and memory of a `Cuda`."""
+
+    graphs: list[Any]
+    allocations: list[int]
+    pinned: list[int]
 
 
 class Cuda:
@@ -84,19 +94,30 @@ class Cuda:
         properties = self.call("cudaGetDeviceProperties", self.device)
         return f"{properties.major}.{properties.minor}"
 
-    def release(self) -> None:
-        """Free memory and graphs; the stream stays."""
-        for graph in self._graphs:
-            self._runtime.cudaGraphExecDestroy(graph)
-        for pointer in self._allocations:
-            self._runtime.cudaFree(pointer)
-        for pointer in self._pinned:
-            self._runtime.cudaFreeHost(pointer)
+    def detach(self) -> Held:
+        """What was handed out so far, as one piece; from here on it is the caller's to `free` or to `attach`."""
+        held = Held(self._graphs, self._allocations, self._pinned)
         self._graphs, self._allocations, self._pinned = [], [], []
+        return held
+
+    def attach(self, held: Held) -> None:
+        """Take back what `detach` gave."""
+        self._graphs += held.graphs
+        self._allocations += held.allocations
+        self._pinned += held.pinned
+
+    def free(self, held: Held) -> None:
+        """Free memory and graphs; the stream stays."""
+        for graph in held.graphs:
+            self._runtime.cudaGraphExecDestroy(graph)
+        for pointer in held.allocations:
+            self._runtime.cudaFree(pointer)
+        for pointer in held.pinned:
+            self._runtime.cudaFreeHost(pointer)
 
     def close(self) -> None:
         """Free everything. Harmless to call twice."""
-        self.release()
+        self.free(self.detach())
         if self.stream:
             self._runtime.cudaStreamDestroy(self.stream)
         self.stream = 0

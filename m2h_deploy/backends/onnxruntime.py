@@ -10,6 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from m2h_deploy.backends import BackendOptions
+from m2h_deploy.backends.outputs import OutputArrays, Outputs, check_image, check_tensor
 from m2h_deploy.bundle import Bundle
 from m2h_deploy.errors import M2HError
 
@@ -25,6 +26,14 @@ PROVIDERS = {
 #: Provider options that a bundle may set. Others name libraries and files to load, which a bundle must not.
 _PROVIDER_OPTIONS = {"device_id", "gpu_mem_limit", "arena_extend_strategy", "cudnn_conv_algo_search", "use_tf32"}
 
+#: ONNX Runtime's names of types.
+_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(uint8)": "uint8",
+    "tensor(uint16)": "uint16",
+}
+
 
 class OnnxRuntimeBackend:
     """One session with its output buffers. Not for two threads at once."""
@@ -36,38 +45,60 @@ class OnnxRuntimeBackend:
         if provider not in PROVIDERS:
             raise M2HError(f"{bundle.path}: unknown provider '{provider}': choose one of {', '.join(PROVIDERS)}")
         threads = options.threads or engine.get("threads")
-        self._session = _open_session(bundle, provider, threads, engine.get("provider_options", {}))
+        session = _open_session(bundle, provider, threads, engine.get("provider_options", {}))
+        _check_session(session, bundle)
+        self._session: Any = session
+        self._binding: Any = session.io_binding()
         self.description = f"ONNX Runtime {ort.__version__}, {provider}"
-        self._input = manifest.input.name
-        self._input_dtype = np.dtype(manifest.input.dtype)
-        self._specs = manifest.outputs
-        self._outputs: dict[str, NDArray] = {}
+        self._where = os.fspath(bundle.path)
+        self._spec = manifest.input
+        self._batch = _batch_of(session)
+        self._dtype = np.dtype(manifest.input.dtype)
+        self._outputs = OutputArrays(
+            {spec.name: tuple(int(side or 1) for side in spec.shape[1:]) for spec in manifest.outputs},
+            {spec.name: np.dtype(spec.dtype) for spec in manifest.outputs},
+        )
+        self._bound: NDArray[Any] | None = None
+        self._converted: NDArray[Any] | None = None
 
-    def run(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        self._bind_outputs(len(image))
-        binding = self._session.io_binding()
-        binding.bind_cpu_input(self._input, image.astype(self._input_dtype, copy=False))
-        for name, array in self._outputs.items():
-            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        self._session.run_with_iobinding(binding)
-        return {name: array.astype(np.float32, copy=False) for name, array in self._outputs.items()}
+    def run(self, image: NDArray[np.float32], out: Outputs | None = None) -> Outputs:
+        if self._session is None:
+            raise M2HError(f"{self._where}: the engine is closed")
+        check_image(image, self._spec.batch, self._spec.sides, self._where)
+        self._bind_input(image)
+        if self._outputs.take(len(image), out):
+            for name, array in self._outputs.raw.items():
+                self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # ONNX Runtime raises its own unexported types
+            raise M2HError(f"{self._where}: ONNX Runtime could not run: {_first_line(error)}") from None
+        return self._outputs.finish()
 
-    def _bind_outputs(self, batch: int) -> None:
-        """Allocate once; again only when the batch size changes."""
-        if self._outputs and len(next(iter(self._outputs.values()))) == batch:
-            return
-        self._outputs = {
-            spec.name: np.empty((batch, *(int(side or 0) for side in spec.shape[1:])), spec.dtype)
-            for spec in self._specs
-        }
+    def _bind_input(self, image: NDArray[Any]) -> None:
+        """Let the session read `image` where it lies; again only for another array."""
+        if image.dtype != self._dtype or not image.flags.c_contiguous:
+            if self._converted is None or self._converted.shape != image.shape:
+                self._converted = np.empty(image.shape, self._dtype)
+            np.copyto(self._converted, image, casting="same_kind")
+            image = self._converted
+        if image is not self._bound:
+            self._binding.bind_input(self._spec.name, "cpu", 0, image.dtype, image.shape, image.ctypes.data)
+            self._bound = image  # ONNX Runtime borrows the memory: it must live as long as the binding
+
+    def new_outputs(self, batch: int = 1) -> Outputs:
+        return self._outputs.new(batch)
 
     def close(self) -> None:
-        self._outputs = {}
+        self._session = self._binding = self._bound = self._converted = None
+        self._outputs.clear()
 
 
-def _open_session(
-    bundle: Bundle, provider: str, threads: int | None, provider_options: dict[str, Any]
-) -> ort.InferenceSession:
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _open_session(bundle: Bundle, provider: str, threads: Any, provider_options: Any) -> ort.InferenceSession:
     wanted = PROVIDERS[provider]
     # ONNX Runtime falls back to the CPU without a word: ask before, and look again afterwards.
     if wanted not in ort.get_available_providers():
@@ -75,18 +106,45 @@ def _open_session(
             f"{bundle.path} asks for the provider '{provider}', which this ONNX Runtime lacks (it has "
             f"{', '.join(name for name, full in PROVIDERS.items() if full in ort.get_available_providers())})"
         )
+    if not isinstance(provider_options, dict):
+        raise M2HError(f"{bundle.path}: engine.options.provider_options is not an object")
     refused = sorted(set(provider_options) - _PROVIDER_OPTIONS)
     if refused:
         raise M2HError(f"{bundle.path}: the provider option '{refused[0]}' is not one that a bundle may set")
     session_options = ort.SessionOptions()
-    session_options.log_severity_level = 3
+    session_options.log_severity_level = 4  # what is wrong comes as an exception
     session_options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     session_options.inter_op_num_threads = 1
     providers = [(wanted, {str(key): str(value) for key, value in provider_options.items()})]
     try:
         session = ort.InferenceSession(os.fspath(bundle.engine_file), session_options, providers=providers)
     except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise M2HError(f"ONNX Runtime cannot load {bundle.engine_file}: {str(error).splitlines()[0]}") from None
+        raise M2HError(f"ONNX Runtime cannot load {bundle.engine_file}: {_first_line(error)}") from None
     if session.get_providers()[0] != wanted:
         raise M2HError(f"{bundle.path}: the provider '{provider}' does not start on this machine")
     return session
+
+
+def _sides(node: Any) -> tuple[int | None, ...]:
+    return tuple(side if isinstance(side, int) else None for side in node.shape)
+
+
+def _batch_of(session: ort.InferenceSession) -> int | None:
+    return _sides(session.get_inputs()[0])[0]
+
+
+def _check_session(session: ort.InferenceSession, bundle: Bundle) -> None:
+    """Raises M2HError where the graph does not have what the manifest says."""
+    where, spec = os.fspath(bundle.path), bundle.manifest.input
+    inputs = {node.name: node for node in session.get_inputs()}
+    outputs = {node.name: node for node in session.get_outputs()}
+    expected = {spec.name: (spec.dtype, (spec.batch, *spec.sides))}
+    for out in bundle.manifest.outputs:
+        expected[out.name] = (out.dtype, (spec.batch, *out.shape[1:]))  # type: ignore[assignment]
+    for name, tensor in expected.items():
+        nodes = inputs if name == spec.name else outputs
+        if name not in nodes:
+            raise M2HError(f"{where}: the manifest names '{name}', and the engine has {', '.join(nodes)}")
+        check_tensor(where, name, tensor, (_TYPES.get(nodes[name].type, nodes[name].type), _sides(nodes[name])))
+    if len(inputs) > 1:
+        raise M2HError(f"{where}: the engine takes {len(inputs)} inputs, expected one")

@@ -14,6 +14,8 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from m2h_deploy.backends import BackendOptions
+from m2h_deploy.backends.cache import user_cache_folder
+from m2h_deploy.backends.outputs import OutputArrays, Outputs, check_tensor
 from m2h_deploy.bundle import Bundle
 from m2h_deploy.errors import M2HError
 
@@ -42,49 +44,68 @@ class OpenVINOBackend:
             self._compiled = core.compile_model(model, device, properties)
         except RuntimeError as error:
             raise M2HError(f"OpenVINO cannot compile {bundle.engine_file} for {device}: {reason(error)}") from None
-        self._request = self._compiled.create_infer_request()
+        self._request: Any = self._compiled.create_infer_request()
         self._where = os.fspath(bundle.path)
-        self._input = _Port(self._compiled.input(bundle.manifest.input.name))
-        self._ports: dict[str, _Port] = {
-            spec.name: _Port(self._compiled.output(spec.name)) for spec in bundle.manifest.outputs
-        }
-        self._image: NDArray[Any] | None = None
-        self._outputs: dict[str, NDArray[Any]] = {}
+        self._input, ports = _ports(self._compiled, bundle)
+        self._ports = ports
+        self._outputs = OutputArrays(
+            {name: port.sides for name, port in ports.items()}, {name: port.dtype for name, port in ports.items()}
+        )
+        self._bound: NDArray[Any] | None = None
+        self._converted: NDArray[Any] | None = None
         self.precision = precision_used(self._compiled)
         self.description = f"OpenVINO {ov.__version__.split('-')[0]}, {device}, {self.precision}"
 
-    def run(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """(N, 3, H, W) float32 to the outputs by name. The arrays are overwritten by the next call."""
-        self._bind_input(np.ascontiguousarray(image, self._input.dtype))
-        self._bind_outputs(len(image))
+    def run(self, image: NDArray[np.float32], out: Outputs | None = None) -> Outputs:
+        if self._request is None:
+            raise M2HError(f"{self._where}: the engine is closed")
+        self._bind_input(image)
+        if self._outputs.take(len(image), out):
+            for name, array in self._outputs.raw.items():
+                self._request.set_tensor(self._ports[name].port, ov.Tensor(array, shared_memory=True))
         try:
             self._request.infer()
         except RuntimeError as error:
             raise M2HError(f"{self._where}: OpenVINO could not run: {reason(error)}") from None
-        return {name: array.astype(np.float32, copy=False) for name, array in self._outputs.items()}
+        return self._outputs.finish()
 
     def _bind_input(self, image: NDArray[Any]) -> None:
         """Let the request read `image` where it lies; again only for another array."""
-        bound = self._image
-        if bound is not None and image.ctypes.data == bound.ctypes.data and image.shape == bound.shape:
-            return
         if not self._input.takes(image.shape):
             raise M2HError(f"{self._where} takes images {self._input.words}, got an array of {image.shape}")
-        self._request.set_input_tensor(ov.Tensor(image, shared_memory=True))
-        self._image = image  # OpenVINO borrows the memory: it must live as long as the binding
+        if image.dtype != self._input.dtype or not image.flags.c_contiguous:
+            if self._converted is None or self._converted.shape != image.shape:
+                self._converted = np.empty(image.shape, self._input.dtype)
+            np.copyto(self._converted, image, casting="same_kind")
+            image = self._converted
+        if image is not self._bound:
+            self._request.set_input_tensor(ov.Tensor(image, shared_memory=True))
+            self._bound = image  # OpenVINO borrows the memory: it must live as long as the binding
 
-    def _bind_outputs(self, batch: int) -> None:
-        """Allocate once; again only when the batch size changes."""
-        if self._outputs and len(next(iter(self._outputs.values()))) == batch:
-            return
-        self._outputs = {name: np.empty(port.shape(batch), port.dtype) for name, port in self._ports.items()}
-        for name, array in self._outputs.items():
-            self._request.set_tensor(self._ports[name].port, ov.Tensor(array, shared_memory=True))
+    def new_outputs(self, batch: int = 1) -> Outputs:
+        return self._outputs.new(batch)
 
     def close(self) -> None:
         """Give back what the engine holds. Harmless to call twice."""
-        self._request = self._compiled = self._image = None
-        self._outputs = {}
+        self._request = self._compiled = self._bound = self._converted = None
+        self._outputs.clear()
+
+
+def _ports(compiled: Any, bundle: Bundle) -> tuple[_Port, dict[str, _Port]]:
+    """The input and the outputs by name. Raises M2HError where the IR does not have what the manifest says."""
+    spec = bundle.manifest.input
+    try:
+        image = _Port(compiled.input(spec.name))
+        ports: dict[str, _Port] = {out.name: _Port(compiled.output(out.name)) for out in bundle.manifest.outputs}
+    except RuntimeError as error:
+        raise M2HError(f"{bundle.path}: the engine lacks a name of the manifest: {reason(error)}") from None
+    where = os.fspath(bundle.path)
+    # A bundle's FP16 may have float32 at its ends, as OpenVINO likes it: the buffers take what the ports say.
+    check_tensor(where, spec.name, (image.dtype, (spec.batch, *spec.sides)), (image.dtype, image.all_sides))
+    for out in bundle.manifest.outputs:
+        port = ports[out.name]
+        check_tensor(where, out.name, (port.dtype, (spec.batch, *out.shape[1:])), (port.dtype, port.all_sides))
+    return image, ports
 
 
 class _Port:
@@ -93,38 +114,27 @@ class _Port:
     def __init__(self, port: Any) -> None:
         self.port = port
         self.dtype = np.dtype(port.element_type.to_dtype())
-        self._sides = tuple(None if side.is_dynamic else side.get_length() for side in port.partial_shape)
-
-    def shape(self, batch: int) -> tuple[int, ...]:
-        return (batch, *(int(side or 0) for side in self._sides[1:]))
+        self.all_sides = tuple(None if side.is_dynamic else side.get_length() for side in port.partial_shape)
+        self.sides = tuple(int(side or 1) for side in self.all_sides[1:])
 
     def takes(self, shape: tuple[int, ...]) -> bool:
-        return len(shape) == len(self._sides) and all(
-            side in (None, given) for side, given in zip(self._sides, shape, strict=True)
+        return len(shape) == len(self.all_sides) and all(
+            side == given or (side is None and given) for side, given in zip(self.all_sides, shape, strict=True)
         )
 
     @property
     def words(self) -> str:
-        return "(" + ", ".join("N" if side is None else str(side) for side in self._sides) + ")"
+        return "(" + ", ".join("N" if side is None else str(side) for side in self.all_sides) + ")"
 
 
 def cache_folder(wanted: bool | str | os.PathLike[str]) -> Path | None:
     """Where compiled models are kept: a folder of the caller's, the user's cache folder for True, none for False.
 
-    The user's is `$XDG_CACHE_HOME/m2h-deploy/openvino`, or the same under `~/.cache`; never the bundle, whose files
-    are fixed by its manifest. None also where the user's cannot be written: a cache only saves time.
+    None also where the user's cannot be written: a cache only saves time.
     """
     if wanted is False:
         return None
-    if wanted is not True:
-        return Path(wanted)
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (never raises)
-    folder = Path(base) / "m2h-deploy" / "openvino"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None
+    return user_cache_folder("openvino") if wanted is True else Path(wanted)
 
 
 def precision_used(compiled: Any) -> str:

@@ -7,8 +7,8 @@ tests cover; the rest is written to NVIDIA's documentation and has not run where
 
 from __future__ import annotations
 
-import contextlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.buffers import Placement, TensorSpec, plan_buffers
+from m2h_deploy.backends.cache import read_checked, user_cache_folder, write_checked
 from m2h_deploy.backends.cuda import Cuda, missing_gpu
 from m2h_deploy.backends.dlpack import Borrowed, DeviceArray, borrow_cuda
+from m2h_deploy.backends.outputs import given_dtype
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
 from m2h_deploy.backends.tensorrt_log import listen
-from m2h_deploy.bundle import Bundle, Manifest
+from m2h_deploy.bundle import Bundle, Manifest, file_sha256
 from m2h_deploy.errors import M2HError
 
 #: Diagnostics of TensorRT-RTX's `get_engine_validity`, in words.
@@ -49,10 +51,12 @@ class TensorRTBackend:
         logger, self._messages = listen(manifest.engine.kind)
         plan = _read_plan(bundle)
         check_versions(manifest, self._trt.__version__, os.fspath(bundle.path))
+        libraries = check_plugins(bundle, options.plugins)
         runtime = self._trt.Runtime(logger)
         check_plan(self._trt, runtime, plan, bundle)
         self._cuda = Cuda(device_index(options.device))
         check_capability(manifest, self._cuda.capability(), os.fspath(bundle.path))
+        _load_plugins(runtime, libraries)
         self._engine = runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise M2HError(
@@ -60,16 +64,19 @@ class TensorRTBackend:
             )
         _restore_weights(self._trt, self._engine, logger, bundle)
         self._runtime_cache: Any = None
-        self._cache_file = cache_path(bundle, self._cuda.capability())
+        self._cache_file = cache_path(bundle, self._cuda.capability(), self._trt.__version__)
         self._context = self._make_context()
         self._specs = _tensor_specs(self._trt, self._engine)
+        self._where = os.fspath(bundle.path)
         self._batch = 0
         self._graph: Any = None
         self._placements: tuple[Placement, ...] = ()
         self.description = f"{NAMES[manifest.engine.kind]} {self._trt.__version__}, GPU {self._cuda.capability()}"
 
-    def run(self, image: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """(N, 3, H, W) float32 to the outputs by name. The arrays are overwritten by the next call."""
+    def run(
+        self, image: NDArray[np.float32], out: dict[str, NDArray[np.float32]] | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        self._check_open()
         self._prepare(len(image))
         placement = self._placements[0]
         self._check_shape(image.shape, placement)
@@ -80,13 +87,23 @@ class TensorRTBackend:
         first = self._placements[1].offset
         self._cuda.copy(self._host_address + first, self._device + first, self._size - first)
         self._cuda.synchronize()
-        return {p.name: self._host_view(p).astype(np.float32, copy=False) for p in self._placements[1:]}
+        views = {p.name: self._host_view(p) for p in self._placements[1:]}
+        if out is None:
+            return {name: view.astype(given_dtype(view.dtype), copy=False) for name, view in views.items()}
+        for name, view in views.items():
+            np.copyto(out[name], view, casting="same_kind")
+        return out
+
+    def new_outputs(self, batch: int = 1) -> dict[str, NDArray[np.float32]]:
+        placements, _ = plan_buffers(self._specs, batch)
+        return {p.name: np.empty(p.shape, given_dtype(p.dtype)) for p in placements if not p.is_input}
 
     def run_on_device(self, image: Any) -> dict[str, DeviceArray]:
         """A GPU array (N, 3, H, W), float32 or as the engine takes it, to GPU arrays by name.
 
         They are ready when this returns and are overwritten by the next call.
         """
+        self._check_open()
         source = borrow_cuda(image, self._cuda.stream)
         if source is None:
             raise M2HError("run_on_device takes an array in GPU memory: give numpy arrays to run()")
@@ -104,8 +121,13 @@ class TensorRTBackend:
 
     def close(self) -> None:
         """Give back what the engine holds. Harmless to call twice."""
-        self._context = self._engine = None
+        self._context = self._engine = self._graph = None
+        self._batch = 0
         self._cuda.close()
+
+    def _check_open(self) -> None:
+        if self._context is None:
+            raise M2HError(f"{self._where}: the engine is closed")
 
     def _take(self, source: Borrowed, placement: Placement) -> None:
         self._check_shape(source.shape, placement)
@@ -120,20 +142,31 @@ class TensorRTBackend:
             raise M2HError(f"the engine takes {placement.shape}, got an array of {tuple(shape)}")
 
     def _prepare(self, batch: int) -> None:
-        """Allocate and bind for a batch size; again only when it changes."""
+        """Allocate and bind for a batch size; again only when it changes.
+
+        The buffers of the last size are freed when the new ones are there: what fails leaves the engine as it was.
+        """
         if batch == self._batch:
             return
         placements, size = plan_buffers(self._specs, batch)
-        if not self._context.set_input_shape(placements[0].name, placements[0].shape):
-            low, _, high = self._engine.get_tensor_profile_shape(placements[0].name, 0)
+        image = placements[0]
+        if not self._context.set_input_shape(image.name, image.shape):
+            low, _, high = self._engine.get_tensor_profile_shape(image.name, 0)
             raise M2HError(f"the plan takes batches of {low[0]} to {high[0]}, got {batch}")
-        self._cuda.release()
-        self._device = self._cuda.allocate(size)
-        self._host = self._cuda.allocate_pinned(size)
-        self._host_address = self._host.ctypes.data
+        before = self._cuda.detach()
+        try:
+            device, host = self._cuda.allocate(size), self._cuda.allocate_pinned(size)
+        except M2HError:
+            self._cuda.free(self._cuda.detach())
+            self._cuda.attach(before)
+            if self._placements:
+                self._context.set_input_shape(self._placements[0].name, self._placements[0].shape)
+            raise
+        self._device, self._host, self._host_address = device, host, host.ctypes.data
         for placement in placements:
             self._context.set_tensor_address(placement.name, self._device + placement.offset)
         self._placements, self._size, self._batch, self._graph = placements, size, batch, None
+        self._cuda.free(before)
         self._enqueue()  # lazy initialisation must not be captured
         self._cuda.synchronize()
         if self._runtime_cache is None:
@@ -165,18 +198,16 @@ class TensorRTBackend:
         config = self._engine.create_runtime_config()
         config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self._runtime_cache = config.create_runtime_cache()
-        with contextlib.suppress(OSError):
-            self._runtime_cache.deserialize(self._cache_file.read_bytes())
+        kernels = None if self._cache_file is None else read_checked(self._cache_file)
+        if kernels is not None:
+            self._runtime_cache.deserialize(kernels)
         config.set_runtime_cache(self._runtime_cache)
         return self._engine.create_execution_context(config)
 
     def _save_runtime_cache(self) -> None:
         """Keep the compiled kernels for the next start. A folder that cannot be written only costs time."""
-        temporary = self._cache_file.with_name(f"{self._cache_file.name}.{os.getpid()}.tmp")
-        with contextlib.suppress(OSError):
-            temporary.write_bytes(memoryview(self._runtime_cache.serialize()))
-            temporary.replace(self._cache_file)
-        temporary.unlink(missing_ok=True)
+        if self._cache_file is not None:
+            write_checked(self._cache_file, bytes(memoryview(self._runtime_cache.serialize())))
 
 
 def _read_plan(bundle: Bundle) -> bytes:
@@ -200,13 +231,18 @@ def check_versions(manifest: Manifest, installed: str, where: str) -> None:
     built, name = engine.version, NAMES[engine.kind]
     if built == installed:
         return
-    newer = [int(part) for part in installed.split(".")[:3]] >= [int(part) for part in built.split(".")[:3]]
+    newer = _version_numbers(installed) >= _version_numbers(built)
     same_major = built.split(".")[0] == installed.split(".")[0]
     if engine.options.get("version_compatible") and newer and same_major:
         return
     raise M2HError(
         f"{where} was built by {name} {built} and {installed} is installed: install {name} {built}, or build it again"
     )
+
+
+def _version_numbers(version: str) -> list[int]:
+    """The first three numbers of a version; `10.14rc1` counts as 10.14."""
+    return [int(number) for number in re.findall(r"(?:^|\.)(\d+)", version)[:3]]
 
 
 def check_plan(trt: Any, runtime: Any, plan: bytes, bundle: Bundle) -> None:
@@ -259,11 +295,49 @@ def check_capability(manifest: Manifest, capability: str, where: str) -> None:
         )
 
 
-def cache_path(bundle: Bundle, capability: str) -> Path:
-    """Where TensorRT-RTX's compiled kernels are kept: beside the bundle, named by plan and GPU."""
-    digest = bundle.manifest.files[bundle.manifest.engine.file][:16]
-    folder = bundle.path.absolute()
-    return folder.with_name(f".{folder.name}.{digest}.sm{capability.replace('.', '')}.cache")
+def cache_path(bundle: Bundle, capability: str, version: str) -> Path | None:
+    """Where TensorRT-RTX's compiled kernels are kept: the user's cache folder, named by plan, TensorRT-RTX and GPU.
+
+    None where it cannot be written.
+    """
+    folder = user_cache_folder("tensorrt-rtx")
+    digest = bundle.manifest.files[bundle.manifest.engine.file]
+    return None if folder is None else folder / f"{digest}.{version}.sm{capability.replace('.', '')}.cache"
+
+
+def check_plugins(bundle: Bundle, given: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The plug-in libraries to load before the plan: those of the manifest, from the caller's list.
+
+    A bundle names its libraries with their sha256 and does not hold them, so that loading one is the caller's decision.
+    Raises M2HError that names a library which is needed and not given, or given and another one than was built with.
+    """
+    wanted = bundle.manifest.engine.options.get("plugins") or []
+    if not isinstance(wanted, list) or not all(_is_plugin(entry) for entry in wanted):
+        raise M2HError(f"{bundle.path}: engine.options.plugins is not a list of names with sha256: build it again")
+    missing = [str(library) for library in given if not library.is_file()]
+    if missing:
+        raise M2HError(f"no plug-in library at {missing[0]}")
+    digests = {file_sha256(library): library for library in given}
+    for entry in wanted:
+        name = entry["name"]
+        if entry["sha256"] not in digests:
+            other = any(library.name == name for library in given)
+            what = f"the {name} given is not the one it was built with" if other else f"it needs the plug-in {name}"
+            raise M2HError(
+                f"{bundle.path}: {what} (sha256 {entry['sha256'][:16]}...); a bundle never brings code: give the "
+                f"library to Runtime.load(..., plugins=['{name}']) if you trust it"
+            )
+    return tuple(digests[entry["sha256"]] for entry in wanted)
+
+
+def _is_plugin(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("name", "sha256"))
+
+
+def _load_plugins(runtime: Any, libraries: tuple[Path, ...]) -> None:
+    for library in libraries:
+        if runtime.get_plugin_registry().load_library(os.fspath(library)) is None:
+            raise M2HError(f"{library} is not a TensorRT plug-in library for this version")
 
 
 def _restore_weights(trt: Any, engine: Any, logger: Any, bundle: Bundle) -> None:

@@ -13,16 +13,18 @@ import pytest
 
 from m2h_deploy.backends import BackendOptions, cuda, open_backend, tensorrt, tensorrt_api
 from m2h_deploy.backends.buffers import ALIGNMENT, TensorSpec, plan_buffers
+from m2h_deploy.backends.cache import read_checked, write_checked
 from m2h_deploy.backends.dlpack import CPU, CUDA, DeviceArray, _alive, _from_capsule, borrow_cuda
 from m2h_deploy.backends.tensorrt import (
     cache_path,
     check_capability,
+    check_plugins,
     check_versions,
     device_index,
     targets_in_words,
     words_for,
 )
-from m2h_deploy.bundle import file_sha256, load_bundle, write_manifest
+from m2h_deploy.bundle import Bundle, file_sha256, load_bundle, write_manifest
 from m2h_deploy.errors import M2HError
 from tests.engines.graphs import small_graph
 
@@ -169,12 +171,139 @@ def test_plans_run_on_the_gpus_they_name(manifest):
     assert targets_in_words(named) == "compute capability 8.6, 8.9"
 
 
-def test_compiled_kernels_are_kept_beside_the_bundle_by_plan_and_gpu(tiny_bundle):
+def test_compiled_kernels_are_kept_for_the_user_by_plan_version_and_gpu(tiny_bundle, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     bundle = load_bundle(tiny_bundle)
-    file = cache_path(bundle, "8.6")
-    assert file.parent == tiny_bundle.parent
-    assert bundle.manifest.files[bundle.manifest.engine.file][:16] in file.name
-    assert file != cache_path(bundle, "8.9")
+    file = cache_path(bundle, "8.6", "1.7.1")
+    assert file.parent == tmp_path / "m2h-deploy" / "tensorrt-rtx"
+    assert file.parent.stat().st_mode & 0o077 == 0
+    assert bundle.manifest.files[bundle.manifest.engine.file] in file.name
+    assert len({file, cache_path(bundle, "8.9", "1.7.1"), cache_path(bundle, "8.6", "1.8.0")}) == 3
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert cache_path(bundle, "8.6", "1.7.1") is None
+
+
+def test_kernels_that_were_changed_on_disk_are_not_used(tmp_path):
+    assert write_checked(tmp_path / "kernels", b"compiled")
+    assert read_checked(tmp_path / "kernels") == b"compiled"
+    for damaged in (b"", b"short", bytes(32) + b"compiled", (tmp_path / "kernels").read_bytes() + b"x"):
+        (tmp_path / "kernels").write_bytes(damaged)
+        assert read_checked(tmp_path / "kernels") is None
+    assert read_checked(tmp_path / "none") is None
+    assert not write_checked(tmp_path / "no folder" / "kernels", b"compiled")
+
+
+def test_a_prerelease_of_tensorrt_has_a_version_too(manifest):
+    built = with_engine(manifest, kind="tensorrt", version="10.3.0", options={"version_compatible": True})
+    check_versions(built, "10.14.0rc1", "bundle/")
+    check_versions(built, "10.14rc1", "bundle/")
+    assert "10.2.0rc5" in refused(check_versions, built, "10.2.0rc5", "bundle/")
+
+
+class TestPlugins:
+    """A bundle names the libraries that its plan needs; it never brings them, and the caller decides."""
+
+    @pytest.fixture
+    def library(self, tmp_path):
+        (tmp_path / "libwindows.so").write_bytes(b"code")
+        return tmp_path / "libwindows.so"
+
+    @pytest.fixture
+    def bundle(self, tiny_bundle, manifest, library):
+        wanted = [{"name": "libwindows.so", "sha256": file_sha256(library)}]
+        return Bundle(tiny_bundle, with_engine(manifest, options={"plugins": wanted}))
+
+    def test_without_the_library_it_is_named(self, bundle):
+        said = refused(check_plugins, bundle, ())
+        assert "needs the plug-in libwindows.so" in said
+        assert "Runtime.load(..., plugins=['libwindows.so'])" in said
+
+    def test_the_library_it_was_built_with_is_taken(self, bundle, library, tmp_path):
+        assert check_plugins(bundle, (library,)) == (library,)
+        elsewhere = shutil.copy(library, tmp_path / "renamed.so")
+        assert check_plugins(bundle, (Path(elsewhere),)) == (Path(elsewhere),)
+
+    def test_another_library_of_that_name_is_refused(self, bundle, library):
+        library.write_bytes(b"other code")
+        assert "is not the one it was built with" in refused(check_plugins, bundle, (library,))
+        assert "no plug-in library at nowhere.so" in refused(check_plugins, bundle, (Path("nowhere.so"),))
+
+    def test_a_plan_without_plugins_loads_none(self, tiny_bundle, manifest, library):
+        assert check_plugins(Bundle(tiny_bundle, with_engine(manifest)), (library,)) == ()
+
+    @pytest.mark.parametrize("plugins", ["x.so", ["x.so"], [{"name": 1, "sha256": ""}], {"name": "x"}])
+    def test_a_list_that_is_none_is_refused(self, tiny_bundle, manifest, plugins):
+        bundle = Bundle(tiny_bundle, with_engine(manifest, options={"plugins": plugins}))
+        assert "engine.options.plugins" in refused(check_plugins, bundle, ())
+
+
+class FakeCuda:
+    """Memory by name, to see what is freed when; the second allocation after `fail` is set is refused."""
+
+    stream = 0
+
+    def __init__(self):
+        self.live, self.fail, self._held, self._count = set(), False, [], 0
+
+    def allocate(self, nbytes):
+        self._count += 1
+        self.live.add(self._count)
+        self._held.append(self._count)
+        return self._count
+
+    def allocate_pinned(self, nbytes):
+        if self.fail:
+            raise M2HError("out of memory")
+        self.allocate(nbytes)
+        return np.zeros(nbytes, np.uint8)
+
+    def detach(self):
+        held, self._held = self._held, []
+        return held
+
+    def attach(self, held):
+        self._held += held
+
+    def free(self, held):
+        self.live -= set(held)
+
+    def synchronize(self):
+        pass
+
+    def capture(self, work):
+        return "graph"
+
+
+class FakeContext:
+    def __init__(self):
+        self.shape = None
+
+    def set_input_shape(self, name, shape):
+        self.shape = shape
+        return True
+
+    def set_tensor_address(self, name, address):
+        pass
+
+    def execute_async_v3(self, stream):
+        return True
+
+
+def test_new_buffers_are_there_before_the_old_ones_go():
+    backend = object.__new__(tensorrt.TensorRTBackend)
+    backend._cuda, backend._context, backend._specs = FakeCuda(), FakeContext(), SPECS
+    backend._batch, backend._graph, backend._placements, backend._runtime_cache = 0, None, (), None
+    backend._prepare(1)
+    before, placements = set(backend._cuda.live), backend._placements
+    backend._cuda.fail = True
+    assert "out of memory" in refused(backend._prepare, 2)
+    assert backend._cuda.live == before, "the old buffers live, the new half is given back"
+    assert (backend._batch, backend._placements) == (1, placements)
+    assert backend._context.shape == (1, 3, 10, 10)
+    backend._cuda.fail = False
+    backend._prepare(2)
+    assert not backend._cuda.live & before
 
 
 @pytest.mark.parametrize(("device", "index"), [(None, 0), ("cuda", 0), ("1", 1), ("cuda:2", 2)])

@@ -1,0 +1,45 @@
+"""What engines compile on a machine and keep for the next start: in the user's cache folder, never in a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from m2h_deploy.errors import M2HError
+from m2h_deploy.files import write_bytes
+
+_DIGEST_SIZE = hashlib.sha256().digest_size
+
+
+def user_cache_folder(kind: str) -> Path | None:
+    """`$XDG_CACHE_HOME/m2h-deploy/KIND`, or the same under `~/.cache`; None where it cannot be written.
+
+    Not the bundle: its files are fixed by its manifest. Made for the user alone, because engines run what lies there.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (never raises)
+    folder = Path(base) / "m2h-deploy" / kind
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def read_checked(path: Path) -> bytes | None:
+    """What `write_checked` wrote; None where there is nothing, or something else than was written."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, body = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
+    return body if hashlib.sha256(body).digest() == digest else None
+
+
+def write_checked(path: Path, body: bytes) -> bool:
+    """Write `body` behind its sha256, in one step; False where that cannot be, which only costs time."""
+    try:
+        write_bytes(path, hashlib.sha256(body).digest() + body)
+    except M2HError:
+        return False
+    return True

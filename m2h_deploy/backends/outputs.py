@@ -1,0 +1,102 @@
+"""The arrays that an engine on the CPU writes its outputs to: kept from frame to frame, its own or the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.errors import M2HError
+
+Outputs = dict[str, NDArray[Any]]
+
+
+def given_dtype(dtype: Any) -> np.dtype:
+    """What callers get of an output that the engine writes as `dtype`: labels stay whole, the rest is float32."""
+    return np.dtype(dtype) if np.dtype(dtype).kind == "u" else np.dtype(np.float32)
+
+
+class OutputArrays:
+    """Arrays by output name, float32 but for labels (see `given_dtype`).
+
+    An engine of another type writes beside them, and `finish` converts.
+
+    `sides` are each output's sides without the batch, `dtypes` what the engine writes.
+    """
+
+    def __init__(self, sides: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype]) -> None:
+        self._sides, self._raw_dtypes = dict(sides), dict(dtypes)
+        half = np.dtype(np.float16)
+        self._dtypes = {name: np.dtype(np.float32) if dtype == half else dtype for name, dtype in dtypes.items()}
+        self._own: Outputs = {}
+        self._target: Outputs = {}
+        self.raw: dict[str, NDArray[Any]] = {}
+        """What the engine is bound to."""
+
+    def new(self, batch: int) -> Outputs:
+        """New arrays for `out`."""
+        return {name: np.empty((batch, *sides), given_dtype(self._dtypes[name])) for name, sides in self._sides.items()}
+
+    def take(self, batch: int, out: Outputs | None) -> bool:
+        """Choose where this frame's outputs go; True when the engine has to be bound again.
+
+        Raises M2HError when `out` lacks an output or has one of another shape or type.
+        """
+        if out is None:
+            if not self._own or len(next(iter(self._own.values()))) != batch:
+                self._own = self.new(batch)
+            out = self._own
+        elif any(name not in out for name in self._sides):
+            raise M2HError(f"out lacks {', '.join(sorted(set(self._sides) - set(out)))}")
+        if self._target and all(out[name] is array for name, array in self._target.items()):
+            return False
+        for name, sides in self._sides.items():
+            array, shape, dtype = out[name], (batch, *sides), given_dtype(self._dtypes[name])
+            if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+                raise M2HError(f"out['{name}'] is {array.dtype} {array.shape}: expected contiguous {dtype} {shape}")
+        self._target = {name: out[name] for name in self._sides}
+        self.raw = {name: self._raw(name, array) for name, array in self._target.items()}
+        return True
+
+    def _raw(self, name: str, target: NDArray[Any]) -> NDArray[Any]:
+        if self._dtypes[name] == target.dtype:
+            return target
+        kept = self.raw.get(name)
+        return kept if kept is not None and kept.shape == target.shape else np.empty(target.shape, self._dtypes[name])
+
+    def finish(self) -> Outputs:
+        """The frame's outputs, where `take` was told to put them."""
+        for name, array in self._target.items():
+            if self.raw[name] is not array:
+                np.copyto(array, self.raw[name], casting="same_kind")
+        return dict(self._target)
+
+    def clear(self) -> None:
+        """Let go of all arrays."""
+        self._own, self._target, self.raw = {}, {}, {}
+
+
+def check_image(image: NDArray[Any], batch: int | None, sides: tuple[int, ...], where: str) -> None:
+    """Raises M2HError when `image` is not (batch, *sides); a batch of None is any."""
+    if image.ndim != 1 + len(sides) or image.shape[1:] != sides or not len(image) or batch not in (None, len(image)):
+        words = ", ".join(str(side) for side in (batch or "N", *sides))
+        raise M2HError(f"{where} takes images ({words}), got an array of {image.shape}")
+
+
+def check_tensor(
+    where: str, name: str, expected: tuple[Any, tuple[int | None, ...]], found: tuple[Any, tuple[int | None, ...]]
+) -> None:
+    """Raises M2HError when a tensor of the engine is not of the manifest's type and shape; None is any side.
+
+    It would be found in the middle of a frame, or written beyond a buffer. A manifest's free batch fits any.
+    """
+    (dtype, sides), (engine_dtype, engine_sides) = expected, found
+    fits = dtype == engine_dtype and sides[1:] == engine_sides[1:] and sides[:1] in (engine_sides[:1], (None,))
+    if not fits:
+        words = [" x ".join("N" if side is None else str(side) for side in given) for given in (sides, engine_sides)]
+        raise M2HError(
+            f"{where}: '{name}' is {dtype} {words[0]} in the manifest, and {engine_dtype} {words[1]} in the engine: "
+            "build the bundle again"
+        )

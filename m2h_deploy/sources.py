@@ -78,7 +78,7 @@ def _decode(path: Path) -> NDArray[Any]:
 
 
 def open_source(what: str) -> Source:
-    """The frames of a path (image, folder of images, video), of a camera's index ('0') or of a network stream's address.
+    """The frames of a path (image, folder of images, video), a camera's index ('0') or a network stream's address.
 
     Raises M2HError when there is nothing to read; a broken file among many is reported in its turn.
     """

@@ -212,18 +212,20 @@ class Stream:
             before = self.health.read
             problem = self._read_to_the_end(preprocess.__call__)
             if self._stop.is_set():
-                return None
+                return
             if not self._source.live:
                 if problem is not None:
                     self._failure = problem
-                return self._inbox.end()
+                self._inbox.end()
+                return
             attempts = 1 if self.health.read > before else attempts + 1
             if self._reconnect is not None and attempts > self._reconnect:
                 self._failure = M2HError(f"the source died and did not come back after {self._reconnect} tries")
-                return self._inbox.end()
+                self._inbox.end()
+                return
             self._record.report(str(problem or "the source ended: opening it again"))
             if self._stop.wait(min(self._backoff * 2 ** (attempts - 1), MAX_BACKOFF)):
-                return None
+                return
 
     def _read_to_the_end(self, preprocess: Callable[..., Any]) -> M2HError | None:
         """Frames until the source ends; why it did, where it says so."""
@@ -255,14 +257,15 @@ class Stream:
         number = self._record.count("read")
         slot = self._free.get()
         if slot is None:
-            return None
+            return
         start = perf_counter()
         try:
             slot.image = as_color_image(frame.image, frame.name)
             preprocess(slot.image, slot.tensor)
         except M2HError as error:
             self._record.count("corrupt", str(error))
-            return self._release(slot)
+            self._release(slot)
+            return
         slot.id, slot.timestamp, slot.preprocess = number, timestamp, perf_counter() - start
         self._pass_on(self._inbox, slot)
 
@@ -290,7 +293,8 @@ class Stream:
             slot.inference = perf_counter() - start
             if not self._watch.end(turn):  # given up on: the slot is nobody's
                 if engine is not self._runtime.engine:
-                    return engine.backend.close()
+                    engine.backend.close()
+                    return
                 self._free.put(self._new_slot())
                 continue
             self._restarts = 0
@@ -310,7 +314,7 @@ class Stream:
             overdue = self._watch.overdue(self._timeout)
             if overdue is None:
                 continue
-            slot, engine = overdue
+            slot, engine, thread = overdue
             self._record.count("stuck", f"frame {slot.id}: the engine did not come back within {self._timeout:g} s")
             self._restarts += 1
             if self._runtime.reopen is None:
@@ -318,6 +322,7 @@ class Stream:
             if self._restarts > MAX_RESTARTS:
                 raise M2HError(f"the engine was stuck {self._restarts} times in a row: it is given up")
             fresh = self._runtime.replace_engine(engine)
+            self._threads.remove(thread)  # closing does not wait for it
             self._record.count("restarts")
             self._free.put(self._new_slot())
             self._spawn("infer", lambda engine=fresh: self._infer(engine))  # type: ignore[misc]
@@ -356,12 +361,12 @@ class _Watch:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._turn = 0
-        self._current: tuple[_Slot, Engine, float] | None = None
+        self._current: tuple[_Slot, Engine, threading.Thread, float] | None = None
 
     def begin(self, slot: _Slot, engine: Engine) -> int:
         with self._lock:
             self._turn += 1
-            self._current = (slot, engine, monotonic())
+            self._current = (slot, engine, threading.current_thread(), monotonic())
             return self._turn
 
     def end(self, turn: int) -> bool:
@@ -372,14 +377,17 @@ class _Watch:
             self._current = None
             return True
 
-    def overdue(self, timeout: float) -> tuple[_Slot, Engine] | None:
-        """The frame that the engine has had for longer than `timeout` seconds; it counts as given up from here on."""
+    def overdue(self, timeout: float) -> tuple[_Slot, Engine, threading.Thread] | None:
+        """The frame that an engine has had for longer than `timeout` seconds, the engine, and the thread that waits.
+
+        The frame counts as given up from here on.
+        """
         with self._lock:
-            if self._current is None or monotonic() - self._current[2] < timeout:
+            if self._current is None or monotonic() - self._current[3] < timeout:
                 return None
-            slot, engine, _ = self._current
+            slot, engine, thread, _ = self._current
             self._current = None
-            return slot, engine
+            return slot, engine, thread
 
 
 def _line(error: Exception) -> str:

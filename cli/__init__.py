@@ -4,7 +4,7 @@ One file a command; each registers itself with the app when it is imported, and 
 """
 # ruff: noqa: I001 - the order of the imports is the order of the commands in --help
 
-from cli import export, build, verify, run, inspect, rooms, train, quickstart
+from cli import export, build, verify, bench, run, inspect, rooms, train, quickstart
 from cli.app import app, main
 
-__all__ = ["app", "build", "export", "inspect", "main", "quickstart", "rooms", "run", "train", "verify"]
+__all__ = ["app", "bench", "build", "export", "inspect", "main", "quickstart", "rooms", "run", "train", "verify"]

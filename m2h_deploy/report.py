@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import os
 from dataclasses import dataclass
@@ -14,9 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from m2h_deploy import __version__
-from m2h_deploy.errors import M2HError
 from m2h_deploy.files import write_bytes
+from m2h_deploy.pages import data_url, render_page
 from m2h_deploy.parity.bootstrap import FEW_FRAMES
 from m2h_deploy.parity.gates import GateResult
 from m2h_deploy.parity.result import VerifyResult
@@ -162,24 +160,13 @@ def write_html(result: VerifyResult, path: str | os.PathLike[str], *, located: L
     `located` adds the error against depth in the network. Raises M2HError when the page cannot be written or jinja2
     (and for `located` matplotlib) is not installed.
     """
-    try:
-        import jinja2
-    except ModuleNotFoundError:
-        raise M2HError("the HTML page needs jinja2: pip install 'm2h-deploy[report]'") from None
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("m2h_deploy"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["sentence"] = lambda text: f"{text[:1].upper()}{text[1:]}."
     chart = None
     if located is not None:
         from m2h_deploy.parity.chart import draw_errors
 
-        chart = _data_url("image/png", draw_errors(located))
-    page = environment.get_template("parity.html").render(
+        chart = data_url("image/png", draw_errors(located))
+    page = render_page(
+        "parity.html",
         result=result,
         verdict=_WORDS[result.verdict],
         count=_count(result),
@@ -189,14 +176,13 @@ def write_html(result: VerifyResult, path: str | os.PathLike[str], *, located: L
         tasks=[(task, _task_cells(task)) for task in result.tasks],
         notes=_notes(result),
         worst=[
-            (worst, {name: _data_url("image/jpeg", content) for name, content in worst.pictures.items()})
+            (worst, {name: data_url("image/jpeg", content) for name, content in worst.pictures.items()})
             for worst in result.worst
         ],
         located=located,
         chart=chart,
-        version=__version__,
     )
-    return write_bytes(path, page.encode())
+    return write_bytes(path, page)
 
 
 def _bar(gate: GateResult) -> _Bar | None:
@@ -214,7 +200,3 @@ def _bar(gate: GateResult) -> _Bar | None:
 
     low, high = gate.interval
     return _Bar(place(low), place(high), place(gate.value), place(gate.limit))
-
-
-def _data_url(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

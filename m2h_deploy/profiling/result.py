@@ -143,9 +143,10 @@ def write_csv(result: BenchResult, path: str | os.PathLike[str]) -> Path:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow((*_COLUMNS, *_CAMERA_COLUMNS))
     for subject in result.subjects:
-        writer.writerows(_rows("closed loop", subject.name, subject.samples))
+        writer.writerows(_without_camera(_rows("closed loop", subject.name, subject.samples)))
     for load in result.loads:
-        writer.writerows(_rows(f"loadgen {load.settings.scenario}", load.subject, load.samples))
+        rows = _rows(f"loadgen {load.settings.scenario}", load.subject, load.samples)
+        writer.writerows(_without_camera(rows))
     for camera in result.cameras:
         writer.writerows(_camera_rows(camera))
     return write_text(path, buffer.getvalue())
@@ -156,6 +157,10 @@ def _rows(measurement: str, subject: str, samples: Samples) -> Iterator[list[Any
     for index, (started, total) in enumerate(zip(samples.started, samples.total, strict=True)):
         values = [f"{stage[index]:.4f}" if stage else "" for stage in stages]
         yield [measurement, subject, index, f"{started:.6f}", f"{total:.4f}", *values]
+
+
+def _without_camera(rows: Iterator[list[Any]]) -> Iterator[list[Any]]:
+    return (row + [""] * len(_CAMERA_COLUMNS) for row in rows)
 
 
 def _camera_rows(camera: CameraResult) -> Iterator[list[Any]]:

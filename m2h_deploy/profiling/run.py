@@ -14,6 +14,7 @@ from pathlib import Path
 from m2h_deploy.bundle import Bundle, load_bundle, record_result
 from m2h_deploy.errors import M2HError
 from m2h_deploy.profiling.camera import Camera, Policy, run_camera
+from m2h_deploy.profiling.cautions import find_warnings
 from m2h_deploy.profiling.layers import BlockCost, LayerProfile, profile_layers, summarise_layers
 from m2h_deploy.profiling.loadgen import (
     LoadRun,
@@ -31,7 +32,6 @@ from m2h_deploy.profiling.roofline import Roofline, measure_roofline
 from m2h_deploy.profiling.sensors import find_probes, gpu_name, watch
 from m2h_deploy.profiling.statistics import speedup
 from m2h_deploy.profiling.warmup import WarmUp, warm_up
-from m2h_deploy.profiling.warnings import find_warnings
 from m2h_deploy.runtime import Runtime
 
 #: Different frames to measure on: one frame again and again would stay in the caches.
@@ -120,6 +120,7 @@ def bench(
     settings = settings or BenchSettings()
     tell = progress or (lambda what, share: None)
     bundles = _open_bundles(paths, settings, record)
+    counted = [costs(bundle) for bundle in bundles] if costs and settings.layers else [None] * len(bundles)
     images = frames(_FRAMES, settings.height, settings.width)
     before = resident_mb()
     reset_peak()
@@ -136,7 +137,7 @@ def bench(
             for runtime, name in zip(runtimes, names, strict=True)
         ]
         loaded = resident_mb()
-        result = _measure(bundles, subjects, runtimes, settings, images, (before, loaded), peers, costs, tell)
+        result = _measure(bundles, subjects, runtimes, settings, images, (before, loaded), peers, counted, tell)
     if record:
         for bundle, name in zip(bundles, names, strict=True):
             record_result(bundle, latency=latency_record(result, name))
@@ -203,7 +204,7 @@ def _measure(
     images: list[Image],
     memory: tuple[float | None, float | None],
     peers: Peers | None,
-    costs: Costs | None,
+    costs: Sequence[Mapping[str, BlockCost] | None],
     tell: Progress,
 ) -> BenchResult:
     when, start = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
@@ -335,7 +336,11 @@ def _cameras(
 
 
 def _layers(
-    bundles: Sequence[Bundle], subjects: Sequence[Subject], settings: BenchSettings, costs: Costs | None, tell: Progress
+    bundles: Sequence[Bundle],
+    subjects: Sequence[Subject],
+    settings: BenchSettings,
+    costs: Sequence[Mapping[str, BlockCost] | None],
+    tell: Progress,
 ) -> tuple[tuple[LayerProfile, ...], Roofline | None]:
     on_cpu = not any(bundle.manifest.engine.kind.startswith("tensorrt") for bundle in bundles)
     tell("measuring the roofline", 0.0)
@@ -345,5 +350,5 @@ def _layers(
     for index, (bundle, subject) in enumerate(zip(bundles, subjects, strict=True)):
         tell(f"profiling the layers of {subject.name}", index / len(bundles))
         runs = profile_layers(bundle, threads=settings.threads, device=settings.device)
-        profiles.append(summarise_layers(subject.name, runs, costs(bundle) if costs else None, roofline))
+        profiles.append(summarise_layers(subject.name, runs, costs[index], roofline))
     return tuple(profiles), roofline

@@ -1,0 +1,30 @@
+"""Latency as a robot sees it: tails, frame age, what the machine did meanwhile, and where the time goes."""
+
+from m2h_deploy.profiling.camera import Camera, CameraRun, run_camera
+from m2h_deploy.profiling.layers import BlockCost
+from m2h_deploy.profiling.loadgen import SCENARIOS, LoadRun, LoadSettings
+from m2h_deploy.profiling.measure import Subject, subject_of
+from m2h_deploy.profiling.result import BenchResult, to_json, write_csv
+from m2h_deploy.profiling.run import BenchSettings, bench
+from m2h_deploy.profiling.statistics import Estimate, Summary, percentile, summarise
+
+__all__ = [
+    "SCENARIOS",
+    "BenchResult",
+    "BenchSettings",
+    "BlockCost",
+    "Camera",
+    "CameraRun",
+    "Estimate",
+    "LoadRun",
+    "LoadSettings",
+    "Subject",
+    "Summary",
+    "bench",
+    "percentile",
+    "run_camera",
+    "subject_of",
+    "summarise",
+    "to_json",
+    "write_csv",
+]

@@ -138,7 +138,7 @@ class Runtime:
         with engine.lock:
             self._check(engine)
             start = perf_counter()
-            image = self._frame(image)
+            image = self.color_image(image)
             tensor = self.preprocess(image, self._tensor)
             prepared = perf_counter()
             outputs = engine.backend.run(tensor)
@@ -158,7 +158,7 @@ class Runtime:
         `at_once`, all of them by default. The timings of a frame are those of its group, divided by its frames. Raises
         M2HError like a single frame; nothing is returned then.
         """
-        colour = [self._frame(image, f"image {index}") for index, image in enumerate(images)]
+        colour = [self.color_image(image, f"image {index}") for index, image in enumerate(images)]
         size = self.manifest.input.batch or at_once or max(len(colour), 1)
         predictions: list[Prediction] = []
         engine = self.engine
@@ -215,7 +215,7 @@ class Runtime:
         raw = self.manifest.sensor is not None
         return (spec.height, spec.width) if raw or resolution == "network" else image.shape[:2]
 
-    def _frame(self, image: NDArray[Any], name: str = "image") -> NDArray[np.uint8]:
+    def color_image(self, image: NDArray[Any], name: str = "image") -> NDArray[np.uint8]:
         """`image` in colour; NV12 stays as it is where the engine takes that."""
         raw = self.manifest.sensor is not None and self.preprocess.is_raw(image)
         return image if raw else as_color_image(image, name)

@@ -51,9 +51,9 @@ class StreamFrame(NamedTuple):
 class _Slot:
     """A frame on its way, and the buffers that travel with it."""
 
-    tensor: NDArray[np.float32]
-    outputs: dict[str, NDArray[np.float32]]
-    first: dict[str, NDArray[np.float32]]
+    tensor: NDArray[Any]
+    outputs: dict[str, NDArray[Any]]
+    first: dict[str, NDArray[Any]]
     id: int = 0
     timestamp: float = 0.0
     image: Any = None
@@ -171,10 +171,9 @@ class Stream:
         self.close()
 
     def _new_slot(self) -> _Slot:
-        spec = self._runtime.manifest.input
-        batch = spec.batch or 1
+        batch = self._runtime.manifest.input.batch or 1
         outputs = self._runtime.backend.new_outputs(batch)
-        tensor = np.empty((batch, 3, spec.height, spec.width), np.float32)
+        tensor = self._runtime.preprocess.new_tensor(batch)
         return _Slot(tensor, outputs, {name: value[0] for name, value in outputs.items()})
 
     def _start(self) -> None:
@@ -210,7 +209,7 @@ class Stream:
         attempts = 0
         while True:
             before = self.health.read
-            problem = self._read_to_the_end(preprocess.__call__)
+            problem = self._read_to_the_end(preprocess)
             if self._stop.is_set():
                 return
             if not self._source.live:
@@ -260,7 +259,7 @@ class Stream:
             return
         start = perf_counter()
         try:
-            slot.image = as_color_image(frame.image, frame.name)
+            slot.image = self._runtime.color_image(frame.image, frame.name)
             preprocess(slot.image, slot.tensor)
         except M2HError as error:
             self._record.count("corrupt", str(error))

@@ -22,6 +22,11 @@ class Windows(str, Enum):
     functions = "functions"
 
 
+class Sensors(str, Enum):
+    uint8 = "uint8"
+    nv12 = "nv12"
+
+
 @app.command()
 def export(
     checkpoint: Annotated[str, typer.Argument(help="Published .pt, our .safetensors, or the name m2h-tiny.")],
@@ -37,14 +42,24 @@ def export(
     ),
     form: Annotated[str, typer.Option(help="reference: as published; deploy: same function, less work.")] = "reference",
     preset: Annotated[str, typer.Option(help="Normalisation of the training: published or imagenet.")] = "published",
+    sensor: Annotated[
+        Sensors | None, typer.Option(help="Take raw camera pixels and give finished results: all inside the graph.")
+    ] = None,
+    camera_size: Annotated[str, typer.Option(help="With --sensor: the camera's width x height.")] = "640x480",
+    outputs: Annotated[str, typer.Option(help="With --sensor: outputs to keep.")] = "labels,depth,normals,edges",
+    depth: Annotated[str, typer.Option(help="With --sensor: float32 (metres) or uint16 (millimetres).")] = "float32",
     variant: Annotated[str | None, typer.Option(help="Refuse a checkpoint of another variant.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Write a checkpoint as ONNX and check the file against it."""
     with err.status("loading"):
-        from export import DEFAULT_OPSET, export_onnx
+        from export import DEFAULT_OPSET, Sensor, export_onnx, parse_camera_size
         from m2h_deploy.model import load_checkpoint
 
+        camera = None
+        if sensor is not None:
+            kept = tuple(name.strip() for name in outputs.split(","))
+            camera = Sensor(parse_camera_size(camera_size), sensor.value, kept, depth)  # type: ignore[arg-type]
         model = load_checkpoint(checkpoint)
     if variant is not None and variant != model.config.variant:
         raise M2HError(f"{checkpoint} holds {model.config.variant}, not {variant}")
@@ -63,12 +78,18 @@ def export(
                 windows=windows.value,
                 form=form,  # type: ignore[arg-type]
                 preset=preset,
+                sensor=camera,
                 on_check=reports.append,
             )
     finally:
-        for report in reports:
-            print_check(report, as_json)
+        if reports:
+            print_check(_joined(reports), as_json)
     say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def _joined(reports: list[CheckReport]) -> CheckReport:
+    failures = tuple(failure for report in reports for failure in report.failures)
+    return type(reports[0])(failures, tuple(row for report in reports for row in report.differences))
 
 
 def print_check(report: CheckReport, as_json: bool, console: Any = out) -> None:

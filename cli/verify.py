@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,8 @@ from m2h_deploy.console import err, make_progress, out, print_json
 from m2h_deploy.errors import CheckFailed
 
 if TYPE_CHECKING:
+    from export import Sensor
+    from m2h_deploy.bundle import Manifest
     from m2h_deploy.parity import LocateResult
 
 
@@ -85,13 +87,25 @@ def _locate(bundle_path: Path, reference: str) -> LocateResult:
         path = export_onnx(
             load_checkpoint(reference),
             Path(folder) / "reference.onnx",
-            height=manifest.input.height,
-            width=manifest.input.width,
+            height=manifest.network_input.height,
+            width=manifest.network_input.width,
             batch=manifest.input.batch or 1,
             dynamic_batch=manifest.input.batch is None,
             opset=manifest.model.opset,
-            tasks=[output.name for output in manifest.outputs],
+            tasks=manifest.tasks,
             windows=manifest.model.windows,  # type: ignore[arg-type]
             form=manifest.model.form,  # type: ignore[arg-type]
+            sensor=_sensor_of(manifest),
         )
         return locate_in_bundle(bundle, path)
+
+
+def _sensor_of(manifest: Manifest) -> Sensor | None:
+    """The sensor that a bundle's graph was exported for; outputs keep their names and types."""
+    from export import Sensor
+
+    if manifest.sensor is None:
+        return None
+    outputs = {output.name: output.dtype for output in manifest.outputs}
+    depth: Any = outputs.get("depth", "float32")
+    return Sensor((manifest.input.width, manifest.input.height), manifest.sensor.format, tuple(outputs), depth)

@@ -34,6 +34,7 @@ from m2h_deploy.bundle import (
     Manifest,
     ModelInfo,
     OutputSpec,
+    SensorInfo,
     file_sha256,
     load_bundle,
     new_bundle_folder,
@@ -51,9 +52,18 @@ _NEED_GPU = ("tensorrt", "tensorrt-rtx")
 
 _OUTPUTS = {
     "depth": ("metric depth along the optical axis", "m"),
+    "labels": ("class index", "1"),
     "semantics": ("class logits; the largest is the class", "1"),
     "normals": ("surface normal, x left, y up, z towards the camera", "unit vector"),
     "edges": ("boundary logit; its sigmoid is the probability", "1"),
+}
+
+
+#: Types of a sensor graph's outputs.
+_DTYPES: dict[int, str] = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.UINT8: "uint8",
+    onnx.TensorProto.UINT16: "uint16",
 }
 
 
@@ -103,6 +113,7 @@ def build_bundle(
     proto = load_graph(source)
     card = read_card(proto, source)
     spec = _input_spec(proto, card)
+    _check_sensor(proto, card, engine, source)
     with new_bundle_folder(out_dir) as folder, tempfile.TemporaryDirectory(prefix="m2h-build-") as scratch:
         model, report = source, None
         if precision != "fp32":
@@ -130,7 +141,8 @@ def _lower(
         raise M2HError("int8 needs calibration frames: give --calibration a folder, a video, or NYUv2")
     frames = None
     if lowering.frames is not None:
-        pictures = calibration_frames(lowering.frames, preset=card.preset, height=spec.height, width=spec.width)
+        width, height = card.sensor.network if card.sensor else (spec.width, spec.height)
+        pictures = calibration_frames(lowering.frames, preset=card.preset, height=height, width=width)
         count = lowering.count if precision == "int8" else 1
         frames = select_frames(
             pictures, count=count, held_out=lowering.held_out, seed=lowering.seed, source=lowering.frames
@@ -165,8 +177,9 @@ def _manifest(
             opset=default_opset(proto),
             onnx_sha256=file_sha256(source),
         ),
-        input=spec.model_copy(update={"dtype": dtype}),
-        outputs=tuple(_output_spec(value, dtype) for value in proto.graph.output),
+        input=spec if card.sensor else spec.model_copy(update={"dtype": dtype}),
+        sensor=_sensor_info(card),
+        outputs=tuple(_output_spec(value, dtype, card) for value in proto.graph.output),
         depth_range=(card.config["min_depth"], card.config["max_depth"]),
         classes=class_list(card.config["num_classes"]),
         engine=info,
@@ -199,20 +212,46 @@ def _calibration_info(report: PrecisionReport | None) -> CalibrationInfo | None:
 
 def _input_spec(proto: onnx.ModelProto, card: ModelCard) -> InputSpec:
     value = proto.graph.input[0]
-    batch, _, height, width = value.type.tensor_type.shape.dim
+    batch, *sides = (dim.dim_value for dim in value.type.tensor_type.shape.dim)
     normalisation = PRESETS[card.preset]
+    raw: dict[str, Any] = {}
+    width, height = card.sensor.camera if card.sensor else (sides[-1], sides[-2])
+    if card.sensor:
+        nv12 = card.sensor.format == "nv12"
+        raw = {"dtype": "uint8", "layout": "NV12" if nv12 else "NHWC", "color": "YUV" if nv12 else "BGR"}
     return InputSpec(
         name=value.name,
-        batch=batch.dim_value or None,
-        height=height.dim_value,
-        width=width.dim_value,
+        batch=batch or None,
+        height=height,
+        width=width,
         mean=normalisation.mean,
         std=normalisation.std,
+        **raw,
     )
 
 
-def _output_spec(value: onnx.ValueInfoProto, dtype: str) -> OutputSpec:
+def _sensor_info(card: ModelCard) -> SensorInfo | None:
+    if card.sensor is None:
+        return None
+    width, height = card.sensor.network
+    return SensorInfo(format=card.sensor.format, network_height=height, network_width=width)
+
+
+def _check_sensor(proto: onnx.ModelProto, card: ModelCard, engine: str, source: Path) -> None:
+    """Raises M2HError where an engine lacks a type of the sensor graph."""
+    kinds = {value.type.tensor_type.elem_type for value in proto.graph.output}
+    if card.sensor and onnx.TensorProto.UINT16 in kinds and engine in _NEED_GPU:
+        raise M2HError(f"{source} gives depth as uint16, which TensorRT lacks: export it with --depth float32")
+
+
+def _output_spec(value: onnx.ValueInfoProto, dtype: str, card: ModelCard) -> OutputSpec:
     meaning, unit = _OUTPUTS[value.name]
+    if card.sensor is not None:
+        if value.name == "edges":
+            meaning = "probability of a boundary"
+        kind = value.type.tensor_type.elem_type
+        dtype = _DTYPES[kind]
+        unit = "mm" if kind == onnx.TensorProto.UINT16 else unit
     shape = tuple(dim.dim_value or None for dim in value.type.tensor_type.shape.dim)
     return OutputSpec(name=value.name, meaning=meaning, unit=unit, dtype=dtype, shape=shape)  # type: ignore[arg-type]
 

@@ -5,10 +5,20 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 import onnx
 
 from m2h_deploy.errors import M2HError
+
+
+@dataclass(frozen=True)
+class SensorCard:
+    """What a sensor graph says about its camera and the network inside of it; sizes are width and height."""
+
+    format: Literal["uint8", "nv12"]
+    camera: tuple[int, int]
+    network: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -22,6 +32,8 @@ class ModelCard:
     preset: str
     form: str
     windows: str
+    sensor: SensorCard | None = None
+    """Only of a sensor graph."""
 
 
 def load_graph(path: str | os.PathLike[str]) -> onnx.ModelProto:
@@ -48,9 +60,17 @@ def read_card(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> ModelCard
             preset=entries["m2h.preset"],
             form=entries["m2h.form"],
             windows=entries["m2h.windows"],
+            sensor=_sensor_card(entries.get("m2h.sensor")),
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise M2HError(f"{path} was not made by m2h-deploy export (its metadata lacks {error})") from None
+
+
+def _sensor_card(text: str | None) -> SensorCard | None:
+    if text is None:
+        return None
+    facts = json.loads(text)
+    return SensorCard(facts["format"], tuple(facts["camera"]), tuple(facts["network"]))
 
 
 def default_opset(proto: onnx.ModelProto) -> int:

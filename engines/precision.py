@@ -33,6 +33,7 @@ from engines.islands import Island, WeightRisk, find_islands, weight_risks
 from engines.modelopt import quiet_modelopt, require_modelopt
 from engines.quantization import QuantPolicy, candidates, chosen_layers, insert_qdq, insert_weight_dq, quantised_layers
 from engines.sensitivity import BlockCost, choose_blocks
+from engines.sensor import is_sensor, put_network, take_network
 from m2h_deploy.bundle import file_sha256
 from m2h_deploy.errors import M2HError
 
@@ -75,16 +76,17 @@ def to_fp16(
 
     Inputs and outputs stay float32 unless `io` is "fp16". Reductions, the last layers of depth and the division of the
     normals stay float32; `keep_fp32` names more (blocks or globs). With `frames`, tensors that come within
-    `headroom` of FP16's largest value on them are kept float32 too, and the held out ones give the PSNR. Raises
-    M2HError on bad input; nothing is left behind then.
+    `headroom` of FP16's largest value on them are kept float32 too, and the held out ones give the PSNR. Of a sensor
+    graph the network alone is converted, and `frames` are the network's. Raises M2HError on bad input; nothing is left
+    behind then.
     """
-    proto = _load_float32(onnx_path)
+    exported, proto = _load_float32(onnx_path, io)
     plain, calls = inline_functions(proto)
     largest = _largest_values(plain, frames.frames) if frames else None
     islands, risks = _islands_and_risks(plain, keep_fp32, largest, headroom)
     result = outline_functions(_autocast(plain, islands, io), calls, proto)
     report = PrecisionReport("fp16", io, islands, risks)
-    return _finish(proto, result, report, Path(out_path), frames.held_out if frames else ())
+    return _finish(exported, proto, result, report, Path(out_path), frames.held_out if frames else ())
 
 
 def to_int8(
@@ -104,7 +106,7 @@ def to_int8(
     cost most stay in FP16 until the rest is that good on the first calibration frames. Raises M2HError on bad input;
     nothing is left behind then.
     """
-    proto = _load_float32(onnx_path)
+    exported, proto = _load_float32(onnx_path, io)
     policy = policy or QuantPolicy()
     plain, calls = inline_functions(proto)
     islands, risks = _islands_and_risks(plain, keep_fp32, None, 1.0)
@@ -128,17 +130,20 @@ def to_int8(
     result = outline_functions(_autocast(quantised, islands, io), calls, proto)
     record = record_of(calibration, digest)
     report = PrecisionReport("int8", io, islands, risks, quantised_layers(result), record, costs)
-    return _finish(proto, result, report, Path(out_path), calibration.frames.held_out)
+    return _finish(exported, proto, result, report, Path(out_path), calibration.frames.held_out)
 
 
-def _load_float32(path: str | os.PathLike[str]) -> onnx.ModelProto:
+def _load_float32(path: str | os.PathLike[str], io: IO) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The file as it was exported, and the network in it: the same unless it is a sensor graph."""
     proto = load_graph(path)
     operators = {node.op_type for node in proto.graph.node}
     halves = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.initializer)
     if halves or "QuantizeLinear" in operators:
         raise M2HError(f"{path} is not a float32 graph: give the file that m2h-deploy export wrote")
+    if is_sensor(proto) and io == "fp16":
+        raise M2HError(f"{path} is a sensor graph, whose inputs and outputs have their types: leave io at fp32")
     require_modelopt()
-    return proto
+    return proto, take_network(proto) if is_sensor(proto) else proto
 
 
 def _largest_values(proto: onnx.ModelProto, frames: Sequence[NDArray[np.float32]]) -> dict[str, float]:
@@ -181,6 +186,7 @@ def _autocast(proto: onnx.ModelProto, islands: Sequence[Island], io: IO) -> onnx
 
 
 def _finish(
+    exported: onnx.ModelProto,
     source: onnx.ModelProto,
     result: onnx.ModelProto,
     report: PrecisionReport,
@@ -194,7 +200,7 @@ def _finish(
     result.producer_name, result.producer_version = source.producer_name, source.producer_version
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        onnx.save(result, temporary)
+        onnx.save(put_network(exported, result) if is_sensor(exported) else result, temporary)
         psnr = CpuReference(source, frames).psnr(result) if frames else {}
         temporary.replace(out)
     except OSError as error:

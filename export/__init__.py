@@ -2,5 +2,16 @@
 
 from export.check import CheckReport, check_export
 from export.exporter import DEFAULT_OPSET, export_onnx
+from export.sensor import Sensor, add_sensor, parse_camera_size
+from export.sensor_check import check_sensor
 
-__all__ = ["DEFAULT_OPSET", "CheckReport", "check_export", "export_onnx"]
+__all__ = [
+    "DEFAULT_OPSET",
+    "CheckReport",
+    "Sensor",
+    "add_sensor",
+    "check_export",
+    "check_sensor",
+    "export_onnx",
+    "parse_camera_size",
+]

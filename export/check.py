@@ -30,10 +30,12 @@ class OutputDifference:
     mean_error: float
     psnr: float
     """Peak signal-to-noise ratio in dB: 20 log10(range of the reference / root mean squared error)."""
+    limit: float = MAX_ERROR
+    """Largest `max_error` allowed."""
 
     @property
     def passed(self) -> bool:
-        return self.max_error <= MAX_ERROR and self.psnr >= MIN_PSNR
+        return self.max_error <= self.limit and self.psnr >= MIN_PSNR
 
 
 @dataclass(frozen=True)

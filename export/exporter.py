@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from export import graph
 from export.check import CheckReport, check_export
 from export.deploy_form import to_deploy
+from export.sensor import Sensor, add_sensor
+from export.sensor_check import check_sensor
 from export.static_form import to_static
 from export.windows import add_function_bodies, use_functions
 from m2h_deploy import __version__
@@ -66,6 +68,7 @@ def export_onnx(
     windows: Windows = "standard",
     form: Form = "reference",
     preset: str = "published",
+    sensor: Sensor | None = None,
     images: Sequence[np.ndarray] = (),
     on_check: Callable[[CheckReport], None] | None = None,
 ) -> Path:
@@ -74,14 +77,17 @@ def export_onnx(
     The graph has one input `image` (batch, 3, height, width) float32, normalised, and one output a task, in the
     order of TASKS. Height and width are static, the batch too unless `dynamic_batch`; `windows="functions"` keeps
     WMCA's partition as ONNX functions (see `export.windows`). `preset` is how images were normalised in training.
+    With `sensor` the graph takes a camera's raw pixels and gives finished results (see `export.sensor.add_sensor`);
+    its outputs decide the tasks.
 
     The check compares names, shapes and values with `model` on `images` (uint8 BGR, H x W x 3; a rendered room
-    where none is given) and on random input, and hands its report to `on_check`. The file appears only when the
-    check passes. Raises M2HError on options that make no graph and CheckFailed on a failed check.
+    where none is given) and on random input, and hands its report to `on_check`; a sensor graph is then compared with
+    the plain one between Python's preprocess and postprocess. The file appears only when the checks
+    pass. Raises M2HError on options that make no graph and CheckFailed on a failed check.
     """
     path = Path(path)
     _check_options(height, width, batch, opset, tasks, windows, form, preset, path)
-    tasks = [task for task in TASKS if task in tasks]
+    tasks = [task for task in TASKS if task in (tasks if sensor is None else sensor.tasks)]
     proto = _trace(model, height, width, 1 if dynamic_batch else batch, opset, tasks, windows, form)
     graph.name_by_module(proto)
     if dynamic_batch:
@@ -92,12 +98,20 @@ def export_onnx(
 
     with whole_file(path) as temporary:
         onnx.save(proto, temporary)
-        report = check_export(model, temporary, images=images)
-        if on_check is not None:
-            on_check(report)
-        if not report.passed:
-            raise CheckFailed(f"the exported graph does not match the checkpoint: {'; '.join(report.failures)}")
+        _require(check_export(model, temporary, images=images), "the exported graph", "the checkpoint", on_check)
+        if sensor is not None:
+            plain = proto.SerializeToString()
+            onnx.save(add_sensor(proto, sensor), temporary)
+            report = check_sensor(plain, temporary, images=images)
+            _require(report, "the sensor graph", "preprocess, network and postprocess", on_check)
     return path
+
+
+def _require(report: CheckReport, what: str, reference: str, on_check: Callable[[CheckReport], None] | None) -> None:
+    if on_check is not None:
+        on_check(report)
+    if not report.passed:
+        raise CheckFailed(f"{what} does not match {reference}: {'; '.join(report.failures)}")
 
 
 def _check_options(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -28,7 +28,6 @@ OUTPUTS = {"depth": "depth", "labels": "semantics", "normals": "normals", "edges
 MAX_CAMERA_SIDE = 8192
 
 #: cv2.COLOR_YUV2BGR_NV12: ITU-R BT.601, 16 to 235, in 20-bit fixed point.
-_YUV_SHIFT = 2.0**-20
 _YUV = {"y": 1220542, "ub": 2116026, "ug": -409993, "vg": -852492, "vr": 1673527}
 
 
@@ -142,7 +141,7 @@ class _Nodes:
     def step(self, name: str) -> None:
         self._step = name
 
-    def add(self, operator: str, *inputs: str | NDArray, output: str | None = None, **attributes: object) -> str:
+    def add(self, operator: str, *inputs: str | NDArray, output: str | None = None, **attributes: Any) -> str:
         """One node; arrays become constants. Returns the name of its output."""
         name = self._unique(f"/{self.part}/{self._step}/{operator}")
         names = [
@@ -262,20 +261,29 @@ def _nv12_to_bgr(nodes: _Nodes, raw: str, camera: tuple[int, int]) -> str:
     nodes.step("nv12")
     width, height = camera
     plane = nodes.add("Slice", raw, np.array([0]), np.array([height]), np.array([1]))
-    luma = nodes.scaled(nodes.add("Max", nodes.add("Sub", plane, _floats(16)), _floats(0)), _YUV["y"] * _YUV_SHIFT)
+    luma = nodes.add("Max", nodes.add("Sub", plane, _floats(16)), _floats(0))
     chroma = nodes.add("Slice", raw, np.array([height]), np.array([height * 3 // 2]), np.array([1]))
     chroma = nodes.add("Sub", chroma, _floats(128))
-    even, odd = np.arange(width) // 2 * 2, np.arange(width) // 2 * 2 + 1
-    pairs = np.arange(height) // 2
-    u, v = nodes.take(chroma, even, 2), nodes.take(chroma, odd, 2)
-    green = nodes.add("Add", nodes.scaled(u, _YUV["ug"] * _YUV_SHIFT), nodes.scaled(v, _YUV["vg"] * _YUV_SHIFT))
-    parts = (nodes.scaled(u, _YUV["ub"] * _YUV_SHIFT), green, nodes.scaled(v, _YUV["vr"] * _YUV_SHIFT))
-    channels = [
-        nodes.add("Unsqueeze", nodes.add("Add", luma, nodes.take(part, pairs, 1)), np.array([3])) for part in parts
-    ]
-    bgr = nodes.add("Concat", *channels, axis=3)
-    rounded = nodes.add("Floor", nodes.add("Add", bgr, _floats(0.5)))
-    return nodes.add("Clip", rounded, _floats(0), _floats(255))
+    pairs = np.arange(width) // 2 * 2
+    u, v = nodes.take(chroma, pairs, 2), nodes.take(chroma, pairs + 1, 2)
+    # A product needs 29 bits and float32 has 24: the factors' upper and lower 12 bits go apart.
+    upper = nodes.scaled(luma, _YUV["y"] // 4096)
+    lower = nodes.add("Add", nodes.scaled(luma, _YUV["y"] % 4096), _floats(2**19))
+    channels = []
+    for factors in ((_YUV["ub"], 0), (_YUV["ug"], _YUV["vg"]), (0, _YUV["vr"])):
+        high, low = (
+            nodes.take(_weighted(nodes, (u, v), part), np.arange(height) // 2, 1)
+            for part in ([f // 4096 for f in factors], [f % 4096 for f in factors])
+        )
+        carry = nodes.floor_of(nodes.add("Add", lower, low), 1 / 4096)
+        value = nodes.floor_of(nodes.add("Add", nodes.add("Add", upper, high), carry), 1 / 256)
+        channels.append(nodes.add("Unsqueeze", value, np.array([3])))
+    return nodes.add("Clip", nodes.add("Concat", *channels, axis=3), _floats(0), _floats(255))
+
+
+def _weighted(nodes: _Nodes, values: Sequence[str], factors: Sequence[int]) -> str:
+    terms = [nodes.scaled(value, factor) for value, factor in zip(values, factors, strict=True) if factor]
+    return terms[0] if len(terms) == 1 else nodes.add("Add", *terms)
 
 
 def _postprocess(
@@ -307,7 +315,7 @@ def _resized_maps(nodes: _Nodes, sensor: Sensor, size: tuple[int, int], network:
     One resize of all channels: the weights of a place are the same for each, and OpenVINO takes nearly as long for one
     channel as for five.
     """
-    maps = {name: f"network/{name}" for name in ("depth", "normals", "edges") if name in sensor.outputs}
+    maps: dict[str, str] = {name: f"network/{name}" for name in ("depth", "normals", "edges") if name in sensor.outputs}
     if "edges" in maps:
         nodes.step("edges")
         maps["edges"] = nodes.add("Sigmoid", maps["edges"])

@@ -16,7 +16,8 @@ from m2h_deploy.postprocess import Postprocess, Prediction
 from m2h_deploy.preprocess import PRESETS, Preprocess
 from m2h_deploy.sensor import bgr_to_nv12, nv12_to_bgr
 
-#: Share of pixels that may have another label, and largest difference of depth in metres.
+#: Share of pixels that may have another label, and largest difference of depth: in metres, or as a share of its
+#: deviation where that is more (a network of random weights answers float32's rounding with as much).
 MAX_LABELS = 1e-3
 MAX_DEPTH = 1e-3
 
@@ -88,5 +89,6 @@ def _compare(name: str, source: str, value: np.ndarray, expected: Prediction) ->
     difference = compare(name, source, value, reference)
     worst = float(np.abs(value - reference).max())
     if name == "depth":
-        return difference, f"depth differs by {worst:.1e} m on {source}" if not worst <= MAX_DEPTH else None
+        limit = MAX_DEPTH * max(1.0, float(reference.std()))
+        return difference, f"depth differs by {worst:.1e} m on {source}" if not worst <= limit else None
     return difference, None if difference.passed else f"{name} differs by up to {worst:.1e} on {source}"

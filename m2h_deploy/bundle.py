@@ -57,27 +57,44 @@ class InputSpec(_Record):
     """What the engine takes: (pixel * scale - mean) / std, per channel in the engine's colour order."""
 
     name: str
-    dtype: Literal["float32", "float16"] = "float32"
-    layout: Literal["NCHW"] = "NCHW"
+    dtype: Literal["float32", "float16", "uint8"] = "float32"
+    layout: Literal["NCHW", "NHWC", "NV12"] = "NCHW"
+    """NHWC and NV12 are raw pixels: the engine itself normalises (see SensorInfo)."""
     batch: Annotated[int, Field(ge=1)] | None
     """None: any batch size."""
     height: Side
     width: Side
-    color: Literal["RGB"] = "RGB"
+    color: Literal["RGB", "BGR", "YUV"] = "RGB"
     scale: float = 1 / 255
     mean: Triple
     std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=3, max_length=3)]
     resize: Literal["bilinear, half-pixel centres, no antialias"] = "bilinear, half-pixel centres, no antialias"
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Shape of the engine's input without the batch."""
+        if self.layout == "NV12":
+            return (self.height * 3 // 2, self.width)
+        return (self.height, self.width, 3) if self.layout == "NHWC" else (3, self.height, self.width)
+
 
 class OutputSpec(_Record):
     """One output of the engine."""
 
-    name: Literal["depth", "semantics", "normals", "edges"]
+    name: Literal["depth", "semantics", "normals", "edges", "labels"]
     meaning: str
     unit: str
-    dtype: Literal["float32", "float16"] = "float32"
+    dtype: Literal["float32", "float16", "uint8", "uint16"] = "float32"
     shape: tuple[int | None, ...]
+
+
+class SensorInfo(_Record):
+    """The engine takes a camera's raw pixels and gives finished results: it resizes, normalises and decides itself."""
+
+    format: Literal["uint8", "nv12"]
+    """uint8: (N, H, W, 3) BGR. nv12: (N, 3/2 H, W), Y above interleaved U and V. H x W is the input's size."""
+    network_height: Side
+    network_width: Side
 
 
 class Classes(_Record):
@@ -143,6 +160,8 @@ class Manifest(_Record):
     created_by: str
     model: ModelInfo
     input: InputSpec
+    sensor: SensorInfo | None = None
+    """Only where raw pixels go in."""
     outputs: tuple[OutputSpec, ...]
     depth_range: tuple[float, float]
     """Metres; depth is clamped to it."""
@@ -154,6 +173,19 @@ class Manifest(_Record):
     parity: dict[str, Any] | None = None
     latency: dict[str, Any] | None = None
     files: dict[FileName, Sha256]
+
+    @property
+    def network_input(self) -> InputSpec:
+        """What the network takes: `input`, or inside of a sensor graph what its own preprocess makes."""
+        if self.sensor is None:
+            return self.input
+        size = {"height": self.sensor.network_height, "width": self.sensor.network_width}
+        return self.input.model_copy(update={"dtype": "float32", "layout": "NCHW", "color": "RGB", **size})
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that the outputs answer: depth, semantics (also as labels), normals, edges."""
+        return tuple("semantics" if spec.name == "labels" else spec.name for spec in self.outputs)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ first frame. The input is a formula, so that a program in any language can make 
 
     (7 x + 3 y + 40 c + 96 ((x div 16 + y div 16) mod 2)) mod 256
 
-at the engine's own size, normalised as the manifest says.
+at the engine's own size, normalised as the manifest says. An engine that takes raw pixels gets them as they are: BGR,
+or for NV12 the formula with c = 0 over all of its 3/2 H rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +28,17 @@ SAMPLES = 64
 TOLERANCES = {"fp32": 0.01, "fp16": 0.05, "int8": 0.3}
 
 
-def pattern(spec: InputSpec) -> NDArray[np.float32]:
-    """The self-test's input, float32 (batch, 3, height, width); batch 1 where the engine takes any."""
-    y, x = np.mgrid[: spec.height, : spec.width]
+#: Share of labels that may be another: near a tie rounding decides, and a broken engine errs everywhere.
+LABELS = 0.1
+
+
+def pattern(spec: InputSpec) -> NDArray[Any]:
+    """The self-test's input in the engine's own layout, float32 or uint8; batch 1 where the engine takes any."""
+    y, x = np.mgrid[: spec.height * 3 // 2 if spec.layout == "NV12" else spec.height, : spec.width]
     planes = [(7 * x + 3 * y + 40 * c + 96 * ((x // 16 + y // 16) % 2)) % 256 for c in range(3)]
+    if spec.layout != "NCHW":
+        raw = planes[0] if spec.layout == "NV12" else np.stack(planes[::-1], axis=-1)
+        return np.repeat(raw.astype(np.uint8)[None], spec.batch or 1, axis=0)
     pixels = np.stack(planes).astype(np.float64) * spec.scale
     mean, std = (np.array(v).reshape(3, 1, 1) for v in (spec.mean, spec.std))
     image = ((pixels - mean) / std).astype(np.float32)[None]
@@ -58,6 +67,14 @@ def check_self_test(test: SelfTest, outputs: Mapping[str, NDArray[np.float32]]) 
     """Raises CheckFailed, naming the output, when an engine's `outputs` on `pattern` are not what was expected."""
     for name, expected in test.outputs.items():
         values = _sample(np.asarray(outputs[name], np.float32))
+        if name == "labels":
+            different, allowed = float(np.mean(values != np.array(expected.values))), test.tolerance + LABELS
+            if different > allowed:
+                raise CheckFailed(
+                    f"self-test failed: {different:.0%} of the labels are wrong (allowed {allowed:.0%}): "
+                    "this engine computes wrong numbers on this machine; see m2h-deploy doctor"
+                )
+            continue
         error = float(np.mean(np.abs(values - np.array(expected.values)))) / expected.deviation
         if not error <= test.tolerance:  # also when it is not a number
             raise CheckFailed(

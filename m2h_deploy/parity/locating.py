@@ -163,12 +163,18 @@ def locate_in_bundle(
             f"{bundle.path}: an engine of {engine.kind} does not show its intermediate values: "
             "locate in the ONNX file that it was built from"
         )
+    if bundle.manifest.sensor is not None and not _is_sensor(reference):
+        raise M2HError(f"{reference} is not a sensor graph, the bundle's is: export it with the same --sensor")
     return locate(
         reference,
         bundle.engine_file,
         pattern(bundle.manifest.input) if image is None else image,
         precision=engine.precision,
     )
+
+
+def _is_sensor(path: str | os.PathLike[str]) -> bool:
+    return any(entry.key == "m2h.sensor" for entry in _load(path).metadata_props)
 
 
 def _load(path: str | os.PathLike[str]) -> onnx.ModelProto:
@@ -216,7 +222,7 @@ class _Probe:
         batch = self._input.shape[0]
         if isinstance(batch, int) and batch > len(image):
             image = np.resize(image, (batch, *image.shape[1:]))
-        dtype = np.float16 if self._input.type == "tensor(float16)" else np.float32
+        dtype = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}.get(self._input.type, np.float32)
         values: list[NDArray[Any]] = self._session.run(names, {self._input.name: image.astype(dtype)})
         return values
 

@@ -82,6 +82,8 @@ class _OnnxReference:
         except Exception as error:  # ONNX Runtime raises its own unexported types
             raise M2HError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from None
         card: dict[str, Any] = self._session.get_modelmeta().custom_metadata_map
+        if "m2h.sensor" in card:
+            raise M2HError(f"{path} is a sensor graph: give the checkpoint, or the file of the same export without it")
         if "m2h.weights_sha256" not in card:
             raise M2HError(f"{path} was not made by m2h-deploy export: it does not name its weights")
         given = self._session.get_inputs()[0]

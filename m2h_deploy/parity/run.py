@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from m2h_deploy.bundle import Manifest, record_result
 from m2h_deploy.data.frame import Dataset, Frame
@@ -22,8 +22,10 @@ from m2h_deploy.parity.reference import Outputs, Reference, open_reference
 from m2h_deploy.parity.result import DataInfo, Side, VerifyResult, to_json
 from m2h_deploy.parity.tasks import TaskComparison, check_classes
 from m2h_deploy.parity.tensors import TensorComparison, TensorResult
-from m2h_deploy.postprocess import Prediction
+from m2h_deploy.postprocess import Postprocess, Prediction
+from m2h_deploy.preprocess import preprocess_for
 from m2h_deploy.runtime import Runtime
+from m2h_deploy.sensor import bgr_to_nv12, nv12_to_bgr
 
 #: Called after each frame with how many are done and how many there will be.
 Progress = Callable[[int, int], None]
@@ -53,9 +55,10 @@ def verify(
     result.passed, result.summary
     ```
 
-    Both sides see the same preprocessed input and pass the same postprocessing; predictions are evaluated at the
-    images' own size, in the data's label convention. A task that the data has no labels of is measured against the
-    reference's own prediction; a task that the engine does not have is left out.
+    Both sides see the same preprocessed input and pass the same postprocessing. A sensor bundle does both itself, so
+    there finished predictions are compared: of depth, normals and edges also value by value. Predictions are evaluated
+    at the images' own size, in the data's label convention. A task that the data has no labels of is measured against
+    the reference's own prediction; a task that the engine does not have is left out.
 
     Args:
         bundle_path: the bundle's folder.
@@ -83,7 +86,7 @@ def verify(
     source = open_dataset(Path(data), split) if isinstance(data, (str, os.PathLike)) else data
     runtime = Runtime.load(bundle_path, self_test=False, threads=threads, device=device)
     with runtime:
-        baseline = open_reference(reference, runtime.manifest.input)
+        baseline = open_reference(reference, runtime.manifest.network_input)
         _check_pair(runtime, baseline, str(reference), allow_other_weights=allow_other_weights)
         indices = _spread(len(source), limit, name)
         tests = _self_test(runtime)
@@ -134,7 +137,7 @@ def _check_pair(runtime: Runtime, reference: Reference, name: str, *, allow_othe
             f"{runtime.bundle.path} was built from weights {built[:12]}, {name} holds {reference.weights_sha256[:12]}: "
             "give the checkpoint the bundle was built from"
         )
-    absent = [spec.name for spec in runtime.manifest.outputs if spec.name not in reference.tasks]
+    absent = [task for task in runtime.manifest.tasks if task not in reference.tasks]
     if absent:
         raise M2HError(f"{name} has no {', '.join(absent)}, the engine has: export the reference with all tasks")
 
@@ -184,21 +187,18 @@ class _Comparison:
         cls, runtime: Runtime, reference: Reference, frames: Iterator[Frame], source: Dataset, pictures: int
     ) -> _Comparison:
         manifest = runtime.manifest
-        names: list[str] = [spec.name for spec in manifest.outputs]
+        # Labels have no distance: of a sensor graph's, the task's own figures tell.
+        names = [task for task in manifest.tasks if manifest.sensor is None or task != "semantics"]
         self = cls([TensorComparison(n) for n in names], [], WorstFrames(manifest.classes, pictures), set())
+        sides = _Plain(runtime, reference) if manifest.sensor is None else _Sensor(runtime, reference)
         for frame in frames:
             self.derived |= frame.derived
             if not self.tasks:
                 self.tasks = _task_comparisons(manifest, frame, source)
-            tensor = runtime.preprocess(frame.image)
-            outputs = reference.run(tensor)
-            expected = {name: outputs[name][0] for name in names}
-            given, bad = _run_engine(runtime, tensor)
+            before, expected, after, given, bad = sides.both(frame)
             for comparison in self.tensors:
                 name = comparison.output
                 comparison.add(expected[name], given[name], bad[name])
-            before = _postprocess(runtime, expected, frame)
-            after = _postprocess(runtime, given, frame)
             for task in self.tasks:
                 task.add(frame, before, after)
                 self.worst.add(task.task, frame.name, frame.image, before, after)
@@ -207,29 +207,85 @@ class _Comparison:
 
 def _task_comparisons(manifest: Manifest, frame: Frame, source: Dataset) -> list[TaskComparison]:
     """One comparison a task of the engine, against the labels where the first frame has them."""
-    if frame.semantics is not None and any(spec.name == "semantics" for spec in manifest.outputs):
+    if frame.semantics is not None and "semantics" in manifest.tasks:
         check_classes(source.class_names, manifest.classes)
     return [
         TaskComparison(
-            spec.name,
-            "labels" if getattr(frame, spec.name) is not None else "reference",
+            task,
+            "labels" if getattr(frame, task) is not None else "reference",
             manifest.classes,
-            derived=spec.name in frame.derived,
+            derived=task in frame.derived,
         )
-        for spec in manifest.outputs
+        for task in manifest.tasks
     ]
 
 
-def _run_engine(runtime: Runtime, tensor: NDArray[np.float32]) -> tuple[Outputs, dict[str, int]]:
-    """The engine's outputs of the frame, finite, and how many values of each were not."""
-    batch = runtime.manifest.input.batch or 1
-    outputs = runtime.backend.run(np.repeat(tensor, batch, axis=0) if batch > 1 else tensor)
-    first = {name: np.asarray(value[0], np.float32) for name, value in outputs.items()}
-    bad = {name: int(np.count_nonzero(~np.isfinite(value))) for name, value in first.items()}
-    # FP16 that overflows is what a parity run is for: count it and measure the rest.
-    finite = {n: np.nan_to_num(v, nan=0.0, posinf=0.0, neginf=0.0) if bad[n] else v for n, v in first.items()}
+#: Of one frame: the reference's prediction and tensors, the engine's, and how many of its values were not finite.
+_Both = tuple[Prediction, Outputs, Prediction, Outputs, dict[str, int]]
+
+
+class _Plain:
+    """The network's outputs on one preprocessed tensor, and what postprocess makes of each."""
+
+    def __init__(self, runtime: Runtime, reference: Reference) -> None:
+        self._runtime, self._reference = runtime, reference
+
+    def both(self, frame: Frame) -> _Both:
+        runtime = self._runtime
+        tensor = runtime.preprocess(frame.image)
+        outputs = self._reference.run(tensor)
+        expected = {task: outputs[task][0] for task in runtime.manifest.tasks}
+        batch = runtime.manifest.input.batch or 1
+        raw = runtime.backend.run(np.repeat(tensor, batch, axis=0) if batch > 1 else tensor)
+        given, bad = _finite({name: np.asarray(value[0], np.float32) for name, value in raw.items()})
+        before = runtime.postprocess(expected, frame.height, frame.width)
+        return before, expected, runtime.postprocess(given, frame.height, frame.width), given, bad
+
+
+class _Sensor:
+    """The reference between Python's preprocess and postprocess, and the finished results of a sensor graph.
+
+    Where the graph takes NV12, the reference sees the colours that NV12 left.
+    """
+
+    def __init__(self, runtime: Runtime, reference: Reference) -> None:
+        self._runtime, self._reference = runtime, reference
+        self._preprocess = preprocess_for(runtime.manifest.network_input)
+        self._postprocess = Postprocess(runtime.manifest.depth_range)
+
+    def both(self, frame: Frame) -> _Both:
+        manifest = self._runtime.manifest
+        image = frame.image
+        after = self._runtime(image)
+        if manifest.input.layout == "NV12":
+            image = nv12_to_bgr(bgr_to_nv12(image))
+        outputs = self._reference.run(self._preprocess(image))
+        kept = {task: outputs[task][0] for task in manifest.tasks}
+        before = self._postprocess(kept, frame.height, frame.width)
+        given, bad = _finite(_maps(after))
+        return before, _maps(before), dataclasses.replace(after, **_arrays(given)), given, bad
+
+
+def _maps(prediction: Prediction) -> Outputs:
+    """Depth, normals and edges of a prediction with the channels first."""
+    maps = {"depth": prediction.depth, "edges": prediction.edges}
+    found = {name: value[None] for name, value in maps.items() if value is not None}
+    if prediction.normals is not None:
+        found["normals"] = np.ascontiguousarray(prediction.normals.transpose(2, 0, 1))
+    return found
+
+
+def _arrays(maps: Outputs) -> dict[str, Any]:
+    """Inverse of `_maps`: what a prediction holds."""
+    return {
+        name: np.ascontiguousarray(value.transpose(1, 2, 0)) if name == "normals" else value[0]
+        for name, value in maps.items()
+    }
+
+
+def _finite(outputs: Outputs) -> tuple[Outputs, dict[str, int]]:
+    """Outputs without NaN and infinity, and how many values of each were: FP16 that overflows is what a parity run is
+    for, so it is counted and the rest is measured."""
+    bad = {name: int(np.count_nonzero(~np.isfinite(value))) for name, value in outputs.items()}
+    finite = {n: np.nan_to_num(v, nan=0.0, posinf=0.0, neginf=0.0) if bad[n] else v for n, v in outputs.items()}
     return finite, bad
-
-
-def _postprocess(runtime: Runtime, outputs: Outputs, frame: Frame) -> Prediction:
-    return runtime.postprocess(outputs, frame.height, frame.width)

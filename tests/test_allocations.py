@@ -26,10 +26,12 @@ ARRAY = 112 * 140
 #: resize keeps rows. A float plane of the network's size is 63 KB, the labels of a 640 x 480 image 307 KB.
 PIECE = 40_000
 
-#: Notes the sizes that malloc and its kin are asked for, from a piece on, while it is told to.
+#: Notes the sizes that malloc and its kin are asked for, from a piece on, while it is told to, by the
+#: thread that told it: ONNX Runtime has threads that come and go on their own.
 COUNTER = """
 #include <stddef.h>
-static volatile long counting, count;
+static __thread long counting __attribute__((tls_model("initial-exec")));
+static volatile long count;
 static long sizes[256];
 static void note(size_t size) {
     if (counting && size >= PIECE) sizes[__sync_fetch_and_add(&count, 1) & 255] = (long)size;

@@ -23,6 +23,7 @@ from engines.quantization import QuantPolicy
 from engines.tensorrt import BuildOptions, build_tensorrt
 from m2h_deploy import __version__
 from m2h_deploy.backends import BackendOptions, open_backend
+from m2h_deploy.backends.cache import user_cache_folder
 from m2h_deploy.backends.cuda import missing_gpu
 from m2h_deploy.bundle import (
     Bundle,
@@ -109,6 +110,7 @@ def build_bundle(
     if precision not in PRECISIONS:
         raise M2HError(f"precision '{precision}': choose one of {', '.join(PRECISIONS)}")
     BackendOptions(threads=threads)  # refuses a number of threads that is none
+    _refuse_idle_options(engine, precision, threads, provider, hint, lowering, tensorrt)
     source = Path(onnx_path)
     proto = load_graph(source)
     card = read_card(proto, source)
@@ -133,6 +135,29 @@ def build_bundle(
     return load_bundle(out_dir)
 
 
+def _refuse_idle_options(
+    engine: str,
+    precision: str,
+    threads: int | None,
+    provider: str,
+    hint: str | None,
+    lowering: Lowering | None,
+    tensorrt: BuildOptions | None,
+) -> None:
+    """Raises M2HError for an option that this engine or precision would not look at."""
+    gpu = engine in _NEED_GPU
+    idle = {
+        "a number of threads": threads is not None and gpu,
+        f"the provider {provider}": provider != "cpu" and engine != "onnxruntime",
+        f"the hint {hint}": hint is not None and engine != "openvino",
+        "an option of TensorRT": tensorrt not in (None, BuildOptions()) and not gpu,
+    }
+    for what in (what for what, given in idle.items() if given):
+        raise M2HError(f"{what} means nothing to {engine}: leave it out, or choose the engine that has it")
+    if precision == "fp32" and lowering not in (None, Lowering()):
+        raise M2HError("calibration, policy and types of inputs mean nothing in fp32: choose fp16 or int8")
+
+
 def _lower(
     source: Path, target: Path, precision: str, lowering: Lowering, card: ModelCard, spec: InputSpec
 ) -> PrecisionReport:
@@ -150,7 +175,9 @@ def _lower(
     if precision == "fp16":
         return to_fp16(source, target, io=lowering.io, frames=frames)
     assert frames is not None
-    calibration = Calibration(frames, method=lowering.method)  # type: ignore[arg-type]
+    # Kept by the digests of graph and frames, so that another policy or another engine need not measure again.
+    cache = user_cache_folder("calibration")
+    calibration = Calibration(frames, method=lowering.method, cache=cache)  # type: ignore[arg-type]
     return to_int8(
         source, target, calibration=calibration, policy=lowering.policy, min_psnr=lowering.min_psnr, io=lowering.io
     )
@@ -197,7 +224,7 @@ def _lowering_info(report: PrecisionReport | None) -> LoweringInfo | None:
         psnr=report.psnr,
         float32_nodes=len(report.islands),
         int8_layers=len(report.quantised),
-        weights_beyond_fp16=tuple(dict.fromkeys(risk.initializer for risk in report.risks)),
+        weights_beyond_fp16=tuple(dict.fromkeys(risk.node for risk in report.risks)),
     )
 
 
@@ -218,7 +245,7 @@ def _input_spec(proto: onnx.ModelProto, card: ModelCard) -> InputSpec:
     width, height = card.sensor.camera if card.sensor else (sides[-1], sides[-2])
     if card.sensor:
         nv12 = card.sensor.format == "nv12"
-        raw = {"dtype": "uint8", "layout": "NV12" if nv12 else "NHWC", "color": "YUV" if nv12 else "BGR"}
+        raw = {"dtype": "uint8", "layout": "NV12" if nv12 else "NHWC", "color": "YCbCr" if nv12 else "BGR"}
     return InputSpec(
         name=value.name,
         batch=batch or None,

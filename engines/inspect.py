@@ -186,7 +186,7 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
             "variant": manifest["model"]["variant"],
             "engine": f"{engine['kind']} {engine['version']}",
             "precision": engine["precision"],
-            "input": f"{size['batch'] or 'N'} x 3 x {size['height']} x {size['width']}",
+            "input": _input_words(size),
         }
     else:
         rows["variant"] = report["metadata"].get("m2h.variant")
@@ -201,6 +201,15 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
         layers = graph["layers"]
         rows["layers"] = sum(layers.values()) if isinstance(layers, dict) else len(layers)
     return rows
+
+
+def _input_words(size: dict[str, Any]) -> str:
+    batch, height, width = size["batch"] or "N", size["height"], size["width"]
+    if size["layout"] == "NV12":
+        return f"{batch} x {height * 3 // 2} x {width} uint8 (NV12)"
+    if size["layout"] == "NHWC":
+        return f"{batch} x {height} x {width} x 3 uint8 (BGR)"
+    return f"{batch} x 3 x {height} x {width}"
 
 
 def compare(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files import write_text
@@ -64,7 +64,7 @@ class InputSpec(_Record):
     """None: any batch size."""
     height: Side
     width: Side
-    color: Literal["RGB", "BGR", "YUV"] = "RGB"
+    color: Literal["RGB", "BGR", "YCbCr"] = "RGB"
     scale: float = 1 / 255
     mean: Triple
     std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=3, max_length=3)]
@@ -125,7 +125,7 @@ class LoweringInfo(_Record):
     """Nodes that stayed float32, for headroom."""
     int8_layers: int
     weights_beyond_fp16: tuple[str, ...]
-    """Weights with values that FP16 rounds to zero or infinity."""
+    """Layers with weights that FP16 rounds to zero or infinity."""
 
 
 class CalibrationInfo(_Record):
@@ -173,6 +173,12 @@ class Manifest(_Record):
     parity: dict[str, Any] | None = None
     latency: dict[str, Any] | None = None
     files: dict[FileName, Sha256]
+
+    @model_validator(mode="after")
+    def _check_sensor(self) -> Manifest:
+        if (self.sensor is None) != (self.input.layout == "NCHW"):
+            raise ValueError("a sensor belongs to an input of raw pixels, and only to one")
+        return self
 
     @property
     def network_input(self) -> InputSpec:

@@ -2,62 +2,170 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.app import JsonFlag, app
-from m2h_deploy.console import make_progress, print_json, print_values, timing_summary
+from m2h_deploy.console import make_progress, print_json, print_values, say, timing_summary
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files import make_folder
 
 if TYPE_CHECKING:
-    pass
+    from rich.progress import Progress
+
+    from m2h_deploy import Prediction, Runtime
+    from m2h_deploy.sources import Source, SourceFrame
 
 
 @app.command()
 def run(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    source: Annotated[str, typer.Argument(help="Image, folder of images, video file, or camera index.")],
+    source: Annotated[str, typer.Argument(help="Image, folder of images, video file, camera index, or rtsp://...")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path("out"),
+    files: Annotated[bool, typer.Option(help="Write a picture, depth and labels for each frame.")] = True,
     npz: Annotated[bool, typer.Option(help="Also write every output as npz.")] = False,
+    video: Annotated[Path | None, typer.Option(help="Write the four tasks as this .mp4.")] = None,
+    rerun: Annotated[Path | None, typer.Option(help="Write a Rerun recording (.rrd).")] = None,
+    show: Annotated[bool, typer.Option(help="Show the four tasks in a window; q closes it.")] = False,
+    fov: Annotated[float | None, typer.Option(help="Rerun: the camera's horizontal angle of view, degrees.")] = None,
+    intrinsics: Annotated[str | None, typer.Option(help="Rerun: the camera as fx,fy,cx,cy in pixels.")] = None,
     limit: Annotated[int | None, typer.Option(help="Stop after this many frames.", min=1)] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
     self_test: Annotated[bool, typer.Option(help="Prove the engine's numbers first.")] = True,
+    plugins: Annotated[list[Path] | None, typer.Option(help="TensorRT: plug-in library to load; may repeat.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Predict on frames: a picture, depth (16-bit PNG, millimetres) and labels (PNG) for each."""
+    """Predict on frames: a picture, depth (16-bit PNG, millimetres) and labels (PNG) for each.
+
+    Ctrl-C ends a camera; what was written so far is finished and kept.
+    """
     from m2h_deploy import Runtime
-    from m2h_deploy.results import write_prediction
-    from m2h_deploy.sources import Skipped, open_source
+    from m2h_deploy.sources import open_source
 
     frames = open_source(source)
-    runtime = Runtime.load(bundle, threads=threads, self_test=self_test)
     if Path(source).is_dir() and Path(source).resolve() == output.resolve():
         raise M2HError(f"{output} is the source itself: results could overwrite its files; give another --output")
-    make_folder(output)
+    with ExitStack() as stack:
+        runtime = stack.enter_context(
+            Runtime.load(bundle, threads=threads, self_test=self_test, plugins=tuple(plugins or ()))
+        )
+        sinks = _sinks(runtime, frames, video, rerun, show, fov, intrinsics)
+        for sink in sinks:
+            stack.callback(sink.close)
+        if files:
+            make_folder(output)
+            sinks.append(_Files(output, runtime, npz=npz))
+        summary = _run(runtime, frames, sinks, limit)
+    summary["output"] = str(output) if files else None
+    written = {"video": video, "rerun": rerun}
+    summary |= {name: str(path) for name, path in written.items() if path is not None and path.exists()}
+    print_json(summary) if as_json else print_values(summary)
+    if summary["interrupted"]:
+        raise KeyboardInterrupt
+    if summary["failed"]:
+        raise M2HError(f"{summary['failed']} of {summary['read']} frames gave no result (named above)")
+
+
+class _Files:
+    """The results of each frame as files."""
+
+    def __init__(self, folder: Path, runtime: Runtime, *, npz: bool) -> None:
+        self._folder, self._classes, self._npz = folder, runtime.manifest.classes, npz
+        self.name = ""
+
+    def add(self, image: Any, prediction: Prediction) -> None:
+        from m2h_deploy.results import write_prediction
+
+        write_prediction(self._folder, self.name, image, prediction, self._classes, npz=self._npz)
+
+
+def _sinks(
+    runtime: Runtime,
+    frames: Source,
+    video: Path | None,
+    rerun: Path | None,
+    show: bool,
+    fov: float | None,
+    intrinsics: str | None,
+) -> list[Any]:
+    """Where predictions go beside the files; each refuses what it cannot do before the first frame."""
+    from m2h_deploy.camera import ASSUMED_FOV, parse_intrinsics
+    from m2h_deploy.screen import VideoFile, Window
+
+    classes = runtime.manifest.classes
+    if rerun is None and (fov is not None or intrinsics is not None):
+        raise M2HError("--fov and --intrinsics describe the camera of --rerun FILE.rrd: give that too")
+    if fov is not None and intrinsics is not None:
+        raise M2HError("give --fov or --intrinsics, not both")
+    sinks: list[Any] = []
+    if show:
+        sinks.append(Window(classes))
+    if video is not None:
+        sinks.append(VideoFile(video, classes, rate=frames.rate))
+    if rerun is not None:
+        from m2h_deploy.rerun_log import RerunLog
+
+        camera = parse_intrinsics(intrinsics) if intrinsics is not None else None
+        if camera is None and fov is None:
+            say(f"no --fov or --intrinsics: the cloud assumes a view of {ASSUMED_FOV:g} degrees", "yellow")
+        depth_range = runtime.manifest.depth_range
+        sinks.append(RerunLog(rerun, classes, depth_range, intrinsics=camera, fov=fov or ASSUMED_FOV))
+    return sinks
+
+
+def _run(runtime: Runtime, frames: Source, sinks: list[Any], limit: int | None) -> dict[str, Any]:
+    """Every frame through the runtime and into the sinks, until the source, the limit or a person ends it."""
+    from m2h_deploy.sources import Skipped
+
     total = frames.count if limit is None or frames.count is None else min(limit, frames.count)
     timings: list[dict[str, float]] = []
-    failures: list[M2HError] = []
-    with make_progress() as progress, runtime:
+    failed, interrupted = 0, False
+    with make_progress() as progress:
         task = progress.add_task("frames", total=total)
-        for frame in frames.read():
-            if isinstance(frame, M2HError):
-                failures.append(frame)
-                progress.console.print(str(frame), style="red", markup=False, soft_wrap=True)
-            elif isinstance(frame, Skipped):
-                progress.console.print(frame.reason, style="yellow", markup=False, soft_wrap=True)
-            else:
-                prediction = runtime(frame.image)
-                write_prediction(output, frame.name, frame.image, prediction, runtime.manifest.classes, npz=npz)
-                timings.append(prediction.timings)
-                mean = sum(sum(t.values()) for t in timings) / len(timings)
-                progress.update(task, description=f"frames  {1000 / mean:.1f} a second")
-            progress.advance(task)
-            if limit is not None and len(timings) + len(failures) >= limit:
-                break
-    summary = timing_summary(timings) | {"output": str(output), "failed": len(failures)}
-    print_json(summary) if as_json else print_values(summary)
-    if failures:
-        raise M2HError(f"{len(failures)} of {len(timings) + len(failures)} frames could not be read (named above)")
+        try:
+            for frame in frames.read():
+                if isinstance(frame, Skipped):
+                    progress.console.print(frame.reason, style="yellow", markup=False, soft_wrap=True)
+                elif isinstance(frame, M2HError) or not _predict(runtime, frame, sinks, timings, progress):
+                    failed += 1
+                    if isinstance(frame, M2HError):
+                        _complain(progress, frame)
+                if timings:
+                    mean = sum(sum(t.values()) for t in timings) / len(timings)
+                    progress.update(task, description=f"frames  {1000 / mean:.1f} a second")
+                progress.advance(task)
+                done = limit is not None and len(timings) + failed >= limit
+                if done or not all(getattr(sink, "wanted", True) for sink in sinks):
+                    break
+        except KeyboardInterrupt:
+            interrupted = True
+    return timing_summary(timings) | {
+        "failed": failed,
+        "read": len(timings) + failed,
+        "interrupted": interrupted,
+    }
+
+
+def _predict(
+    runtime: Runtime, frame: SourceFrame, sinks: list[Any], timings: list[dict[str, float]], progress: Progress
+) -> bool:
+    """One frame; False where its numbers are none."""
+    import numpy as np
+
+    prediction = runtime(frame.image)
+    if any(not np.isfinite(getattr(prediction, task)).all() for task in runtime.tasks):
+        _complain(progress, M2HError(f"{frame.name}: the engine gave values that are no numbers"))
+        return False
+    for sink in sinks:
+        if isinstance(sink, _Files):
+            sink.name = frame.name
+        sink.add(frame.image, prediction)
+    timings.append(prediction.timings)
+    return True
+
+
+def _complain(progress: Progress, error: M2HError) -> None:
+    progress.console.print(str(error), style="red", markup=False, soft_wrap=True)

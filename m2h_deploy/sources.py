@@ -53,6 +53,8 @@ class Source:
     """Each call starts again; a live source is opened again."""
     live: bool = False
     """A camera or a network stream: its frames do not wait, and its end is a failure."""
+    rate: float | None = None
+    """Frames a second, where the source says so."""
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -146,7 +148,7 @@ def _open_capture(handle: str | int) -> Any:
 def _video(handle: str | int, stem: str, *, live: bool) -> Source:
     # Opened at once, so that a camera that is not there is known before an engine is loaded.
     waiting = [_open_capture(handle)]
-    count = int(waiting[0].get(cv2.CAP_PROP_FRAME_COUNT))
+    count, rate = int(waiting[0].get(cv2.CAP_PROP_FRAME_COUNT)), float(waiting[0].get(cv2.CAP_PROP_FPS))
     name = without_password(str(handle))
 
     def read() -> Iterator[Item]:
@@ -164,4 +166,4 @@ def _video(handle: str | int, stem: str, *, live: bool) -> Source:
         finally:
             capture.release()
 
-    return Source(count if not live and count > 0 else None, read, live)
+    return Source(count if not live and count > 0 else None, read, live, rate if 0 < rate <= 1000 else None)

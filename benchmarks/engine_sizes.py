@@ -1,10 +1,12 @@
 """Plan size and build time of every variant, precision, window form and batch, compiled for real.
 
     python benchmarks/engine_sizes.py --json engine_sizes.json
-    python benchmarks/engine_sizes.py --variants m2h-small --precisions fp32,fp16 --targets 8.6
+    python benchmarks/engine_sizes.py --networks m2h-small@480x640 --precisions fp32,fp16 --targets 8.6
 
-Prints a Markdown table. TensorRT-RTX compiles without a GPU; TensorRT (`--engine tensorrt`) needs one. Weights are
-those of `--checkpoint`, or random: neither size nor time depends on them. INT8 is calibrated on rendered rooms.
+A network is a variant and, where it is not 224x224, HEIGHTxWIDTH. Every graph is compiled once for each of `--targets`
+(separated by '/'). Prints a Markdown table. TensorRT-RTX compiles without a GPU; TensorRT (`--engine tensorrt`) needs
+one. Weights are those of `--checkpoint`, or random: neither size nor time depends on them. INT8 is calibrated on a
+rendered room.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from engines.calibration import Calibration, select_frames
 from engines.precision import to_fp16, to_int8
@@ -31,63 +35,71 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.model import M2H, build_model, load_checkpoint
 from m2h_deploy.preprocess import PRESETS, Preprocess
 
-VARIANTS = ("m2h-small", "m2h")
+NETWORKS = ("m2h-small", "m2h", "m2h-small@480x640")
 PRECISIONS = ("fp32", "fp16", "int8")
 WINDOWS = ("standard", "functions")
 BATCHES = ("static", "dynamic")
-SIDE = 224
+TARGETS = ("8.6", "portable")
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One plan of the matrix."""
 
-    variant: str
+    network: str
     precision: str
     windows: str
     batch: str
+    targets: str
     onnx_bytes: int
     record: BuildRecord
 
 
-def build_one(
-    variant: str,
+def build_cell(
+    network: str,
     precision: str,
     windows: str,
-    dynamic_batch: bool,
+    batch: str,
     flavour: str,
     folder: Path,
     *,
-    targets: tuple[str, ...] = (),
+    targets: Sequence[str] = TARGETS,
     checkpoint: Path | None = None,
-) -> BuildRecord:
-    """Export, convert and compile one cell of the matrix in `folder`."""
-    return _row(variant, precision, windows, dynamic_batch, flavour, folder, targets, checkpoint).record
-
-
-def _row(
-    variant: str,
-    precision: str,
-    windows: str,
-    dynamic_batch: bool,
-    flavour: str,
-    folder: Path,
-    targets: tuple[str, ...],
-    checkpoint: Path | None,
-) -> Row:
-    batch = BATCHES[dynamic_batch]
-    source = folder / f"{variant}-{windows}-{batch}.onnx"
+) -> Iterator[Row]:
+    """Export and convert one cell of the matrix in `folder`, and compile it for each of `targets`."""
+    variant, height, width = parse_network(network)
+    source = folder / f"{network}-{windows}-{batch}.onnx"
     if not source.exists():
-        network = _network(variant, checkpoint)
-        export_onnx(network, source, height=SIDE, width=SIDE, windows=windows, dynamic_batch=dynamic_batch)  # type: ignore[arg-type]
+        export_onnx(
+            _network(variant, checkpoint),
+            source,
+            height=height,
+            width=width,
+            windows=windows,  # type: ignore[arg-type]
+            dynamic_batch=batch == "dynamic",
+        )
     model = source.with_name(f"{source.stem}-{precision}.onnx") if precision != "fp32" else source
     if precision == "fp16":
         to_fp16(source, model)
     elif precision == "int8":
-        frames = select_frames(_rooms(4), count=3, held_out=1)
-        to_int8(source, model, calibration=Calibration(frames, cache=folder / "ranges"))
-    record = build_plan(model, folder / "model.plan", flavour=flavour, options=BuildOptions(targets=targets))
-    return Row(variant, precision, windows, batch, model.stat().st_size, record)
+        frames = select_frames(_rooms(2, height, width), count=1, held_out=1)
+        to_int8(source, model, calibration=Calibration(frames))
+    for target in targets:
+        options = BuildOptions(targets=parse_targets(target))
+        record = build_plan(model, folder / "model.plan", flavour=flavour, options=options)
+        yield Row(network, precision, windows, batch, target, model.stat().st_size, record)
+    if model != source:
+        model.unlink()
+
+
+def parse_network(network: str) -> tuple[str, int, int]:
+    """`m2h-small@480x640` to variant, height and width; 224 x 224 where no size is given."""
+    variant, _, size = network.partition("@")
+    try:
+        height, width = (int(side) for side in (size or "224x224").split("x"))
+    except ValueError:
+        raise M2HError(f"network '{network}': give a variant, or VARIANT@HEIGHTxWIDTH") from None
+    return variant, height, width
 
 
 def _network(variant: str, checkpoint: Path | None) -> M2H:
@@ -97,20 +109,20 @@ def _network(variant: str, checkpoint: Path | None) -> M2H:
     return build_model(variant).eval()
 
 
-def _rooms(count: int) -> Iterator:
-    preprocess = Preprocess(PRESETS["published"], SIDE, SIDE)
+def _rooms(count: int, height: int, width: int) -> Iterator[NDArray[np.float32]]:
+    preprocess = Preprocess(PRESETS["published"], height, width)
     for seed in range(count):
-        yield preprocess(render_room(seed, 0, SIDE, SIDE).image)
+        yield preprocess(render_room(seed, 0, height, width).image)
 
 
 def markdown(rows: list[Row]) -> str:
     """The table: sizes in megabytes (10^6), time in seconds, and how many attention blocks were fused."""
     lines = [
-        "| variant | precision | windows | batch | ONNX (MB) | plan (MB) | build (s) | attention fused |",
-        "|---|---|---|---|---:|---:|---:|---:|",
+        "| network | precision | windows | batch | target | ONNX (MB) | plan (MB) | build (s) | attention fused |",
+        "|---|---|---|---|---|---:|---:|---:|---:|",
     ]
     lines += [
-        f"| {row.variant} | {row.precision} | {row.windows} | {row.batch} | {row.onnx_bytes / 1e6:.1f} "
+        f"| {row.network} | {row.precision} | {row.windows} | {row.batch} | {row.targets} | {row.onnx_bytes / 1e6:.1f} "
         f"| {row.record.plan_bytes / 1e6:.1f} | {row.record.seconds:.1f} | {row.record.fused_attention} |"
         for row in rows
     ]
@@ -119,32 +131,29 @@ def markdown(rows: list[Row]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, values in (("variants", VARIANTS), ("precisions", PRECISIONS), ("windows", WINDOWS), ("batch", BATCHES)):
+    for name, values in (("networks", NETWORKS), ("precisions", PRECISIONS), ("windows", WINDOWS), ("batch", BATCHES)):
         parser.add_argument(f"--{name}", default=",".join(values), help=f"of {','.join(values)}")
     parser.add_argument("--engine", default="tensorrt-rtx", help="tensorrt-rtx or tensorrt")
-    parser.add_argument("--targets", default="portable", help="8.6,rtx4090,... or portable")
-    parser.add_argument("--checkpoint", type=Path, help="weights; only with one variant")
+    parser.add_argument("--targets", default="/".join(TARGETS), help="8.6,rtx4090,... or portable; several by '/'")
+    parser.add_argument("--checkpoint", type=Path, help="weights; only with one network")
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
     options = parser.parse_args()
-    cells = itertools.product(*(getattr(options, n).split(",") for n in ("variants", "windows", "batch", "precisions")))
+    cells = itertools.product(*(getattr(options, n).split(",") for n in ("networks", "windows", "batch", "precisions")))
     rows: list[Row] = []
     try:
-        targets = parse_targets(options.targets)
+        targets = options.targets.split("/")
         with tempfile.TemporaryDirectory(prefix="m2h-sizes-") as folder:
-            for variant, windows, batch, precision in cells:
-                say(f"{variant} {precision} {windows} {batch}")
-                place = Path(folder)
-                rows.append(
-                    _row(
-                        variant,
-                        precision,
-                        windows,
-                        batch == "dynamic",
-                        options.engine,
-                        place,
-                        targets,
-                        options.checkpoint,
-                    )
+            for network, windows, batch, precision in cells:
+                say(f"{network} {precision} {windows} {batch}")
+                rows += build_cell(
+                    network,
+                    precision,
+                    windows,
+                    batch,
+                    options.engine,
+                    Path(folder),
+                    targets=targets,
+                    checkpoint=options.checkpoint,
                 )
     except M2HError as error:
         say(str(error), style="red")

@@ -35,6 +35,7 @@ def build(
     workspace: Annotated[int | None, typer.Option(help="TensorRT: workspace in MB.", min=1)] = None,
     level: Annotated[int | None, typer.Option(help="TensorRT: builder level 0 to 5.")] = None,
     version_compatible: Annotated[bool, typer.Option(help="TensorRT: let later versions run the plan.")] = False,
+    hardware_compatible: Annotated[bool, typer.Option(help="TensorRT: let every GPU from Ampere on run it.")] = False,
     strip_weights: Annotated[bool, typer.Option(help="TensorRT: leave the weights beside the plan.")] = False,
     max_batch: Annotated[int, typer.Option(help="TensorRT: largest batch of a free batch.", min=1)] = 4,
     plugins: Annotated[list[Path] | None, typer.Option(help="TensorRT: plug-in library; may repeat.")] = None,
@@ -62,6 +63,7 @@ def build(
         workspace_mb=workspace,
         level=level,
         version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
         strip_weights=strip_weights,
         max_batch=max_batch,
         plugins=tuple(plugins or ()),
@@ -87,7 +89,7 @@ def build(
         say(f"PSNR against float32: {psnr}" if psnr else "PSNR against float32: give --calibration to measure it")
         risky = manifest.lowering.weights_beyond_fp16
         if risky:
-            say(f"{len(risky)} weights hold values beyond FP16's range: {', '.join(risky[:3])}", "yellow")
+            say(f"{len(risky)} layers hold weights beyond FP16's range: {', '.join(risky[:3])}", "yellow")
     for note in manifest.engine.options.get("notes", ()):
         say(note, "yellow")
     if trtexec and "trtexec" in manifest.engine.options:

@@ -40,7 +40,7 @@ def export(
     windows: Annotated[Windows, typer.Option(help="WMCA's partition as plain operators or ONNX functions.")] = (
         Windows.standard
     ),
-    form: Annotated[str, typer.Option(help="reference: as published; deploy: same function, less work.")] = "reference",
+    form: Annotated[str, typer.Option(help="deploy: same function, less work; reference: as published.")] = "deploy",
     preset: Annotated[str, typer.Option(help="Normalisation of the training: published or imagenet.")] = "published",
     sensor: Annotated[
         Sensors | None, typer.Option(help="Take raw camera pixels and give finished results: all inside the graph.")

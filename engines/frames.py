@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from m2h_deploy.data.nyuv2 import MAT_NAME
 from m2h_deploy.data.opening import open_dataset
 from m2h_deploy.errors import M2HError
 from m2h_deploy.preprocess import PRESETS, Preprocess
@@ -27,7 +28,7 @@ def calibration_frames(source: str, *, preset: str, height: int, width: int) -> 
 
 def _images(source: str) -> Iterator[NDArray[np.uint8]]:
     path = Path(source)
-    if path.suffix == ".mat" or (path / "gt_sets").is_dir():
+    if path.suffix.lower() == ".mat" or (path / "gt_sets").is_dir() or (path / MAT_NAME).is_file():
         for frame in open_dataset(path, "train"):
             yield frame.image
         return

@@ -29,9 +29,11 @@ QUANTISABLE = ("Conv", "MatMul", "Gemm")
 class QuantPolicy:
     """Which layers become INT8: those that `quantise` names and `keep` does not. See `engines.blocks.matches`.
 
-    The default keeps the first and the last layers, and what works on one pixel only (gates, pooled branches), where
-    INT8 costs accuracy and saves nothing. Whatever a policy says, only Conv, MatMul and Gemm with constant weights
-    are quantised: the attention core, norms and GELU have none.
+    The default keeps the first and the last layers; what works on one pixel or on means only (gates, pooled branches),
+    where INT8 costs accuracy and saves nothing; WMCA, whose products are 8 to 32 channels wide; and MSTR, in m2h-small
+    a fiftieth of the work, whose noise reaches all four outputs. The names are those of both forms of the graph.
+    Whatever a policy says, only Conv, MatMul and Gemm with constant weights are quantised: the attention core, norms
+    and GELU have none.
     """
 
     quantise: tuple[str, ...] = ("*",)
@@ -40,8 +42,17 @@ class QuantPolicy:
     keep: tuple[str, ...] = (
         "/backbone/patch_embed/*",
         "/heads.*/final/*",
-        "/heads.*/gate/*",
-        "/heads.*/aspp/pooled/*",
+        "*/gate/*",
+        "/heads.*/aspp/pooled*",
+        "mstr",
+        "wmca",
+        # The deploy form: heads end in `end`, or in a product made of the last two layers and the residual beside it.
+        "/heads.*/end/*",
+        "/heads.*/upsample2/MatMul*",
+        "/heads.*/upsample2/residual/*",
+        "/context.*/gates.*/*",
+        "*/mean/*",
+        "*_mean/*",
     )
 
 

@@ -66,7 +66,7 @@ def export_onnx(
     opset: int = DEFAULT_OPSET,
     tasks: Sequence[str] = TASKS,
     windows: Windows = "standard",
-    form: Form = "reference",
+    form: Form = "deploy",
     preset: str = "published",
     sensor: Sensor | None = None,
     images: Sequence[np.ndarray] = (),
@@ -76,7 +76,9 @@ def export_onnx(
 
     The graph has one input `image` (batch, 3, height, width) float32, normalised, and one output a task, in the
     order of TASKS. Height and width are static, the batch too unless `dynamic_batch`; `windows="functions"` keeps
-    WMCA's partition as ONNX functions (see `export.windows`). `preset` is how images were normalised in training.
+    WMCA's partition as ONNX functions (see `export.windows`). `form="deploy"` is the network rewritten to do less work
+    (see `export.deploy_form`), the same function up to rounding; "reference" is the network as published. `preset` is
+    how images were normalised in training.
     With `sensor` the graph takes a camera's raw pixels and gives finished results (see `export.sensor.add_sensor`);
     its outputs decide the tasks.
 

@@ -234,17 +234,19 @@ class TestBuilds:
             assert stripped.plan_bytes < whole.plan_bytes
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("batch", [1, "batch"])
+    @pytest.mark.parametrize("batch", ["static", "dynamic"])
     @pytest.mark.parametrize("windows", ["standard", "functions"])
-    @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-    @pytest.mark.parametrize("variant", ["m2h-tiny", "m2h-small", "m2h"])
-    def test_the_matrix_compiles(self, variant, precision, windows, batch, tmp_path):
-        from benchmarks.engine_sizes import build_one
+    @pytest.mark.parametrize("precision", ["fp16", "int8"])
+    @pytest.mark.parametrize("network", ["m2h-tiny", "m2h-small", "m2h-small@480x640", "m2h"])
+    def test_the_matrix_compiles_for_one_card_and_for_all(self, network, precision, windows, batch, tmp_path):
+        from benchmarks.engine_sizes import build_cell
 
-        record = build_one(variant, precision, windows, batch == "batch", RTX, tmp_path)
-        assert record.precision == precision
-        assert record.fused_attention == (8 if variant == "m2h-tiny" else 14)
-        assert bool(record.notes) == (precision == "int8")
+        rows = list(build_cell(network, precision, windows, batch, RTX, tmp_path))
+        assert [row.record.options.targets for row in rows] == [("8.6",), ()]
+        for row in rows:
+            assert row.record.precision == precision
+            assert row.record.fused_attention == (8 if network == "m2h-tiny" else 14)
+            assert bool(row.record.notes) == (precision == "int8")
 
 
 def test_precision_is_read_off_the_graph():

@@ -48,8 +48,7 @@ def _subject(subject: SubjectResult, low: float, high: float, top: float) -> dic
     stages = [subject.summary[stage].p50.value for stage in STAGES]
     return {
         "name": subject.name,
-        "about": f"{subject.description}, {subject.precision}, threads: {words.threads_of(subject.threads)}",
-        "warm_up": str(subject.warm_up),
+        "about": words.subject_facts(subject),
         "cells": [
             str(total.count),
             *(words.interval(estimate) for estimate in (total.p50, total.p90, total.p99)),

@@ -86,6 +86,11 @@ class BenchSettings:
     def seconds(self) -> float:
         return 10.0 if self.duration_s is None else self.duration_s
 
+    @property
+    def warm_up_s(self) -> float:
+        """Seconds after which a warm-up that has not become stable is given up."""
+        return min(20.0, max(2.0, 2 * self.seconds))
+
     def load(self, scenario: Scenario, expected_ms: float) -> LoadSettings:
         deadline = 100.0 if self.deadline_ms is None else self.deadline_ms
         return LoadSettings(scenario, self.duration_s, expected_ms, self.qps, deadline, self.streams)
@@ -216,7 +221,7 @@ def _measure(
         every += peers(runtimes[0])
     timer = Timer(images)
     with watch(probes) as readings:
-        warm = _warm_up(every, timer, tell)
+        warm = _warm_up(every, timer, settings.warm_up_s, tell)
         samples = interleave(
             every,
             timer,
@@ -249,12 +254,16 @@ def _measure(
     return find_warnings(result)
 
 
-def _warm_up(subjects: Sequence[Subject], timer: Timer, tell: Progress) -> dict[str, WarmUp]:
+def _warm_up(subjects: Sequence[Subject], timer: Timer, limit_s: float, tell: Progress) -> dict[str, WarmUp]:
     warm = {}
     for index, subject in enumerate(subjects):
         tell(f"warming up {subject.name}", index / len(subjects))
         rubbish = Samples()
-        warm[subject.name] = warm_up(lambda subject=subject, rubbish=rubbish: timer.run(subject, 0, rubbish))  # type: ignore[misc]
+
+        def run(subject: Subject = subject, rubbish: Samples = rubbish) -> None:
+            timer.run(subject, 0, rubbish)
+
+        warm[subject.name] = warm_up(run, limit_s=limit_s)
     return warm
 
 

@@ -20,6 +20,8 @@ def print_bench(result: BenchResult, console: Console) -> None:
     console.print(Text(f"frames {width} x {height}, network {net_width} x {net_height}, {result.seconds:.0f} s"))
     for name, value in words.machine_facts(result.machine).items():
         console.print(Text(f"{name}: {value}"), soft_wrap=True)
+    for subject in result.subjects:
+        console.print(Text(f"{subject.name}: {words.subject_facts(subject)}"), soft_wrap=True)
     console.print()
     for table in _tables(result):
         console.print(table)
@@ -83,18 +85,11 @@ def _latency(result: BenchResult) -> Table:
 
 
 def _stages(result: BenchResult) -> Table:
-    table = _table("stages, median ms (share of the frame)", "", *STAGES, "engine", "threads", "warm-up")
+    table = _table("stages, median ms (share of the frame)", "", *STAGES)
     for subject in result.subjects:
         medians = [subject.summary[stage].p50.value for stage in STAGES]
         cells = [f"{words.number(value)} ({100 * value / max(sum(medians), 1e-9):.1f} %)" for value in medians]
-        warm = subject.warm_up
-        table.add_row(
-            Text(subject.name),
-            *cells,
-            Text(f"{subject.description}, {subject.precision}"),
-            words.threads_of(subject.threads),
-            f"{warm.runs} runs, {warm.seconds:.1f} s, changed {100 * warm.change:.1f} %",
-        )
+        table.add_row(Text(subject.name), *cells)
     return table
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from m2h_deploy.profiling.layers import BlockTime
 from m2h_deploy.profiling.loadgen import LoadSummary
 from m2h_deploy.profiling.machine import Machine
-from m2h_deploy.profiling.result import BenchResult, mean_readings
+from m2h_deploy.profiling.result import BenchResult, SubjectResult, mean_readings
 from m2h_deploy.profiling.statistics import Estimate
 
 
@@ -38,8 +38,10 @@ def load_figure(summary: LoadSummary) -> str:
     return f"{number(summary.value)} samples/s"
 
 
-def threads_of(threads: int | None) -> str:
-    return "its own choice" if threads is None else str(threads)
+def subject_facts(subject: SubjectResult) -> str:
+    """Engine, precision, threads and how the warm-up went."""
+    threads = "threads of its own choice" if subject.threads is None else f"threads {subject.threads}"
+    return f"{subject.description}, {subject.precision}, {threads}; warm-up {subject.warm_up}"
 
 
 def machine_facts(machine: Machine) -> dict[str, str]:

@@ -1,0 +1,206 @@
+"""`bench` measures bundles side by side and keeps what it measured; a mistake is one line before the first run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m2h_deploy import M2HError
+from m2h_deploy.bundle import load_bundle, write_manifest
+from m2h_deploy.profiling import BenchSettings, bench, to_json, write_csv
+from m2h_deploy.profiling.layers import BlockCost
+from m2h_deploy.profiling.measure import Subject, Timer, interleave
+from m2h_deploy.profiling.page import write_page
+from m2h_deploy.profiling.result import latency_record
+from tests.test_cli import m2h, mistake
+
+QUICK = {"height": 96, "width": 128, "threads": 1, "duration_s": 0.2, "min_rounds": 5}
+
+
+@pytest.fixture(scope="module")
+def result(tiny_bundle):
+    settings = BenchSettings(**QUICK, camera_rate=50, policies=("latest", "queue"), deadline_ms=1.0)
+    return bench([tiny_bundle, tiny_bundle], settings, costs=lambda bundle: {"backbone": BlockCost(10**6, 10**6)})
+
+
+def test_every_frame_is_the_sum_of_its_stages_and_what_is_between_them(result):
+    for subject in result.subjects:
+        samples = subject.samples
+        assert len(samples.total) >= 5
+        stages = np.sum([samples.stages[name] for name in ("preprocess", "inference", "postprocess")], axis=0)
+        assert (stages <= samples.total).all()
+        assert samples.started == sorted(samples.started)
+
+
+def test_bundles_are_measured_in_the_same_rounds_and_compared_with_the_first(result):
+    first, second = result.subjects
+    assert (first.name, second.name) == ("tiny", "tiny (2)")
+    assert len(first.samples.total) == len(second.samples.total)
+    (ratio,) = result.ratios
+    assert (ratio.subject, ratio.baseline) == ("tiny (2)", "tiny")
+    assert ratio.total.value in {a / b for a, b in zip(first.samples.total, second.samples.total, strict=True)}
+
+
+def test_a_round_begins_with_another_subject_each_time():
+    order = []
+
+    def subject(name: str) -> Subject:
+        def run(image) -> dict[str, float]:
+            order.append(name)
+            return {"inference": 1.0}
+
+        return Subject(name, "", run)
+
+    samples = interleave(
+        list(map(subject, "abc")), Timer([np.zeros((16, 16, 3), np.uint8)]), duration_s=0, min_rounds=3
+    )
+    assert "".join(order) == "abcbcacab"
+    assert {name: len(found.total) for name, found in samples.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_a_camera_answers_or_drops_every_frame(result):
+    assert [(camera.subject, camera.run.camera.policy) for camera in result.cameras] == [
+        ("tiny", "latest"),
+        ("tiny (2)", "latest"),
+        ("tiny", "queue"),
+        ("tiny (2)", "queue"),
+    ]
+    for camera in result.cameras:
+        run = camera.run
+        assert run.camera.frames == 10
+        assert len(run.deliveries) + len(run.dropped) == 10
+        assert len(camera.samples.total) == len(run.deliveries)
+
+
+def test_layers_are_told_with_what_they_cost(result):
+    assert [profile.subject for profile in result.layers] == ["tiny", "tiny (2)"]
+    blocks = {block.block: block for block in result.layers[0].blocks}
+    assert blocks["backbone"].of_roofline > 0
+    assert blocks["wmca"].macs is None
+
+
+def test_json_is_valid_and_keeps_no_single_samples(result):
+    text = json.dumps(to_json(result), allow_nan=False)
+    values = json.loads(text)
+    assert values["subjects"][0]["summary"]["total"]["p50"]["value"] > 0
+    assert values["cameras"][0]["delivered"] + values["cameras"][0]["dropped"] == 10
+    assert "samples" not in values["subjects"][0]
+
+
+def test_csv_has_every_sample_and_every_dropped_frame(result, tmp_path):
+    with write_csv(result, tmp_path / "samples.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert all(None not in row and None not in row.values() for row in rows)
+    closed = [row for row in rows if row["measurement"] == "closed loop" and row["subject"] == "tiny"]
+    assert [float(row["total_ms"]) for row in closed] == pytest.approx(result.subjects[0].samples.total, abs=1e-4)
+    camera = [row for row in rows if row["measurement"] == "camera latest 50" and row["subject"] == "tiny"]
+    assert sorted(int(row["frame"]) for row in camera) == list(range(10))
+    assert sum(row["dropped"] == "1" for row in camera) == len(result.cameras[0].run.dropped)
+
+
+def test_the_page_needs_no_other_file_and_names_everything(result, tmp_path):
+    page = write_page(result, tmp_path / "page.html").read_text()
+    assert page.count("<svg") == page.count("</svg>") >= 8
+    assert "http" not in page and "src=" not in page and "<script" not in page
+    for words in ("tiny (2)", "backbone", "Behind a camera", "heads.depth", "variation"):
+        assert words in page
+
+
+def test_a_record_names_machine_engine_and_times(result):
+    record = latency_record(result, "tiny (2)")
+    assert record["machine"]["cpu"] == result.machine.cpu
+    assert record["milliseconds"]["total"]["p50"]["value"] == result.subjects[1].summary["total"].p50.value
+    assert {camera["subject"] for camera in record["cameras"]} == {"tiny (2)"}
+    assert record["threads"] == 1
+
+
+def test_too_few_runs_are_warned_of(result):
+    assert any("too few" in warning for warning in result.warnings)
+
+
+@pytest.fixture
+def copy(tiny_bundle, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
+
+
+def test_the_command_measures_records_and_writes_its_files(copy, tmp_path):
+    files = {name: tmp_path / f"out.{name}" for name in ("csv", "html")}
+    options = ["--duration", 0.2, "--size", "128x96", "--threads", 1, "--no-layers", "--record"]
+    ran = m2h("bench", copy, *options, "--json", "-", "--csv", files["csv"], "--html", files["html"])
+    assert ran.returncode == 0, ran.stderr
+    measured = json.loads(ran.stdout)
+    recorded = load_bundle(copy).manifest.latency
+    assert recorded is not None
+    assert recorded["milliseconds"]["total"] == measured["subjects"][0]["summary"]["total"]
+    assert all(file.stat().st_size > 0 for file in files.values())
+
+
+def test_a_bundle_that_cannot_be_written_is_told_before_anything_runs(copy, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    def run(*arguments, **options):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr("m2h_deploy.profiling.run.interleave", run)
+    with pytest.raises(M2HError, match=r"cannot be written \(Permission denied\).*--record"):
+        bench([copy], BenchSettings(**QUICK), record=True)
+
+
+def test_bundles_of_two_image_sizes_are_not_compared(tiny_bundle, copy):
+    manifest = load_bundle(copy).manifest
+    write_manifest(copy, manifest.model_copy(update={"input": manifest.input.model_copy(update={"height": 224})}))
+    with pytest.raises(M2HError, match=r"140 x 224 and .* 140 x 112: only bundles of one image size"):
+        bench([tiny_bundle, copy], BenchSettings(**QUICK))
+
+
+def test_ctrl_c_leaves_the_bundle_as_it_was(copy, monkeypatch):
+    before = (copy / "manifest.json").read_bytes()
+
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("m2h_deploy.profiling.run.interleave", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        bench([copy], BenchSettings(**QUICK), record=True)
+    assert (copy / "manifest.json").read_bytes() == before
+    assert sorted(file.name for file in copy.iterdir()) == ["manifest.json", "model.onnx"]
+
+
+def test_scenarios_without_loadgen_name_the_extra(tiny_bundle, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "mlperf_loadgen", None)
+    with pytest.raises(M2HError, match=r"m2h-deploy\[bench\]"):
+        bench([tiny_bundle], BenchSettings(**QUICK, scenarios=("offline",)))
+
+
+def test_mistakes_are_one_line(tiny_bundle, tmp_path):
+    assert "is not a bundle" in mistake("bench", tmp_path)
+    assert "camera rate 0" in mistake("bench", tiny_bundle, "--camera", 0)
+    assert "give --reference" in mistake("bench", tiny_bundle, "--peers")
+    assert "no such folder" in mistake("bench", tiny_bundle, "--csv", tmp_path / "no" / "out.csv")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"duration_s": 0},
+        {"duration_s": float("nan")},
+        {"height": 8},
+        {"scenarios": ("batch",)},
+        {"camera_rate": -1.0},
+        {"camera_rate": float("inf")},
+        {"camera_rate": 30.0, "policies": ("newest",)},
+        {"scenarios": ("server",), "qps": 0.0},
+    ],
+)
+def test_settings_that_are_none_are_refused_in_one_line(options):
+    with pytest.raises(M2HError) as error:
+        BenchSettings(**options)
+    assert "\n" not in str(error.value)

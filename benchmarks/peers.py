@@ -6,7 +6,8 @@ All peers of a variant run in turns in one process, so that what else the machin
 medians with the smallest and largest run, and the ratio to the plain export on the same engine. CPU ms is the
 processor time of all threads, which is steadier than wall time on a shared machine. The roofline is a float32 matrix
 product measured in the same turns: GFLOP/s counts two operations per multiply-add of the graph. Weights are random:
-time does not depend on them. OpenVINO is measured where it is installed, in bf16 where the CPU has it.
+time does not depend on them. MB is what all nodes read and write. OpenVINO is measured where it is installed,
+in bf16 where the CPU has it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import argparse
 import gc
 import importlib.util
 import json
-import math
 import os
 import platform
 import statistics
@@ -31,14 +31,18 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from onnx import shape_inference
 from rich.console import Console
 
+from cli.peers import write_plain
+from engines.calibration import Calibration, select_frames
+from engines.costs import node_costs
+from engines.precision import to_int8
 from export import export_onnx
-from m2h_deploy.model import M2H, TASKS, build_model
+from m2h_deploy.data.rooms import render_room
+from m2h_deploy.model import M2H, build_model
+from m2h_deploy.preprocess import PRESETS, Preprocess
 
 MATRIX = 1536
-FORMS = ("plain", "deploy")
 
 
 @dataclass
@@ -51,6 +55,7 @@ class Peer:
     run: Callable[[], Any] = field(repr=False)
     nodes: int | None = None
     macs: int | None = None
+    nbytes: int | None = None
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
@@ -75,46 +80,9 @@ class Row:
     cpu_ratio: float
     nodes: int | None
     gmacs: float | None
+    megabytes: float | None
     gflops: float | None
     share_of_roofline: float | None
-
-
-def count_macs(proto: onnx.ModelProto) -> int:
-    """Multiply-adds of a graph's convolutions and matrix products, from its static shapes."""
-    inferred = shape_inference.infer_shapes(proto, data_prop=True).graph
-    shapes = {t.name: list(t.dims) for t in inferred.initializer}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        shapes[value.name] = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-    total = 0
-    for node in inferred.node:
-        if node.op_type == "Conv":  # output x (input channels a group x kernel)
-            total += math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
-        elif node.op_type == "ConvTranspose":
-            total += math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
-        elif node.op_type in ("MatMul", "Gemm"):
-            transposed = any(a.name == "transA" and a.i for a in node.attribute)
-            total += math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-2 if transposed else -1]
-    return total
-
-
-def write_plain(model: M2H, path: Path, side: int) -> Path:
-    """What `torch.onnx.export` makes of the network, and nothing else."""
-
-    class Outputs(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            outputs = self.model(image)
-            return tuple(outputs[task] for task in TASKS)
-
-    image = torch.zeros(1, 3, side, side)
-    names = {"input_names": ["image"], "output_names": list(TASKS)}
-    torch.onnx.export(
-        Outputs().eval(), (image,), path, dynamo=True, opset_version=20, external_data=False, verbose=False, **names
-    )
-    return path
 
 
 def torch_peers(model: M2H, image: torch.Tensor) -> Iterator[Peer]:
@@ -155,20 +123,24 @@ def openvino_peers(paths: dict[str, Path], image: np.ndarray, threads: int) -> I
     for precision in ("f32", "bf16") if has_bf16 else ("f32",):
         settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
         for form, path in paths.items():
+            if "INT8" in form and precision == "bf16":
+                continue  # what is not INT8 is FP16 in the file; f32 keeps that apart from bf16
             request = core.compile_model(path, "CPU", settings).create_infer_request()
             name = f"OpenVINO {precision}"
             yield Peer(f"{name}, {form}", f"{name}, plain", lambda request=request: request.infer({0: image}))
 
 
-def peers_of(variant: str, side: int, threads: int, engines: set[str], folder: Path) -> list[Peer]:
+def peers_of(variant: str, side: int, threads: int, engines: set[str], int8: bool, folder: Path) -> list[Peer]:
     """All peers of a variant, warmed up once."""
     model = build_model(variant).eval().requires_grad_(False)
     image = np.random.default_rng(0).standard_normal((1, 3, side, side), dtype=np.float32)
     paths = {
-        "plain": write_plain(model, folder / "plain.onnx", side),
+        "plain": write_plain(model, folder / "plain.onnx", side, side),
         "deploy": export_onnx(model, folder / "deploy.onnx", height=side, width=side, form="deploy"),
     }
-    protos = {form: onnx.load(path) for form, path in paths.items()}
+    if int8:
+        paths["deploy INT8"] = write_int8(paths["deploy"], folder / "int8.onnx", side)
+    costs = {form: node_costs(onnx.load(path)) for form, path in paths.items()}
     peers: list[Peer] = []
     if "torch" in engines:
         peers += torch_peers(model, torch.from_numpy(image))
@@ -177,11 +149,20 @@ def peers_of(variant: str, side: int, threads: int, engines: set[str], folder: P
     if "openvino" in engines:
         peers += openvino_peers(paths, image, threads)
     for peer in peers:
-        form = "deploy" if peer.name.endswith("deploy") else "plain"
-        peer.macs = count_macs(protos[form])
-        peer.nodes = len(protos[form].graph.node) if ", " in peer.name else None
+        form = next((form for form in paths if peer.name.endswith(f", {form}")), "plain")
+        peer.macs = sum(node.macs for node in costs[form])
+        if ", " in peer.name:
+            peer.nodes, peer.nbytes = len(costs[form]), sum(node.nbytes for node in costs[form])
         peer.run()
     return peers
+
+
+def write_int8(source: Path, target: Path, side: int) -> Path:
+    """The deploy form in INT8, calibrated on a rendered room: time depends on neither weights nor ranges."""
+    preprocess = Preprocess(PRESETS["published"], side, side)
+    rooms = (preprocess(render_room(seed, 0, side, side).image) for seed in range(2))
+    to_int8(source, target, calibration=Calibration(select_frames(rooms, count=1, held_out=1)))
+    return target
 
 
 def matrix_product() -> Peer:
@@ -213,6 +194,7 @@ def rows_of(variant: str, peers: list[Peer], roofline: Peer) -> list[Row]:
                 statistics.median(baseline.cpu) / cpu,
                 peer.nodes,
                 peer.macs / 1e9 if peer.macs else None,
+                peer.nbytes / 1e6 if peer.nbytes else None,
                 rate,
                 rate / peak if rate and peak else None,
             )
@@ -220,11 +202,11 @@ def rows_of(variant: str, peers: list[Peer], roofline: Peer) -> list[Row]:
     return rows
 
 
-def measure(variant: str, side: int, threads: int, runs: int, engines: set[str]) -> list[Row]:
+def measure(variant: str, side: int, threads: int, runs: int, engines: set[str], int8: bool = False) -> list[Row]:
     """Rows of one variant; its networks are freed afterwards."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
-        peers, roofline = peers_of(variant, side, threads, engines, Path(folder)), matrix_product()
+        peers, roofline = peers_of(variant, side, threads, engines, int8, Path(folder)), matrix_product()
         for _ in range(runs):
             for peer in (*peers, roofline):
                 peer.measure()
@@ -237,8 +219,8 @@ def measure(variant: str, side: int, threads: int, runs: int, engines: set[str])
 def table(rows: list[Row]) -> str:
     """Markdown: a row a peer."""
     lines = [
-        f"| {rows[0].variant} | ms (min, max) | ratio | CPU ms | CPU ratio | nodes | GMAC | GFLOP/s | of roofline |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        f"| {rows[0].variant} | ms (min, max) | ratio | CPU ms | CPU ratio | nodes | GMAC | MB | GFLOP/s | of roof |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         cells = [
@@ -249,6 +231,7 @@ def table(rows: list[Row]) -> str:
             f"{row.cpu_ratio:.2f}",
             "" if row.nodes is None else str(row.nodes),
             "" if row.gmacs is None else f"{row.gmacs:.2f}",
+            "" if row.megabytes is None else f"{row.megabytes:.0f}",
             "" if row.gflops is None else f"{row.gflops:.0f}",
             "" if row.share_of_roofline is None else f"{row.share_of_roofline:.0%}",
         ]
@@ -280,6 +263,7 @@ def main() -> None:
     parser.add_argument("--engines", default="torch,onnxruntime,openvino", help="default: %(default)s, if installed")
     parser.add_argument("--side", type=int, default=224, help="image height and width (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--int8", action="store_true", help="INT8 too; converting takes minutes")
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
@@ -289,7 +273,7 @@ def main() -> None:
     results: list[Row] = []
     for variant in options.variants.split(","):
         with Console(stderr=True).status(f"measuring {variant}"):
-            rows = measure(variant, options.side, options.threads, options.runs, engines)
+            rows = measure(variant, options.side, options.threads, options.runs, engines, options.int8)
         print(table(rows) + "\n", flush=True)
         results += rows
         if options.json:

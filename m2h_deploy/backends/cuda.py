@@ -89,6 +89,19 @@ class Cuda:
         """Run a captured graph on the stream."""
         self.call("cudaGraphLaunch", graph, self.stream)
 
+    def milliseconds(self, work: Any) -> float:
+        """Time that the GPU takes for what `work()` gives the stream, by CUDA events."""
+        start, end = self.call("cudaEventCreate"), self.call("cudaEventCreate")
+        try:
+            self.call("cudaEventRecord", start, self.stream)
+            work()
+            self.call("cudaEventRecord", end, self.stream)
+            self.call("cudaEventSynchronize", end)
+            return float(self.call("cudaEventElapsedTime", start, end))
+        finally:
+            self.call("cudaEventDestroy", start)
+            self.call("cudaEventDestroy", end)
+
     def capability(self) -> str:
         """Compute capability of the device, such as `8.6`."""
         properties = self.call("cudaGetDeviceProperties", self.device)

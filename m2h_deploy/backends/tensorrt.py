@@ -42,7 +42,8 @@ class TensorRTBackend:
     """One plan on one GPU. Not for two threads at once.
 
     `run` takes and gives numpy arrays. `run_on_device` takes a GPU array of any library (CUDA array interface or
-    DLPack) and gives GPU arrays: the image never visits the host.
+    DLPack) and gives GPU arrays: the image never visits the host. `options.extra` may hold `cuda_graph`: False launches
+    every kernel by itself, to see what the graph gains.
     """
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
@@ -55,6 +56,7 @@ class TensorRTBackend:
         runtime = self._trt.Runtime(logger)
         check_plan(self._trt, runtime, plan, bundle)
         self._cuda = Cuda(device_index(options.device))
+        self._capture = bool(options.extra.get("cuda_graph", True))
         check_capability(manifest, self._cuda.capability(), os.fspath(bundle.path))
         _load_plugins(runtime, libraries)
         self._engine = runtime.deserialize_cuda_engine(plan)
@@ -119,6 +121,12 @@ class TensorRTBackend:
             for p in self._placements[1:]
         }
 
+    def gpu_milliseconds(self, runs: int, batch: int = 1) -> list[float]:
+        """The engine alone, without copies, `runs` times on what its input holds: milliseconds by CUDA events."""
+        self._check_open()
+        self._prepare(batch)
+        return [self._cuda.milliseconds(self._execute) for _ in range(runs)]
+
     def close(self) -> None:
         """Give back what the engine holds. Harmless to call twice."""
         self._context = self._engine = self._graph = None
@@ -169,10 +177,10 @@ class TensorRTBackend:
         self._cuda.free(before)
         self._enqueue()  # lazy initialisation must not be captured
         self._cuda.synchronize()
-        if self._runtime_cache is None:
-            self._graph = self._cuda.capture(self._enqueue)
-        else:
+        if self._runtime_cache is not None:
             self._save_runtime_cache()
+        elif self._capture:
+            self._graph = self._cuda.capture(self._enqueue)
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._cuda.stream):
@@ -196,7 +204,8 @@ class TensorRTBackend:
         if not hasattr(self._trt, "CudaGraphStrategy"):
             return self._engine.create_execution_context()
         config = self._engine.create_runtime_config()
-        config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        strategies = self._trt.CudaGraphStrategy
+        config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if self._capture else strategies.DISABLED
         self._runtime_cache = config.create_runtime_cache()
         kernels = None if self._cache_file is None else read_checked(self._cache_file)
         if kernels is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -22,6 +24,7 @@ _EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "onnxscript", "safetensors", "onnxruntime"), "export"),
     "openvino": "openvino",
     "kornia": "train",
+    "rerun": "rerun",
     **dict.fromkeys(("h5py", "scipy"), "data"),
     **dict.fromkeys(("matplotlib", "jinja2"), "report"),
 }
@@ -29,8 +32,14 @@ _EXTRAS = {
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a command as Ctrl-C does: temporary files go, what was finished stays."""
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Entry point of the console script: exit code 0 good, 1 a check failed, 2 bad input or environment."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except M2HError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -10,7 +12,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-out = Console(highlight=False)
+#: Columns of what goes to a file or another program: nothing is cut that a program may read.
+_PIPED = 1000
+
+
+def _piped_width() -> int | None:
+    """Rich takes 80 columns where there is no terminal, and cuts tables to them."""
+    return None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPED
+
+
+out = Console(highlight=False, width=_piped_width())
 err = Console(stderr=True, highlight=False)
 
 
@@ -31,11 +42,11 @@ def print_json(values: Any) -> None:
 
 
 def print_values(values: dict[str, Any]) -> None:
-    """Nested values, one to a line, on stdout; what is too long for a line is cut."""
+    """Nested values, one to a line, on stdout; what is too long for a terminal's line is cut."""
     table = Table(show_header=False, box=None)
     for key, value in _flatten(values):
         text = f"{value:.2f}" if isinstance(value, float) else str(value)
-        table.add_row(key.replace("_", " "), Text(text[:77] + "…" if len(text) > 78 else text))
+        table.add_row(key.replace("_", " "), Text(text[:77] + "…" if len(text) > 78 and sys.stdout.isatty() else text))
     out.print(table)
 
 

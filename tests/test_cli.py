@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -64,6 +67,107 @@ def test_run_takes_a_video(tiny_bundle, tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["frames"] == 2
     assert (tmp_path / "out" / "v_000001_overlay.png").is_file()
+
+
+def test_run_writes_a_video_and_a_recording(tiny_bundle, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for index, (height, width) in enumerate([(96, 128), (128, 96)]):
+        cv2.imwrite(str(pictures / f"{index}.png"), render_room(1, index, height=height, width=width).image)
+    rerun = importlib.util.find_spec("rerun") is not None
+    extra = ["--rerun", tmp_path / "r.rrd", "--fov", 70] if rerun else []
+    ran = m2h("run", tiny_bundle, pictures, "--no-files", "--video", tmp_path / "v.mp4", *extra, "--json", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["video"] == str(tmp_path / "v.mp4")
+    video = cv2.VideoCapture(str(tmp_path / "v.mp4"))
+    shapes = [video.read()[1].shape for _ in range(2)]
+    assert shapes[0] == shapes[1]
+    assert not video.read()[0]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"pictures", "v.mp4"} | ({"r.rrd"} if rerun else set())
+
+
+def test_mistakes_with_what_run_writes(tiny_bundle, tmp_path):
+    cv2.imwrite(str(tmp_path / "room.png"), np.zeros((64, 64, 3), np.uint8))
+    run = ("run", tiny_bundle, tmp_path / "room.png", "--no-files")
+    assert "name it so" in mistake(*run, "--video", tmp_path / "v.avi")
+    assert "no such folder" in mistake(*run, "--video", tmp_path / "none" / "v.mp4")
+    assert "give that too" in mistake(*run, "--fov", 60)
+    assert "fx,fy,cx,cy" in mistake(*run, "--rerun", tmp_path / "r.rrd", "--intrinsics", "1,2,3")
+    assert "not both" in mistake(*run, "--rerun", tmp_path / "r.rrd", "--intrinsics", "1,2,3,4", "--fov", 60)
+    assert [path.name for path in tmp_path.iterdir()] == ["room.png"]
+
+
+def test_show_says_which_package_has_windows(tiny_bundle, tmp_path):
+    from m2h_deploy.screen import has_windows
+
+    if has_windows():
+        pytest.skip("this OpenCV has windows")
+    cv2.imwrite(str(tmp_path / "room.png"), np.zeros((64, 64, 3), np.uint8))
+    assert "pip install opencv-python;" in mistake("run", tiny_bundle, tmp_path / "room.png", "--no-files", "--show")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_and_keeps_what_it_wrote(tiny_bundle, tmp_path, number):
+    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 64))
+    for _ in range(3000):
+        writer.write(np.zeros((64, 64, 3), np.uint8))
+    writer.release()
+    command = [
+        "run",
+        tiny_bundle,
+        tmp_path / "v.avi",
+        "-o",
+        tmp_path / "out",
+        "--video",
+        tmp_path / "out.mp4",
+        "--json",
+    ]
+    program = subprocess.Popen(
+        [sys.executable, "-c", "import cli; cli.main()", *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(tmp_path.glob("out/*_overlay.png")):
+        assert program.poll() is None
+        time.sleep(0.02)
+    program.send_signal(number)
+    said, errors = program.communicate(timeout=60)
+    assert program.returncode != 0
+    assert "Traceback" not in errors
+    summary = json.loads(said)
+    assert summary["interrupted"]
+    assert 0 < summary["frames"] < 3000
+    assert len(list((tmp_path / "out").glob("*_overlay.png"))) >= summary["frames"]
+    assert {path.name for path in tmp_path.iterdir()} == {"v.avi", "out", "out.mp4"}
+    assert cv2.VideoCapture(str(tmp_path / "out.mp4")).read()[0]
+
+
+def test_a_picture_is_turned_as_its_camera_says(tmp_path):
+    """Orientation 6 in EXIF: the camera was held upright, the picture is to be turned clockwise."""
+    from m2h_deploy.data.reading import read_image as read_for_data
+    from m2h_deploy.sources import open_source, read_image
+
+    image = render_room(0, 0, height=48, width=64).image
+    encoded = cv2.imencode(".jpg", image)[1].tobytes()
+    tiff = b"MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00"
+    exif = b"Exif\x00\x00" + tiff
+    segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
+    (tmp_path / "upright.jpg").write_bytes(encoded[:2] + segment + encoded[2:])
+    turned = read_image(tmp_path / "upright.jpg")
+    assert turned.shape == (64, 48, 3)
+    np.testing.assert_array_equal(turned, read_for_data(tmp_path / "upright.jpg"))
+    np.testing.assert_array_equal(next(open_source(str(tmp_path)).read()).image, turned)
+
+
+def test_piped_tables_are_whole(tiny_onnx):
+    """80 columns cut a table that goes to a file."""
+    long = "x" * 300
+    program = f"from m2h_deploy.console import out, print_values; print_values({{'name': '{long}'}})"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert long in said
+    assert not any("…" in line for line in m2h("inspect", tiny_onnx).stdout.splitlines())
 
 
 def test_run_reports_a_broken_picture_and_finishes_the_others(tiny_bundle, tmp_path):

@@ -150,9 +150,9 @@ def peers_of(variant: str, side: int, threads: int, engines: set[str], int8: boo
         peers += openvino_peers(paths, image, threads)
     for peer in peers:
         form = next((form for form in paths if peer.name.endswith(f", {form}")), "plain")
-        peer.macs = sum(node.macs for node in costs[form])
+        peer.macs = sum(node.macs or 0 for node in costs[form])
         if ", " in peer.name:
-            peer.nodes, peer.nbytes = len(costs[form]), sum(node.nbytes for node in costs[form])
+            peer.nodes, peer.nbytes = len(costs[form]), sum(node.nbytes or 0 for node in costs[form])
         peer.run()
     return peers
 

@@ -23,23 +23,21 @@ def _of_subjects(result: BenchResult) -> list[str]:
     found = []
     for subject in result.subjects:
         total = subject.summary["total"]
+        doubts = []
         if not total.steady:
-            found.append(
-                f"{subject.name}: coefficient of variation {100 * total.variation:.1f} %, above {100 * STEADY:g} %: "
-                "something disturbed the runs"
-            )
+            share = f"{100 * total.variation:.1f} %"
+            doubts.append(f"coefficient of variation {share}, above {100 * STEADY:g} %, something disturbed the runs")
         if not subject.warm_up.stable:
-            found.append(f"{subject.name}: warm-up {subject.warm_up}")
+            doubts.append(f"warm-up {subject.warm_up}")
         if total.p99.high is None:
-            found.append(
-                f"{subject.name}: {total.count} runs are too few to bound the 99th percentile: give a longer --duration"
-            )
-    found += [
-        f"{load.subject}: LoadGen calls {load.settings.scenario} {load.summary.line} "
-        f"({', '.join(name for name, value in load.summary.checks.items() if value != 'Yes') or 'no reason given'})"
-        for load in result.loads
-        if not load.summary.valid
-    ]
+            doubts.append(f"{total.count} runs are too few to bound the 99th percentile, give a longer --duration")
+        if doubts:
+            found.append(f"{subject.name}: {'; '.join(doubts)}")
+    for load in result.loads:
+        if not load.summary.valid:
+            failed = [f"{name}: {value}" for name, value in load.summary.checks.items() if value != "Yes"]
+            reasons = ", ".join(failed) or "no reason given"
+            found.append(f"{load.subject}: LoadGen calls {load.settings.scenario} {load.summary.line} ({reasons})")
     if result.roofline is not None and not result.roofline.threads_held:
         found.append("the roofline's product ran on numpy's own number of threads: pip install threadpoolctl")
     return found

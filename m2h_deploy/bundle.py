@@ -140,8 +140,10 @@ class CalibrationInfo(_Record):
 class SelfTestOutput(_Record):
     """Expected values of one output at evenly spaced positions of the flattened tensor, and its deviation."""
 
-    values: tuple[float, ...]
+    values: Annotated[tuple[float, ...], Field(max_length=65536)]
     deviation: Annotated[float, Field(gt=0)]
+    """Standard deviation, and where that is less a twentieth of the root mean square: rounding goes with the size of
+    the values, also where they hardly differ."""
 
 
 class SelfTest(_Record):
@@ -218,12 +220,12 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     unnamed = sorted(entry.name for entry in path.iterdir() if entry.name not in {MANIFEST, *manifest.files})
     if unnamed:  # an engine could read it, and nobody vouches for it
         raise M2HError(f"{path}: {unnamed[0]} is not named in the manifest; a bundle holds nothing else")
-    if manifest.engine.file not in manifest.files:
-        raise M2HError(f"{path}: the engine file {manifest.engine.file} is not among the manifest's files")
     return Bundle(path, manifest)
 
 
 def _read_manifest(path: Path) -> Manifest:
+    from m2h_deploy.consistency import inconsistency  # which is about this module's records
+
     file = path / MANIFEST
     if not path.is_dir() or not file.is_file():
         raise M2HError(f"{path} is not a bundle: no {MANIFEST} in it; make one with m2h-deploy build")
@@ -232,18 +234,29 @@ def _read_manifest(path: Path) -> Manifest:
             raise M2HError(f"{file} is too large for a manifest")
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise M2HError(f"{file} is not readable JSON: {error}") from None
+        words = " ".join(str(error).split())
+        raise M2HError(f"{file} is not readable JSON: {words}") from None
     if not isinstance(content, dict):
         raise M2HError(f"{file} is not a manifest: expected a JSON object")
     version = content.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise M2HError(f"{file} has schema version {version}, newer than {SCHEMA_VERSION}: upgrade m2h-deploy")
     try:
-        return Manifest.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise M2HError(f"{file}: {field}: {first['msg']}") from None
+        manifest = Manifest.model_validate(content)
+    except (ValidationError, RecursionError) as error:
+        raise M2HError(f"{file}: {_first_problem(error)}") from None
+    problem = inconsistency(manifest)
+    if problem is not None:
+        raise M2HError(f"{file}: {problem}: build the bundle again")
+    return manifest
+
+
+def _first_problem(error: ValidationError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"]) or "the whole"
+    return " ".join(f"{field}: {first['msg']}".split())[:400]
 
 
 def _check_file(folder: Path, name: str, expected: str) -> None:

@@ -19,7 +19,7 @@ from engines.openvino import build_openvino
 from engines.precision import to_fp16
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.openvino import OpenVINOBackend, cache_folder
-from m2h_deploy.bundle import Bundle, OutputSpec, file_sha256, load_bundle, write_manifest
+from m2h_deploy.bundle import Bundle, Classes, OutputSpec, file_sha256, load_bundle, write_manifest
 from m2h_deploy.errors import M2HError
 from m2h_deploy.selftest import pattern
 from tests.engines.graphs import SIDE, small_graph
@@ -51,7 +51,9 @@ def _small_bundle(folder: Path, like: Path, graph: Path, **options) -> Bundle:
     )
     spec = manifest.input.model_copy(update={"batch": None, "height": SIDE, "width": SIDE})
     info = build_openvino(graph, folder, **options)
-    return _bundle(folder, manifest.model_copy(update={"engine": info, "input": spec, "outputs": outputs}))
+    classes = Classes(names=manifest.classes.names[:4], palette=manifest.classes.palette[:4])
+    changes = {"engine": info, "input": spec, "outputs": outputs, "classes": classes, "self_test": None}
+    return _bundle(folder, manifest.model_copy(update=changes))
 
 
 def _saved(proto: onnx.ModelProto, file: Path) -> Path:

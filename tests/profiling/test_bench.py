@@ -156,7 +156,11 @@ def test_a_bundle_that_cannot_be_written_is_told_before_anything_runs(copy, monk
 
 def test_bundles_of_two_image_sizes_are_not_compared(tiny_bundle, copy):
     manifest = load_bundle(copy).manifest
-    write_manifest(copy, manifest.model_copy(update={"input": manifest.input.model_copy(update={"height": 224})}))
+    taller = manifest.input.model_copy(update={"height": 224})
+    outputs = tuple(
+        spec.model_copy(update={"shape": (*spec.shape[:2], 224, spec.shape[3])}) for spec in manifest.outputs
+    )
+    write_manifest(copy, manifest.model_copy(update={"input": taller, "outputs": outputs}))
     with pytest.raises(M2HError, match=r"140 x 224 and .* 140 x 112: only bundles of one image size"):
         bench([tiny_bundle, copy], BenchSettings(**QUICK))
 

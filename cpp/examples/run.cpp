@@ -1,0 +1,183 @@
+// m2h_run BUNDLE SOURCE OUT: depth (16 bits, millimetres) and labels (8 bits) of every frame.
+//
+// With OpenCV, SOURCE is a picture, a folder of pictures, a video or a camera's index, and results are PNG. Without, it
+// is a PPM picture (P6) or a folder of them, and results are PGM.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "m2h/m2h.hpp"
+
+#ifdef EXAMPLE_OPENCV
+#include <opencv2/imgcodecs.hpp>
+#include <opencv2/videoio.hpp>
+#endif
+
+namespace fs = std::filesystem;
+
+namespace {
+
+std::vector<fs::path> pictures(const fs::path& source, const std::vector<std::string>& suffixes) {
+  std::vector<fs::path> files;
+  if (!fs::is_directory(source)) return {source};
+  for (const auto& entry : fs::directory_iterator(source)) {
+    const std::string suffix = entry.path().extension().string();
+    if (std::find(suffixes.begin(), suffixes.end(), suffix) != suffixes.end()) files.push_back(entry.path());
+  }
+  std::sort(files.begin(), files.end());
+  if (files.empty()) throw std::runtime_error(source.string() + " holds no pictures");
+  return files;
+}
+
+std::uint16_t millimetres(float metres) {
+  return static_cast<std::uint16_t>(std::lround(std::min(std::max(metres * 1000.0F, 0.0F), 65535.0F)));
+}
+
+#ifdef EXAMPLE_OPENCV
+
+void write(const fs::path& out, const std::string& name, const m2h::Prediction& frame) {
+  if (!frame.depth.empty()) {
+    cv::Mat depth;
+    frame.depth.convertTo(depth, CV_16U, 1000);
+    cv::imwrite((out / (name + "_depth.png")).string(), depth);
+  }
+  if (!frame.labels.empty()) cv::imwrite((out / (name + "_labels.png")).string(), frame.labels);
+}
+
+// Calls `use` with each frame and its name; returns how many there were.
+int each_frame(const std::string& source, const std::function<void(const cv::Mat&, const std::string&)>& use) {
+  const std::vector<std::string> suffixes = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"};
+  const std::string suffix = fs::path(source).extension().string();
+  int count = 0;
+  if (fs::is_directory(source) || std::find(suffixes.begin(), suffixes.end(), suffix) != suffixes.end()) {
+    for (const fs::path& file : pictures(source, suffixes)) {
+      const cv::Mat image = cv::imread(file.string(), cv::IMREAD_COLOR);
+      if (image.empty()) throw std::runtime_error(file.string() + " is not a readable picture");
+      use(image, file.stem().string());
+      ++count;
+    }
+    return count;
+  }
+  const bool camera = !source.empty() && std::all_of(source.begin(), source.end(), ::isdigit);
+  cv::VideoCapture capture = camera ? cv::VideoCapture(std::stoi(source)) : cv::VideoCapture(source);
+  if (!capture.isOpened()) throw std::runtime_error("cannot open " + source);
+  cv::Mat image;
+  while (capture.read(image)) {
+    char name[32];
+    std::snprintf(name, sizeof name, "frame_%06d", count++);
+    use(image, name);
+  }
+  return count;
+}
+
+int run(m2h::Runtime& runtime, const std::string& source, const fs::path& out, std::vector<double>& times) {
+  m2h::Prediction prediction;  // its memory is reused from frame to frame
+  return each_frame(source, [&](const cv::Mat& image, const std::string& name) {
+    runtime.run(image, prediction);
+    double total = 0;
+    m2h::check(m2h_timings(runtime.handle(), &total, nullptr));
+    times.push_back(total);
+    write(out, name, prediction);
+  });
+}
+
+#else
+
+struct Picture {
+  int width = 0, height = 0;
+  std::vector<std::uint8_t> pixels;  // RGB
+};
+
+Picture read_ppm(const fs::path& file) {
+  std::ifstream stream(file, std::ios::binary);
+  std::string magic;
+  int most = 0;
+  Picture picture;
+  stream >> magic >> picture.width >> picture.height >> most;
+  stream.get();
+  const bool sane = picture.width > 0 && picture.height > 0 && picture.width <= 16384 && picture.height <= 16384;
+  if (!stream || magic != "P6" || most != 255 || !sane) {
+    throw std::runtime_error(file.string() + " is not an 8-bit PPM (P6) without comments");
+  }
+  picture.pixels.resize(3 * static_cast<std::size_t>(picture.width) * static_cast<std::size_t>(picture.height));
+  stream.read(reinterpret_cast<char*>(picture.pixels.data()), static_cast<std::streamsize>(picture.pixels.size()));
+  if (!stream) throw std::runtime_error(file.string() + " is cut off");
+  return picture;
+}
+
+void write_pgm(const fs::path& file, const m2h::Arrays& frame, int most, const std::vector<std::uint8_t>& bytes) {
+  std::ofstream stream(file, std::ios::binary);
+  stream << "P5\n" << frame.width << ' ' << frame.height << '\n' << most << '\n';
+  stream.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  if (!stream) throw std::runtime_error("cannot write " + file.string());
+}
+
+void write(const fs::path& out, const std::string& name, const m2h::Arrays& frame) {
+  if (!frame.depth.empty()) {
+    std::vector<std::uint8_t> bytes;
+    bytes.reserve(2 * frame.depth.size());
+    for (const float metres : frame.depth) {
+      const std::uint16_t value = millimetres(metres);
+      bytes.push_back(static_cast<std::uint8_t>(value >> 8));  // PGM puts the high byte first
+      bytes.push_back(static_cast<std::uint8_t>(value & 255));
+    }
+    write_pgm(out / (name + "_depth.pgm"), frame, 65535, bytes);
+  }
+  if (!frame.labels.empty()) write_pgm(out / (name + "_labels.pgm"), frame, 255, frame.labels);
+}
+
+int run(m2h::Runtime& runtime, const std::string& source, const fs::path& out, std::vector<double>& times) {
+  m2h::Arrays frame;  // its memory is reused from frame to frame
+  int count = 0;
+  for (const fs::path& file : pictures(source, {".ppm"})) {
+    const Picture picture = read_ppm(file);
+    m2h_image image{};
+    image.struct_size = sizeof image;
+    image.data = picture.pixels.data();
+    image.width = picture.width;
+    image.height = picture.height;
+    image.color = M2H_RGB;
+    runtime.run(image, frame);
+    double total = 0;
+    m2h::check(m2h_timings(runtime.handle(), &total, nullptr));
+    times.push_back(total);
+    write(out, file.stem().string(), frame);
+    ++count;
+  }
+  return count;
+}
+
+#endif
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 4) {
+    std::cerr << "usage: m2h_run BUNDLE SOURCE OUT\n";
+    return 2;
+  }
+  try {
+    m2h::Runtime runtime(argv[1]);
+    std::cerr << runtime.info().variant << ", " << runtime.info().precision << ", " << runtime.info().engine << '\n';
+    fs::create_directories(argv[3]);
+    std::vector<double> times;
+    const int frames = run(runtime, argv[2], argv[3], times);
+    std::sort(times.begin(), times.end());
+    std::cout << "frames " << frames << '\n';
+    if (!times.empty()) std::cout << "median_ms " << times[times.size() / 2] << '\n';
+    return 0;
+  } catch (const m2h::Error& error) {
+    std::cerr << "error: " << error.what() << '\n';
+    return error.status();
+  } catch (const std::exception& error) {
+    std::cerr << "error: " << error.what() << '\n';
+    return 2;
+  }
+}

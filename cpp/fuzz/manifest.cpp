@@ -1,0 +1,27 @@
+// libFuzzer: whatever stands in manifest.json gives a manifest or an error, never a crash, and a manifest that is taken
+// has sizes that arrays can be made of.
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <string>
+
+#include "error.hpp"
+#include "manifest.hpp"
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  using namespace m2h::detail;
+  try {
+    const Manifest manifest = parse_manifest(std::string(reinterpret_cast<const char*>(data), size), "fuzz");
+    const std::size_t pixels = static_cast<std::size_t>(manifest.width) * static_cast<std::size_t>(manifest.height);
+    if (manifest.outputs.empty() || manifest.files.count(manifest.engine_file) == 0) std::abort();
+    for (const Output& output : manifest.outputs) {
+      if (output.elements() != pixels * (output.name == "normals" ? 3 : 1)) std::abort();
+    }
+    std::size_t bytes = 1;
+    for (const std::int64_t side : manifest.input_shape()) bytes *= static_cast<std::size_t>(side);
+    if (bytes != manifest.input_bytes()) std::abort();
+  } catch (const Failure& failure) {
+    if (std::string(failure.what()).empty()) std::abort();
+  }
+  return 0;
+}

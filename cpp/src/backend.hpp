@@ -1,0 +1,40 @@
+// An engine behind one interface; one file an engine kind, built where its headers were found.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bundle.hpp"
+
+namespace m2h::detail {
+
+struct BackendOptions {
+  int threads = 0;     // 0: what the bundle says
+  std::string device;  // empty: what the bundle says
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // Engine, version and device in words.
+  virtual std::string description() const = 0;
+
+  // One frame: `input` has the manifest's input_bytes, `outputs` an array for each of its outputs, in order. Throws
+  // Failure.
+  virtual void run(const std::uint8_t* input, const std::vector<void*>& outputs) = 0;
+};
+
+// Throws Failure where this library was built without the bundle's engine, or the engine does not take the file.
+std::unique_ptr<Backend> open_backend(const Bundle& bundle, const BackendOptions& options);
+
+// The engines that this library was built with.
+const std::string& built_engines();
+
+std::unique_ptr<Backend> open_openvino(const Bundle& bundle, const BackendOptions& options);
+std::unique_ptr<Backend> open_onnxruntime(const Bundle& bundle, const BackendOptions& options);
+std::unique_ptr<Backend> open_tensorrt(const Bundle& bundle, const BackendOptions& options);
+
+}  // namespace m2h::detail

@@ -1,0 +1,64 @@
+// What `manifest.json` says, checked. The format: docs of m2h_deploy/bundle.py and manifest.schema.json.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace m2h::detail {
+
+enum class Type { kFloat32, kUint8, kUint16 };
+
+std::size_t bytes_of(Type type);
+
+struct Output {
+  std::string name;  // depth, labels, normals, edges
+  Type type;
+  std::vector<std::int64_t> shape;  // batch 1
+  std::size_t elements() const;
+};
+
+struct SelfTestOutput {
+  std::vector<double> values;
+  double deviation = 1;
+};
+
+struct SelfTest {
+  double tolerance = 0;
+  std::map<std::string, SelfTestOutput> outputs;
+};
+
+struct Manifest {
+  std::string variant;
+  std::string input_name;
+  int width = 0;  // of the camera's image
+  int height = 0;
+  bool nv12 = false;
+  std::vector<Output> outputs;
+  float min_depth = 0;
+  float max_depth = 0;
+  std::vector<std::string> class_names;
+  std::vector<std::array<std::uint8_t, 3>> palette;
+  std::string engine;  // kind: openvino, onnxruntime, tensorrt, tensorrt-rtx
+  std::string engine_version;
+  std::string precision;
+  std::string engine_file;
+  std::map<std::string, std::string> texts;  // the engine's options that are text
+  int threads = 0;
+  std::optional<SelfTest> self_test;
+  std::map<std::string, std::string> files;  // sha256 by name
+
+  std::vector<std::int64_t> input_shape() const;  // batch 1
+  std::size_t input_bytes() const;
+  std::string text(const std::string& option, const std::string& otherwise) const;
+};
+
+// `where` names the file in errors. Throws Failure on what is no manifest, on a newer schema, and on a plain graph,
+// which needs image code that this library does not have.
+Manifest parse_manifest(const std::string& json, const std::string& where);
+
+}  // namespace m2h::detail

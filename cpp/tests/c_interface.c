@@ -1,0 +1,42 @@
+/* The C interface from C: open, ask, run one grey frame, close. */
+#include <m2h/m2h.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+int main(int argc, char** argv) {
+  m2h_runtime* runtime = NULL;
+  m2h_info info;
+  m2h_image image;
+  m2h_results results;
+  m2h_status status;
+  if (argc != 2) return 2;
+  status = m2h_open(argv[1], NULL, &runtime);
+  if (status != M2H_OK) {
+    fprintf(stderr, "error: %s\n", m2h_last_error());
+    return (int)status;
+  }
+  info.struct_size = sizeof info;
+  if (m2h_get_info(runtime, &info) != M2H_OK) return 2;
+  memset(&image, 0, sizeof image);
+  memset(&results, 0, sizeof results);
+  {
+    const size_t pixels = (size_t)info.width * (size_t)info.height;
+    uint8_t* pixel = malloc(3 * pixels);
+    results.labels_bytes = pixels;
+    results.labels = malloc(pixels);
+    if (pixel == NULL || results.labels == NULL) return 2;
+    memset(pixel, 128, 3 * pixels);
+    image.data = pixel;
+    image.width = info.width;
+    image.height = info.height;
+    image.color = info.takes_nv12 ? M2H_NV12 : M2H_BGR;
+    status = m2h_run(runtime, &image, &results);
+    if (status == M2H_OK) printf("%s %s\n", info.variant, m2h_class_name(runtime, results.labels[0]));
+    else fprintf(stderr, "error: %s\n", m2h_last_error());
+    free(pixel);
+    free(results.labels);
+  }
+  m2h_close(runtime);
+  return (int)status;
+}

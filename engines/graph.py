@@ -80,8 +80,7 @@ def _wrong_card(card: ModelCard) -> str | None:
     if not isinstance(card.config, dict):
         return "m2h.config is not an object"
     low, high, classes = (card.config.get(name) for name in ("min_depth", "max_depth", "num_classes"))
-    numbers = isinstance(low, (int, float)) and isinstance(high, (int, float))
-    if not numbers or not 0 <= low < high < math.inf:
+    if not isinstance(low, (int, float)) or not isinstance(high, (int, float)) or not 0 <= low < high < math.inf:
         return f"m2h.config has the depth range {low!r} to {high!r}"
     if isinstance(classes, bool) or not isinstance(classes, int) or not 1 <= classes <= MAX_CLASSES:
         return f"m2h.config has {classes!r} classes"

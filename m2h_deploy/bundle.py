@@ -142,7 +142,7 @@ class SelfTestOutput(_Record):
 
     values: Annotated[tuple[float, ...], Field(max_length=65536)]
     deviation: Annotated[float, Field(gt=0)]
-    """Standard deviation, and where that is less a twentieth of the root mean square: rounding goes with the size of
+    """Standard deviation, and where that is less a quarter of the root mean square: rounding goes with the size of
     the values, also where they hardly differ."""
 
 

@@ -47,7 +47,7 @@ def pattern(spec: InputSpec) -> NDArray[Any]:
 
 #: Least deviation, as a share of the root mean square. Untrained weights give outputs that hardly vary, and FP16 rounds
 #: by the size of the values; a broken engine is wrong by more than this.
-_VARIATION = 0.05
+_VARIATION = 0.25
 
 
 def _sample(value: NDArray[np.float32], count: int = SAMPLES) -> NDArray[np.float32]:
@@ -87,5 +87,15 @@ def check_self_test(test: SelfTest, outputs: Mapping[str, NDArray[np.float32]]) 
         if not error <= test.tolerance:  # also when it is not a number
             raise CheckFailed(
                 f"self-test failed: {name} is off by {error:.2g} of its deviation (allowed {test.tolerance:g}): "
-                "this engine computes wrong numbers on this machine; see m2h-deploy doctor"
+                f"{_meaning(expected)}"
             )
+
+
+def _meaning(expected: SelfTestOutput) -> str:
+    """What a failure says: of outputs that hardly vary it may be rounding."""
+    if float(np.std(expected.values)) < 0.5 * expected.deviation:
+        return (
+            "its values hardly vary, as those of untrained weights do, so this may be rounding; build in fp32, "
+            "or run without the self-test and verify on data"
+        )
+    return "this engine computes wrong numbers on this machine; see m2h-deploy doctor"

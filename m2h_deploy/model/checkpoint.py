@@ -122,10 +122,18 @@ def load_checkpoint(path: str | os.PathLike[str]) -> M2H:
     tensors = {rename_published(name): tensor for name, tensor in tensors.items()}
     model = M2H(config or _infer_config(tensors, file))
     _check_tensors(model.state_dict(), tensors, file)
+    _check_finite(tensors, file)
     model.load_state_dict(
         {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     )
     return model.eval()
+
+
+def _check_finite(tensors: dict[str, Tensor], file: Path) -> None:
+    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        more = f" and {len(bad) - 1} others" if len(bad) > 1 else ""
+        raise M2HError(f"{file}: {bad[0]}{more} holds NaN or infinity: the training that wrote it had diverged")
 
 
 def save_checkpoint(model: M2H, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from m2h_deploy.errors import M2HError
@@ -68,15 +68,43 @@ class ModelConfig:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> ModelConfig:
-        """Inverse of `to_dict`; tuples may come as lists. Raises M2HError on unknown or missing fields."""
+        """Inverse of `to_dict`; tuples may come as lists.
+
+        Raises M2HError on unknown or missing fields, and on values that build no network.
+        """
         try:
             backbone = dict(values["backbone"])
             backbone["stages"] = tuple(backbone["stages"])
             rest: dict[str, Any] = {k: v for k, v in values.items() if k != "backbone"}
             rest["head_channels"] = tuple(rest["head_channels"])
-            return ModelConfig(backbone=BackboneConfig(**backbone), **rest)
-        except (KeyError, TypeError, ValueError) as error:
+            config = ModelConfig(backbone=BackboneConfig(**backbone), **rest)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise M2HError(f"not the description of an M2H network: {error}") from None
+        wrong = _wrong_type(config.backbone) or _wrong_type(config)
+        if wrong is not None:
+            raise M2HError(f"not the description of an M2H network: {wrong}")
+        return _validated(config)
+
+
+#: A larger number is a mistake, and building the network would take the machine down.
+_LARGEST = 65536
+
+
+def _wrong_type(record: BackboneConfig | ModelConfig) -> str | None:
+    """The first field of another type than the presets have, or out of any range; None where all are well."""
+    like: Any = BACKBONES["vit_small"] if isinstance(record, BackboneConfig) else VARIANTS["m2h"]
+    for field in fields(record):
+        value, model = getattr(record, field.name), getattr(like, field.name)
+        items, models = (value, model) if isinstance(model, tuple) else ((value,), (model,))
+        if not isinstance(items, tuple) or len(items) != len(models):
+            return f"{field.name} is {value!r}, expected {len(models)} values"
+        kinds = (int, float) if isinstance(models[0], float) else (type(models[0]),)
+        for item in items:
+            if not isinstance(item, kinds) or (isinstance(item, bool) and bool not in kinds):
+                return f"{field.name} is {value!r}, expected {kinds[-1].__name__}"
+            if isinstance(item, (int, float)) and not 0 <= item <= _LARGEST:
+                return f"{field.name} is {value!r}, expected 0 to {_LARGEST}"
+    return None
 
 
 VARIANTS = {
@@ -109,6 +137,16 @@ def make_config(variant: str = "m2h", *, backbone: str | None = None, **options:
 
 
 def _validated(config: ModelConfig) -> ModelConfig:
+    vit = config.backbone
+    for name in ("embed_dim", "depth", "heads", "patch_size", "position_grid", "mlp_ratio"):
+        if getattr(vit, name) < 1:
+            raise M2HError(f"backbone.{name}={getattr(vit, name)}: must be at least 1")
+    if vit.embed_dim % vit.heads:
+        raise M2HError(f"backbone.embed_dim={vit.embed_dim} cannot be split over {vit.heads} attention heads")
+    if list(vit.stages) != sorted(set(vit.stages)) or not all(0 <= stage < vit.depth for stage in vit.stages):
+        raise M2HError(f"backbone.stages={vit.stages}: four blocks of {vit.depth}, in order")
+    if min(config.head_channels) < 1:
+        raise M2HError(f"head_channels={config.head_channels}: must be at least 1")
     width = config.channels // 4 if config.separable else config.channels
     choices = {"cross_task": ("wmca", "mha", "none"), "context": ("restoration", "ggfm")}
     for field, allowed in choices.items():

@@ -10,6 +10,7 @@ import torch
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import build_model, load_checkpoint, save_checkpoint
 from m2h_deploy.model.checkpoint import weights_digest
+from m2h_deploy.model.config import VARIANTS, ModelConfig
 from tests.golden import filler
 
 
@@ -114,3 +115,60 @@ def test_a_name_without_shipped_weights_is_a_missing_file():
 def test_fresh_networks_differ_in_digest():
     torch.manual_seed(0)
     assert weights_digest(build_model("m2h-tiny")) != weights_digest(build_model("m2h-tiny"))
+
+
+def test_weights_that_are_no_numbers_are_refused(tiny_model, tmp_path):
+    tensors = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    tensors["heads.edges.final.bias"][0] = float("nan")
+    tensors["heads.depth.final.bias"][0] = float("inf")
+    torch.save(tensors, tmp_path / "c.pt")
+    message = _refused(tmp_path / "c.pt")
+    assert "heads.depth.final.bias and 1 others holds NaN or infinity" in message
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("channels", "32", "channels is '32', expected int"),
+        ("channels", 33, "cannot be split"),
+        ("channels", -4, "channels is -4"),
+        ("channels", 1 << 40, "expected 0 to 65536"),
+        ("separable", 1, "separable is 1, expected bool"),
+        ("head_channels", [48], "head_channels is (48,), expected 2 values"),
+        ("head_channels", [0, 32], "head_channels=(0, 32)"),
+        ("num_classes", True, "num_classes is True"),
+        ("num_classes", 0, "num_classes=0"),
+        ("min_depth", float("nan"), "min_depth is nan"),
+        ("max_depth", 0.0, "is empty"),
+        ("context", "other", "choose one of"),
+        ("variant", 3, "variant is 3"),
+        ("backbone", None, "not the description"),
+        ("backbone", {"embed_dim": 3}, "not the description"),
+        ("surprise", 1, "surprise"),
+    ],
+)
+def test_a_description_that_builds_no_network_is_refused(tiny_model, field, value, words):
+    with pytest.raises(M2HError) as error:
+        ModelConfig.from_dict(tiny_model.config.to_dict() | {field: value})
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("heads", 5, "cannot be split over 5"),
+        ("stages", [4, 2, 1, 0], "in order"),
+        ("stages", [1, 2, 4, 6], "of 6"),
+        ("patch_size", 0, "at least 1"),
+    ],
+)
+def test_a_backbone_that_builds_no_network_is_refused(tiny_model, field, value, words):
+    values = tiny_model.config.to_dict()
+    with pytest.raises(M2HError, match=words):
+        ModelConfig.from_dict(values | {"backbone": values["backbone"] | {field: value}})
+
+
+def test_every_preset_survives_its_own_description():
+    for config in VARIANTS.values():
+        assert ModelConfig.from_dict(config.to_dict()) == config

@@ -4,7 +4,20 @@ One file a command; each registers itself with the app when it is imported, and 
 """
 # ruff: noqa: I001 - the order of the imports is the order of the commands in --help
 
-from cli import export, build, verify, bench, run, inspect, rooms, train, quickstart
+from cli import export, build, verify, bench, run, package, inspect, rooms, train, quickstart
 from cli.app import app, main
 
-__all__ = ["app", "bench", "build", "export", "inspect", "main", "quickstart", "rooms", "run", "train", "verify"]
+__all__ = [
+    "app",
+    "bench",
+    "build",
+    "export",
+    "inspect",
+    "main",
+    "package",
+    "quickstart",
+    "rooms",
+    "run",
+    "train",
+    "verify",
+]

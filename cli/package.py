@@ -1,0 +1,27 @@
+"""m2h-deploy package: a bundle with what another program needs to run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.app import app
+from m2h_deploy.console import say
+from m2h_deploy.errors import M2HError
+
+
+@app.command()
+def package(
+    bundle: Annotated[Path, typer.Argument(help="Sensor bundle.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="New folder.")],
+    cpp: Annotated[bool, typer.Option("--cpp", help="libm2h, its headers and an example, for C and C++.")] = False,
+) -> None:
+    """Lay a bundle out with what another program needs to run it."""
+    from m2h_deploy.packaging import package_cpp
+
+    if not cpp:
+        raise M2HError("say what to package for: --cpp")
+    path = package_cpp(bundle, output)
+    say(f"wrote {path}: README.md there says how to build it")

@@ -1,0 +1,359 @@
+"""libm2h gives Python's numbers, survives damage and misuse, and its page's commands work.
+
+Everything is built once, by the commands of docs/cpp.md, with AddressSanitizer and UndefinedBehaviorSanitizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from m2h_deploy import M2HError, Runtime
+from m2h_deploy.data.rooms import render_room
+from m2h_deploy.packaging import package_cpp
+
+REPOSITORY = Path(__file__).parents[2]
+PAGE = (REPOSITORY / "docs" / "cpp.md").read_text()
+
+#: OpenVINO keeps a few things until the process ends.
+SUPPRESSIONS = "leak:libopenvino\nleak:libtbb\nleak:libhwloc\nleak:libopencv\nleak:ld-linux\nleak:_dl_\n"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A folder in which the page's commands were run."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    @property
+    def bundle(self) -> Path:
+        return self.folder / "robot" / "bundle"
+
+    def call(self, *words: object, expect: int = 0) -> str:
+        """stdout and stderr of a program that ends with `expect`."""
+        command = [str(word) for word in words]
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+        said = done.stdout + done.stderr
+        assert done.returncode == expect, f"{command}: {done.returncode}\n{said[-4000:]}"
+        assert "Sanitizer" not in said
+        return said
+
+    def driver(self, *words: object, expect: int = 0) -> str:
+        return self.call("tools/m2h_driver", *words, expect=expect)
+
+
+def needs_compilers() -> None:
+    for program in ("cmake", "c++", "cc"):
+        if shutil.which(program) is None:
+            pytest.skip(f"no {program}")
+    if importlib.util.find_spec("openvino") is None:
+        pytest.skip("no openvino")
+    if not any(Path(f, "nlohmann", "json.hpp").is_file() for f in ("/usr/include", "/usr/local/include")):
+        pytest.skip("no nlohmann-json")
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory) -> Built:
+    """The page from top to bottom, then the tests' own programs against what it installed."""
+    needs_compilers()
+    folder = tmp_path_factory.mktemp("cpp")
+    (folder / "suppressions").write_text(SUPPRESSIONS)
+    programs = folder / "bin"
+    programs.mkdir()
+    (programs / "python").symlink_to(sys.executable)
+    (programs / "m2h-deploy").write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "import cli; cli.main()" "$@"\n')
+    (programs / "m2h-deploy").chmod(0o755)
+    flags = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+        "CFLAGS": flags,
+        "CXXFLAGS": flags,
+        "ASAN_OPTIONS": "detect_leaks=1",
+        "LSAN_OPTIONS": f"suppressions={folder / 'suppressions'}:print_suppressions=0",
+    }
+    own = folder / "own"
+    own.mkdir()
+    (own / "CMakeLists.txt").write_text(blocks("cmake")[0])
+    (own / "main.cpp").write_text(blocks("cpp")[0])
+    (folder / "pictures").mkdir()
+    for index in range(2):
+        cv2.imwrite(str(folder / "pictures" / f"room{index}.ppm"), room(index))
+    # The wheel's own `python` would find its packages through the link's folder.
+    script = "set -e\n" + "\n".join(blocks("bash")).replace("$(which python)", sys.executable)
+    done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    result = Built(folder, environment)
+    prefix = f"-DCMAKE_PREFIX_PATH={folder / 'prefix'}"
+    result.call("cmake", "-S", REPOSITORY / "cpp" / "tests", "-B", "tools", prefix)
+    result.call("cmake", "--build", "tools")
+    return result
+
+
+def room(index: int) -> np.ndarray:
+    return render_room(5, index, height=480, width=640).image
+
+
+@pytest.fixture(scope="session")
+def runtime(built):
+    with Runtime.load(built.bundle) as opened:
+        yield opened
+
+
+def frame(built: Built, bundle: Path, raw: np.ndarray, color: str, stride: int = 0) -> dict[str, np.ndarray]:
+    out = built.folder / "frame"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    raw.tofile(out / "image.raw")
+    built.driver("frame", bundle, out / "image.raw", out, color, stride)
+    types = {"depth": np.float32, "labels": np.uint8, "normals": np.float32, "edges": np.float32}
+    return {
+        name: np.fromfile(out / f"{name}.raw", kind) for name, kind in types.items() if (out / f"{name}.raw").is_file()
+    }
+
+
+def assert_pythons(given: dict[str, np.ndarray], expected) -> None:
+    assert np.mean(given["labels"] == expected.semantics.ravel()) >= 0.999
+    assert np.abs(given["depth"] - expected.depth.ravel()).max() <= 1e-3
+    assert np.abs(given["normals"] - expected.normals.ravel()).max() <= 1e-3
+    assert np.abs(given["edges"] - expected.edges.ravel()).max() <= 1e-3
+
+
+def test_the_package_holds_library_example_bundle_and_how_to_build_them(tiny_onnx, tmp_path):
+    import onnx
+
+    from engines import build_bundle
+    from export import Sensor, add_sensor
+
+    onnx.save(add_sensor(onnx.load(tiny_onnx), Sensor((64, 48))), tmp_path / "sensor.onnx")
+    bundle = build_bundle(tmp_path / "sensor.onnx", tmp_path / "bundle")
+    package = package_cpp(bundle.path, tmp_path / "robot")
+    assert {path.name for path in package.iterdir()} == {"README.md", "libm2h", "bundle"}
+    assert (package / "libm2h" / "include" / "m2h" / "m2h.h").is_file()
+    assert (package / "libm2h" / "examples" / "run.cpp").is_file()
+    assert "64 x 48 BGR or RGB" in (package / "README.md").read_text()
+    with Runtime.load(package / "bundle"):
+        pass
+    with pytest.raises(M2HError, match="exists"):
+        package_cpp(bundle.path, tmp_path / "robot")
+
+
+def test_a_plain_bundle_is_not_packaged_and_the_command_for_one_is_named(tiny_bundle, tmp_path):
+    with pytest.raises(M2HError, match="--sensor uint8"):
+        package_cpp(tiny_bundle, tmp_path / "robot")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_pages_commands_gave_results_for_each_picture(built, runtime):
+    names = {path.stem for path in (built.folder / "out").iterdir()}
+    assert names == {"room0_depth", "room0_labels", "room1_depth", "room1_labels"}
+    for index in range(2):
+        expected = runtime(room(index))
+        labels = next((built.folder / "out").glob(f"room{index}_labels.*"))
+        depth = next((built.folder / "out").glob(f"room{index}_depth.*"))
+        assert np.mean(cv2.imread(str(labels), cv2.IMREAD_UNCHANGED) == expected.semantics) >= 0.999
+        metres = cv2.imread(str(depth), cv2.IMREAD_UNCHANGED).astype(np.float32) / 1000
+        assert np.abs(metres - expected.depth).max() <= 2e-3
+
+
+@pytest.mark.slow
+def test_results_are_pythons_on_rooms_in_every_layout(built, runtime):
+    image = room(0)
+    expected = runtime(image)
+    assert_pythons(frame(built, built.bundle, image, "bgr"), expected)
+    assert_pythons(frame(built, built.bundle, np.ascontiguousarray(image[:, :, ::-1]), "rgb"), expected)
+    gaps = np.zeros((480, 640 * 3 + 100), np.uint8)
+    gaps[:, : 640 * 3] = image.reshape(480, -1)
+    assert_pythons(frame(built, built.bundle, gaps, "bgr", 640 * 3 + 100), expected)
+
+
+@pytest.mark.slow
+def test_results_are_pythons_on_the_real_frames(built, runtime, shared):
+    for file in sorted((shared / "nyuv2_frames").glob("rgb_*.jpg")):
+        image = cv2.imread(str(file))
+        assert_pythons(frame(built, built.bundle, image, "bgr"), runtime(image))
+
+
+@pytest.mark.slow
+def test_nv12_in_and_millimetres_out_are_pythons_too(built, tmp_path):
+    import onnx
+
+    from engines import build_bundle
+    from export import Sensor, add_sensor, export_onnx
+    from m2h_deploy.model import load_checkpoint
+    from m2h_deploy.sensor import bgr_to_nv12
+
+    plain = export_onnx(load_checkpoint("m2h-tiny"), tmp_path / "plain.onnx", height=112, width=140, form="deploy")
+    sensor = Sensor((160, 120), "nv12", ("depth", "labels"), "uint16")
+    onnx.save(add_sensor(onnx.load(plain), sensor), tmp_path / "sensor.onnx")
+    bundle = build_bundle(tmp_path / "sensor.onnx", tmp_path / "bundle", engine="openvino").path
+    raw = bgr_to_nv12(render_room(5, 0, height=120, width=160).image)
+    given = frame(built, bundle, raw, "nv12")
+    with Runtime.load(bundle) as opened:
+        expected = opened(raw)
+    assert set(given) == {"depth", "labels"}
+    np.testing.assert_array_equal(given["labels"], expected.semantics.ravel())
+    np.testing.assert_allclose(given["depth"], expected.depth.ravel(), atol=1e-6)
+    assert "export with --sensor uint8" in built.driver("frame", bundle, "pictures/room0.ppm", ".", "bgr", expect=2)
+
+
+@pytest.mark.slow
+def test_a_hundred_frames_leave_no_error_of_memory(built):
+    built.driver("soak", built.bundle, 100)
+
+
+@pytest.mark.slow
+def test_two_threads_with_a_runtime_each_get_what_one_gets(built):
+    assert "ok" in built.driver("threads", built.bundle, 4)
+
+
+@pytest.mark.slow
+def test_misuse_gives_an_error_in_words(built):
+    built.driver("misuse", built.bundle)
+
+
+@pytest.mark.slow
+def test_the_header_is_c(built):
+    assert "m2h-tiny" in built.call("tools/m2h_c_interface", built.bundle)
+
+
+@pytest.mark.slow
+def test_matrices_of_opencv_go_in_and_come_out(built):
+    if not (built.folder / "tools" / "m2h_matrices").is_file():
+        pytest.skip("no OpenCV for C++")
+    assert "ok" in built.call("tools/m2h_matrices", built.bundle)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [0, 1, 55, 56, 63, 64, 65, 119, 120, 1000, 100_003])
+def test_sha256_is_the_standards(built, tmp_path, size):
+    content = np.random.default_rng(size).integers(0, 256, size, np.uint8).tobytes()
+    (tmp_path / "file").write_bytes(content)
+    assert built.call("tools/m2h_sha256", tmp_path / "file").strip() == hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def damaged(built, tmp_path):
+    """A copy of the bundle; and what libm2h says when it is opened."""
+    copy = shutil.copytree(built.bundle, tmp_path / "bundle")
+
+    def opened(expect: int = 2) -> str:
+        said = built.driver("open", copy, expect=expect)
+        assert said.startswith("error: "), said
+        assert said.count("\n") == 1
+        return said
+
+    return copy, opened
+
+
+def change(bundle: Path, edit) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    edit(manifest)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.slow
+def test_damaged_files_are_named(damaged):
+    bundle, opened = damaged
+    weights = bundle / "model.bin"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    assert "model.bin does not have the manifest's sha256" in opened()
+    weights.unlink()
+    assert "model.bin is missing" in opened()
+    (bundle / "stranger").write_text("")
+    weights.symlink_to("/bin/sh")
+    assert "leads out of the bundle" in opened()
+    (bundle / "manifest.json").unlink()
+    assert "is not a bundle" in opened()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda m: m.update(schema_version=2), "newer than 1"),
+        (lambda m: m.update(sensor=None), "--sensor uint8"),
+        (lambda m: m["input"].update(width=640.5), "whole number"),
+        (lambda m: m["input"].update(width=-(2**70)), "whole number"),
+        (lambda m: m["input"].update(width=320), "outputs.0: shape"[:9]),
+        (lambda m: m["input"].update(batch=4), "one frame at a time"),
+        (lambda m: m["files"].update({"../../secret": "0" * 64}), "plain file"),
+        (lambda m: m["engine"].update(file="other.xml"), "not among them"),
+        (lambda m: m["engine"].update(kind="telepathy"), "was built with"),
+        (lambda m: m["engine"].update(file=5), "expected text"),
+        (lambda m: m["outputs"].append(m["outputs"][0]), "twice"),
+        (lambda m: m["outputs"].clear(), "there are none"),
+        (lambda m: m["self_test"]["outputs"]["depth"].update(deviation=0), "above 0"),
+        (lambda m: m.update(classes=[]), "expected an object"),
+        (lambda m: m.update(outputs={}), "expected a list"),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named(damaged, edit, said):
+    bundle, opened = damaged
+    change(bundle, edit)
+    assert said in opened()
+
+
+@pytest.mark.slow
+def test_an_engine_that_is_not_the_manifests_is_refused_before_it_runs(damaged):
+    bundle, opened = damaged
+
+    def swap(manifest):
+        manifest["outputs"][1]["name"], manifest["outputs"][3]["name"] = "edges", "labels"
+        manifest["outputs"][1]["dtype"], manifest["outputs"][3]["dtype"] = "float32", "uint8"
+        manifest["self_test"] = None
+        xml = (bundle / "model.xml").read_text().replace('names="labels"', 'names="swap"')
+        xml = xml.replace('names="edges"', 'names="labels"').replace('names="swap"', 'names="edges"')
+        (bundle / "model.xml").write_text(xml)
+        manifest["files"]["model.xml"] = hashlib.sha256(xml.encode()).hexdigest()
+
+    change(bundle, swap)
+    assert "is not what the manifest says" in opened()
+
+
+@pytest.mark.slow
+def test_wrong_numbers_fail_the_self_test(damaged):
+    bundle, opened = damaged
+    change(bundle, lambda m: m["self_test"]["outputs"]["depth"].update(values=[100.0] * 64))
+    assert "self-test failed: depth" in opened(expect=1)
+
+
+@pytest.mark.slow
+def test_a_broken_engine_file_with_a_sum_that_fits_is_an_error(damaged):
+    bundle, opened = damaged
+    for content in (b"", b"<net", b"<net><layers></net>", (bundle / "model.xml").read_bytes()[:5000]):
+        (bundle / "model.xml").write_bytes(content)
+        change(bundle, lambda m, c=content: m["files"].update({"model.xml": hashlib.sha256(c).hexdigest()}))
+        opened()
+
+
+@pytest.mark.slow
+def test_manifests_cut_anywhere_are_errors(damaged):
+    bundle, opened = damaged
+    text = (bundle / "manifest.json").read_bytes()
+    for length in np.linspace(0, len(text) - 2, 12).astype(int):
+        (bundle / "manifest.json").write_bytes(text[:length])
+        opened()
+    (bundle / "manifest.json").write_bytes(b"[" * 100_000)
+    opened()

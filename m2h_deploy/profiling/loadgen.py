@@ -1,7 +1,7 @@
 """MLPerf LoadGen as the load generator: it decides when queries come, how many a percentile needs, and what is valid.
 
-LoadGen's own settings hold unless a shorter duration is asked for: 600 seconds in every scenario, 24,576 samples
-offline, early stopping for the percentiles of the others. Frames wait for one engine, which answers them one by one.
+LoadGen's own settings hold unless a shorter duration is asked for: 600 seconds in every scenario, 662 queries in
+multi-stream, early stopping for the percentiles. Frames wait for one engine, which answers them one by one.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class LoadRun:
 
     @property
     def trial(self) -> bool:
-        """True where LoadGen's own duration and number of samples were shortened."""
+        """True where LoadGen's own duration and number of queries were shortened."""
         return self.settings.duration_s is not None
 
 

@@ -17,11 +17,11 @@ _NAMES = {
     "server": "Server",
 }
 
-#: Samples that LoadGen asks for offline, whatever the data set's size (MLPerf inference rules, edge and data centre).
+#: LoadGen's configuration asks offline for as many samples as the data set has, and for no more than this.
 _OFFLINE_SAMPLES = 24_576
 
 
-def _test_settings(loadgen: Any, settings: LoadSettings) -> Any:
+def _test_settings(loadgen: Any, settings: LoadSettings, images: int) -> Any:
     """LoadGen's own configuration for the scenario, then what was asked for."""
     name = _NAMES[settings.scenario]
     test = loadgen.TestSettings()
@@ -36,7 +36,7 @@ def _test_settings(loadgen: Any, settings: LoadSettings) -> Any:
         test.multi_stream_expected_latency_ns = settings.streams * expected_ns
     elif settings.scenario == "offline":
         test.offline_expected_qps = 1000 / settings.expected_ms
-        test.min_query_count = _OFFLINE_SAMPLES
+        test.min_query_count = min(images, _OFFLINE_SAMPLES)
     else:
         test.server_target_qps = settings.rate
         test.server_target_latency_ns = int(settings.deadline_ms * 1e6)
@@ -67,7 +67,7 @@ def run_test(settings: LoadSettings, images: int, folder: str, asked: int, answe
     log.enable_trace = False
     system = loadgen.ConstructSUT(issue, lambda: None)
     library = loadgen.ConstructQSL(images, images, lambda indices: None, lambda indices: None)
-    loadgen.StartTestWithLogSettings(system, library, _test_settings(loadgen, settings), log, "")
+    loadgen.StartTestWithLogSettings(system, library, _test_settings(loadgen, settings, images), log, "")
     loadgen.DestroyQSL(library)
     loadgen.DestroySUT(system)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ class Subject:
     """Threads that it was told to use; None: its own choice."""
     peer: bool = False
     """Something to compare with, not a bundle that was asked for."""
+    on_device: Callable[[int], list[float]] | None = field(default=None, repr=False)
+    """Runs the engine alone so many times: milliseconds by the device's own events, copies left out."""
 
 
 @dataclass
@@ -112,4 +115,7 @@ def subject_of(runtime: Any, name: str, *, threads: int | None = None, peer: boo
         timings: dict[str, float] = runtime(image).timings
         return timings
 
-    return Subject(name, runtime.backend.description, run, threads, peer)
+    events = getattr(runtime.backend, "gpu_milliseconds", None)  # what backends on a GPU have
+    batch = runtime.manifest.input.batch or 1
+    on_device = None if events is None else partial(events, batch=batch)
+    return Subject(name, runtime.backend.description, run, threads, peer, on_device)

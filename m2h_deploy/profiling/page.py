@@ -49,6 +49,7 @@ def _subject(subject: SubjectResult, low: float, high: float, top: float) -> dic
     return {
         "name": subject.name,
         "about": words.subject_facts(subject),
+        "on_device": words.device_facts(subject.on_device) if subject.on_device else None,
         "cells": [
             str(total.count),
             *(words.interval(estimate) for estimate in (total.p50, total.p90, total.p99)),

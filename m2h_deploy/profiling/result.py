@@ -39,6 +39,8 @@ class SubjectResult:
     samples: Samples
     summary: dict[str, Summary]
     """Milliseconds: `total`, then each stage."""
+    on_device: Summary | None
+    """Milliseconds of the engine alone by the GPU's events, without copies; None on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ def latency_record(result: BenchResult, name: str) -> dict[str, Any]:
         "image": {"height": result.image[0], "width": result.image[1]},
         "runs": subject.summary["total"].count,
         "milliseconds": {stage: _plain(summary) for stage, summary in subject.summary.items()},
+        "on_device_milliseconds": _plain(subject.on_device),
         "peak_memory_mb": result.memory.peak,
     }
     loads = [load for load in result.loads if load.subject == name]

@@ -30,7 +30,7 @@ from m2h_deploy.profiling.memory import Memory, peak_mb, reset_peak, resident_mb
 from m2h_deploy.profiling.result import BenchResult, CameraResult, Ratio, SubjectResult, latency_record
 from m2h_deploy.profiling.roofline import Roofline, measure_roofline
 from m2h_deploy.profiling.sensors import find_probes, gpu_name, watch
-from m2h_deploy.profiling.statistics import speedup
+from m2h_deploy.profiling.statistics import speedup, summarise
 from m2h_deploy.profiling.warmup import WarmUp, warm_up
 from m2h_deploy.runtime import Runtime
 
@@ -281,6 +281,7 @@ def _subject_results(
             warm_up=warm[subject.name],
             samples=samples[subject.name],
             summary=samples[subject.name].summary(),
+            on_device=summarise(subject.on_device(len(samples[subject.name].total))) if subject.on_device else None,
         )
         for index, subject in enumerate(subjects)
     )

@@ -22,6 +22,8 @@ def print_bench(result: BenchResult, console: Console) -> None:
         console.print(Text(f"{name}: {value}"), soft_wrap=True)
     for subject in result.subjects:
         console.print(Text(f"{subject.name}: {words.subject_facts(subject)}"), soft_wrap=True)
+        if subject.on_device is not None:
+            console.print(Text(f"{subject.name}: {words.device_facts(subject.on_device)}"), soft_wrap=True)
     console.print()
     for table in _tables(result):
         console.print(table)

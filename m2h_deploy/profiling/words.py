@@ -6,7 +6,7 @@ from m2h_deploy.profiling.layers import BlockTime
 from m2h_deploy.profiling.loadgen import LoadSummary
 from m2h_deploy.profiling.machine import Machine
 from m2h_deploy.profiling.result import BenchResult, SubjectResult, mean_readings
-from m2h_deploy.profiling.statistics import Estimate
+from m2h_deploy.profiling.statistics import Estimate, Summary
 
 
 def number(value: float) -> str:
@@ -71,6 +71,11 @@ def _ranges(cores: tuple[int, ...]) -> str:
         else:
             parts.append([core])
     return ", ".join("-".join(str(core) for core in part) for part in parts)
+
+
+def device_facts(times: Summary) -> str:
+    """The engine alone, by the GPU's events."""
+    return f"engine alone on the GPU, by events: p50 {interval(times.p50)} ms, p99 {interval(times.p99)} ms"
 
 
 def memory_words(result: BenchResult) -> str:

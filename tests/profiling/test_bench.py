@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -15,7 +16,7 @@ from m2h_deploy import M2HError
 from m2h_deploy.bundle import load_bundle, write_manifest
 from m2h_deploy.profiling import BenchSettings, bench, to_json, write_csv
 from m2h_deploy.profiling.layers import BlockCost
-from m2h_deploy.profiling.measure import Subject, Timer, interleave
+from m2h_deploy.profiling.measure import Subject, Timer, interleave, subject_of
 from m2h_deploy.profiling.page import write_page
 from m2h_deploy.profiling.result import latency_record
 from tests.test_cli import m2h, mistake
@@ -26,7 +27,27 @@ QUICK = {"height": 96, "width": 128, "threads": 1, "duration_s": 0.2, "min_round
 @pytest.fixture(scope="module")
 def result(tiny_bundle):
     settings = BenchSettings(**QUICK, camera_rate=50, policies=("latest", "queue"), deadline_ms=1.0)
-    return bench([tiny_bundle, tiny_bundle], settings, costs=lambda bundle: {"backbone": BlockCost(10**6, 10**6)})
+
+    def device(runtime) -> list[Subject]:
+        """A runtime whose engine also tells its own time, as one on a GPU does."""
+        ours = subject_of(runtime, "events", peer=True)
+        return [dataclasses.replace(ours, on_device=lambda runs: [float(run) for run in range(1, runs + 1)])]
+
+    costs = {"backbone": BlockCost(10**6, 10**6)}
+    return bench([tiny_bundle, tiny_bundle], settings, peers=device, costs=lambda bundle: costs)
+
+
+def test_the_engines_own_time_is_kept_where_the_device_tells_it(result):
+    assert [subject.on_device is None for subject in result.subjects] == [True, True, False]
+    assert result.subjects[2].on_device.count == len(result.subjects[2].samples.total)
+    assert result.subjects[2].on_device.least == 1.0
+
+
+def test_peers_are_compared_but_have_no_camera_and_no_layers(result):
+    assert [subject.peer for subject in result.subjects] == [False, False, True]
+    assert [ratio.subject for ratio in result.ratios] == ["tiny (2)", "events"]
+    assert "events" not in {camera.subject for camera in result.cameras}
+    assert "events" not in {profile.subject for profile in result.layers}
 
 
 def test_every_frame_is_the_sum_of_its_stages_and_what_is_between_them(result):
@@ -39,10 +60,10 @@ def test_every_frame_is_the_sum_of_its_stages_and_what_is_between_them(result):
 
 
 def test_bundles_are_measured_in_the_same_rounds_and_compared_with_the_first(result):
-    first, second = result.subjects
+    first, second, _ = result.subjects
     assert (first.name, second.name) == ("tiny", "tiny (2)")
     assert len(first.samples.total) == len(second.samples.total)
-    (ratio,) = result.ratios
+    ratio = result.ratios[0]
     assert (ratio.subject, ratio.baseline) == ("tiny (2)", "tiny")
     assert ratio.total.value in {a / b for a, b in zip(first.samples.total, second.samples.total, strict=True)}
 

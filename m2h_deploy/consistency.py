@@ -64,7 +64,7 @@ def _input(manifest: Manifest) -> Iterator[str]:
         if spec.layout != "NCHW" or spec.color != "RGB" or spec.dtype == "uint8":
             yield "input.color: only a sensor graph takes raw pixels, and sensor is missing"
         return
-    raw = {"uint8": ("NHWC", "BGR"), "nv12": ("NV12", "YUV")}[manifest.sensor.format]
+    raw = {"uint8": ("NHWC", "BGR"), "nv12": ("NV12", "YCbCr")}[manifest.sensor.format]
     if (spec.layout, spec.color, spec.dtype) != (*raw, "uint8"):
         yield f"sensor.format: {manifest.sensor.format} is {raw[0]} {raw[1]} uint8, not {spec.layout} {spec.color}"
     if manifest.sensor.format == "nv12" and (spec.height % 2 or spec.width % 2):

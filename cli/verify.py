@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.app import app
-from m2h_deploy.console import err, make_progress, out, print_json
+from m2h_deploy.console import err, make_progress, out, print_json, say
 from m2h_deploy.errors import CheckFailed
 
 if TYPE_CHECKING:
@@ -38,12 +38,20 @@ def verify(
 ) -> None:
     """Compare an engine with its checkpoint on data, task by task; exit 1 when a gate fails."""
     import json
+    import os
 
-    from m2h_deploy.files import write_text
+    from m2h_deploy.bundle import load_bundle, record_result
+    from m2h_deploy.files import check_writable, write_text
     from m2h_deploy.parity import Gates, to_json
     from m2h_deploy.parity import verify as compare
     from m2h_deploy.report import print_result, write_html, write_junit
 
+    for file in (json_file, junit, html):
+        if file is not None and str(file) != "-":
+            check_writable(file)
+    recorded = os.access(bundle, os.W_OK)
+    if bundle.is_dir() and not recorded:
+        say(f"{bundle} is not yours to write: the result is not recorded in its manifest", "yellow")
     gates = Gates(miou_drop, rmse_increase, merr_increase, odsf_drop, psnr)
     with make_progress() as progress:
         task = progress.add_task("frames", total=None)
@@ -52,7 +60,15 @@ def verify(
             progress.update(task, completed=done, total=total)
 
         result = compare(
-            bundle, reference, data, gates=gates, limit=limit, split=split, threads=threads, progress=advance
+            bundle,
+            reference,
+            data,
+            gates=gates,
+            limit=limit,
+            split=split,
+            threads=threads,
+            record=False,
+            progress=advance,
         )
     located = _locate(bundle, reference) if locate else None
     values = to_json(result, located)
@@ -68,6 +84,8 @@ def verify(
         write_junit(result, junit)
     if html is not None:
         write_html(result, html, located=located)
+    if recorded:  # last, so that a full disk costs no result
+        record_result(load_bundle(bundle), parity=to_json(result))
     if not result.passed:
         raise CheckFailed(result.summary)
 

@@ -49,6 +49,18 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     return write_bytes(path, (text.rstrip("\n") + "\n").encode())
 
 
+def check_writable(path: str | os.PathLike[str]) -> Path:
+    """Raises M2HError where a file cannot be written to `path`: before long work, not after it."""
+    path = Path(path)
+    if path.is_dir():
+        raise M2HError(f"cannot write {path}: it is a folder")
+    if not path.parent.is_dir():
+        raise M2HError(f"cannot write {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise M2HError(f"cannot write {path}: {path.parent} is not yours to write")
+    return path
+
+
 def make_folder(path: str | os.PathLike[str]) -> Path:
     """Make the folder `path` where there is none. Raises M2HError when that cannot be."""
     try:

@@ -14,6 +14,7 @@ from m2h_deploy.bundle import Classes
 from m2h_deploy.camera import ASSUMED_FOV, intrinsics_of_view
 from m2h_deploy.data.frame import Intrinsics
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import check_writable
 from m2h_deploy.postprocess import Prediction
 from m2h_deploy.visualize import draw_edges, draw_normals
 
@@ -49,8 +50,7 @@ class RerunLog:
         self.path = Path(path)
         self._intrinsics, self._fov, self._depth_range = intrinsics, fov, depth_range
         self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp.rrd")
-        if not self.path.parent.is_dir() or not os.access(self.path.parent, os.W_OK) or self.path.is_dir():
-            raise M2HError(f"cannot write {self.path}: no such folder, or not yours to write")
+        check_writable(self.path)
         self._recording: Any = rr.RecordingStream("m2h-deploy", send_properties=False)
         self._recording.save(self._temporary)
         colours = [rr.AnnotationInfo(id=i, label=classes.names[i], color=classes.palette[i]) for i in _indices(classes)]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from m2h_deploy.bundle import Classes
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import check_writable
 from m2h_deploy.postprocess import Prediction
 from m2h_deploy.visualize import depth_span, draw_panes
 
@@ -51,8 +52,7 @@ class VideoFile:
         self.path = Path(path)
         if self.path.suffix.lower() != ".mp4":
             raise M2HError(f"{self.path}: a video is written as .mp4: name it so")
-        if not self.path.parent.is_dir() or not os.access(self.path.parent, os.W_OK) or self.path.is_dir():
-            raise M2HError(f"cannot write {self.path}: no such folder, or not yours to write")
+        check_writable(self.path)
         self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp.mp4")
         self._panes, self._rate = Panes(classes), rate or 10.0
         self._writer: Any = None

@@ -26,9 +26,8 @@ class Gates:
       passed, since a gate is there to prove something; more frames narrow the interval.
 
     The interval is paired: reference and engine see the same resampled frames, so what is common to both (hard and
-    easy frames) cancels. An engine that computes the same numbers has differences of 0 on every frame and passes with
-    two frames; one frame has no interval and proves nothing about others. Under eight frames the intervals are too
-    narrow: a first look, and reports say so.
+    easy frames) cancels. One frame has no interval and proves nothing about others. Under eight frames the intervals
+    are too narrow: a first look, which can fail and is otherwise unsure.
 
     Where the data has no labels of a task, the reference's own prediction takes their place, and the same limits
     bound the disagreement: mIoU against the reference's classes, RMSE as a share of the reference's root mean square

@@ -15,7 +15,7 @@ from m2h_deploy.bundle import Manifest, record_result
 from m2h_deploy.data.frame import Dataset, Frame
 from m2h_deploy.data.opening import open_dataset
 from m2h_deploy.errors import CheckFailed, M2HError
-from m2h_deploy.parity.bootstrap import RESAMPLES, draws
+from m2h_deploy.parity.bootstrap import FEW_FRAMES, RESAMPLES, draws
 from m2h_deploy.parity.gates import GateResult, Gates, Rule, judge
 from m2h_deploy.parity.pictures import WorstFrames
 from m2h_deploy.parity.reference import Outputs, Reference, open_reference
@@ -108,12 +108,21 @@ def verify(
             *tests,
             *(gate for _, judged in measured for gate in judged),
             *(_psnr_gate(tensor, gates.psnr) for tensor in tensors if gates.psnr is not None),
+            *_frames_gate(len(indices)),
         ),
         worst=comparison.worst.result(),
     )
     if record:
         record_result(runtime.bundle, parity=to_json(result))
     return result
+
+
+def _frames_gate(frames: int) -> tuple[GateResult, ...]:
+    """Few frames have intervals too narrow to rely on, so what passes on them is a first look and not a pass."""
+    if frames >= FEW_FRAMES:
+        return ()
+    message = f"{frames} frames are a first look: at least {FEW_FRAMES} are needed to pass"
+    return (GateResult("frames", None, "unsure", float(frames), None, float(FEW_FRAMES), "frames", message),)
 
 
 def _psnr_gate(tensor: TensorResult, limit: float) -> GateResult:

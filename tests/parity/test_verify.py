@@ -41,10 +41,15 @@ class Unlabelled:
         return dataclasses.replace(frame, depth=None, normals=None, semantics=None, edges=None)
 
 
-def test_a_good_engine_passes_with_two_frames_and_its_manifest_says_so(bundle, tiny_checkpoint):
+def good(result) -> bool:
+    """Every gate passed but the one on the number of frames: few frames are a first look and never a pass."""
+    return {gate.name for gate in result.gates if gate.verdict != "pass"} == {"frames"} and not result.passed
+
+
+def test_two_frames_of_a_good_engine_are_a_first_look_and_its_manifest_says_so(bundle, tiny_checkpoint):
     seen = []
     result = verify(bundle, tiny_checkpoint, ROOMS, progress=lambda done, total: seen.append((done, total)))
-    assert result.passed, result.summary
+    assert good(result), result.summary
     assert seen == [(1, 2), (2, 2)]
     assert [task.against for task in result.tasks] == ["labels"] * 4
     for task in result.tasks:
@@ -60,13 +65,13 @@ def test_a_good_engine_passes_with_two_frames_and_its_manifest_says_so(bundle, t
         "limits", "gates",
     }  # fmt: skip
     assert recorded == json.loads(json.dumps(to_json(result)))
-    assert recorded["passed"] is True
+    assert (recorded["passed"], recorded["verdict"]) == (False, "unsure")
     assert recorded["engine"]["weights_sha256"] == load_bundle(bundle).manifest.model.weights_sha256
 
 
 def test_without_labels_the_reference_stands_in_for_them(bundle, tiny_onnx):
     result = verify(bundle, tiny_onnx, Unlabelled())
-    assert result.passed, result.summary
+    assert good(result), result.summary
     assert [task.against for task in result.tasks] == ["reference"] * 4
     values = {task.task: task.engine for task in result.tasks}
     assert values["depth"] == pytest.approx(0, abs=1e-3)
@@ -147,7 +152,7 @@ def test_other_weights_are_an_error_that_names_both(tiny_bundle, tiny_model, tmp
 
 def test_an_engine_without_a_task_is_measured_on_the_others(no_edges, tiny_checkpoint):
     result = verify(no_edges, tiny_checkpoint, ROOMS, record=False)
-    assert result.passed, result.summary
+    assert good(result), result.summary
     assert [task.task for task in result.tasks] == ["depth", "semantics", "normals"]
 
 
@@ -182,5 +187,5 @@ def test_a_reference_of_another_size_is_refused(bundle, tiny_onnx):
 
 def test_real_frames_pass(no_edges, tiny_onnx, shared):
     result = verify(no_edges, tiny_onnx, shared / "nyuv2_frames", record=False)
-    assert result.passed, result.summary
+    assert good(result), result.summary
     assert {task.task for task in result.tasks if task.against == "labels"} == {"depth"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.app import JsonFlag, app
-from m2h_deploy.console import out, print_json
+from m2h_deploy.console import out, print_json, print_values
 
 if TYPE_CHECKING:
     pass
@@ -22,8 +22,14 @@ def inspect(
     as_json: JsonFlag = False,
 ) -> None:
     """Print what a bundle or an ONNX file is, or two of them side by side."""
-    from engines.inspect import compare, render, render_comparison
-    from engines.inspect import inspect as examine_artifact
+    try:
+        from engines.inspect import compare, render, render_comparison
+        from engines.inspect import inspect as examine_artifact
+    except ModuleNotFoundError as error:
+        if error.name != "onnx" or other is not None or not artifact.is_dir():
+            raise
+        _print_bundle(artifact, as_json)
+        return
 
     report = examine_artifact(artifact)
     if other is None:
@@ -35,6 +41,16 @@ def inspect(
         print_json({"a": report, "b": second, "comparison": rows})
     else:
         out.print(*render_comparison(rows, str(artifact), str(other)), sep="\n")
+
+
+def _print_bundle(path: Path, as_json: bool) -> None:
+    """A bundle on a device, which has no onnx to look into its graph."""
+    from m2h_deploy.describe import describe_bundle, facts
+
+    note = "graph not read: onnx is not installed: pip install 'm2h-deploy[export]'"
+    report = describe_bundle(path)
+    report["engine"] = {"kind": report["manifest"]["engine"]["kind"], "note": note}
+    print_json(report) if as_json else print_values(facts(report) | {"note": note})
 
 
 @app.command()

@@ -22,6 +22,7 @@ from engines.graph import default_opset, load_graph
 from m2h_deploy.backends.cuda import missing_gpu
 from m2h_deploy.backends.tensorrt_api import load_tensorrt
 from m2h_deploy.bundle import Bundle, load_bundle
+from m2h_deploy.describe import describe_bundle
 from m2h_deploy.errors import M2HError
 
 #: Precisions in the order of the tables.
@@ -44,16 +45,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _bundle(path: Path) -> dict[str, Any]:
-    bundle = load_bundle(path)
-    sizes = {name: (path / name).stat().st_size for name in bundle.manifest.files}
-    return {
-        "kind": "bundle",
-        "path": str(path),
-        "bytes": sum(sizes.values()),
-        "sizes": sizes,
-        "manifest": bundle.manifest.model_dump(mode="json"),
-        "engine": _engine(bundle),
-    }
+    return describe_bundle(path) | {"engine": _engine(load_bundle(path))}
 
 
 def _engine(bundle: Bundle) -> dict[str, Any]:

@@ -89,7 +89,9 @@ def build_tensorrt(
     if options.strip_weights:
         (folder / WEIGHTS_FILE).write_bytes(model.read_bytes())
     details = {key: value for key, value in asdict(options).items() if key not in ("targets", "plugins")}
-    details |= {"plugins": [path.name for path in options.plugins], "plan_bytes": record.plan_bytes}
+    # Named and not copied: a bundle never brings code, and the runtime loads a library only when its caller gives it.
+    plugins = [{"name": path.name, "sha256": file_sha256(path)} for path in options.plugins]
+    details |= {"plugins": plugins, "plan_bytes": record.plan_bytes}
     details |= {"build_seconds": round(record.seconds, 1), "fused_attention": record.fused_attention}
     details |= {"notes": list(record.notes), "onnx_sha256": record.onnx_sha256}
     details["trtexec"] = trtexec_command(

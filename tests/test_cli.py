@@ -255,3 +255,22 @@ def test_a_device_without_torch_is_told_what_to_install(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.strip().endswith("error: this command needs torch: pip install 'm2h-deploy[export]'")
+
+
+def test_a_device_without_onnx_inspects_its_bundle(tiny_bundle):
+    hide = "import sys; sys.modules['onnx'] = None; import cli; cli.main()"
+    command = [sys.executable, "-c", hide, "inspect", str(tiny_bundle)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "m2h-tiny" in said
+    assert "onnxruntime" in said
+    report = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    assert report["manifest"]["model"]["variant"] == "m2h-tiny"
+    assert "m2h-deploy[export]" in report["engine"]["note"]
+
+
+def test_verify_looks_at_the_places_to_write_first(tiny_bundle, tmp_path):
+    """Before the reference is even opened: there is none."""
+    common = ("verify", tiny_bundle, "--reference", "none.pt", "--data", tmp_path)
+    for option in ("--json", "--junit", "--html"):
+        assert "there is no folder" in mistake(*common, option, tmp_path / "none" / "file")
+        assert "it is a folder" in mistake(*common, option, tmp_path)

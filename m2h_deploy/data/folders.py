@@ -14,11 +14,38 @@ from m2h_deploy.errors import M2HError
 
 
 @dataclass(frozen=True, eq=False)
-class ImageFolder:
-    """The images directly in a folder, in the order of their names; no labels."""
+class _Files:
+    """One frame a file; no classes."""
 
     folder: Path
     files: tuple[Path, ...]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def derived(self) -> frozenset[str]:
+        return frozenset()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Frame:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._read(self.files[index])
+
+    def __iter__(self) -> Iterator[Frame]:
+        return (self[index] for index in range(len(self)))
+
+    def _read(self, file: Path) -> Frame:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFolder(_Files):
+    """The images directly in a folder, in the order of their names; no labels."""
 
     @classmethod
     def open(cls, folder: str | Path) -> ImageFolder:
@@ -32,36 +59,17 @@ class ImageFolder:
             raise M2HError(f"{folder}: no image ({', '.join(IMAGE_SUFFIXES)}) in this folder")
         return cls(folder, files)
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def derived(self) -> frozenset[str]:
-        return frozenset()
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Frame:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return Frame(read_image(self.files[index]), self.files[index].stem)
-
-    def __iter__(self) -> Iterator[Frame]:
-        return (self[index] for index in range(len(self)))
+    def _read(self, file: Path) -> Frame:
+        return Frame(read_image(file), file.stem)
 
 
 @dataclass(frozen=True, eq=False)
-class RGBDPairs:
+class RGBDPairs(_Files):
     """rgb_NUMBER.jpg (or .png) with sync_depth_NUMBER.png, 16-bit millimetres, 0 unknown, in scene folders or not.
 
     This is how the raw NYUv2 recordings are commonly distributed after synchronisation. Frames of 640x480
     get the intrinsics of NYUv2's colour camera.
     """
-
-    folder: Path
-    files: tuple[Path, ...]
 
     @classmethod
     def open(cls, folder: str | Path) -> RGBDPairs:
@@ -75,21 +83,7 @@ class RGBDPairs:
             raise M2HError(f"{folder}: no rgb_*.jpg or rgb_*.png in this folder or below")
         return cls(folder, files)
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def derived(self) -> frozenset[str]:
-        return frozenset()
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Frame:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        file = self.files[index]
+    def _read(self, file: Path) -> Frame:
         image = read_image(file)
         size = (int(image.shape[0]), int(image.shape[1]))
         partner = file.with_name("sync_depth_" + file.stem.removeprefix("rgb_") + ".png")
@@ -100,9 +94,6 @@ class RGBDPairs:
         camera: Intrinsics | None = NYU_INTRINSICS if size == (480, 640) else None
         name = file.relative_to(self.folder).with_suffix("").as_posix()
         return Frame(image, name, depth=depth, intrinsics=camera)
-
-    def __iter__(self) -> Iterator[Frame]:
-        return (self[index] for index in range(len(self)))
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +17,7 @@ from m2h_deploy.data.mat5 import write_numbers
 from m2h_deploy.data.nyuv2 import MAPPING_NAME, SPLITS_NAME
 from m2h_deploy.data.rooms import render_room, render_room_with_instances, room_intrinsics
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import whole_file, write_bytes
 
 #: Called after each frame with how many are done and how many there will be.
 Progress = Callable[[int, int], None]
@@ -75,7 +75,7 @@ def write_multitask_folder(
         names.append(frame.name)
         if progress:
             progress(index + 1, frames)
-    _replace(listing, "".join(f"{name}\n" for name in names).encode())
+    write_bytes(listing, "".join(f"{name}\n" for name in names).encode())
     return folder
 
 
@@ -90,7 +90,7 @@ def _write_frame(folder: Path, frame: Frame) -> None:
     _write_png(folder / "edge" / f"{frame.name}.png", frame.edges * np.uint8(255))
     data = BytesIO()
     np.save(data, frame.depth)
-    _replace(folder / "depth" / f"{frame.name}.npy", data.getvalue())
+    write_bytes(folder / "depth" / f"{frame.name}.npy", data.getvalue())
 
 
 def write_mat(
@@ -130,18 +130,14 @@ def write_mat(
         if file.exists():
             raise M2HError(f"{file}: is there already; remove it or name another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    try:
+    with whole_file(path) as partial:
         # The frames first: they take long, and nothing else is in place if they are interrupted.
         _write_hdf5(partial, frames, seed, (height, width), progress)
         numbers = np.arange(1, frames + 1, dtype=np.uint16)[:, None]
-        _replace(splits, write_numbers({"trainNdxs": numbers[:train], "testNdxs": numbers[train:]}))
+        write_bytes(splits, write_numbers({"trainNdxs": numbers[:train], "testNdxs": numbers[train:]}))
         raw = np.full((1, _RAW_CLASSES), len(NYU40_CLASSES), np.uint8)
         raw[0, : len(NYU40_CLASSES)] = np.arange(1, len(NYU40_CLASSES) + 1)
-        _replace(mapping, write_numbers({"mapClass": raw}))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        write_bytes(mapping, write_numbers({"mapClass": raw}))
     return path
 
 
@@ -179,17 +175,4 @@ def _write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
     written, data = cv2.imencode(".png", np.ascontiguousarray(image), [cv2.IMWRITE_PNG_COMPRESSION, 3])
     if not written:
         raise M2HError(f"{path}: cannot be encoded as PNG")
-    _replace(path, data.tobytes())
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = _partial(path)
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_bytes(path, data.tobytes())

@@ -49,12 +49,14 @@ def _peers(model: M2H, runtime: Runtime, folder: Path, threads: int | None) -> I
     import torch
 
     bundle = runtime.bundle
+    if bundle.manifest.sensor is not None:
+        raise M2HError(f"{bundle.path} is a sensor graph: give --peers a bundle of the plain network first")
     device = "cuda" if bundle.manifest.engine.kind.startswith("tensorrt") and torch.cuda.is_available() else "cpu"
     model = model.to(device)
     used = threads if device == "cuda" else torch.get_num_threads()
-    eager = _TorchBackend(model, device, f"PyTorch {torch.__version__}, eager, {device}")
+    eager = TorchBackend(model, device, f"PyTorch {torch.__version__}, eager, {device}")
     yield subject_of(Runtime(bundle, eager), "PyTorch eager", threads=used, peer=True)
-    compiled = _TorchBackend(torch.compile(model), device, f"PyTorch {torch.__version__}, torch.compile, {device}")
+    compiled = TorchBackend(torch.compile(model), device, f"PyTorch {torch.__version__}, torch.compile, {device}")
     try:
         spec = bundle.manifest.input
         compiled.run(np.zeros((spec.batch or 1, 3, spec.height, spec.width), np.float32))
@@ -63,7 +65,7 @@ def _peers(model: M2H, runtime: Runtime, folder: Path, threads: int | None) -> I
         say(f"torch.compile is left out: {(str(error).splitlines() or [type(error).__name__])[0][:150]}", "yellow")
     model.to("cpu")
     try:
-        plain = _plain_bundle(model, bundle, folder, threads)
+        plain = plain_bundle(model, bundle, folder, threads)
         backend = open_backend(plain, BackendOptions(threads=threads))
         name = f"plain export, {plain.manifest.engine.kind}"
         yield subject_of(Runtime(plain, backend), name, threads=threads, peer=True)
@@ -73,7 +75,7 @@ def _peers(model: M2H, runtime: Runtime, folder: Path, threads: int | None) -> I
         model.to(device)
 
 
-class _TorchBackend:
+class TorchBackend:
     """A network in PyTorch behind the interface of an engine."""
 
     def __init__(self, network: Callable[[torch.Tensor], Mapping[str, torch.Tensor]], device: str, words: str) -> None:
@@ -124,7 +126,7 @@ def write_plain(model: M2H, path: Path, height: int, width: int, batch: int = 1)
     return path
 
 
-def _plain_bundle(model: M2H, bundle: Bundle, folder: Path, threads: int | None) -> Bundle:
+def plain_bundle(model: M2H, bundle: Bundle, folder: Path, threads: int | None) -> Bundle:
     """The plain export, in float32, built for the kind of engine that `bundle` has, with the bundle's own options."""
     from engines.onnxruntime import build_onnxruntime
     from engines.openvino import build_openvino

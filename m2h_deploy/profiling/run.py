@@ -156,9 +156,15 @@ def _open_bundles(paths: Sequence[str | os.PathLike[str]], settings: BenchSettin
     if not paths:
         raise M2HError("no bundle: give at least one")
     bundles = [load_bundle(path) for path in paths]
-    first = bundles[0].manifest.input
-    for bundle in bundles[1:]:
-        other = bundle.manifest.input
+    first = bundles[0].manifest.network_input
+    for bundle in bundles:
+        own = bundle.manifest.input
+        if bundle.manifest.sensor is not None and (own.height, own.width) != (settings.height, settings.width):
+            raise M2HError(
+                f"{bundle.path} is a sensor graph for frames of {own.width} x {own.height}, and they have "
+                f"{settings.width} x {settings.height}: give --size {own.width}x{own.height}"
+            )
+        other = bundle.manifest.network_input
         if (other.height, other.width) != (first.height, first.width):
             raise M2HError(
                 f"{bundle.path} takes {other.width} x {other.height} and {bundles[0].path} {first.width} x "
@@ -234,7 +240,7 @@ def _measure(
         loads = _loads(subjects, results, settings, timer, len(images), tell)
         cameras = _cameras(subjects, settings, timer, tell)
     layers, roofline = _layers(bundles, subjects, settings, costs, tell) if settings.layers else ((), None)
-    spec = bundles[0].manifest.input
+    spec = bundles[0].manifest.network_input
     result = BenchResult(
         machine=machine,
         when=when,

@@ -86,8 +86,13 @@ def test_it_computes_what_the_network_computes(tiny_ir, tiny_model):
     for name, value in outputs.items():
         assert value.dtype == np.float32
         assert _error(value, expected[name].numpy()) < 1e-3, name
+    out = backend.new_outputs()
+    assert all(backend.run(image, out=out)[name] is out[name] for name in out)
+    np.testing.assert_array_equal(out["depth"], outputs["depth"])
     backend.close()
     backend.close()
+    with pytest.raises(M2HError, match="closed"):
+        backend.run(image)
 
 
 def test_precision_fp32_is_float32_on_a_cpu_that_would_take_bfloat16(tiny_ir):

@@ -13,6 +13,7 @@ import torch
 from m2h_deploy.data import Dataset, open_dataset
 from m2h_deploy.data.rooms import Rooms
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import write_text
 from m2h_deploy.model import M2H, build_model, load_checkpoint, save_checkpoint
 from m2h_deploy.training.cache import FrameCache, open_cache
 from m2h_deploy.training.config import DataConfig, TrainConfig, load_config
@@ -155,15 +156,9 @@ def _teacher(config: TrainConfig, device: torch.device) -> M2H | None:
 def _finish(work: Run, validation: FrameCache) -> dict[str, Any]:
     result = evaluate(work.model, validation.frames(), preset=work.config.preset)
     folder = work.folder
-    _write(folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
-    _write(folder / "evaluation.md", table(result) + "\n")
+    write_text(folder / "evaluation.json", json.dumps(result, indent=2))
+    write_text(folder / "evaluation.md", table(result))
     plot_record(folder / "losses.csv", folder / "losses.png")
     save_checkpoint(work.model, folder / "model.safetensors")
     (folder / STATE).unlink()
     return result
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

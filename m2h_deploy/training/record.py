@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import os
 from pathlib import Path
 
+from m2h_deploy.files import whole_file
 from m2h_deploy.training.objective import BALANCED
 
 _CONSISTENCY = ("depth_normals", "edge_semantics")
@@ -30,12 +30,10 @@ class Record:
     def __init__(self, path: Path, *, after: int = 0) -> None:
         self.path = path
         rows = read_record(path) if after and path.is_file() else []
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as stream:
+        with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, COLUMNS)
             writer.writeheader()
             writer.writerows(row for row in rows if int(row["step"]) <= after)
-        temporary.replace(path)
 
     def add(self, values: dict[str, float | int | str]) -> None:
         with self.path.open("a", newline="", encoding="utf-8") as stream:
@@ -75,9 +73,8 @@ def plot_record(record: Path, image: Path) -> None:
             axis.legend(ncols=3, fontsize="small")
     axes[-1].set_xlabel("step")
     FigureCanvasAgg(figure)
-    temporary = image.with_name(f".{image.name}.{os.getpid()}.tmp.png")
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(image)
+    with whole_file(image) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def _smoothed(points: list[tuple[int, float]], most: int = 400) -> list[tuple[float, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import random
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import whole_file
 
 _VERSION = 1
 
@@ -30,14 +30,8 @@ class Position:
 
 def save_state(path: Path, values: dict[str, Any]) -> None:
     """Write `values` (tensors, numbers, texts, lists and dictionaries of them) with the random generators' states."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as temporary:
         torch.save({"version": _VERSION, "values": values, "random": _random_state()}, temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise M2HError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_state(path: Path) -> dict[str, Any]:

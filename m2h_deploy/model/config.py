@@ -110,7 +110,7 @@ def _wrong_type(record: BackboneConfig | ModelConfig) -> str | None:
 VARIANTS = {
     "m2h": ModelConfig("m2h", BACKBONES["vit_small"], channels=256, separable=False),
     "m2h-small": ModelConfig("m2h-small", BACKBONES["vit_small"], channels=96, separable=True),
-    "m2h-tiny": ModelConfig("m2h-tiny", BACKBONES["vit_tiny"], channels=32, separable=True, head_channels=(48, 32)),
+    "m2h-tiny": ModelConfig("m2h-tiny", BACKBONES["vit_tiny"], channels=32, separable=True, head_channels=(24, 16)),
 }
 
 

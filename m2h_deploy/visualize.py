@@ -100,7 +100,7 @@ def _task_panes(
     if prediction.normals is not None:
         panes.append(_pane("surface normals", _resized(draw_normals(prediction.normals), size), height))
     if prediction.edges is not None:
-        strength = np.asarray(cv2.resize(np.clip(prediction.edges, 0, 1), size, interpolation=cv2.INTER_LINEAR))
+        strength = np.asarray(cv2.resize(np.nan_to_num(prediction.edges).clip(0, 1), size))
         grey = np.repeat(cv2.cvtColor(scaled, cv2.COLOR_BGR2GRAY)[:, :, None], 3, axis=2) * 0.35
         lit = grey + strength[:, :, None] * (np.array(_EDGE, np.float32) - grey)
         panes.append(_pane("edges", lit.clip(0, 255).astype(np.uint8), height))

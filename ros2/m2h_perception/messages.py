@@ -1,0 +1,125 @@
+"""sensor_msgs/Image to and from arrays, without cv_bridge and without ROS: any object with those fields will do."""
+
+from __future__ import annotations
+
+import array
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.errors import M2HError
+
+#: Channels of each encoding, and OpenCV's conversion to BGR (None: it is BGR).
+_ENCODINGS: dict[str, tuple[int, int | None]] = {
+    "bgr8": (3, None),
+    "rgb8": (3, cv2.COLOR_RGB2BGR),
+    "bgra8": (4, cv2.COLOR_BGRA2BGR),
+    "rgba8": (4, cv2.COLOR_RGBA2BGR),
+    "mono8": (1, cv2.COLOR_GRAY2BGR),
+    "8uc1": (1, cv2.COLOR_GRAY2BGR),
+    "yuv422": (2, cv2.COLOR_YUV2BGR_UYVY),
+    "uyvy": (2, cv2.COLOR_YUV2BGR_UYVY),
+    "yuv422_yuy2": (2, cv2.COLOR_YUV2BGR_YUY2),
+    "yuyv": (2, cv2.COLOR_YUV2BGR_YUY2),
+}
+
+#: Encodings that do not say the order of their colours.
+_UNORDERED = {"8uc3": {"rgb": "rgb8", "bgr": "bgr8"}, "8uc4": {"rgb": "rgba8", "bgr": "bgra8"}}
+
+
+def image_to_bgr(message: Any, color_order: str = "rgb") -> NDArray[np.uint8]:
+    """The pixels of an Image message as contiguous uint8 (H, W, 3) BGR; bgr8 without padding is not copied.
+
+    `color_order` (rgb or bgr) is that of 8UC3 and 8UC4. Raises M2HError on an encoding that is no 8-bit picture, and
+    where the size, the step and the data do not fit.
+    """
+    encoding = str(message.encoding).lower()
+    encoding = _UNORDERED.get(encoding, {}).get(color_order, encoding)
+    if encoding not in _ENCODINGS:
+        raise M2HError(
+            f"image: encoding '{message.encoding}' is not taken: publish one of {', '.join(sorted(_ENCODINGS))}"
+        )
+    channels, conversion = _ENCODINGS[encoding]
+    height, width, step = int(message.height), int(message.width), int(message.step)
+    data = np.frombuffer(message.data, np.uint8)
+    row = width * channels
+    if not (height and width) or step < row or data.size < step * height:
+        raise M2HError(
+            f"image: {data.size} bytes in rows of {step} are no {width} x {height} picture of {encoding}: "
+            "the camera's driver sends damaged messages"
+        )
+    if channels == 2 and width % 2:
+        raise M2HError(f"image: {encoding} of odd width {width}")
+    rows = data[: step * height].reshape(height, step)[:, :row]
+    pixels = np.ascontiguousarray(rows).reshape(height, width, channels)
+    return pixels if conversion is None else np.asarray(cv2.cvtColor(pixels, conversion), np.uint8)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The fields of an Image message but its header."""
+
+    height: int
+    width: int
+    encoding: str
+    step: int
+    data: array.array[int]
+    is_bigendian: int = int(sys.byteorder == "big")
+
+
+def _pixels(values: NDArray[Any], encoding: str) -> Pixels:
+    values = np.ascontiguousarray(values)
+    # rclpy looks at every element of anything but an array.array, which takes longer than the network.
+    data = array.array("B")
+    data.frombytes(values.data.cast("B"))
+    return Pixels(values.shape[0], values.shape[1], encoding, values.strides[0], data)
+
+
+def depth_pixels(depth: NDArray[np.float32], scale: float = 1.0) -> Pixels:
+    """float32 (H, W) metres as 32FC1, multiplied by `scale`."""
+    return _pixels(depth if scale == 1.0 else depth * np.float32(scale), "32FC1")
+
+
+def label_pixels(labels: NDArray[np.uint8], remap: NDArray[np.uint8] | None = None) -> Pixels:
+    """uint8 (H, W) class indices as mono8, looked up in `remap` (256 entries) where it is given."""
+    return _pixels(labels if remap is None else cv2.LUT(labels, remap), "mono8")
+
+
+def color_pixels(labels: NDArray[np.uint8], palette: NDArray[np.uint8]) -> Pixels:
+    """uint8 (H, W) class indices as rgb8; `palette` is uint8 (256, 3) RGB."""
+    return _pixels(palette[labels], "rgb8")
+
+
+def float_pixels(values: NDArray[np.float32]) -> Pixels:
+    """float32 (H, W) as 32FC1 or (H, W, 3) as 32FC3."""
+    return _pixels(values, "32FC1" if values.ndim == 2 else "32FC3")
+
+
+def palette_table(palette: tuple[tuple[int, int, int], ...]) -> NDArray[np.uint8]:
+    """uint8 (256, 3) RGB: the classes' colours, and black beyond them."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = np.array(palette, np.uint8).reshape(-1, 3)[:256]
+    return table
+
+
+def fill(message: Any, pixels: Pixels, header: Any) -> Any:
+    """Write `pixels` and `header` to an Image message. Returns it."""
+    message.header = header
+    message.height, message.width = pixels.height, pixels.width
+    message.encoding, message.is_bigendian = pixels.encoding, pixels.is_bigendian
+    message.step, message.data = pixels.step, pixels.data
+    return message
+
+
+def stamp_ns(header: Any) -> int:
+    """Nanoseconds of a header's stamp."""
+    return int(header.stamp.sec) * 1_000_000_000 + int(header.stamp.nanosec)
+
+
+def fits(info: Any, image: Any) -> bool:
+    """Whether a CameraInfo is about images of this size; one without a size says nothing."""
+    return (info.width, info.height) in ((0, 0), (image.width, image.height))

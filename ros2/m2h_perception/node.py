@@ -1,0 +1,252 @@
+"""The node: images in, depth and labels out, each with the header of the image that it belongs to."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import rclpy
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, Image
+
+from m2h_deploy import M2HError, Runtime
+from m2h_deploy.stream import Stream, StreamFrame
+from m2h_perception import messages
+from m2h_perception.camera import Camera
+from m2h_perception.diagnostics import Monitor, Report, identity
+from m2h_perception.labels import read_label_remap
+from m2h_perception.policy import FramePolicy, lag_seconds
+from m2h_perception.settings import Settings, defaults
+
+try:
+    from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+except ImportError:  # then the log says what the status would
+    DiagnosticArray = None
+
+#: Seconds between two warnings of one kind.
+_THROTTLE = 5.0
+
+#: Turns a frame into the pixels of one topic.
+_Output = tuple[Publisher, Callable[[StreamFrame], messages.Pixels]]
+
+
+class PerceptionNode(Node):
+    """Runs a bundle on a camera's topic.
+
+    The executor's thread takes images and hands the newest to a `Stream`; a thread of its own publishes what comes out.
+    Raises M2HError on bad parameters and on a bundle that does not fit, CheckFailed where its self-test fails.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("m2h_perception")
+        values = {name: self.declare_parameter(name, value).value for name, value in defaults().items()}
+        self.settings = settings = Settings(**values)
+        self._remap = read_label_remap(settings.label_remap) if settings.label_remap else None
+        self.runtime = Runtime.load(
+            settings.bundle,
+            self_test=settings.self_test,
+            threads=settings.threads or None,
+            device=settings.device or None,
+        )
+        self.failure: M2HError | None = None
+        self._closing = False
+        self._camera_info: CameraInfo | None = None
+        self._policy = FramePolicy(settings.skip_frequency, settings.warn_output_lag_s, settings.max_output_lag_s)
+        facts = identity(self.runtime.manifest, settings.self_test)
+        self._monitor = Monitor(settings.image_topic, settings.camera_timeout_s, facts)
+        convert = functools.partial(messages.image_to_bgr, color_order=settings.input_color_order)
+        self._camera: Camera[Image] = Camera(convert, capacity=self._queue)
+        self._stream = Stream(
+            self.runtime,
+            self._camera.source(),
+            policy="latest" if settings.latest_only else "queue",
+            reuse=True,
+            timeout=settings.engine_timeout_s,
+            on_problem=self._problem,
+        )
+        self._outputs = self._make_outputs()
+        self._make_inputs()
+        self._make_diagnostics()
+        self._thread = threading.Thread(target=self._publish_all, name="m2h-publish")
+        self._thread.start()
+        self.get_logger().info(f"{facts['model']} on {facts['engine']}, self-test {facts['self-test']}")
+
+    @property
+    def _queue(self) -> int:
+        return 1 if self.settings.latest_only else self.settings.input_queue_size
+
+    def _make_outputs(self) -> list[_Output]:
+        settings, tasks = self.settings, self.runtime.tasks
+        palette = messages.palette_table(self.runtime.manifest.classes.palette)
+        color_topic = settings.image_semantic_topic if settings.publish_color_semantic else ""
+        outputs: list[_Output] = []
+
+        def add(topic: str, task: str, pixels: Callable[[Any], messages.Pixels]) -> None:
+            if topic and task not in tasks:
+                self.get_logger().warning(f"{topic} is not published: the bundle has no {task}")
+            elif topic:
+                publisher = self.create_publisher(Image, topic, settings.output_queue_size)
+                outputs.append((publisher, lambda frame: pixels(getattr(frame.prediction, task))))
+
+        add(settings.image_depth_topic, "depth", lambda depth: messages.depth_pixels(depth, settings.depth_scale))
+        add(settings.label_ids_topic, "semantics", lambda labels: messages.label_pixels(labels, self._remap))
+        add(color_topic, "semantics", lambda labels: messages.color_pixels(labels, palette))
+        add(settings.normals_topic, "normals", messages.float_pixels)
+        add(settings.edges_topic, "edges", messages.float_pixels)
+        return outputs
+
+    def _make_inputs(self) -> None:
+        settings = self.settings
+        # Best effort fits publishers of either kind; a reliable subscription would hear no sensor-data publisher.
+        profile = functools.partial(
+            QoSProfile, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT
+        )
+        self._synced: Publisher | None = None
+        self._synced_info: Publisher | None = None
+        if settings.publish_synced_inputs:
+            depth = settings.output_queue_size
+            self._synced = self.create_publisher(Image, settings.synced_rgb_topic, depth)
+            self._synced_info = self.create_publisher(CameraInfo, settings.synced_camera_info_topic, depth)
+            self.create_subscription(CameraInfo, settings.camera_info_topic, self._on_camera_info, profile(depth=1))
+        self.create_subscription(Image, settings.image_topic, self._on_image, profile(depth=self._queue))
+
+    def _make_diagnostics(self) -> None:
+        self._diagnostics: Publisher | None = None
+        self._silent = False
+        if DiagnosticArray is None:
+            self.get_logger().warning("diagnostic_msgs is not installed: the log has the status instead")
+        elif self.settings.diagnostics_topic:
+            self._diagnostics = self.create_publisher(DiagnosticArray, self.settings.diagnostics_topic, 10)
+        self.create_timer(self.settings.diagnostics_period_s, self._diagnose)
+
+    # The executor's thread
+
+    def _on_camera_info(self, message: CameraInfo) -> None:
+        self._camera_info = message
+
+    def _on_image(self, message: Image) -> None:
+        change = self._monitor.received(message.width, message.height, message.encoding)
+        if change is not None:
+            self.get_logger().warning(change)
+        verdict = self._policy.decide(messages.stamp_ns(message.header), self.get_clock().now().nanoseconds)
+        if verdict.late and verdict.lag is not None:
+            self._monitor.late(verdict.lag)
+            words = f"an image was {verdict.lag:.1f} s old when it arrived"
+            self.get_logger().warning(words, throttle_duration_sec=_THROTTLE)
+        if verdict.fate != "take":
+            self._monitor.count("skipped" if verdict.fate == "skip" else "stale")
+        elif self._camera.put(message):
+            self._monitor.count("dropped before")
+
+    def _diagnose(self) -> None:
+        report = self._monitor.report(self._stream.health)
+        silent = self._monitor.silent() is not None
+        if silent != self._silent:
+            self._silent = silent
+            if silent:
+                self.get_logger().error(report.message)
+            else:
+                self.get_logger().info(f"images on {self.settings.image_topic} again")
+        if self._diagnostics is not None:
+            self._diagnostics.publish(self._status(report))
+        elif DiagnosticArray is None:
+            self.get_logger().info(f"{report.message}; {report.values}")
+
+    def _status(self, report: Report) -> Any:
+        pairs = [KeyValue(key=key, value=value) for key, value in report.values.items()]
+        status = DiagnosticStatus(
+            level=bytes([report.level]),
+            name=f"{self.get_name()}: perception",
+            message=report.message,
+            hardware_id=self.settings.image_topic,
+            values=pairs,
+        )
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = self.get_clock().now().to_msg()
+        return array
+
+    # The stream's threads
+
+    def _problem(self, words: str) -> None:
+        if not self._closing:
+            self.get_logger().warning(words, throttle_duration_sec=_THROTTLE)
+
+    def _publish_all(self) -> None:
+        try:
+            for frame in self._stream:
+                self._publish(frame)
+        except Exception as error:
+            if self._closing or not self.context.ok():
+                return  # Ctrl-C takes the topics away below a frame that is on its way
+            self.failure = error if isinstance(error, M2HError) else M2HError(f"publishing failed: {error}")
+            self._monitor.failed(str(self.failure))
+            self._diagnose()
+            rclpy.try_shutdown(context=self.context)
+
+    def _publish(self, frame: StreamFrame) -> None:
+        message: Image = self._camera.message_of(frame.image)
+        for publisher, pixels in self._outputs:
+            publisher.publish(messages.fill(Image(), pixels(frame), message.header))
+        if self._synced is not None and self._synced_info is not None:
+            self._synced.publish(message)
+            self._publish_camera_info(self._synced_info, message)
+        age = lag_seconds(messages.stamp_ns(message.header), self.get_clock().now().nanoseconds)
+        self._monitor.published(age, frame.prediction.timings["inference"])
+
+    def _publish_camera_info(self, publisher: Publisher, image: Image) -> None:
+        info = self._camera_info
+        if info is None:
+            return
+        if not messages.fits(info, image):
+            self._monitor.note(
+                f"CameraInfo is about {info.width}x{info.height} and images are {image.width}x{image.height}: held back"
+            )
+            return
+        info = copy.copy(info)
+        info.header = image.header
+        publisher.publish(info)
+
+    def close(self) -> None:
+        """Stop the stream, give back the engine and the topics. Harmless to call twice."""
+        self._closing = True
+        self._camera.close()
+        self._stream.close()
+        self._thread.join(2.0)
+        self.runtime.close()
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Entry point: 0 after Ctrl-C or SIGTERM, 1 where the self-test or the stream failed, 2 on bad parameters."""
+    rclpy.init(args=args)
+    node: PerceptionNode | None = None
+    failure: M2HError | None = None
+    try:
+        node = PerceptionNode()
+        rclpy.spin(node)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except M2HError as error:
+        failure = error
+    finally:
+        if node is not None:
+            node.close()
+            failure = failure or node.failure
+            with contextlib.suppress(KeyboardInterrupt):
+                node.destroy_node()
+        rclpy.try_shutdown()
+    if failure is None:
+        return 0
+    print(f"error: {failure}", file=sys.stderr)
+    return failure.exit_code if node is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,7 +18,7 @@ from m2h_deploy.channel import Channel
 from m2h_deploy.errors import M2HError
 from m2h_deploy.health import Health, HealthRecord
 from m2h_deploy.postprocess import Prediction, Resolution, nonfinite_outputs
-from m2h_deploy.preprocess import as_color_image, preprocess_for
+from m2h_deploy.preprocess import preprocess_for
 from m2h_deploy.runtime import Engine, Runtime, with_timings
 from m2h_deploy.sensor import postprocess_for
 from m2h_deploy.sources import Skipped, Source, SourceFrame, open_source

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from engines.histograms import BINS, METHODS, PERCENTILE, Histogram, Method, threshold
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import make_folder, whole_file
 
 #: Activations are fetched in groups of at most this many bytes a frame.
 GROUP_BYTES = 512 << 20
@@ -278,9 +278,8 @@ def _read_cache(file: Path) -> dict[str, Histogram]:
 
 
 def _write_cache(file: Path, histograms: Mapping[str, Histogram]) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp.npz")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
+    with whole_file(file) as temporary:
         np.savez_compressed(
             temporary,
             names=np.array(list(histograms)),
@@ -288,8 +287,3 @@ def _write_cache(file: Path, histograms: Mapping[str, Histogram]) -> None:
             limits=np.array([histogram.limit for histogram in histograms.values()]),
             largest=np.array([histogram.largest for histogram in histograms.values()]),
         )
-        temporary.replace(file)
-    except OSError as error:
-        raise M2HError(f"cannot write the calibration cache {file}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)

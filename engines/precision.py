@@ -36,6 +36,7 @@ from engines.sensitivity import BlockCost, choose_blocks
 from engines.sensor import is_sensor, put_network, take_network
 from m2h_deploy.bundle import file_sha256
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import whole_file
 
 Precision = Literal["fp16", "int8"]
 IO = Literal["fp32", "fp16"]
@@ -198,13 +199,7 @@ def _finish(
     result.metadata_props.extend(entry for entry in source.metadata_props if entry.key != "m2h.precision")
     result.metadata_props.add(key="m2h.precision", value=report.precision)
     result.producer_name, result.producer_version = source.producer_name, source.producer_version
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(out) as temporary:
         onnx.save(put_network(exported, result) if is_sensor(exported) else result, temporary)
         psnr = CpuReference(source, frames).psnr(result) if frames else {}
-        temporary.replace(out)
-    except OSError as error:
-        raise M2HError(f"cannot write {out}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return replace(report, psnr=psnr)

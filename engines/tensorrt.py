@@ -28,6 +28,7 @@ from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
 from m2h_deploy.backends.tensorrt_log import Messages, listen
 from m2h_deploy.bundle import EngineInfo, file_sha256
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import write_bytes
 
 PLAN_FILE = "model.plan"
 WEIGHTS_FILE = "weights.onnx"
@@ -132,7 +133,7 @@ def build_plan(model: Path, plan: Path, *, flavour: str, options: BuildOptions |
         raise M2HError(
             f"{NAMES[flavour]} {trt.__version__} cannot build {model}: {_reason(messages, flavour, options)}"
         )
-    _write(plan, serialized)
+    write_bytes(plan, memoryview(serialized))
     precision = precision_of(proto)
     return BuildRecord(
         flavour=flavour,
@@ -306,17 +307,6 @@ def _reason(messages: Messages, flavour: str, options: BuildOptions) -> str:
     # Seen with 1.7: without weights to fold it compiles kernels at once, for which it wants the driver.
     hint = "; a plan without weights can only be built on a machine with a GPU"
     return reason + (hint if flavour == "tensorrt-rtx" and options.strip_weights else "")
-
-
-def _write(plan: Path, serialized: Any) -> None:
-    temporary = plan.with_name(f".{plan.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(memoryview(serialized))
-        temporary.replace(plan)
-    except OSError as error:
-        raise M2HError(f"cannot write {plan}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def trtexec_command(

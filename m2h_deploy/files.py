@@ -37,7 +37,7 @@ def _umask() -> int:
     return mask
 
 
-def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
+def write_bytes(path: str | os.PathLike[str], content: bytes | memoryview) -> Path:
     """Write `content` to `path` in one step. Raises M2HError when that cannot be."""
     with whole_file(path) as temporary:
         temporary.write_bytes(content)

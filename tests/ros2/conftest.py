@@ -1,0 +1,96 @@
+"""The ROS package on the path, and an interpreter that has ROS 2, where there is one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+PACKAGE = REPOSITORY / "ros2"
+sys.path.insert(0, str(PACKAGE))
+
+_MODULES = "rclpy, sensor_msgs.msg, diagnostic_msgs.msg, rosgraph_msgs.msg, cv2, pydantic, yaml, onnxruntime"
+
+
+@cache
+def ros_python() -> str | None:
+    """This interpreter, or the one that M2H_ROS_PYTHON names, if it has all that the node needs."""
+    for python in (os.environ.get("M2H_ROS_PYTHON"), sys.executable):
+        if python and subprocess.run([python, "-c", f"import {_MODULES}"], capture_output=True).returncode == 0:
+            return python
+    return None
+
+
+@dataclass(frozen=True)
+class Ros:
+    """Runs the node and its peer on a domain of their own, on loopback."""
+
+    python: str
+    folder: Path
+    environment: dict[str, str]
+
+    @contextmanager
+    def node(self, bundle: Path, **parameters: object) -> Iterator[subprocess.Popen[str]]:
+        """The node, ready. It is killed in the end if it has not ended on its own."""
+        values = {"bundle": bundle, "threads": 1, "engine_timeout_s": 120.0, **parameters}
+        words = [word for name, value in values.items() for word in ("-p", f"{name}:={_yaml(value)}")]
+        log = self.folder / "node.log"
+        with log.open("w") as stream:
+            command = [self.python, "-m", "m2h_perception.node", "--ros-args", *words]
+            process = subprocess.Popen(command, env=self.environment, stdout=stream, stderr=stream, text=True)
+        try:
+            deadline = time.monotonic() + 120
+            while "self-test" not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+    def log(self) -> str:
+        return (self.folder / "node.log").read_text()
+
+    def interrupt(self, process: subprocess.Popen[str]) -> int:
+        """SIGINT, and the exit code."""
+        process.send_signal(signal.SIGINT)
+        return process.wait(60)
+
+    def peer(self, scenario: str, *words: object) -> dict[str, Any]:
+        """What `peer.py` wrote down."""
+        out = self.folder / f"{scenario}.json"
+        command = [self.python, str(Path(__file__).with_name("peer.py")), scenario, str(out), *map(str, words)]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:] + self.log()[-3000:]
+        return json.loads(out.read_text())
+
+
+def _yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@pytest.fixture(scope="module")
+def ros(tmp_path_factory) -> Ros:
+    python = ros_python()
+    if python is None:
+        pytest.skip("no interpreter with rclpy: install m2h-deploy[ros2] on Python 3.11 or 3.12")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(PACKAGE))),
+        "ROS_DOMAIN_ID": str(1 + os.getpid() % 100),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "OMP_NUM_THREADS": "1",
+    }
+    return Ros(python, tmp_path_factory.mktemp("ros2"), environment)

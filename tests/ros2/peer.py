@@ -1,0 +1,322 @@
+"""The other side of the node, on the ROS side of the tests: publishes rooms and writes down what comes back.
+
+Run by the tests as `python peer.py SCENARIO OUT [...]`, with an interpreter that has rclpy. OUT becomes a JSON file,
+and beside it `.npz` holds the pixels.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo, Image
+
+from m2h_deploy.data.rooms import render_room
+
+IMAGE, INFO = "/camera/color/image_raw", "/camera/color/camera_info"
+TOPICS = {
+    "depth": "/camera/depth_cam/image_raw",
+    "labels": "/camera/seg_cam/labels_argmax",
+    "color": "/camera/seg_cam/image_raw",
+    "normals": "/test/normals",
+    "edges": "/test/edges",
+    "synced": "/mono_hydra_perception/synced/image_raw",
+}
+SYNCED_INFO = "/mono_hydra_perception/synced/camera_info"
+
+#: Seconds that the slowest machine may take for one answer.
+PATIENCE = 60.0
+
+#: 2023, as a recording's stamps are.
+START = 1_700_000_000
+
+
+def room(index: int, height: int = 96, width: int = 128) -> np.ndarray:
+    """uint8 BGR."""
+    return render_room(11, index, height, width).image
+
+
+def image_message(bgr: np.ndarray, stamp: int, frame: str, encoding: str = "bgr8", padding: int = 0) -> Image:
+    """`stamp` in nanoseconds; `padding` bytes follow each row."""
+    codes = {"rgb8": cv2.COLOR_BGR2RGB, "rgba8": cv2.COLOR_BGR2RGBA, "mono8": cv2.COLOR_BGR2GRAY}
+    pixels = cv2.cvtColor(bgr, codes[encoding]) if encoding in codes else bgr
+    rows = np.pad(pixels.reshape(len(pixels), -1), ((0, 0), (0, padding)))
+    message = Image(height=bgr.shape[0], width=bgr.shape[1], encoding=encoding, step=rows.shape[1])
+    message.data = array.array("B", rows.tobytes())
+    message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 10**9)
+    message.header.frame_id = frame
+    return message
+
+
+def stamp_of(message: Any) -> int:
+    return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+
+
+class Peer(Node):
+    """A camera, and ears on everything that the node says."""
+
+    def __init__(self) -> None:
+        super().__init__("test_peer")
+        reliable = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+        self.images = self.create_publisher(Image, IMAGE, reliable)
+        self.infos = self.create_publisher(CameraInfo, INFO, reliable)
+        self.clock = self.create_publisher(Clock, "/clock", reliable)
+        self.heard: dict[str, list[Any]] = {name: [] for name in (*TOPICS, "info")}
+        self.statuses: list[dict[str, Any]] = []
+        for name, topic in TOPICS.items():
+            self.create_subscription(Image, topic, self.heard[name].append, reliable)
+        self.create_subscription(CameraInfo, SYNCED_INFO, self.heard["info"].append, reliable)
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, reliable)
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            values = {pair.key: pair.value for pair in status.values}
+            level = int.from_bytes(status.level, "little")
+            self.statuses.append({"level": level, "message": status.message, "name": status.name, "values": values})
+
+    def spin_until(self, done: Callable[[], bool], patience: float = PATIENCE) -> bool:
+        deadline = time.monotonic() + patience
+        while not done() and time.monotonic() < deadline:
+            rclpy.spin_once(self, timeout_sec=0.05)
+        return done()
+
+    def meet(self, topics: tuple[str, ...] = ("depth", "labels")) -> None:
+        """Wait until the node listens and is heard."""
+        wanted = [TOPICS[name] for name in topics]
+        met = self.spin_until(
+            lambda: (
+                self.images.get_subscription_count() > 0
+                and all(self.count_publishers(topic) > 0 for topic in wanted)
+                and self.count_publishers("/diagnostics") > 0
+            )
+        )
+        assert met, "the node was not found"
+        self.spin_until(lambda: False, 0.5)  # matching goes on behind discovery
+
+    def send(self, message: Image, names: tuple[str, ...]) -> bool:
+        """Publish an image and wait for the answers to it; again if it was lost on the way."""
+        stamp = stamp_of(message)
+
+        def answered() -> bool:
+            return all(any(stamp_of(m) == stamp for m in self.heard[name]) for name in names)
+
+        for _ in range(3):
+            self.images.publish(message)
+            if self.spin_until(answered, PATIENCE / 3):
+                return True
+        return False
+
+    def status(self, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+        """The first status from now on that fits."""
+        start = len(self.statuses)
+        self.spin_until(lambda: any(fits(status) for status in self.statuses[start:]), PATIENCE / 2)
+        return next((status for status in self.statuses[start:] if fits(status)), None)
+
+
+def info_message(width: int, height: int) -> CameraInfo:
+    message = CameraInfo(width=width, height=height, distortion_model="plumb_bob", d=[0.1, 0.2, 0.0, 0.0, 0.0])
+    message.k = [100.0, 0.0, width / 2, 0.0, 100.0, height / 2, 0.0, 0.0, 1.0]
+    message.header.frame_id, message.header.stamp.sec = "another", 5
+    return message
+
+
+def walk(peer: Peer, out: Path) -> dict[str, Any]:
+    """One node through everything that a camera does to it."""
+    names = ("depth", "labels", "color", "normals", "edges", "synced")
+    peer.meet()
+    result: dict[str, Any] = {}
+    peer.infos.publish(info_message(128, 96))
+    peer.spin_until(lambda: False, 1.0)
+
+    kinds = [("bgr8", 0), ("rgb8", 0), ("rgba8", 0), ("mono8", 0), ("rgb8", 7)]
+    result["sent"] = []
+    for index, (encoding, padding) in enumerate(kinds):
+        stamp = (START + index) * 10**9 + 123_456_789 + index
+        message = image_message(room(index), stamp, f"camera_{index}", encoding, padding)
+        answered = peer.send(message, (*names, "info"))
+        result["sent"].append({"stamp": stamp, "frame_id": f"camera_{index}", "encoding": encoding, "ok": answered})
+    result["steady"] = peer.status(lambda status: True)
+
+    damaged = image_message(room(5), 1, "damaged")
+    damaged.data = damaged.data[:100]
+    peer.images.publish(damaged)
+    result["after damage"] = peer.status(lambda status: status["values"]["unreadable"] != "0")
+    other = image_message(room(6, 72, 96), START * 10**9 + 7, "smaller")
+    result["smaller"] = peer.send(other, names)
+    result["after change"] = peer.status(lambda status: "resolution" in status["message"] or status["level"] == 0)
+    result["changes"] = [s["message"] for s in peer.statuses if "resolution changed" in s["message"]]
+    result["held back"] = [s["message"] for s in peer.statuses if "held back" in s["message"]]
+
+    result["dead"] = peer.status(lambda status: status["level"] == 2)
+    result["revived"] = peer.send(image_message(room(7), START * 10**9 + 8, "again"), names)
+    peer.spin_until(lambda: False, 0.5)
+    result["alive"] = peer.status(lambda status: status["level"] < 2)
+    _write_pixels(peer, out)
+    return result
+
+
+def burst(peer: Peer, out: Path) -> dict[str, Any]:
+    """More images at once than the node can answer; then one more when it is quiet."""
+    peer.meet()
+    picture = room(0, 480, 640)
+    peer.send(image_message(picture, 1, "first"), ("depth",))
+    count = 60
+    for index in range(count):
+        peer.images.publish(image_message(picture, 100 + index, "burst"))
+        peer.spin_until(lambda: False, 0.002)
+    peer.spin_until(lambda: any(stamp_of(m) == 99 + count for m in peer.heard["depth"]))
+    answered = [stamp_of(m) for m in peer.heard["depth"]]
+    before = len(peer.heard["depth"])
+    quiet = peer.status(lambda status: status["values"]["frames a second"] == "0.0")
+    late = [stamp_of(m) for m in peer.heard["depth"][before:]]
+    return {"sent": count, "answered": answered, "late": late, "quiet": quiet}
+
+
+def replay(peer: Peer, out: Path, bag: Path) -> dict[str, Any]:
+    """Publish a bag's images by its own clock, each when the one before was answered."""
+    from mcap_ros2.reader import read_ros2_messages
+
+    peer.meet()
+    sent: list[int] = []
+    for record in read_ros2_messages(str(bag), topics=[IMAGE, INFO]):
+        seconds, nanoseconds = divmod(record.log_time_ns, 10**9)
+        clock = Clock()
+        clock.clock.sec, clock.clock.nanosec = seconds, nanoseconds
+        peer.clock.publish(clock)
+        recorded = record.ros_msg
+        if record.channel.topic == INFO:
+            peer.infos.publish(info_message(recorded.width, recorded.height))
+            continue
+        stamp = recorded.header.stamp.sec * 10**9 + recorded.header.stamp.nanosec
+        message = Image(height=recorded.height, width=recorded.width, encoding=recorded.encoding, step=recorded.step)
+        message.data = array.array("B", bytes(recorded.data))
+        message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 10**9)
+        message.header.frame_id = recorded.header.frame_id
+        peer.send(message, ("depth", "labels"))
+        sent.append(stamp)
+    status = peer.status(lambda status: status["values"]["published"] != "0")
+    _write_pixels(peer, out)
+    return {"sent": sent, "status": status}
+
+
+def write_bag(bag: Path, count: int) -> None:
+    """An MCAP recording of `count` rooms at 30 Hz, as ros2 bag record writes it."""
+    from mcap_ros2.writer import Writer
+
+    head = "std_msgs/Header header\n"
+    parts = (
+        f"{'=' * 80}\nMSG: std_msgs/Header\nbuiltin_interfaces/Time stamp\nstring frame_id\n"
+        f"{'=' * 80}\nMSG: builtin_interfaces/Time\nint32 sec\nuint32 nanosec\n"
+    )
+    image = (
+        f"{head}uint32 height\nuint32 width\nstring encoding\nuint8 is_bigendian\nuint32 step\nuint8[] data\n{parts}"
+    )
+    info = f"{head}uint32 height\nuint32 width\nstring distortion_model\nfloat64[] d\nfloat64[9] k\n{parts}"
+    with bag.open("wb") as stream, Writer(stream) as writer:
+        image_schema = writer.register_msgdef("sensor_msgs/msg/Image", image)
+        info_schema = writer.register_msgdef("sensor_msgs/msg/CameraInfo", info)
+        for index in range(count):
+            stamp = START * 10**9 + index * 33_333_333
+            second, nanosecond = divmod(stamp, 10**9)
+            header = {"stamp": {"sec": second, "nanosec": nanosecond}, "frame_id": "camera_optical"}
+            bgr = room(20 + index)
+            calibration = {
+                "header": header,
+                "height": 96,
+                "width": 128,
+                "distortion_model": "plumb_bob",
+                "d": [0.0] * 5,
+            }
+            calibration["k"] = [100.0, 0.0, 64.0, 0.0, 100.0, 48.0, 0.0, 0.0, 1.0]
+            writer.write_message(INFO, info_schema, calibration, log_time=stamp, publish_time=stamp)
+            picture = {"header": header, "height": 96, "width": 128, "encoding": "rgb8", "is_bigendian": 0}
+            picture |= {"step": 384, "data": cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).tobytes()}
+            writer.write_message(IMAGE, image_schema, picture, log_time=stamp + 10**7, publish_time=stamp)
+
+
+def soak(peer: Peer, out: Path, pid: int, seconds: float) -> dict[str, Any]:
+    """Images at 30 Hz; the node's memory each second, and whether every answer carries a stamp that was sent."""
+    peer.meet()
+    picture = room(0, 480, 640)
+    sent: set[int] = set()
+    wrong = count = 0
+    memory: list[int] = []
+    peer.send(image_message(picture, 1, "camera"), ("depth",))
+    start = time.monotonic()
+    while (now := time.monotonic() - start) < seconds:
+        if now * 30 >= len(sent):
+            stamp = START * 10**9 + len(sent) * 33_333_333
+            sent.add(stamp)
+            peer.images.publish(image_message(picture, stamp, "camera"))
+        rclpy.spin_once(peer, timeout_sec=0.002)
+        for name in TOPICS:
+            for message in peer.heard[name]:
+                count += 1
+                wrong += stamp_of(message) not in sent | {1} or message.header.frame_id != "camera"
+            peer.heard[name].clear()
+        peer.heard["info"].clear()
+        if now >= len(memory):
+            memory.append(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize())
+    return {"sent": len(sent), "heard": count, "wrong": wrong, "memory": memory, "last": peer.statuses[-1]}
+
+
+def _write_pixels(peer: Peer, out: Path) -> None:
+    dtypes = {"32FC1": (np.float32, 1), "32FC3": (np.float32, 3), "mono8": (np.uint8, 1)}  # else three of uint8
+    arrays: dict[str, np.ndarray] = {}
+    for name in TOPICS:
+        for message in peer.heard[name]:
+            dtype, channels = dtypes.get(message.encoding, (np.uint8, 3))
+            rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
+            if name != "synced":
+                rows = rows.view(dtype).reshape(message.height, message.width, channels).squeeze()
+            arrays[f"{name} {stamp_of(message)}"] = rows
+    np.savez(out.with_suffix(".npz"), **arrays)
+
+
+def _heard(peer: Peer) -> Iterator[dict[str, Any]]:
+    for name in TOPICS:
+        for m in peer.heard[name]:
+            facts = {"topic": name, "stamp": stamp_of(m), "frame_id": m.header.frame_id, "encoding": m.encoding}
+            yield {**facts, "height": m.height, "width": m.width, "step": m.step, "bytes": len(m.data)}
+    for m in peer.heard["info"]:
+        facts = {"topic": "info", "stamp": stamp_of(m), "frame_id": m.header.frame_id}
+        yield {**facts, "height": m.height, "width": m.width, "k": [float(v) for v in m.k]}
+
+
+def main() -> None:
+    scenario, out, *rest = sys.argv[1:]
+    if scenario == "write-bag":
+        write_bag(Path(out), int(rest[0]))
+        return
+    rclpy.init()
+    peer = Peer()
+    try:
+        if scenario == "walk":
+            result = walk(peer, Path(out))
+        elif scenario == "burst":
+            result = burst(peer, Path(out))
+        elif scenario == "replay":
+            result = replay(peer, Path(out), Path(rest[0]))
+        else:
+            result = soak(peer, Path(out), int(rest[0]), float(rest[1]))
+        Path(out).write_text(json.dumps({**result, "heard messages": list(_heard(peer))}))
+    finally:
+        peer.destroy_node()
+        rclpy.try_shutdown()
+
+
+if __name__ == "__main__":
+    main()

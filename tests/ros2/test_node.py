@@ -1,0 +1,192 @@
+"""The node with real messages over real DDS on loopback. Skipped where no interpreter has rclpy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from m2h_deploy import Runtime
+from m2h_deploy.data.rooms import render_room
+
+TOPICS = ("depth", "labels", "color", "normals", "edges", "synced")
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One node that was led through all that a camera does, then interrupted."""
+
+    result: dict[str, Any]
+    pixels: dict[str, np.ndarray]
+    exit_code: int
+    log: str
+
+    def heard(self, topic: str) -> dict[int, dict[str, Any]]:
+        return {m["stamp"]: m for m in self.result["heard messages"] if m["topic"] == topic}
+
+
+@pytest.fixture(scope="module")
+def walk(ros, tiny_bundle) -> Walk:
+    parameters = {
+        "publish_color_semantic": True,
+        "normals_topic": "/test/normals",
+        "edges_topic": "/test/edges",
+        "camera_timeout_s": 4.0,
+    }
+    with ros.node(tiny_bundle, **parameters) as node:
+        result = ros.peer("walk")
+        exit_code = ros.interrupt(node)
+    with np.load(ros.folder / "walk.npz") as arrays:
+        return Walk(result, dict(arrays), exit_code, ros.log())
+
+
+def test_every_output_carries_its_input_s_stamp_and_frame(walk):
+    assert all(sent["ok"] for sent in walk.result["sent"])
+    for topic in (*TOPICS, "info"):
+        heard = walk.heard(topic)
+        for sent in walk.result["sent"]:
+            assert heard[sent["stamp"]]["frame_id"] == sent["frame_id"], topic
+
+
+def test_encodings_sizes_and_steps_are_those_that_mono_hydra_reads(walk):
+    expected = {"depth": ("32FC1", 512), "labels": ("mono8", 128), "color": ("rgb8", 384)}
+    expected |= {"normals": ("32FC3", 1536), "edges": ("32FC1", 512)}
+    for topic, (encoding, step) in expected.items():
+        for sent in walk.result["sent"]:
+            message = walk.heard(topic)[sent["stamp"]]
+            facts = (message["encoding"], message["width"], message["height"], message["step"], message["bytes"])
+            assert facts == (encoding, 128, 96, step, 96 * step)
+
+
+def test_the_pixels_are_the_runtime_s(walk, tiny_bundle):
+    with Runtime.load(tiny_bundle, threads=1) as runtime:
+        for index, sent in enumerate(walk.result["sent"]):
+            if sent["encoding"] == "mono8":
+                continue
+            prediction = runtime(render_room(11, index, 96, 128).image)
+            depth, labels = (walk.pixels[f"{topic} {sent['stamp']}"] for topic in ("depth", "labels"))
+            np.testing.assert_allclose(depth, prediction.depth, atol=1e-3)
+            assert np.mean(labels == prediction.semantics) > 0.999
+
+
+def test_the_synced_image_is_the_input_and_camera_info_has_its_header(walk):
+    for sent in walk.result["sent"]:
+        image, info = (walk.heard(topic)[sent["stamp"]] for topic in ("synced", "info"))
+        assert image["encoding"] == sent["encoding"]
+        assert (info["frame_id"], info["width"], info["k"][0]) == (sent["frame_id"], 128, 100.0)
+
+
+def test_diagnostics_tell_of_the_self_test_the_engine_and_the_frame_s_age(walk):
+    values = walk.result["steady"]["values"]
+    assert values["self-test"] == "passed"
+    assert values["engine"].startswith("onnxruntime")
+    assert float(values["frame age (ms)"]) > 0
+    assert int(values["published"]) >= 5
+
+
+def test_a_damaged_message_is_counted_and_survived(walk):
+    assert walk.result["after damage"]["values"]["unreadable"] == "1"
+    assert walk.result["smaller"]
+
+
+def test_a_changed_resolution_is_reported_and_answered_in_its_own_size(walk):
+    message = walk.heard("depth")[1_700_000_000 * 10**9 + 7]
+    assert (message["width"], message["height"]) == (96, 72)
+    assert "resolution changed from 128x96 to 96x72" in walk.log
+
+
+def test_camera_info_of_another_size_is_held_back(walk):
+    assert 1_700_000_000 * 10**9 + 7 not in walk.heard("info")
+    assert walk.result["held back"]
+
+
+def test_a_dead_camera_is_reported_and_its_return_answered(walk):
+    assert "no image on" in walk.result["dead"]["message"]
+    assert walk.result["revived"]
+    assert walk.result["alive"]["level"] < 2
+
+
+def test_sigint_ends_the_node_cleanly(walk):
+    assert walk.exit_code == 0, walk.log
+    assert "Traceback" not in walk.log
+    assert "terminate" not in walk.log
+
+
+def test_latest_only_keeps_no_queue(ros, tiny_bundle):
+    with ros.node(tiny_bundle) as node:
+        result = ros.peer("burst")
+        assert ros.interrupt(node) == 0, ros.log()
+    answered = result["answered"]
+    assert answered == sorted(answered)
+    assert answered[-1] == 99 + result["sent"]
+    assert result["late"] == []
+    values = result["quiet"]["values"]
+    assert values["in work"] == "0"
+    counted = sum(int(values[name]) for name in ("published", "dropped for a newer one"))
+    assert counted == int(values["received"])
+
+
+def test_a_recording_is_answered_frame_by_frame_with_its_own_stamps(ros, tiny_bundle):
+    bag = ros.folder / "rooms.mcap"
+    try:
+        import subprocess
+
+        peer = Path(__file__).with_name("peer.py")
+        command = [ros.python, str(peer), "write-bag", str(bag), "6"]
+        subprocess.run(command, env=ros.environment, check=True, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        if "No module named 'mcap" in error.stderr:
+            pytest.skip("no mcap-ros2-support")
+        raise
+    with ros.node(tiny_bundle, latest_only=False, use_sim_time=True) as node:
+        result = ros.peer("replay", bag)
+        assert ros.interrupt(node) == 0, ros.log()
+    assert len(result["sent"]) == 6
+    for topic in ("depth", "labels"):
+        heard = {m["stamp"]: m["frame_id"] for m in result["heard messages"] if m["topic"] == topic}
+        assert heard == dict.fromkeys(result["sent"], "camera_optical")
+    # By the recording's clock an image is 10 ms old when it is played, not years.
+    assert float(result["status"]["values"]["frame age (ms)"]) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [({"bundle": "nowhere"}, "nowhere is not a bundle"), ({"skip_frequency": 0}, "skip_frequency")],
+)
+def test_a_mistake_gives_one_line_and_exit_code_2(ros, tiny_bundle, parameters, words):
+    with ros.node(**{"bundle": tiny_bundle, **parameters}) as node:
+        assert node.wait(60) == 2
+    assert words in ros.log()
+    assert "Traceback" not in ros.log()
+
+
+def test_a_bundle_that_fails_its_self_test_does_not_start(ros, tiny_bundle, tmp_path):
+    import shutil
+
+    broken = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, broken)
+    manifest = json.loads((broken / "manifest.json").read_text())
+    for output in manifest["self_test"]["outputs"].values():
+        output["values"] = [value + 100 for value in output["values"]]
+    (broken / "manifest.json").write_text(json.dumps(manifest))
+    with ros.node(broken) as node:
+        assert node.wait(60) == 1
+    assert "self-test failed" in ros.log()
+
+
+@pytest.mark.slow
+def test_five_minutes_at_30_hz_grow_neither_memory_nor_queue(ros, tiny_bundle):
+    with ros.node(tiny_bundle) as node:
+        result = ros.peer("soak", node.pid, 300)
+        assert ros.interrupt(node) == 0, ros.log()
+    assert result["heard"] > 0
+    assert result["wrong"] == 0
+    assert int(result["last"]["values"]["in work"]) <= 6
+    memory = np.array(result["memory"], float)
+    settled = memory[len(memory) // 5 :]
+    first, last = settled[: len(settled) // 4], settled[-len(settled) // 4 :]
+    assert np.median(last) - np.median(first) < 10e6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -242,10 +243,20 @@ def main(args: Sequence[str] | None = None) -> int:
             with contextlib.suppress(KeyboardInterrupt):
                 node.destroy_node()
         rclpy.try_shutdown()
-    if failure is None:
-        return 0
-    print(f"error: {failure}", file=sys.stderr)
-    return failure.exit_code if node is None else 1
+    code = 0
+    if failure is not None:
+        print(f"error: {failure}", file=sys.stderr)
+        code = failure.exit_code if node is None else 1
+    _leave_stuck_engines(code)
+    return code
+
+
+def _leave_stuck_engines(code: int) -> None:
+    """End at once where an engine does not come back: an interpreter that goes away below it aborts the process."""
+    if any(thread.daemon and thread.name.startswith("m2h-") for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -70,11 +70,32 @@ class Ros:
 
     def peer(self, scenario: str, *words: object) -> dict[str, Any]:
         """What `peer.py` wrote down."""
-        out = self.folder / f"{scenario}.json"
-        command = [self.python, str(Path(__file__).with_name("peer.py")), scenario, str(out), *map(str, words)]
+        command = self._peer_command(scenario, words)
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:] + self.log()[-3000:]
-        return json.loads(out.read_text())
+        return json.loads((self.folder / f"{scenario}.json").read_text())
+
+    @contextmanager
+    def peer_in_background(self, scenario: str, *words: object) -> Iterator[Callable[[str], None]]:
+        """`peer.py` while the block runs; what comes out waits until it has said a line."""
+        command = self._peer_command(scenario, words)
+        process = subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+        def said(line: str) -> None:
+            assert process.stdout is not None
+            assert any(heard.strip() == line for heard in process.stdout), self.log()[-3000:]
+
+        try:
+            yield said
+        finally:
+            process.kill()
+            process.communicate()
+
+    def _peer_command(self, scenario: str, words: tuple[object, ...]) -> list[str]:
+        peer = str(Path(__file__).with_name("peer.py"))
+        return [self.python, peer, scenario, str(self.folder / f"{scenario}.json"), *map(str, words)]
 
 
 def _yaml(value: object) -> str:

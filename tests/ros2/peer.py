@@ -261,6 +261,8 @@ def soak(peer: Peer, out: Path, pid: int, seconds: float) -> dict[str, Any]:
             stamp = START * 10**9 + len(sent) * 33_333_333
             sent.add(stamp)
             peer.images.publish(image_message(picture, stamp, "camera"))
+            if len(sent) == 60:
+                print("sent 60 images", flush=True)
         rclpy.spin_once(peer, timeout_sec=0.002)
         for name in TOPICS:
             for message in peer.heard[name]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,14 @@ def test_sigint_ends_the_node_cleanly(walk):
     assert "terminate" not in walk.log
 
 
+def test_sigint_in_the_middle_of_a_stream_is_clean(ros, tiny_bundle):
+    with ros.node(tiny_bundle) as node, ros.peer_in_background("soak", node.pid, 60) as said:
+        said("sent 60 images")
+        assert ros.interrupt(node) == 0, ros.log()
+    assert "Traceback" not in ros.log()
+    assert "terminate" not in ros.log()
+
+
 def test_latest_only_keeps_no_queue(ros, tiny_bundle):
     with ros.node(tiny_bundle) as node:
         result = ros.peer("burst")
@@ -133,8 +143,6 @@ def test_latest_only_keeps_no_queue(ros, tiny_bundle):
 def test_a_recording_is_answered_frame_by_frame_with_its_own_stamps(ros, tiny_bundle):
     bag = ros.folder / "rooms.mcap"
     try:
-        import subprocess
-
         peer = Path(__file__).with_name("peer.py")
         command = [ros.python, str(peer), "write-bag", str(bag), "6"]
         subprocess.run(command, env=ros.environment, check=True, capture_output=True, text=True)
@@ -165,8 +173,6 @@ def test_a_mistake_gives_one_line_and_exit_code_2(ros, tiny_bundle, parameters, 
 
 
 def test_a_bundle_that_fails_its_self_test_does_not_start(ros, tiny_bundle, tmp_path):
-    import shutil
-
     broken = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, broken)
     manifest = json.loads((broken / "manifest.json").read_text())

@@ -1,41 +1,42 @@
-"""ros2 launch m2h_perception m2h_perception.launch.py bundle:=/opt/bundle [params_file:=...] [image_topic:=...]"""
+"""ros2 launch m2h_perception m2h_perception.launch.py bundle:=/opt/bundle [image_topic:=...] [params_file:=...]"""
 
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
+#: Each lies over the parameter of its name in `params_file`, where it is given.
+OVERRIDES = {
+    "bundle": "Folder of the bundle.",
+    "image_topic": "The camera's images.",
+    "camera_info_topic": "The camera's CameraInfo.",
+    "label_remap": "YAML file of a label remap.",
+}
 
-def generate_launch_description() -> LaunchDescription:
-    params = Path(get_package_share_directory("m2h_perception"), "config", "m2h_perception.yaml")
-    arguments = {
-        "bundle": ("Folder of the bundle.", str),
-        "image_topic": ("The camera's images.", str),
-        "camera_info_topic": ("The camera's CameraInfo.", str),
-        "use_sim_time": ("Take the time of /clock, for a replayed recording.", bool),
-    }
-    usual = {
-        "image_topic": "/camera/color/image_raw",
-        "camera_info_topic": "/camera/color/camera_info",
-        "use_sim_time": "false",
-    }
+
+def perception(context: LaunchContext) -> list[Node]:
+    given = {name: LaunchConfiguration(name).perform(context) for name in OVERRIDES}
+    overrides = {name: ParameterValue(value, value_type=str) for name, value in given.items() if value}
+    sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
     node = Node(
         package="m2h_perception",
         executable="perception_node",
         name="m2h_perception",
         output="screen",
-        parameters=[
-            LaunchConfiguration("params_file"),
-            {name: ParameterValue(LaunchConfiguration(name), value_type=kind) for name, (_, kind) in arguments.items()},
-        ],
+        parameters=[LaunchConfiguration("params_file"), {**overrides, "use_sim_time": sim_time}],
     )
-    declared = [
-        DeclareLaunchArgument(name, description=what, **({"default_value": usual[name]} if name in usual else {}))
-        for name, (what, _) in arguments.items()
+    return [node]
+
+
+def generate_launch_description() -> LaunchDescription:
+    params = str(Path(get_package_share_directory("m2h_perception"), "config", "m2h_perception.yaml"))
+    arguments = [DeclareLaunchArgument(name, default_value="", description=what) for name, what in OVERRIDES.items()]
+    arguments += [
+        DeclareLaunchArgument("params_file", default_value=params, description="Parameters as YAML."),
+        DeclareLaunchArgument("use_sim_time", default_value="false", description="Take the time of /clock."),
     ]
-    file = DeclareLaunchArgument("params_file", default_value=str(params), description="Parameters as YAML.")
-    return LaunchDescription([file, *declared, node])
+    return LaunchDescription([*arguments, OpaqueFunction(function=perception)])

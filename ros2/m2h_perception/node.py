@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -237,11 +238,11 @@ def main(args: Sequence[str] | None = None) -> int:
     except M2HError as error:
         failure = error
     finally:
+        _ignore_interrupts()
         if node is not None:
             node.close()
             failure = failure or node.failure
-            with contextlib.suppress(KeyboardInterrupt):
-                node.destroy_node()
+            node.destroy_node()
         rclpy.try_shutdown()
     code = 0
     if failure is not None:
@@ -249,6 +250,15 @@ def main(args: Sequence[str] | None = None) -> int:
         code = failure.exit_code if node is None else 1
     _leave_stuck_engines(code)
     return code
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C under ros2 launch comes twice, from the terminal and from launch: the second finds the node closing."""
+    for _ in range(3):
+        with contextlib.suppress(KeyboardInterrupt):  # one that is pending
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+            return
 
 
 def _leave_stuck_engines(code: int) -> None:

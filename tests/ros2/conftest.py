@@ -64,7 +64,9 @@ class Ros:
         return (self.folder / "node.log").read_text()
 
     def interrupt(self, process: subprocess.Popen[str]) -> int:
-        """SIGINT, and the exit code."""
+        """SIGINT twice, as a terminal and ros2 launch send it, and the exit code."""
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         return process.wait(60)
 

@@ -192,7 +192,7 @@ def test_five_minutes_at_30_hz_grow_neither_memory_nor_queue(ros, tiny_bundle):
     assert result["heard"] > 0
     assert result["wrong"] == 0
     assert int(result["last"]["values"]["in work"]) <= 6
-    # Until then DDS fills the histories of the topics, up to 10 images each; a lost image in 100 would be 20 MB after it.
+    # Until then DDS fills the histories of the topics, up to 10 images each. One image in 100 kept would be 20 MB.
     settled = np.array(result["memory"][150:], float)
     first, last = settled[: len(settled) // 4], settled[-len(settled) // 4 :]
     assert np.median(last) - np.median(first) < 5e6

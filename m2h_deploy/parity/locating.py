@@ -29,7 +29,7 @@ JUMP = 10.0
 #: machine's memory.
 _FIRST_CHUNK, _CHUNK_BYTES = 24, 400_000_000
 
-_LAYER = re.compile(r"(?:blocks|layers)\.\d+")
+_LAYER = re.compile(r"(?:^|/)((?:blocks|layers)\.\d+)(?=/|$)")
 _AROUND_LAYERS = {"backbone": ("embed", "stages"), "wmca": ("reduce", "expand")}
 _TASKS = ("depth", "semantics", "normals", "edges")
 
@@ -99,8 +99,8 @@ def block_of(value: str, *, after_layers: bool = False) -> str:
     first, _, rest = value.lstrip("/").partition("/")
     if first not in _AROUND_LAYERS:
         return first
-    layer = _LAYER.match(rest)
-    return f"{first}.{layer[0] if layer else _AROUND_LAYERS[first][after_layers]}"
+    layer = _LAYER.search(rest)  # the deploy form has /wmca/exchange/layers.0
+    return f"{first}.{layer[1] if layer else _AROUND_LAYERS[first][after_layers]}"
 
 
 def locate(
@@ -262,7 +262,7 @@ def _values_in_order(proto: onnx.ModelProto) -> Iterator[tuple[str, str, list[st
     for node in proto.graph.node:
         for name in filter(None, node.output):
             first, _, rest = name.lstrip("/").partition("/")
-            if _LAYER.match(rest):
+            if _LAYER.search(rest):
                 entered.add(first)
             yield name, block_of(name, after_layers=first in entered), list(node.input)
 

@@ -27,10 +27,10 @@ def small_graph(*, functions: bool = False, batch: int | str = 1, scale: float =
     nodes = [
         _node("Conv", ["image", "stem"], "a", "/backbone/patch_embed/proj/Conv", pads=[1, 1, 1, 1]),
         _node("Relu", ["a"], "b", "/backbone/Relu"),
-        _node("Conv", ["b", "middle"], "c", "/mstr/resize/Conv", pads=[1, 1, 1, 1]),
+        _node("Conv", ["b", "middle"], "c", "/msf.depth/resize/Conv", pads=[1, 1, 1, 1]),
         _node("Transpose", ["c"], "d", "/wmca/Transpose", perm=[0, 2, 3, 1]),
         _node("LayerNormalization", ["d", "gain", "bias"], "e", "/wmca/norm/LayerNormalization", axis=-1),
-        _node("MatMul", ["e", "linear"], "f", "/wmca/ffn/MatMul"),
+        _node("MatMul", ["e", "linear"], "f", "/context/ffn/MatMul"),
         _node("Transpose", ["f"], "ft", "/wmca/attention/Transpose", perm=[0, 1, 3, 2]),
         _node("MatMul", ["f", "ft"], "scores", "/wmca/attention/MatMul"),
         _node("Softmax", ["scores"], "shares", "/wmca/attention/Softmax", axis=-1),

@@ -84,7 +84,7 @@ def test_a_network_computes_what_pytorch_counts(tiny_onnx, tiny_model, tmp_path)
 def test_figures_are_by_block_of_the_paper(tiny_onnx):
     report = inspect(tiny_onnx)
     blocks = {row["block"]: row for row in report["blocks"]}
-    assert {"backbone", "mstr", "msf.depth", "wmca", "context", "heads.depth", "heads.edges"} <= set(blocks)
+    assert {"backbone", "mstr", "msf.depth", "wmca", "context.depth", "heads.depth", "heads.edges"} <= set(blocks)
     assert blocks["backbone"]["weight_share"] == {"float32": 1.0, "float16": 0.0, "int8": 0.0}
     assert report["metadata"]["m2h.variant"] == "m2h-tiny"
     assert report["dynamic"] == {}
@@ -128,9 +128,9 @@ def test_precision_is_told_by_block(tmp_path):
     onnx.save(small_graph(), tmp_path / "full.onnx")
     to_fp16(tmp_path / "full.onnx", tmp_path / "half.onnx")
     full, half = inspect(tmp_path / "full.onnx"), inspect(tmp_path / "half.onnx")
-    mstr = {row["block"]: row for row in half["blocks"]}["mstr"]
-    assert mstr["weight_share"]["float16"] == 1.0
-    assert mstr["node_share"]["float16"] > 0
+    msf = {row["block"]: row for row in half["blocks"]}["msf.depth"]
+    assert msf["weight_share"]["float16"] == 1.0
+    assert msf["node_share"]["float16"] > 0
     assert half["macs"] == full["macs"]
     rows = {row["figure"]: row for row in compare(full, half)}
     assert rows["macs"]["ratio"] == 1.0
@@ -152,9 +152,9 @@ def test_int8_layers_count_as_int8(tmp_path):
     options = {"quant_format": QuantFormat.QDQ, "op_types_to_quantize": ["Conv", "MatMul"]}
     quantize_static(tmp_path / "full.onnx", tmp_path / "int8.onnx", Frames(), **options)
     full, quantised = inspect(tmp_path / "full.onnx"), inspect(tmp_path / "int8.onnx")
-    mstr = {row["block"]: row for row in quantised["blocks"]}["mstr"]
-    assert mstr["weight_share"]["int8"] == 1.0
-    assert mstr["node_share"]["int8"] > 0
+    msf = {row["block"]: row for row in quantised["blocks"]}["msf.depth"]
+    assert msf["weight_share"]["int8"] == 1.0
+    assert msf["node_share"]["int8"] > 0
     assert quantised["macs"] == full["macs"]
     assert quantised["weights"]["int8"] == 16 * 16 * 9 + 3 * 16 * 9 + 16 * 16 + 16 + 4 * 16
 

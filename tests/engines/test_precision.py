@@ -101,7 +101,7 @@ def test_fp16_is_within_40_decibels_of_float32_on_frames_it_was_not_tuned_on(fp1
 
 def test_int8_quantises_linear_and_conv_and_nothing_else(int8):
     path, report = int8
-    assert set(report.quantised) == {"/mstr/resize/Conv", "/wmca/ffn/MatMul"}
+    assert set(report.quantised) == {"/msf.depth/resize/Conv", "/context/ffn/MatMul"}
     check_int8(onnx.load(path), report)
 
 
@@ -117,7 +117,7 @@ def test_int8_says_what_it_was_measured_on_and_what_it_costs(int8):
 def test_int8_of_the_whole_network(tiny_onnx, room_frames, tmp_path):
     report = to_int8(tiny_onnx, tmp_path / "int8.onnx", calibration=Calibration(room_frames, "max"))
     check_int8(onnx.load(tmp_path / "int8.onnx"), report)
-    assert {block_of(name).split(".")[0] for name in report.quantised} >= {"backbone", "mstr", "msf", "wmca", "heads"}
+    assert {block_of(name).split(".")[0] for name in report.quantised} >= {"backbone", "msf", "context", "heads"}
     kept = [name for name in report.quantised if "/final/" in name or "patch_embed" in name or "/gate/" in name]
     assert kept == []
     assert min(report.psnr.values()) > 20
@@ -237,7 +237,7 @@ def test_functions_stay_functions_around_int8(tmp_path):
     onnx.save(small_graph(functions=True), source)
     report = to_int8(source, target, calibration=Calibration(select_frames(frames(4), count=2), "max"))
     assert [node.op_type for node in onnx.load(target).graph.node if node.domain == "m2h"] == ["Swap"]
-    assert set(report.quantised) == {"/mstr/resize/Conv", "/wmca/ffn/MatMul"}
+    assert set(report.quantised) == {"/msf.depth/resize/Conv", "/context/ffn/MatMul"}
     assert min(report.psnr.values()) > 25
 
 
@@ -247,11 +247,11 @@ def test_io_can_be_half_too(small, tmp_path):
 
 
 def test_blocks_can_be_kept_in_float32_by_name(small, tmp_path):
-    report = to_fp16(small, tmp_path / "out.onnx", keep_fp32=["mstr"])
-    assert ("/mstr/resize/Conv", "asked for") in {(island.node, island.reason) for island in report.islands}
+    report = to_fp16(small, tmp_path / "out.onnx", keep_fp32=["msf.depth"])
+    assert ("/msf.depth/resize/Conv", "asked for") in {(island.node, island.reason) for island in report.islands}
     proto = onnx.load(tmp_path / "out.onnx")
     types = element_types(proto)
-    node = next(node for node in proto.graph.node if node.name == "/mstr/resize/Conv")
+    node = next(node for node in proto.graph.node if node.name == "/msf.depth/resize/Conv")
     assert types[node.input[0]] == TensorProto.FLOAT
 
 
@@ -259,13 +259,13 @@ def test_tensors_without_headroom_are_kept_in_float32(tmp_path):
     source = tmp_path / "large.onnx"
     onnx.save(small_graph(scale=60), source)
     report = to_fp16(source, tmp_path / "out.onnx", frames=select_frames(frames(3), count=1))
-    assert "/mstr/resize/Conv" in {island.node for island in report.islands if island.reason == "range"}
+    assert "/msf.depth/resize/Conv" in {island.node for island in report.islands if island.reason == "range"}
     assert min(report.psnr.values()) > 40
 
 
 def test_weights_beyond_half_are_reported_and_their_nodes_kept(tmp_path):
     proto = small_graph()
-    for index, value in ((1, 1e5), (2, 1e-9)):  # the Conv of mstr overflows, one weight of the Linear vanishes
+    for index, value in ((1, 1e5), (2, 1e-9)):  # the Conv of msf.depth overflows, one weight of the Linear vanishes
         array = numpy_helper.to_array(proto.graph.initializer[index]).copy()
         array.flat[0] = value
         proto.graph.initializer[index].CopyFrom(numpy_helper.from_array(array, proto.graph.initializer[index].name))
@@ -282,11 +282,11 @@ def test_weights_beyond_half_are_reported_and_their_nodes_kept(tmp_path):
 
 def test_a_policy_file_overrides_what_is_quantised(small, tmp_path):
     policy = tmp_path / "policy.json"
-    policy.write_text(json.dumps({"quantise": ["mstr", "heads.*"], "keep": ["/heads.depth/*"]}))
+    policy.write_text(json.dumps({"quantise": ["msf.depth", "heads.*"], "keep": ["/heads.depth/*"]}))
     calibration = Calibration(select_frames(frames(4), count=2), "max")
     report = to_int8(small, tmp_path / "out.onnx", calibration=calibration, policy=load_policy(policy))
-    assert set(report.quantised) <= {"/mstr/resize/Conv", "/heads.semantics/final/Conv"}
-    assert "/mstr/resize/Conv" in report.quantised
+    assert set(report.quantised) <= {"/msf.depth/resize/Conv", "/heads.semantics/final/Conv"}
+    assert "/msf.depth/resize/Conv" in report.quantised
 
 
 def test_weights_alone_can_be_int8(small, tmp_path):
@@ -295,7 +295,7 @@ def test_weights_alone_can_be_int8(small, tmp_path):
     calibration = Calibration(select_frames(frames(4), count=2))
     report = to_int8(small, tmp_path / "out.onnx", calibration=calibration, policy=load_policy(policy))
     proto = onnx.load(tmp_path / "out.onnx")
-    assert report.quantised == ("/wmca/ffn/MatMul",)
+    assert report.quantised == ("/context/ffn/MatMul",)
     assert Counter(node.op_type for node in proto.graph.node)["QuantizeLinear"] == 0
     stored = {tensor.name: tensor for tensor in proto.graph.initializer}
     (dequantise,) = (node for node in proto.graph.node if node.op_type == "DequantizeLinear")
@@ -312,8 +312,8 @@ def test_weights_alone_can_be_int8(small, tmp_path):
         ('{"keep": "wmca"}', "expected"),
         ('{"skip": []}', "expected"),
         ('{"weights_only": 1}', "expected"),
-        ('{"weights_only": true, "quantise": ["mstr"]}', "leaves no layer"),
-        ('{"keep": ["wcma"]}', "'wcma' matches nothing in the graph; its blocks are backbone, mstr, wmca"),
+        ('{"weights_only": true, "quantise": ["msf.depth"]}', "leaves no layer"),
+        ('{"keep": ["wcma"]}', "'wcma' matches nothing in the graph; its blocks are backbone, msf.depth, wmca"),
         ('{"quantise": ["/wmca/norm/*"]}', "leaves no layer"),
     ],
 )
@@ -331,11 +331,11 @@ def test_a_policy_that_says_nothing_sensible_is_refused_in_one_line(small, tmp_p
 def test_blocks_that_cost_too_much_stay_in_half():
     proto = small_graph()
     ranges = {"b": 3.0, "e": 0.05}  # the Linear's input saturates: useless in INT8
-    layers = ["/mstr/resize/Conv", "/wmca/ffn/MatMul"]
+    layers = ["/msf.depth/resize/Conv", "/context/ffn/MatMul"]
     chosen, costs = choose_blocks(proto, layers, ranges, frames(1), 30)
-    assert chosen == ("/mstr/resize/Conv",)
+    assert chosen == ("/msf.depth/resize/Conv",)
     noise = {cost.block: max(cost.noise.values()) for cost in costs}
-    assert noise["wmca"] > 10 * noise["mstr"]
+    assert noise["context"] > 10 * noise["msf.depth"]
     with pytest.raises(M2HError, match="no block can be INT8"):
         choose_blocks(proto, layers, ranges, frames(1), 200)
 

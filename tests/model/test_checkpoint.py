@@ -12,6 +12,7 @@ from m2h_deploy.model import build_model, load_checkpoint, save_checkpoint
 from m2h_deploy.model.checkpoint import weights_digest
 from m2h_deploy.model.config import VARIANTS, ModelConfig
 from tests.golden import filler
+from tests.networks import random_network
 
 
 def test_safetensors_round_trip_keeps_configuration_and_values(tiny_model, tmp_path):
@@ -27,6 +28,13 @@ def test_half_precision_file_loads_as_float32(tiny_model, tmp_path):
     loaded = load_checkpoint(path)
     assert path.stat().st_size < 2.2 * sum(p.numel() for p in tiny_model.parameters())
     assert all(p.dtype == torch.float32 for p in loaded.parameters())
+
+
+def test_a_half_precision_file_keeps_variances_that_half_precision_cannot_hold(tmp_path):
+    model = random_network()
+    model.heads["depth"].aspp.branches[0].norm.running_var.fill_(1e6)
+    path = save_checkpoint(model, tmp_path / "half.safetensors", dtype=torch.float16)
+    assert float(load_checkpoint(path).heads["depth"].aspp.branches[0].norm.running_var.max()) == 1e6
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])

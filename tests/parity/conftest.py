@@ -40,12 +40,12 @@ def damaged(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Dama
 
 @pytest.fixture(scope="session")
 def bad_head(damaged: Damage) -> Path:
-    return damaged("heads.semantics.final.bias")
+    return damaged("heads.semantics.end.final.bias")
 
 
 @pytest.fixture(scope="session")
 def bad_wmca(damaged: Damage) -> Path:
-    return damaged("wmca.layers.1.ffn2.bias")
+    return damaged("wmca.exchange.layers.1.ffn2.bias")
 
 
 @pytest.fixture(scope="session")

@@ -32,14 +32,14 @@ def test_an_optimised_engine_of_the_same_weights_has_no_jump(good):
 def test_optimisation_leaves_values_to_compare_in_every_block(good):
     assert good.compared > good.of / 2
     names = [block.name for block in good.blocks]
-    for block in ("backbone.blocks.5", "mstr", "msf.depth", "wmca.layers.1", "context", "heads.edges"):
+    for block in ("backbone.blocks.5", "mstr", "msf.depth", "wmca.layers.1", "context.depth", "heads.edges"):
         assert block in names
 
 
 def test_a_damaged_semantics_head_is_found_in_the_head(tiny_onnx, bad_head):
     found = locate_in_bundle(load_bundle(bad_head), tiny_onnx)
     assert found.block == "heads.semantics"
-    assert found.value.startswith("/heads.semantics/final/")
+    assert found.value.startswith("/heads.semantics/end/")
     assert "heads.semantics" in found.summary
 
 

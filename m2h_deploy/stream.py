@@ -158,7 +158,8 @@ class Stream:
             channel.end(discard=True)
         deadline = monotonic() + _PATIENCE
         for thread in self._threads:
-            if thread is not threading.current_thread():
+            # Ctrl-C can come before the last of them has begun.
+            if thread is not threading.current_thread() and thread.ident is not None:
                 thread.join(max(0.0, deadline - monotonic()))
         self._record.settle()
 

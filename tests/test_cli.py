@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -161,10 +162,11 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path):
     np.testing.assert_array_equal(next(open_source(str(tmp_path)).read()).image, turned)
 
 
-def test_piped_tables_are_whole(tiny_onnx):
+def test_piped_tables_are_whole(tiny_onnx, monkeypatch):
     """80 columns cut a table that goes to a file."""
     long = "x" * 300
     program = f"from m2h_deploy.console import out, print_values; print_values({{'name': '{long}'}})"
+    monkeypatch.delenv("COLUMNS", raising=False)  # a width that a user asked for is kept
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert long in said
     assert not any("…" in line for line in m2h("inspect", tiny_onnx).stdout.splitlines())

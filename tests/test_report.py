@@ -45,8 +45,8 @@ def test_the_terminal_shows_every_task_and_the_verdict_last(result, failing):
     text = printed(result)
     for word in ("RMSE", "mIoU", "mErr", "odsF", "PSNR", "2 of 2 frames"):
         assert word in text
-    assert text.strip().splitlines()[-1].startswith("PASSED: 9 of 9")
-    assert printed(failing).strip().splitlines()[-1].startswith("FAILED: 8 of 9")
+    assert text.strip().splitlines()[-1].startswith("TOO FEW FRAMES TO TELL: 9 of 10")
+    assert printed(failing).strip().splitlines()[-1].startswith("FAILED: 8 of 10")
 
 
 def test_derived_labels_are_marked(result):
@@ -59,7 +59,7 @@ def test_junit_has_a_case_for_each_gate(result, failing, tmp_path):
     suite = ElementTree.parse(write_junit(failing, tmp_path / "junit.xml")).getroot().find("testsuite")
     cases = suite.findall("testcase")
     assert [case.get("name") for case in cases] == [gate.name for gate in result.gates]
-    assert (suite.get("tests"), suite.get("failures")) == ("9", "1")
+    assert (suite.get("tests"), suite.get("failures")) == ("10", "2")  # too few frames is a failure too
     failures = {case.get("name"): case.find("failure") for case in cases if case.find("failure") is not None}
     assert failures["depth.psnr"].get("message") == "depth is <bad> & wrong"
     assert {element.tag for case in cases for element in case} <= {"failure", "system-out"}

@@ -294,6 +294,7 @@ def test_new_buffers_are_there_before_the_old_ones_go():
     backend = object.__new__(tensorrt.TensorRTBackend)
     backend._cuda, backend._context, backend._specs = FakeCuda(), FakeContext(), SPECS
     backend._batch, backend._graph, backend._placements, backend._runtime_cache = 0, None, (), None
+    backend._capture = True
     backend._prepare(1)
     before, placements = set(backend._cuda.live), backend._placements
     backend._cuda.fail = True

@@ -21,7 +21,12 @@ from m2h_deploy.data.rooms import render_room
 
 def m2h(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "import cli; cli.main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, env=environment())
+
+
+def environment() -> dict[str, str]:
+    """This process's, without the width of a terminal: readline, which pytest loads, sets it for children."""
+    return {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
 
 
 def mistake(*arguments: object) -> str:
@@ -162,12 +167,12 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path):
     np.testing.assert_array_equal(next(open_source(str(tmp_path)).read()).image, turned)
 
 
-def test_piped_tables_are_whole(tiny_onnx, monkeypatch):
+def test_piped_tables_are_whole(tiny_onnx):
     """80 columns cut a table that goes to a file."""
     long = "x" * 300
     program = f"from m2h_deploy.console import out, print_values; print_values({{'name': '{long}'}})"
-    monkeypatch.delenv("COLUMNS", raising=False)  # a width that a user asked for is kept
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-c", program]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment()).stdout
     assert long in said
     assert not any("…" in line for line in m2h("inspect", tiny_onnx).stdout.splitlines())
 

@@ -313,7 +313,7 @@ def _resized_maps(nodes: _Nodes, sensor: Sensor, size: tuple[int, int], network:
     """Depth, normals and the edges' probability at the camera's size.
 
     One resize of all channels: the weights of a place are the same for each, and OpenVINO takes nearly as long for one
-    channel as for five.
+    channel as for five. They are parted by Gather, which copies; OpenVINO makes of slices a split that is slower.
     """
     maps: dict[str, str] = {name: f"network/{name}" for name in ("depth", "normals", "edges") if name in sensor.outputs}
     if "edges" in maps:
@@ -329,7 +329,7 @@ def _resized_maps(nodes: _Nodes, sensor: Sensor, size: tuple[int, int], network:
         return dict.fromkeys(maps, resized)
     first = 0
     for name, count in channels.items():
-        maps[name] = nodes.add("Slice", resized, np.array([first]), np.array([first + count]), np.array([1]))
+        maps[name] = nodes.take(resized, np.arange(first, first + count), 1)
         first += count
     return maps
 
@@ -350,7 +350,9 @@ def _depth(nodes: _Nodes, depth: str, sensor: Sensor, depth_range: tuple[float, 
 def _labels(nodes: _Nodes, size: tuple[int, int], network: tuple[int, int]) -> None:
     """Decided at the network's size, then repeated by the places that cv2.resize takes with INTER_NEAREST."""
     nodes.step("labels")
-    best = _cast(nodes, nodes.add("ArgMax", "network/semantics", axis=1, keepdims=0))
+    # Both ONNX Runtime and OpenVINO decide faster along a last axis, transposition included.
+    scores = nodes.add("Transpose", "network/semantics", perm=[0, 2, 3, 1])
+    best = _cast(nodes, nodes.add("ArgMax", scores, axis=3, keepdims=0))
     if size != network:
         columns = cv2.resize(_line(network[1])[None], (size[1], 1), interpolation=cv2.INTER_NEAREST)[0]
         rows = cv2.resize(_line(network[0])[:, None], (1, size[0]), interpolation=cv2.INTER_NEAREST)[:, 0]
@@ -364,7 +366,7 @@ def _line(length: int) -> NDArray[np.float32]:
 
 def _normals(nodes: _Nodes, normals: str) -> None:
     nodes.step("normals")
-    squares = nodes.add("ReduceSum", nodes.add("Mul", normals, normals), np.array([1]), keepdims=1)
+    squares = nodes.add("ReduceSum", nodes.add("Pow", normals, _floats(2)), np.array([1]), keepdims=1)
     # Opposite normals can cancel out between two pixels; a vector of no length stays one.
     length = nodes.add("Max", nodes.add("Sqrt", squares), _floats(1e-12))
     nodes.add("Transpose", nodes.add("Div", normals, length), output="normals", perm=[0, 2, 3, 1])

@@ -35,7 +35,7 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.model import M2H, build_model, load_checkpoint
 from m2h_deploy.preprocess import PRESETS, Preprocess
 
-NETWORKS = ("m2h-small", "m2h", "m2h-small@480x640")
+NETWORKS = ("m2h-tiny", "m2h-small", "m2h", "m2h-small@480x640")
 PRECISIONS = ("fp32", "fp16", "int8")
 WINDOWS = ("standard", "functions")
 BATCHES = ("static", "dynamic")

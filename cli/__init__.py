@@ -4,7 +4,7 @@ One file a command; each registers itself with the app when it is imported, and 
 """
 # ruff: noqa: I001 - the order of the imports is the order of the commands in --help
 
-from cli import export, build, verify, bench, run, package, inspect, rooms, train, quickstart
+from cli import export, build, verify, bench, run, serve, package, inspect, rooms, train, quickstart
 from cli.app import app, main
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "quickstart",
     "rooms",
     "run",
+    "serve",
     "train",
     "verify",
 ]

@@ -1,0 +1,77 @@
+"""What is served, and where."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from m2h_deploy.bundle import Manifest
+from m2h_deploy.errors import M2HError
+
+#: Frames that one call may carry; what a client may ask for in one request, too.
+MAX_BATCH = 1024
+
+#: The name of the input: raw pixels.
+IMAGE = "image"
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """A bundle, the name that it is served under, where the server listens and how it batches."""
+
+    bundle: Path
+    name: str = "m2h"
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    max_batch: int = 8
+    """Frames that run together at most, and the largest batch of one request."""
+    delay_ms: float = 2.0
+    """Milliseconds that a frame waits for others; 0: no longer than for the frame in work."""
+    threads: int | None = None
+    """CPU threads of the engine."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_batching(self.max_batch, self.delay_ms)
+        ports = self.ports
+        for use, port in ports.items():
+            if not 1 <= port <= 65535:
+                raise M2HError(f"{use} port {port}: must be between 1 and 65535")
+        if len(set(ports.values())) < len(ports):
+            raise M2HError(f"ports {', '.join(map(str, ports.values()))}: HTTP, gRPC and metrics need one each")
+
+    @property
+    def ports(self) -> dict[str, int]:
+        return {"HTTP": self.http_port, "gRPC": self.grpc_port, "metrics": self.metrics_port}
+
+
+def check_name(name: str) -> None:
+    """Raises M2HError on a model name that is no plain folder name: Triton makes paths and addresses of it."""
+    if not _NAME.fullmatch(name):
+        raise M2HError(f"model name '{name}': use letters, digits, '.', '_' and '-', at most 100, not '.' or '-' first")
+
+
+def check_batching(max_batch: int, delay_ms: float) -> None:
+    """Raises M2HError where the dynamic batcher cannot be set so."""
+    if not 1 <= max_batch <= MAX_BATCH:
+        raise M2HError(f"largest batch {max_batch}: must be between 1 and {MAX_BATCH}")
+    if not 0 <= delay_ms <= 60_000:
+        raise M2HError(f"delay {delay_ms:g} ms: must be between 0 and 60000")
+
+
+def output_names(manifest: Manifest) -> dict[str, str]:
+    """The name of each task's output on the wire: the tasks' own, and `labels` for the semantics."""
+    return {task: "labels" if task == "semantics" else task for task in manifest.tasks}
+
+
+def engine_batch(manifest: Manifest) -> int | None:
+    """Frames that the engine takes at once at most; None: any number."""
+    if manifest.input.batch is not None:
+        return manifest.input.batch
+    largest = manifest.engine.options.get("max_batch")
+    return largest if isinstance(largest, int) and largest > 0 else None

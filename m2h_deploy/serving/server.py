@@ -1,0 +1,213 @@
+"""`serve`: starts the process that serves in a process group of its own, and ends all of the group, whatever happens.
+
+Triton is a tree of processes, and one that is left behind holds its port for ever. So the tree is a process group, and
+nothing of the group survives the call: not after a failed start, not after SIGTERM or Ctrl-C, not after an exception.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO
+
+from m2h_deploy.bundle import load_bundle
+from m2h_deploy.errors import CheckFailed, M2HError
+from m2h_deploy.serving.environment import check_environment
+from m2h_deploy.serving.options import ServeOptions
+
+#: Seconds for the engine's self-test and Triton's start.
+START = 120.0
+
+#: Seconds from SIGTERM to SIGKILL: Triton's own limit for requests in flight, and some for the rest.
+PATIENCE = 40.0
+
+_SERVER = "tritonserver"
+
+
+def serve(options: ServeOptions, *, ready: Callable[[], None], log: Path | None = None) -> None:
+    """Serve a bundle over HTTP and gRPC until SIGTERM or SIGINT; then accepted requests are answered, and it returns.
+
+    `ready` is called once the server answers. `log` keeps what Triton writes. A second signal ends it at once. Call it
+    from the main thread: it handles signals. Raises M2HError where the environment, the bundle or a port does not fit,
+    the server does not start, or it ends on its own; CheckFailed where the engine computes wrong numbers.
+    """
+    check_environment()
+    load_bundle(options.bundle)
+    check_ports(options)
+    folder = Path(tempfile.mkdtemp(prefix="m2h-serve-"))
+    worker: _Worker | None = None
+    try:
+        with _stop_signals() as stops, _log_file(log or folder / "log") as stream:
+            worker = _Worker(options, folder / "triton", stream)
+            if worker.wait_until_ready(stops):
+                ready()
+                worker.wait(stops)
+            worker.stop(stops)
+    finally:
+        if worker is not None:
+            worker.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_ports(options: ServeOptions) -> None:
+    """Raises M2HError where a port is taken: Triton would say so late, and another server there would answer for it."""
+    for use, port in options.ports.items():
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(options.host, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except OSError as error:
+            option = f"--{use.lower()}-port"
+            reason = error.strerror or str(error)
+            raise M2HError(f"cannot listen on {options.host}:{port} for {use} ({reason}): give {option}") from None
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stops]:
+    """Counts SIGTERM and SIGINT instead of ending the process while the block runs."""
+    stops = _Stops()
+    before = {number: signal.signal(number, stops.count) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stops
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Stops:
+    """How often the process was told to end."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._told = threading.Event()
+
+    def count(self, *_: object) -> None:
+        self.number += 1
+        self._told.set()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but not after the first signal came."""
+        if self._told.wait(seconds) and self.number > 0:
+            time.sleep(0.02)
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[IO[str]]:
+    try:
+        stream = path.open("w+", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise M2HError(f"cannot write {path}: {error.strerror or error}") from None
+    with stream:
+        yield stream
+
+
+class _Worker:
+    """The serving process and its group."""
+
+    def __init__(self, options: ServeOptions, folder: Path, log: IO[str]) -> None:
+        self._log = Path(log.name)
+        values = json.dumps({**asdict(options), "bundle": str(options.bundle.resolve())})
+        self._report, reported = os.pipe()
+        os.set_blocking(self._report, False)
+        command = [sys.executable, "-m", "m2h_deploy.serving.worker", values, str(folder), str(reported)]
+        try:
+            # A terminal's Ctrl-C then reaches this process alone, which ends the others in order.
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(reported,),
+                start_new_session=True,
+            )
+        finally:
+            os.close(reported)
+        self.group = self._process.pid
+
+    def wait_until_ready(self, stops: _Stops) -> bool:
+        """True when the server answers, False when the process is told to end before."""
+        deadline, seen = time.monotonic() + START, False
+        while not stops.number:
+            line = self._reported()
+            if line == "ready":
+                return True
+            running = self._process.poll() is None
+            serving = _SERVER in group_members(self.group).values()
+            # nvidia-pytriton would wait two minutes for a server that is gone.
+            if line or not running or (seen and not serving) or time.monotonic() > deadline:
+                raise self._failure(line or self._reported(), "Triton did not start")
+            seen = seen or serving
+            stops.wait(0.05)
+        return False
+
+    def wait(self, stops: _Stops) -> None:
+        """Until the process is told to end. Raises M2HError when the server ends before."""
+        while not stops.number:
+            if self._process.poll() is not None:
+                raise self._failure(self._reported(), "Triton ended on its own")
+            stops.wait(0.2)
+
+    def stop(self, stops: _Stops) -> None:
+        """SIGTERM, and wait until what was accepted is answered; a second signal cuts that short."""
+        deadline = time.monotonic() + PATIENCE
+        self._process.terminate()
+        while self._process.poll() is None and stops.number < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """End what is left of the group, and its shared memory."""
+        deadline = time.monotonic() + 5
+        with suppress(ProcessLookupError):
+            os.killpg(self.group, signal.SIGKILL)
+        self._process.wait()
+        while group_members(self.group) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.close(self._report)
+        for left in Path("/dev/shm").glob(f"pytrtion{self.group}-*"):  # the wheel's own spelling
+            with suppress(OSError):
+                left.unlink()
+
+    def _reported(self) -> str:
+        with suppress(BlockingIOError):
+            return os.read(self._report, 65536).decode(errors="replace").strip()
+        return ""
+
+    def _failure(self, reported: str, otherwise: str) -> M2HError:
+        match = re.search(r"^failed (\d) (.*)$", reported, re.MULTILINE)
+        if match is None:
+            return M2HError(f"{otherwise}: {_last_words(self._log)}")
+        return (CheckFailed if match[1] == "1" else M2HError)(match[2])
+
+
+def group_members(group: int) -> dict[int, str]:
+    """The living processes of a process group and their names."""
+    members: dict[int, str] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            pid, name, state, _, member_of = re.match(  # type: ignore[union-attr]
+                r"(\d+) \((.*)\) (\S) (\d+) (\d+)", stat.read_text(errors="replace"), re.DOTALL
+            ).groups()
+            if int(member_of) == group and state not in "ZX":
+                members[int(pid)] = name
+    return members
+
+
+def _last_words(log: Path) -> str:
+    """The line of Triton's log that says most about its end."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    telling = [line for line in lines if re.match(r"error:|E\d{4} ", line)] or lines or ["it wrote nothing"]
+    return " ".join(telling[-1].split())[:300]

@@ -1,0 +1,143 @@
+"""The process that serves: the runtime, and Triton through nvidia-pytriton. Started by `m2h_deploy.serving.server`.
+
+    python -m m2h_deploy.serving.worker OPTIONS FOLDER REPORT
+
+OPTIONS is JSON of `ServeOptions`, FOLDER a new folder for Triton's files, REPORT a file descriptor. One line is written
+there: `ready`, or `failed CODE REASON`. SIGTERM ends it when the requests that were accepted are answered.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.errors import M2HError
+from m2h_deploy.postprocess import Prediction
+from m2h_deploy.runtime import Runtime
+from m2h_deploy.serving.options import IMAGE, ServeOptions, engine_batch, output_names
+
+#: Seconds that Triton gives to requests in flight when it is told to end; pytriton kills it after 30.
+DRAIN = 25
+
+_PR_SET_PDEATHSIG = 1
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def infer_function(runtime: Runtime) -> Callable[[Sequence[Arrays]], list[dict[str, NDArray[Any]]]]:
+    """Answers the requests that Triton put together: `image` uint8 (n, H, W, 3) BGR each, to arrays of n frames.
+
+    All frames run as one batch where the engine takes that. Raises M2HError where a frame is no picture.
+    """
+    names = output_names(runtime.manifest)
+    at_once = engine_batch(runtime.manifest)
+
+    def infer(requests: Sequence[Arrays]) -> list[dict[str, NDArray[Any]]]:
+        images = [request[IMAGE] for request in requests]
+        predictions = iter(runtime.batch([frame for image in images for frame in image], at_once=at_once))
+        return [_stack([next(predictions) for _ in image], names) for image in images]
+
+    return infer
+
+
+def _stack(predictions: list[Prediction], names: Mapping[str, str]) -> dict[str, NDArray[Any]]:
+    if len(predictions) == 1:  # the usual one is not copied
+        return {name: getattr(predictions[0], task)[np.newaxis] for task, name in names.items()}
+    return {name: np.stack([getattr(one, task) for one in predictions]) for task, name in names.items()}
+
+
+def tensors(runtime: Runtime) -> tuple[list[Any], list[Any]]:
+    """The model's input and outputs for Triton, without the batch. A sensor graph takes its camera's size only."""
+    from pytriton.model_config import Tensor  # type: ignore[import-not-found,import-untyped]
+
+    spec = runtime.manifest.input
+    size = (-1, -1) if runtime.manifest.sensor is None else (spec.height, spec.width)
+    shapes = {"labels": size, "depth": size, "normals": (*size, 3), "edges": size}
+    outputs = [
+        Tensor(name=name, dtype=np.uint8 if name == "labels" else np.float32, shape=shapes[name])
+        for name in output_names(runtime.manifest).values()
+    ]
+    return [Tensor(name=IMAGE, dtype=np.uint8, shape=(*size, 3))], outputs
+
+
+def make_server(options: ServeOptions, runtime: Runtime, folder: Path) -> Any:
+    """A Triton server, not yet started, with the bundle bound to it."""
+    from pytriton.model_config import DynamicBatcher, ModelConfig
+    from pytriton.triton import Triton, TritonConfig  # type: ignore[import-not-found,import-untyped]
+
+    config = TritonConfig(
+        http_address=options.host,
+        http_port=options.http_port,
+        grpc_address=options.host,
+        grpc_port=options.grpc_port,
+        metrics_address=options.host,
+        metrics_port=options.metrics_port,
+        exit_timeout_secs=DRAIN,
+    )
+    server = Triton(config=config, workspace=folder)
+    inputs, outputs = tensors(runtime)
+    batcher = DynamicBatcher(max_queue_delay_microseconds=round(options.delay_ms * 1000))
+    server.bind(
+        options.name,
+        infer_function(runtime),
+        inputs=inputs,
+        outputs=outputs,
+        config=ModelConfig(max_batch_size=options.max_batch, batcher=batcher),
+    )
+    return server
+
+
+def run(options: ServeOptions, folder: Path, report: Callable[[str], None]) -> None:
+    """Serve until SIGTERM. Raises M2HError where the server does not start, or ends on its own."""
+    end = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: end.set())
+    with Runtime.load(options.bundle, threads=options.threads) as runtime:
+        spec = runtime.manifest.input
+        # The first batch of a size makes the engine's buffers, which no client should wait for.
+        infer_function(runtime)([{IMAGE: np.zeros((options.max_batch, spec.height, spec.width, 3), np.uint8)}])
+        server = make_server(options, runtime, folder)
+        try:
+            server.run()
+            report("ready")
+            while not end.wait(0.5):
+                if not server.is_alive():
+                    raise M2HError("Triton ended on its own")
+        finally:
+            server.stop()
+
+
+def main() -> int:
+    end_with_parent()
+    values, folder, descriptor = sys.argv[1:]
+    fields = json.loads(values)
+    options = ServeOptions(**{**fields, "bundle": Path(fields["bundle"])})
+
+    def report(line: str) -> None:
+        os.write(int(descriptor), f"{line}\n".encode())
+
+    try:
+        run(options, Path(folder), report)
+    except Exception as error:
+        words = " ".join(str(error).split()) or type(error).__name__
+        report(f"failed {error.exit_code if isinstance(error, M2HError) else 2} {words}")
+        return 2
+    return 0
+
+
+def end_with_parent() -> None:
+    """SIGTERM when the parent dies, however it does: nobody else would end the server then."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

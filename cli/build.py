@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cli.app import app
 from m2h_deploy.console import out, say
 from m2h_deploy.errors import M2HError
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()
@@ -22,6 +19,7 @@ def build(
     engine: Annotated[str, typer.Option(help="onnxruntime, openvino, tensorrt or tensorrt-rtx.")] = "onnxruntime",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
     threads: Annotated[int | None, typer.Option(help="CPU threads that the bundle asks for.", min=1)] = None,
+    affinity: Annotated[str | None, typer.Option(help="Processors that those threads stay on, as 0,2-3.")] = None,
     provider: Annotated[str, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, nv-tensorrt-rtx.")] = "cpu",
     hint: Annotated[str | None, typer.Option(help="OpenVINO: compute in f32, bf16 or f16.")] = None,
     calibration: Annotated[str | None, typer.Option(help="INT8: folder, video or NYUv2 to calibrate on.")] = None,
@@ -44,6 +42,7 @@ def build(
 ) -> None:
     """Build an engine from an exported graph and put it into a bundle."""
     from engines import BuildOptions, Lowering, build_bundle, load_policy, parse_targets
+    from m2h_deploy.backends.affinity import parse_processors
 
     if trtexec and precision != "fp32" and graph is None:
         raise M2HError(f"trtexec needs the {precision} graph that is compiled: keep it with --graph FILE.onnx")
@@ -75,6 +74,7 @@ def build(
         engine=engine,
         precision=precision,
         threads=threads,
+        affinity=parse_processors(affinity) if affinity else (),
         provider=provider,
         hint=hint,  # type: ignore[arg-type]
         lowering=lowering,

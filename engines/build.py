@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -90,6 +91,7 @@ def build_bundle(
     engine: str = "onnxruntime",
     precision: str = "fp32",
     threads: int | None = None,
+    affinity: Sequence[int] = (),
     provider: str = "cpu",
     hint: Hint | None = None,
     lowering: Lowering | None = None,
@@ -99,18 +101,18 @@ def build_bundle(
     """Build an engine from an exported ONNX file and put it into a bundle at `out_dir`.
 
     FP16 and INT8 are made in the graph first (`lowering`), and that graph is compiled; `graph` keeps it, to look into
-    or to compile elsewhere. `threads` is recorded as the default of an engine on the CPU, `provider` is ONNX Runtime's,
-    `hint` OpenVINO's. The bundle holds a golden self-test made from the float32 graph on ONNX Runtime's CPU; where the
-    engine runs on this machine it has passed it (TensorRT needs a GPU for that). An older bundle at `out_dir` is
-    replaced only when the new one is whole. Raises M2HError on bad input, CheckFailed when the engine's numbers are
-    wrong.
+    or to compile elsewhere. `threads` and `affinity` (processors that those threads stay on) are recorded as the
+    defaults of an engine on the CPU, `provider` is ONNX Runtime's, `hint` OpenVINO's. The bundle holds a golden self-
+    test made from the float32 graph on ONNX Runtime's CPU; where the engine runs on this machine it has passed it
+    (TensorRT needs a GPU for that). An older bundle at `out_dir` is replaced only when the new one is whole. Raises
+    M2HError on bad input, CheckFailed when the engine's numbers are wrong.
     """
     if engine not in ENGINES:
         raise M2HError(f"engine '{engine}': choose one of {', '.join(ENGINES)}")
     if precision not in PRECISIONS:
         raise M2HError(f"precision '{precision}': choose one of {', '.join(PRECISIONS)}")
     BackendOptions(threads=threads)  # refuses a number of threads that is none
-    _refuse_idle_options(engine, precision, threads, provider, hint, lowering, tensorrt)
+    _refuse_idle_options(engine, precision, threads, affinity, provider, hint, lowering, tensorrt)
     source = Path(onnx_path)
     proto = load_graph(source)
     card = read_card(proto, source)
@@ -129,6 +131,8 @@ def build_bundle(
             info = build_openvino(model, folder, precision=precision, threads=threads, hint=hint)
         else:
             info = build_tensorrt(model, folder, flavour=engine, precision=precision, options=tensorrt)
+        if affinity:
+            info = info.model_copy(update={"options": {**info.options, "affinity": list(affinity)}})
         write_manifest(folder, _manifest(proto, card, spec, info, report, source, folder))
         if _runs_here(engine):
             _prove(folder)
@@ -139,6 +143,7 @@ def _refuse_idle_options(
     engine: str,
     precision: str,
     threads: int | None,
+    affinity: Sequence[int],
     provider: str,
     hint: str | None,
     lowering: Lowering | None,
@@ -148,6 +153,7 @@ def _refuse_idle_options(
     gpu = engine in _NEED_GPU
     idle = {
         "a number of threads": threads is not None and gpu,
+        "the affinity of threads": bool(affinity) and gpu,
         f"the provider {provider}": provider != "cpu" and engine != "onnxruntime",
         f"the hint {hint}": hint is not None and engine != "openvino",
         "an option of TensorRT": tensorrt not in (None, BuildOptions()) and not gpu,

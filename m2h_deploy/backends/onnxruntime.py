@@ -10,6 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from m2h_deploy.backends import BackendOptions
+from m2h_deploy.backends.affinity import threads_where_asked
 from m2h_deploy.backends.outputs import OutputArrays, Outputs, check_image, check_tensor
 from m2h_deploy.bundle import Bundle
 from m2h_deploy.errors import M2HError
@@ -45,7 +46,8 @@ class OnnxRuntimeBackend:
         if provider not in PROVIDERS:
             raise M2HError(f"{bundle.path}: unknown provider '{provider}': choose one of {', '.join(PROVIDERS)}")
         threads = options.threads or engine.get("threads")
-        session = _open_session(bundle, provider, threads, engine.get("provider_options", {}))
+        with threads_where_asked(bundle):
+            session = _open_session(bundle, provider, threads, engine.get("provider_options", {}))
         _check_session(session, bundle)
         self._session: Any = session
         self._binding: Any = session.io_binding()

@@ -14,6 +14,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from m2h_deploy.backends import BackendOptions
+from m2h_deploy.backends.affinity import threads_where_asked
 from m2h_deploy.backends.cache import user_cache_folder
 from m2h_deploy.backends.outputs import OutputArrays, Outputs, check_tensor
 from m2h_deploy.bundle import Bundle
@@ -41,7 +42,8 @@ class OpenVINOBackend:
         cache = cache_folder(options.extra.get("cache", device != "CPU"))
         properties = _properties(device, engine, threads, cache)
         try:
-            self._compiled = core.compile_model(model, device, properties)
+            with threads_where_asked(bundle):
+                self._compiled = core.compile_model(model, device, properties)
         except RuntimeError as error:
             raise M2HError(f"OpenVINO cannot compile {bundle.engine_file} for {device}: {reason(error)}") from None
         self._request: Any = self._compiled.create_infer_request()

@@ -12,6 +12,7 @@ from m2h_deploy.errors import M2HError
     ("options", "named"),
     [
         ({"engine": "tensorrt-rtx", "threads": 2}, "number of threads"),
+        ({"engine": "tensorrt-rtx", "affinity": (0,)}, "affinity of threads"),
         ({"engine": "openvino", "provider": "cuda"}, "provider cuda"),
         ({"engine": "onnxruntime", "hint": "bf16"}, "hint bf16"),
         ({"engine": "onnxruntime", "tensorrt": BuildOptions(targets=("8.6",))}, "option of TensorRT"),

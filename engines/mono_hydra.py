@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from engines.graph import ModelCard, load_graph, read_card
 from m2h_deploy.bundle import load_bundle
 from m2h_deploy.data.rooms import render_room
 from m2h_deploy.errors import CheckFailed, M2HError
-from m2h_deploy.files import write_text
+from m2h_deploy.files import whole_folder, write_text
 from m2h_deploy.preprocess import PRESETS, Preprocess
 
 #: What the node normalises with where nobody says otherwise.
@@ -50,25 +48,12 @@ def package_mono_hydra(source: str | os.PathLike[str], out_dir: str | os.PathLik
     card = read_card(proto, path)
     height, width = _check_graph(proto, card, path)
     out = Path(out_dir).resolve()
-    if out.exists():
-        raise M2HError(f"{out} exists: give a folder that does not")
-    original = proto.SerializeToString()
-    renormalise(proto, card.preset)
-    _compare(original, proto.SerializeToString(), card, (height, width))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise M2HError(f"cannot write {out}: {error.strerror or error}") from None
-    try:
+    with whole_folder(out) as temporary:
+        original = proto.SerializeToString()
+        renormalise(proto, card.preset)
+        _compare(original, proto.SerializeToString(), card, (height, width))
         onnx.save(proto, temporary / MODEL)
         write_text(temporary / PARAMETERS, _parameters(out / MODEL, card, height, width))
-        temporary.chmod(0o755)
-        temporary.rename(out)
-    except OSError as error:
-        raise M2HError(f"cannot write {out}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return out
 
 

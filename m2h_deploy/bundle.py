@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import write_text
+from m2h_deploy.files import whole_folder, write_text
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -287,19 +287,8 @@ def new_bundle_folder(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
     """
     out = Path(out_dir).resolve()
     _check_replaceable(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise M2HError(f"cannot write {out}: {error.strerror or error}") from None
-    try:
+    with whole_folder(out, _take_place) as temporary:
         yield temporary
-        temporary.chmod(0o755)
-        _take_place(temporary, out)
-    except OSError as error:
-        raise M2HError(f"cannot write {out}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _check_replaceable(out: Path) -> None:

@@ -1,10 +1,12 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +31,33 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise M2HError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(
+    path: str | os.PathLike[str], take_place: Callable[[Path, Path], object] | None = None
+) -> Iterator[Path]:
+    """A temporary folder beside `path` that becomes `path` when the block ends well, and else vanishes.
+
+    What exists is refused, but where `take_place(temporary, path)` is given, which then decides. An OSError comes out
+    as M2HError that names `path`.
+    """
+    path = Path(path).resolve()
+    if take_place is None and path.exists():
+        raise M2HError(f"{path} exists: give a folder that does not")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise M2HError(f"cannot write {path}: {error.strerror or error}") from None
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders for their owner alone
+        (take_place or Path.rename)(temporary, path)
+    except OSError as error:
+        raise M2HError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _umask() -> int:

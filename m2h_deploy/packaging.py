@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from m2h_deploy.bundle import Bundle, load_bundle
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import write_text
+from m2h_deploy.files import whole_folder, write_text
 
 #: Of the sources, what a user of the library needs.
 _PARTS = ("CMakeLists.txt", "cmake", "include", "src", "examples")
@@ -36,24 +35,11 @@ def package_cpp(bundle_path: str | os.PathLike[str], out_dir: str | os.PathLike[
             "export CHECKPOINT -o sensor.onnx --sensor uint8 --camera-size 640x480, then m2h-deploy build"
         )
     out = Path(out_dir).resolve()
-    if out.exists():
-        raise M2HError(f"{out} exists: give a folder that does not")
     sources = cpp_sources()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise M2HError(f"cannot write {out}: {error.strerror or error}") from None
-    try:
+    with whole_folder(out) as temporary:
         _copy(sources, temporary / "libm2h")
         shutil.copytree(bundle.path, temporary / "bundle")
         write_text(temporary / "README.md", _readme(bundle))
-        temporary.chmod(0o755)
-        temporary.rename(out)
-    except OSError as error:
-        raise M2HError(f"cannot write {out}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return out
 
 

@@ -27,6 +27,7 @@ from m2h_deploy.bundle import load_bundle
 from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.serving.environment import check_environment
 from m2h_deploy.serving.options import ServeOptions
+from m2h_deploy.serving.processes import group_members
 
 #: Seconds for the engine's self-test and Triton's start.
 START = 120.0
@@ -35,6 +36,7 @@ START = 120.0
 PATIENCE = 40.0
 
 _SERVER = "tritonserver"
+_ERROR = re.compile(r"E\d{4} ")
 
 
 def serve(options: ServeOptions, *, ready: Callable[[], None], log: Path | None = None) -> None:
@@ -55,7 +57,7 @@ def serve(options: ServeOptions, *, ready: Callable[[], None], log: Path | None 
             if worker.wait_until_ready(stops):
                 ready()
                 worker.wait(stops)
-            worker.stop(stops)
+                worker.stop(stops)
     finally:
         if worker is not None:
             worker.kill()
@@ -162,11 +164,18 @@ class _Worker:
             stops.wait(0.2)
 
     def stop(self, stops: _Stops) -> None:
-        """SIGTERM, and wait until what was accepted is answered; a second signal cuts that short."""
+        """SIGTERM, and wait until what was accepted is answered; a second signal cuts that short.
+
+        Raises M2HError where it was cut short, or did not end well.
+        """
         deadline = time.monotonic() + PATIENCE
         self._process.terminate()
-        while self._process.poll() is None and stops.number < 2 and time.monotonic() < deadline:
+        while self._process.poll() is None:
+            if stops.number > 1 or time.monotonic() > deadline:
+                raise M2HError("Triton was ended before it was done: requests in flight were cut off")
             time.sleep(0.02)
+        if self._process.returncode:
+            raise self._failure(self._reported(), "Triton did not end well")
 
     def kill(self) -> None:
         """End what is left of the group, and its shared memory."""
@@ -193,21 +202,9 @@ class _Worker:
         return (CheckFailed if match[1] == "1" else M2HError)(match[2])
 
 
-def group_members(group: int) -> dict[int, str]:
-    """The living processes of a process group and their names."""
-    members: dict[int, str] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            pid, name, state, _, member_of = re.match(  # type: ignore[union-attr]
-                r"(\d+) \((.*)\) (\S) (\d+) (\d+)", stat.read_text(errors="replace"), re.DOTALL
-            ).groups()
-            if int(member_of) == group and state not in "ZX":
-                members[int(pid)] = name
-    return members
-
-
 def _last_words(log: Path) -> str:
     """The line of Triton's log that says most about its end."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    telling = [line for line in lines if re.match(r"error:|E\d{4} ", line)] or lines or ["it wrote nothing"]
+    errors = [line for line in lines if line.startswith("error:")] or [line for line in lines if _ERROR.match(line)]
+    telling = errors or lines or ["it wrote nothing"]
     return " ".join(telling[-1].split())[:300]

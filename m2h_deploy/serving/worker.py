@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,16 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.postprocess import Prediction
 from m2h_deploy.runtime import Runtime
 from m2h_deploy.serving.options import IMAGE, ServeOptions, engine_batch, output_names
+from m2h_deploy.serving.processes import group_members
 
-#: Seconds that Triton gives to requests in flight when it is told to end; pytriton kills it after 30.
-DRAIN = 25
+#: Seconds for requests that were accepted, when told to end.
+DRAIN = 30.0
+
+#: Seconds that Triton then waits for connections to close: clients keep idle ones open.
+LINGER = 4
+
+#: Name of the process in which Triton runs a model of its Python backend, as far as the system keeps names.
+_STUB = "triton_python_b"
 
 _PR_SET_PDEATHSIG = 1
 
@@ -82,7 +90,7 @@ def make_server(options: ServeOptions, runtime: Runtime, folder: Path) -> Any:
         grpc_port=options.grpc_port,
         metrics_address=options.host,
         metrics_port=options.metrics_port,
-        exit_timeout_secs=DRAIN,
+        exit_timeout_secs=LINGER,
     )
     server = Triton(config=config, workspace=folder)
     inputs, outputs = tensors(runtime)
@@ -112,8 +120,30 @@ def run(options: ServeOptions, folder: Path, report: Callable[[str], None]) -> N
             while not end.wait(0.5):
                 if not server.is_alive():
                     raise M2HError("Triton ended on its own")
+            drain(options, server)
         finally:
             server.stop()
+
+
+def drain(options: ServeOptions, server: Any) -> None:
+    """Take the model away: Triton refuses new requests from then on, and is done with it when the last one is answered.
+
+    Its own end serves on whatever comes over an open connection, and then cuts that off in the middle.
+    """
+    from tritonclient.http import InferenceServerClient  # type: ignore[import-not-found,import-untyped]
+
+    with InferenceServerClient(_address(options.host, options.http_port)) as client:
+        client.unload_model(options.name, headers={"triton-access-token": server.get_access_token()})
+    deadline = time.monotonic() + DRAIN
+    # Triton forgets the model's name at once; the process that runs it goes with the last request.
+    while any(name.startswith(_STUB) for name in group_members(os.getpgrp()).values()):
+        if time.monotonic() > deadline:
+            raise M2HError(f"requests were still open after {DRAIN:g} s, and were cut off")
+        time.sleep(0.05)
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def main() -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,31 +26,45 @@ def write_prediction(
     Depth is uint16 millimetres (0 to 65.5 m), labels are uint8 class indices. Each file appears whole or not at all.
     Returns the paths; raises M2HError when the folder cannot be written.
     """
-    pictures = {"overlay": draw_prediction(image, prediction, classes)}
-    if prediction.depth is not None:
-        pictures["depth"] = np.clip(np.rint(prediction.depth * 1000), 0, 65535).astype(np.uint16)  # type: ignore[assignment]
-    if prediction.semantics is not None:
-        pictures["labels"] = prediction.semantics
+    pictures = {"overlay": draw_prediction(image, prediction, classes), **maps_of(prediction)}
     written = [write_png(folder / f"{name}_{kind}.png", picture) for kind, picture in pictures.items()]
     if npz:
-        arrays = {
-            task: value
-            for task in ("depth", "semantics", "normals", "edges")
-            if (value := getattr(prediction, task)) is not None
-        }
-        written.append(_write_npz(folder / f"{name}.npz", arrays))
+        written.append(write_bytes(folder / f"{name}.npz", encode_npz(prediction)))
     return written
+
+
+def maps_of(prediction: Prediction) -> dict[str, NDArray[Any]]:
+    """`depth`, uint16 (H, W) millimetres (0 to 65.5 m), and `labels`, uint8 (H, W), as far as they are there."""
+    maps: dict[str, NDArray[Any]] = {}
+    if prediction.depth is not None:
+        maps["depth"] = np.clip(np.rint(prediction.depth * 1000), 0, 65535).astype(np.uint16)
+    if prediction.semantics is not None:
+        maps["labels"] = prediction.semantics
+    return maps
+
+
+def all_finite(prediction: Prediction, tasks: Iterable[str]) -> bool:
+    """Whether every value of these tasks is a number."""
+    return all(np.isfinite(getattr(prediction, task)).all() for task in tasks)
 
 
 def write_png(path: Path, picture: NDArray) -> Path:
     """`picture` (uint8 or uint16; grey or BGR) as PNG, in one step."""
+    return write_bytes(path, encode_png(picture))
+
+
+def encode_png(picture: NDArray) -> bytes:
+    """`picture` (uint8 or uint16; grey or BGR) as the content of a PNG file."""
     ok, content = cv2.imencode(".png", picture)
     if not ok:
-        raise M2HError(f"cannot encode {path} as PNG")
-    return write_bytes(path, content.tobytes())
+        raise M2HError(f"cannot encode {picture.dtype} {picture.shape} as PNG")
+    return bytes(content.tobytes())
 
 
-def _write_npz(path: Path, arrays: dict[str, NDArray]) -> Path:
+def encode_npz(prediction: Prediction) -> bytes:
+    """Every output as the content of a compressed .npz file."""
+    tasks = ("depth", "semantics", "normals", "edges")
+    arrays = {task: value for task in tasks if (value := getattr(prediction, task)) is not None}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    return write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()

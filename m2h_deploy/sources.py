@@ -104,26 +104,33 @@ def without_password(address: str) -> str:
     return re.sub(r"//[^/@]*@", "//", address)
 
 
-def _folder(path: Path) -> Source:
+def folder_images(path: Path) -> list[tuple[str, Path]]:
+    """The images directly in the folder `path`, in the order of their names: each one's name for results, and its file.
+
+    Raises M2HError when there is none.
+    """
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES and file.is_file())
     if not files:
         raise M2HError(f"{path} holds no images ({', '.join(sorted(IMAGES))})")
     stems = Counter(file.stem for file in files)
+    # room.png and room.jpg must not write over each other's results.
+    return [(file.stem if stems[file.stem] == 1 else file.name, file) for file in files]
 
-    def read() -> Iterator[Item]:
-        for file in files:
-            try:
-                pixels = _decode(file)
-                if pixels.dtype == np.uint16 and pixels.ndim == 2:
-                    yield Skipped(f"{file} is a 16-bit depth map, not a picture: skipped")
-                    continue
-                # room.png and room.jpg must not write over each other's results.
-                name = file.stem if stems[file.stem] == 1 else file.name
-                yield SourceFrame(name, as_color_image(pixels, str(file)))
-            except M2HError as error:
-                yield error
 
-    return Source(len(files), read)
+def read_item(name: str, file: Path) -> Item:
+    """One image of a folder, or why it gives none."""
+    try:
+        pixels = _decode(file)
+        if pixels.dtype == np.uint16 and pixels.ndim == 2:
+            return Skipped(f"{file} is a 16-bit depth map, not a picture: skipped")
+        return SourceFrame(name, as_color_image(pixels, str(file)))
+    except M2HError as error:
+        return error
+
+
+def _folder(path: Path) -> Source:
+    images = folder_images(path)
+    return Source(len(images), lambda: (read_item(name, file) for name, file in images))
 
 
 def _open_capture(handle: str | int) -> Any:

@@ -90,6 +90,16 @@ class Cityscapes:
     def __iter__(self) -> Iterator[Frame]:
         return (self[index] for index in range(len(self)))
 
+    def files_of(self, index: int) -> tuple[Path, ...]:
+        name = self.files[index].name.removesuffix("_leftImg8bit.png")
+        kinds = (
+            ("disparity", "disparity.png"),
+            ("gtFine", "gtFine_labelIds.png"),
+            ("gtFine", "gtFine_instanceIds.png"),
+            ("camera", "camera.json"),
+        )
+        return self.files[index], *(self._path(kind, name, ending) for kind, ending in kinds)
+
     def _path(self, kind: str, name: str, ending: str) -> Path:
         return self.root / kind / self.split / name.split("_")[0] / f"{name}_{ending}"
 

@@ -39,6 +39,9 @@ class _Files:
     def __iter__(self) -> Iterator[Frame]:
         return (self[index] for index in range(len(self)))
 
+    def files_of(self, index: int) -> tuple[Path, ...]:
+        return (self.files[index],)
+
     def _read(self, file: Path) -> Frame:
         raise NotImplementedError
 
@@ -83,10 +86,13 @@ class RGBDPairs(_Files):
             raise M2HError(f"{folder}: no rgb_*.jpg or rgb_*.png in this folder or below")
         return cls(folder, files)
 
+    def files_of(self, index: int) -> tuple[Path, ...]:
+        return self.files[index], _depth_beside(self.files[index])
+
     def _read(self, file: Path) -> Frame:
         image = read_image(file)
         size = (int(image.shape[0]), int(image.shape[1]))
-        partner = file.with_name("sync_depth_" + file.stem.removeprefix("rgb_") + ".png")
+        partner = _depth_beside(file)
         stored = read_plane(partner, "depth")
         if stored.dtype != np.uint16:
             raise M2HError(f"{partner}: depth is {stored.dtype}, expected 16-bit millimetres")
@@ -94,6 +100,10 @@ class RGBDPairs(_Files):
         camera: Intrinsics | None = NYU_INTRINSICS if size == (480, 640) else None
         name = file.relative_to(self.folder).with_suffix("").as_posix()
         return Frame(image, name, depth=depth, intrinsics=camera)
+
+
+def _depth_beside(file: Path) -> Path:
+    return file.with_name("sync_depth_" + file.stem.removeprefix("rgb_") + ".png")
 
 
 def _entries(folder: Path) -> list[Path]:

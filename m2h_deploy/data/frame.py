@@ -78,7 +78,10 @@ class Frame:
 
 
 class Dataset(Protocol):
-    """A finite, ordered source of frames that reads one frame at a time."""
+    """A finite, ordered source of frames that reads one frame at a time.
+
+    One that reads files also has `files_of(index)`, the paths of a frame's files, labels included, there or not.
+    """
 
     @property
     def class_names(self) -> tuple[str, ...]:

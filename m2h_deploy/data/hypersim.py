@@ -27,6 +27,9 @@ _FOCAL = 886.81 / 1024
 _SUFFIXES = (".tonemap.jpg", ".color.jpg")
 
 
+_LABELS = ("depth_meters", "normal_cam", "semantic", "semantic_instance")
+
+
 @dataclass(frozen=True, eq=False)
 class Hypersim:
     """Frames under ROOT/ai_VVV_NNN/images/scene_cam_XX_final_preview and ..._geometry_hdf5."""
@@ -75,6 +78,10 @@ class Hypersim:
     def __iter__(self) -> Iterator[Frame]:
         return (self[index] for index in range(len(self)))
 
+    def files_of(self, index: int) -> tuple[Path, ...]:
+        preview = self.files[index]
+        return preview, *(_label_of(preview, kind) for kind in _LABELS)
+
 
 def _identity(preview: Path) -> tuple[str, str, int]:
     camera = preview.parent.name.removeprefix("scene_").removesuffix("_final_preview")
@@ -98,14 +105,17 @@ def _official_split(path: Path, split: str) -> set[tuple[str, str, int]]:
     return wanted
 
 
+def _label_of(preview: Path, kind: str) -> Path:
+    geometry = preview.parent.with_name(preview.parent.name.replace("_final_preview", "_geometry_hdf5"))
+    return geometry / f"{'.'.join(preview.name.split('.')[:2])}.{kind}.hdf5"
+
+
 def _read_frame(preview: Path) -> Frame:
     image = read_image(preview)
     height, width = size = (int(image.shape[0]), int(image.shape[1]))
-    geometry = preview.parent.with_name(preview.parent.name.replace("_final_preview", "_geometry_hdf5"))
-    stem = ".".join(preview.name.split(".")[:2])
 
     def label(kind: str) -> tuple[npt.NDArray[Any], str]:
-        path = geometry / f"{stem}.{kind}.hdf5"
+        path = _label_of(preview, kind)
         array = _dataset(path)
         check_size(array, size, str(path), kind)
         return array, str(path)

@@ -57,6 +57,8 @@ class NYUv2:
     names: tuple[str, ...]
     derived: frozenset[str]
     _read: Callable[[int], Frame]
+    files_of: Callable[[int], tuple[Path, ...]]
+    """The files that a frame is read from."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -93,7 +95,8 @@ class NYUv2:
             M2HError: a file is missing or is not what its name says.
         """
         mat = Path(mat)
-        table = _read_mapping(Path(class_mapping) if class_mapping else mat.with_name(MAPPING_NAME))
+        mapping = Path(class_mapping) if class_mapping else mat.with_name(MAPPING_NAME)
+        table = _read_mapping(mapping)
         contents = _MatFile.open(mat, table)
         if split == "all":
             numbers = np.arange(contents.count)
@@ -106,7 +109,7 @@ class NYUv2:
         def read(index: int) -> Frame:
             return contents.frame(int(numbers[index]), names[index])
 
-        return cls(mat, split, names, frozenset({"normals", "edges"}), read)
+        return cls(mat, split, names, frozenset({"normals", "edges"}), read, lambda index: (mat, mapping))
 
     @classmethod
     def from_folder(cls, folder: str | Path, split: str = "val") -> NYUv2:
@@ -131,7 +134,11 @@ class NYUv2:
         def read(index: int) -> Frame:
             return _read_folder_frame(folder, names[index], present)
 
-        return cls(folder, split, names, frozenset(), read)
+        def files_of(index: int) -> tuple[Path, ...]:
+            candidates = [folder / kind / names[index] for kind in ("images", *sorted(present))]
+            return tuple(_with_suffix(path, ".png", ".jpg", ".npy") for path in candidates)
+
+        return cls(folder, split, names, frozenset(), read, files_of)
 
 
 def _read_lists(folder: Path, split: str) -> tuple[str, ...]:
@@ -154,10 +161,15 @@ def _read_lists(folder: Path, split: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _with_suffix(path: Path, *suffixes: str) -> Path:
+    """The first of these files that is there."""
+    candidates = [path.with_name(path.name + suffix) for suffix in suffixes]
+    return next((p for p in candidates if p.is_file()), candidates[0])
+
+
 def _read_folder_frame(folder: Path, name: str, present: frozenset[str]) -> Frame:
     def path(kind: str, *suffixes: str) -> Path:
-        candidates = [folder / kind / (name + suffix) for suffix in suffixes]
-        return next((p for p in candidates if p.is_file()), candidates[0])
+        return _with_suffix(folder / kind / name, *suffixes)
 
     image = read_image(path("images", ".png", ".jpg"))
     size = (int(image.shape[0]), int(image.shape[1]))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.bundle import Classes
+from m2h_deploy.data.frame import Frame
 from m2h_deploy.metrics.normals import angles_between
 from m2h_deploy.postprocess import Prediction
 from m2h_deploy.visualize import Picture, depth_span, draw_depth, draw_edges, draw_normals, draw_semantics
@@ -48,23 +49,14 @@ class WorstFrames:
         self._heaps: dict[str, list[tuple[float, int, WorstFrame]]] = {}
         self._count = 0
 
-    def add(self, task: str, name: str, image: Picture, reference: Prediction, engine: Prediction) -> None:
-        """One frame of one task."""
+    def add(self, task: str, frame: Frame, reference: Prediction, engine: Prediction, mean: float) -> None:
+        """One frame of one task; `mean` is their `difference`."""
         if not self._keep:
             return
-        error = _difference(task, getattr(reference, task), getattr(engine, task))
-        unit, brightest = _DIFFERENCES[task]
-        mean = float(error.mean()) * (100 if task == "semantics" else 1)
         heap = self._heaps.setdefault(task, [])
         if len(heap) == self._keep and mean <= heap[0][0]:
             return
-        a, b = _draw(task, getattr(reference, task), getattr(engine, task), self._classes)
-        heat = cv2.applyColorMap((255 * np.clip(error / brightest, 0, 1)).astype(np.uint8), cv2.COLORMAP_INFERNO)
-        pictures = {"input": image, "reference": a, "engine": b, "difference": np.asarray(heat, np.uint8)}
-        scale = (
-            "bright: another class" if task == "semantics" else f"brightest: {brightest:g} {unit.split()[0]} or more"
-        )
-        worst = WorstFrame(task, name, mean, unit, scale, {key: _jpeg(value) for key, value in pictures.items()})
+        worst = draw_worst(task, frame, reference, engine, mean, self._classes)
         self._count += 1
         entry = (mean, -self._count, worst)
         if len(heap) < self._keep:
@@ -75,6 +67,25 @@ class WorstFrames:
     def result(self) -> tuple[WorstFrame, ...]:
         """Task by task, the worst first."""
         return tuple(worst for heap in self._heaps.values() for _, _, worst in sorted(heap, reverse=True))
+
+
+def draw_worst(
+    task: str, frame: Frame, reference: Prediction, engine: Prediction, mean: float, classes: Classes
+) -> WorstFrame:
+    """The pictures of one frame and task, whose `difference` is `mean`."""
+    unit, brightest = _DIFFERENCES[task]
+    error = _difference(task, getattr(reference, task), getattr(engine, task))
+    a, b = _draw(task, getattr(reference, task), getattr(engine, task), classes)
+    heat = cv2.applyColorMap((255 * np.clip(error / brightest, 0, 1)).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    pictures = {"input": frame.image, "reference": a, "engine": b, "difference": np.asarray(heat, np.uint8)}
+    scale = "bright: another class" if task == "semantics" else f"brightest: {brightest:g} {unit.split()[0]} or more"
+    return WorstFrame(task, frame.name, mean, unit, scale, {key: _jpeg(value) for key, value in pictures.items()})
+
+
+def difference(task: str, reference: Prediction, engine: Prediction) -> float:
+    """How far apart two predictions of a task are on average, in the unit that its pictures name."""
+    error = _difference(task, getattr(reference, task), getattr(engine, task))
+    return float(error.mean()) * (100 if task == "semantics" else 1)
 
 
 def _difference(task: str, reference: NDArray[Any], engine: NDArray[Any]) -> NDArray[np.float64]:

@@ -27,14 +27,14 @@ class Reference(Protocol):
         ...
 
 
-def open_reference(path: str | os.PathLike[str], spec: InputSpec) -> Reference:
-    """The reference at `path` for an engine of input `spec`.
+def open_reference(path: str | os.PathLike[str], spec: InputSpec, threads: int | None = None) -> Reference:
+    """The reference at `path` for an engine of input `spec`; `threads` CPU threads in ONNX Runtime, all by default.
 
     `path` is a checkpoint (or the name of shipped weights), which needs torch, or an ONNX file of m2h-deploy export
     in float32, which needs ONNX Runtime. Raises M2HError when it is neither, or what it needs is not installed.
     """
     if Path(path).suffix == ".onnx":
-        return _OnnxReference(Path(path), spec)
+        return _OnnxReference(Path(path), spec, threads)
     try:
         return _TorchReference(path)
     except ModuleNotFoundError as error:
@@ -62,7 +62,7 @@ class _TorchReference:
 
 
 class _OnnxReference:
-    def __init__(self, path: Path, spec: InputSpec) -> None:
+    def __init__(self, path: Path, spec: InputSpec, threads: int | None) -> None:
         if not path.is_file():
             raise M2HError(f"no reference at {path}: give a checkpoint or the .onnx file of m2h-deploy export")
         try:
@@ -73,7 +73,7 @@ class _OnnxReference:
             ) from None
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # two engines share the cores
         # A reference computes the graph as it was written.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC

@@ -73,7 +73,7 @@ _TASKS = {
 class TaskComparison:
     """Adds up one task over frames: the metric's state of reference and engine for each frame."""
 
-    def __init__(self, task: str, against: Against, classes: Classes, *, derived: bool) -> None:
+    def __init__(self, task: str, against: Against, classes: Classes, *, derived: bool = False) -> None:
         self.task, self.against, self.derived = task, against, derived
         self._unknown = classes.names[:1] == ("unknown",)
         self._metric = _make_metric(task, classes, unknown=self._unknown)
@@ -81,20 +81,30 @@ class TaskComparison:
         self._engine: list[State] = []
         self._scale: list[State] = []
 
-    def add(self, frame: Frame, reference: Prediction, engine: Prediction) -> None:
-        """One frame. Raises M2HError, naming it, when its labels do not fit its image."""
+    def states(self, frame: Frame, reference: Prediction, engine: Prediction) -> tuple[State, ...]:
+        """One frame's metric states: of the reference, of the engine, and of depth that of a prediction of zeros.
+
+        Raises M2HError, naming the frame, when its labels do not fit its image.
+        """
         given, other = getattr(reference, self.task), getattr(engine, self.task)
         target = self._target(frame, given)
         try:
             state = self._metric.frame_state(given, target)
             # The edge matching takes long, and a good engine often gives the very same array.
             same = np.array_equal(given, other)
-            self._engine.append(state if same else self._metric.frame_state(other, target))
-            self._reference.append(state)
+            states = [state, state if same else self._metric.frame_state(other, target)]
             if self.task == "depth":
-                self._scale.append(self._metric.frame_state(np.zeros_like(target), target))
+                states.append(self._metric.frame_state(np.zeros_like(target), target))
         except M2HError as error:
             raise M2HError(f"{frame.name}: {error}") from None
+        return tuple(states)
+
+    def add(self, states: tuple[State, ...]) -> None:
+        """One frame, as `states` gives it."""
+        reference, engine, *scale = states
+        self._reference.append(reference)
+        self._engine.append(engine)
+        self._scale += scale
 
     def _target(self, frame: Frame, given: NDArray[Any]) -> NDArray[Any]:
         if self.against == "labels":

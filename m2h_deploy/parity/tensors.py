@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from m2h_deploy.parity.bootstrap import Interval, interval, resample
 
 Output = NDArray[np.float32]
+Sums = NDArray[np.float64]
 
 #: Rounding of float32 as a share of the range: a smaller error says nothing, so no PSNR exceeds this (138 dB).
 _BEST_PSNR = float(-20 * np.log10(np.finfo(np.float32).eps))
@@ -32,25 +33,36 @@ class TensorResult:
     """Values of the engine that are not numbers or infinite. They count as 0, and any of them makes PSNR 0."""
 
 
+def tensor_sums(output: str, reference: Output, engine: Output, nonfinite: int) -> Sums:
+    """One frame's sums, float64 (12,), of values (C, H, W), finite; `nonfinite`: how many of the engine's were not.
+
+    Values; sums of the error, of its square, of the products ab, aa, bb; pixels of the same label; pixels; `nonfinite`;
+    then the reference's least and largest value and the largest error.
+    """
+    a, b = reference.astype(np.float64).ravel(), engine.astype(np.float64).ravel()
+    error = np.abs(a - b)
+    agree = float("nan")
+    if output == "semantics":
+        agree = float(np.count_nonzero(reference.argmax(0) == engine.argmax(0)))
+    pixels = float(reference[0].size)
+    sums = [a.size, error.sum(), error @ error, a @ b, a @ a, b @ b, agree, pixels, nonfinite]
+    return np.array([*sums, a.min(), a.max(), error.max()])
+
+
 class TensorComparison:
-    """Adds up one output over frames; memory grows by eight numbers a frame."""
+    """Adds up one output over frames; memory grows by nine numbers a frame."""
 
     def __init__(self, output: str) -> None:
         self.output = output
-        self._sums: list[NDArray[np.float64]] = []
+        self._sums: list[Sums] = []
         self._low, self._high, self._largest = np.inf, -np.inf, 0.0
 
-    def add(self, reference: Output, engine: Output, nonfinite: int) -> None:
-        """One frame: both (C, H, W), finite. `nonfinite`: how many of the engine's values were not."""
-        a, b = reference.astype(np.float64).ravel(), engine.astype(np.float64).ravel()
-        error = np.abs(a - b)
-        agree = float("nan")
-        if self.output == "semantics":
-            agree = float(np.count_nonzero(reference.argmax(0) == engine.argmax(0)))
-        pixels = float(reference[0].size)
-        self._sums.append(np.array([a.size, error.sum(), error @ error, a @ b, a @ a, b @ b, agree, pixels, nonfinite]))
-        self._low, self._high = min(self._low, float(a.min())), max(self._high, float(a.max()))
-        self._largest = max(self._largest, float(error.max()))
+    def add(self, sums: Sums) -> None:
+        """One frame, as `tensor_sums` gives it."""
+        low, high, largest = (float(value) for value in sums[9:])
+        self._sums.append(sums[:9])
+        self._low, self._high = min(self._low, low), max(self._high, high)
+        self._largest = max(self._largest, largest)
 
     def result(self, weights: NDArray[np.float64]) -> TensorResult:
         """The figures of all frames; `weights` are the bootstrap's draws."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.app import JsonFlag, app
+from cli.on_ray import GpusOption, RayOption, WorkersOption, cluster_of, run_on_ray
 from m2h_deploy.console import make_progress, print_json, print_values, say, timing_summary
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files import make_folder
@@ -36,6 +37,10 @@ def run(
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
     self_test: Annotated[bool, typer.Option(help="Prove the engine's numbers first.")] = True,
     plugins: Annotated[list[Path] | None, typer.Option(help="TensorRT: plug-in library to load; may repeat.")] = None,
+    ray: RayOption = None,
+    workers: WorkersOption = None,
+    gpus: GpusOption = 0.0,
+    parquet: Annotated[bool, typer.Option(help="Ray: the results as Parquet.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Predict on frames: a picture, depth (16-bit PNG, millimetres) and labels (PNG) for each.
@@ -45,6 +50,14 @@ def run(
     from m2h_deploy import Runtime
     from m2h_deploy.sources import open_source
 
+    cluster = cluster_of(ray, workers, threads, gpus)
+    if cluster is not None:
+        _refuse_with_ray(video, rerun, show=show, files=files)
+        run_on_ray(cluster, bundle, source, output, parquet=parquet, npz=npz, limit=limit, self_test=self_test,
+                   plugins=plugins or [], as_json=as_json)  # fmt: skip
+        return
+    if parquet:
+        raise M2HError("--parquet belongs to a job on Ray: give --ray local too")
     frames = open_source(source)
     if Path(source).is_dir() and Path(source).resolve() == output.resolve():
         raise M2HError(f"{output} is the source itself: results could overwrite its files; give another --output")
@@ -67,6 +80,12 @@ def run(
         raise KeyboardInterrupt
     if summary["failed"]:
         raise M2HError(f"{summary['failed']} of {summary['read']} frames gave no result (named above)")
+
+
+def _refuse_with_ray(video: Path | None, rerun: Path | None, *, show: bool, files: bool) -> None:
+    """Raises M2HError on what needs the frames in their order."""
+    if video is not None or rerun is not None or show or not files:
+        raise M2HError("--video, --rerun, --show and --no-files need every frame in its order: run without --ray")
 
 
 class _Files:
@@ -153,10 +172,10 @@ def _predict(
     runtime: Runtime, frame: SourceFrame, sinks: list[Any], timings: list[dict[str, float]], progress: Progress
 ) -> bool:
     """One frame; False where its numbers are none."""
-    import numpy as np
+    from m2h_deploy.results import all_finite
 
     prediction = runtime(frame.image)
-    if any(not np.isfinite(getattr(prediction, task)).all() for task in runtime.tasks):
+    if not all_finite(prediction, runtime.tasks):
         _complain(progress, M2HError(f"{frame.name}: the engine gave values that are no numbers"))
         return False
     for sink in sinks:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.app import app
+from cli.on_ray import GpusOption, RayOption, WorkersOption, cluster_of, reporting, tell
 from m2h_deploy.console import err, make_progress, out, print_json, say
 from m2h_deploy.errors import CheckFailed
 
 if TYPE_CHECKING:
     from export import Sensor
     from m2h_deploy.bundle import Manifest
-    from m2h_deploy.parity import LocateResult
+    from m2h_deploy.cluster import Cluster
+    from m2h_deploy.parity import Gates, LocateResult, VerifyResult
 
 
 @app.command()
@@ -35,16 +37,16 @@ def verify(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON ('-': stdout).")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write a JUnit file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with pictures.")] = None,
+    ray: RayOption = None,
+    workers: WorkersOption = None,
+    gpus: GpusOption = 0.0,
+    work: Annotated[Path | None, typer.Option(help="Ray: folder of each frame's measurements. [BUNDLE.parity]")] = None,
 ) -> None:
     """Compare an engine with its checkpoint on data, task by task; exit 1 when a gate fails."""
-    import json
     import os
 
-    from m2h_deploy.bundle import load_bundle, record_result
-    from m2h_deploy.files import check_writable, write_text
-    from m2h_deploy.parity import Gates, to_json
-    from m2h_deploy.parity import verify as compare
-    from m2h_deploy.report import print_result, write_html, write_junit
+    from m2h_deploy.files import check_writable
+    from m2h_deploy.parity import Gates
 
     for file in (json_file, junit, html):
         if file is not None and str(file) != "-":
@@ -53,13 +55,34 @@ def verify(
     if bundle.is_dir() and not recorded:
         say(f"{bundle} is not yours to write: the result is not recorded in its manifest", "yellow")
     gates = Gates(miou_drop, rmse_increase, merr_increase, odsf_drop, psnr)
+    cluster = cluster_of(ray, workers, threads, gpus)
+    if cluster is None:
+        result = _compare(bundle, reference, data, gates, limit, split, threads)
+    else:
+        result = _compare_on_ray(cluster, bundle, reference, data, gates, limit, split, work, pictures=html is not None)
+    located = _locate(bundle, reference) if locate else None
+    _give(result, located, json_file, junit, html)
+    if recorded:  # last, so that a full disk costs no result
+        from m2h_deploy.bundle import load_bundle, record_result
+        from m2h_deploy.parity import to_json
+
+        record_result(load_bundle(bundle), parity=to_json(result))
+    if not result.passed:
+        raise CheckFailed(result.summary)
+
+
+def _compare(
+    bundle: Path, reference: str, data: Path, gates: Gates, limit: int | None, split: str, threads: int | None
+) -> VerifyResult:
+    from m2h_deploy.parity import verify as compare
+
     with make_progress() as progress:
         task = progress.add_task("frames", total=None)
 
         def advance(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-        result = compare(
+        return compare(
             bundle,
             reference,
             data,
@@ -70,7 +93,52 @@ def verify(
             record=False,
             progress=advance,
         )
-    located = _locate(bundle, reference) if locate else None
+
+
+def _compare_on_ray(
+    cluster: Cluster,
+    bundle: Path,
+    reference: str,
+    data: Path,
+    gates: Gates,
+    limit: int | None,
+    split: str,
+    work: Path | None,
+    *,
+    pictures: bool,
+) -> VerifyResult:
+    from m2h_deploy.cluster import verify_on
+
+    bundle = bundle.resolve()
+    with reporting() as reporter:
+        result, job = verify_on(
+            cluster,
+            bundle,
+            reference,
+            data,
+            work=work or bundle.with_name(f"{bundle.name}.parity"),
+            gates=gates,
+            limit=limit,
+            split=split,
+            pictures=2 if pictures else 0,
+            record=False,
+            progress=reporter.advance,
+            complain=reporter.complain,
+        )
+    tell(job)
+    return result
+
+
+def _give(
+    result: VerifyResult, located: LocateResult | None, json_file: Path | None, junit: Path | None, html: Path | None
+) -> None:
+    """The result where it was asked for."""
+    import json
+
+    from m2h_deploy.files import write_text
+    from m2h_deploy.parity import to_json
+    from m2h_deploy.report import print_result, write_html, write_junit
+
     values = to_json(result, located)
     if str(json_file) == "-":
         print_json(values)
@@ -84,10 +152,6 @@ def verify(
         write_junit(result, junit)
     if html is not None:
         write_html(result, html, located=located)
-    if recorded:  # last, so that a full disk costs no result
-        record_result(load_bundle(bundle), parity=to_json(result))
-    if not result.passed:
-        raise CheckFailed(result.summary)
 
 
 def _locate(bundle_path: Path, reference: str) -> LocateResult:

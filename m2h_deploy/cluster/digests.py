@@ -1,0 +1,67 @@
+"""What a result depends on, as one digest: a result whose digest still fits need not be made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from m2h_deploy import __version__
+from m2h_deploy.bundle import Manifest, file_sha256
+from m2h_deploy.data.frame import Dataset, Frame
+
+
+def job_digest(manifest: Manifest, settings: dict[str, Any]) -> str:
+    """Of an engine and what is done with it.
+
+    The manifest names every file's sha256. Its parity and latency results are left out: they change when a result is
+    recorded, and the engine does not.
+    """
+    engine = manifest.model_copy(update={"parity": None, "latency": None}).model_dump(mode="json")
+    return _sha256({"version": __version__, "engine": engine, "settings": settings})
+
+
+def files_digest(job: str, name: str, files: Iterable[Path]) -> str:
+    """Of a frame in files, under `job`: their names, sizes and times of change. A file that is not there counts too."""
+    return _sha256({"job": job, "name": name, "files": [(file.name, *_stat(file)) for file in files]})
+
+
+def frame_digest(job: str, source: Dataset, index: int) -> str:
+    """Of frame `index` of a data set, under `job`: by its files where it has some, else by its content."""
+    files_of = getattr(source, "files_of", None)
+    if files_of is not None:
+        files: tuple[Path, ...] = files_of(index)
+        names = getattr(source, "names", None)
+        return files_digest(job, names[index] if names else str(files[0]), files)
+    return _content_digest(job, source[index])
+
+
+def reference_digest(reference: str | os.PathLike[str]) -> str:
+    """Of a checkpoint, the name of shipped weights, or an ONNX file. Raises M2HError where there is none."""
+    if Path(reference).is_file():
+        return file_sha256(Path(reference))
+    from m2h_deploy.model.checkpoint import resolve_checkpoint
+
+    return file_sha256(resolve_checkpoint(reference))
+
+
+def _content_digest(job: str, frame: Frame) -> str:
+    digest = hashlib.sha256(f"{job} {frame.name}".encode())
+    for part in (frame.image, frame.depth, frame.normals, frame.semantics, frame.edges):
+        digest.update(b"none" if part is None else f"{part.shape} {part.dtype}".encode() + part.tobytes())
+    return digest.hexdigest()
+
+
+def _stat(file: Path) -> tuple[int, int]:
+    try:
+        found = file.stat()
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
+
+
+def _sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,200 @@
+"""A job: rows go to Ray Data's pool of workers, answers come back in whatever order they are done."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from m2h_deploy.cluster.session import Session
+from m2h_deploy.cluster.state import State
+from m2h_deploy.errors import M2HError
+
+#: Called with how many frames are done and how many there are, at the start and as answers come.
+Progress = Callable[[int, int], None]
+
+#: Called with a line about a frame: "failed" or "skipped", and why.
+Complain = Callable[[str, str], None]
+
+#: Frames of one task of Ray's. Its answers come together, and a worker that dies takes up at most as many again.
+TASK_FRAMES = 8
+
+#: Beyond this many tasks Ray's bookkeeping costs more than it spares; a million frames then have 50 a task.
+_MOST_TASKS = 20_000
+
+Status = Literal["done", "there", "skipped", "failed", "fatal"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A frame to work on: what it is called, its digest, and where it comes from, a path or an index."""
+
+    name: str
+    key: str
+    source: str
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """How a job went."""
+
+    frames: int
+    """Frames that the job has a result of, `reused` ones included."""
+    reused: int
+    """Results that were there from an earlier job."""
+    skipped: tuple[str, ...]
+    """Why, of files that were not meant to be frames."""
+    failed: tuple[str, ...]
+    """Why, of frames that have no result."""
+    workers: int
+    """0 where nothing was left to do."""
+    replaced: int
+    """Workers that died and were started again by Ray, as far as they had answered."""
+    seconds: float
+    """From the first answer's wait on; starting Ray is not in it."""
+
+
+class FrameWorker(ABC):
+    """One process of the pool: opens what it needs at its first frame, then answers row by row.
+
+    A frame that fails is an answer too. Only a process that dies is Ray's to deal with.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._fatal = ""
+        self._opened = False
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        rows = [Row(*(str(value) for value in values)) for values in zip(*(batch[k] for k in _FIELDS), strict=True)]
+        answers = [self._answer(row) for row in rows]
+        try:
+            self.finish()
+        except M2HError as error:
+            answers = [("fatal", str(error), b"")] * len(rows)
+        statuses, texts, values = zip(*answers, strict=True)
+        worker = [f"{socket.gethostname()} {os.getpid()}"] * len(rows)
+        return {"key": [row.key for row in rows], "status": [*statuses], "text": [*texts], "value": [*values],
+                "worker": worker}  # fmt: skip
+
+    def _answer(self, row: Row) -> tuple[Status, str, bytes]:
+        try:
+            if not self._opened and not self._fatal:
+                self.state.check()
+                self.open()
+                self._opened = True
+        except M2HError as error:
+            self._fatal = str(error)
+        if self._fatal:
+            return "fatal", self._fatal, b""
+        try:
+            if self.is_there(row):  # the worker before this one came as far as that
+                return "there", "", b""
+            with self.state.attempt(row.key):
+                return self.work(row)
+        except M2HError as error:
+            text = str(error)
+            return "failed", text if row.name in text else f"{row.name}: {text}", b""
+
+    @abstractmethod
+    def open(self) -> None:
+        """Open engine and data. Raises M2HError when that cannot be: then the job ends."""
+
+    @abstractmethod
+    def work(self, row: Row) -> tuple[Status, str, bytes]:
+        """One frame to its result: what became of it, why, and what goes back. Raises M2HError when it has none."""
+
+    def is_there(self, row: Row) -> bool:
+        """Whether the frame's result lies there already."""
+        return False
+
+    def finish(self) -> None:  # noqa: B027 - most have nothing to do
+        """Called after the last row of a task: nothing counts before it returns."""
+
+
+_FIELDS = ("name", "key", "source")
+
+
+def run_job(
+    connect: Callable[[], Session],
+    worker: type[FrameWorker],
+    arguments: tuple[Any, ...],
+    rows: Sequence[Row],
+    *,
+    reused: int = 0,
+    task_frames: int = TASK_FRAMES,
+    progress: Progress | None = None,
+    complain: Complain | None = None,
+    keep: Callable[[str, bytes], None] | None = None,
+) -> JobResult:
+    """All `rows` through a pool of `worker(*arguments)`; `keep` gets what comes back, by key. No rows, no Ray.
+
+    Raises M2HError when a worker cannot begin at all, or Ray gives up.
+    """
+    answered: set[str] = set()
+    failed: list[str] = []
+    skipped: list[str] = []
+    seen: set[str] = set()
+    session = connect() if rows else None
+    start = time.perf_counter()
+    total = reused + len(rows)
+    if progress is not None:
+        progress(reused, total)
+    for answer in _answers(session, worker, arguments, rows, task_frames) if session is not None else ():
+        status, text = answer["status"], answer["text"]
+        if status == "fatal":
+            raise M2HError(text)
+        if answer["key"] in answered:
+            continue
+        answered.add(answer["key"])
+        seen.add(answer["worker"])
+        if status in ("failed", "skipped"):
+            (failed if status == "failed" else skipped).append(text)
+            if complain is not None:
+                complain(status, text)
+        elif keep is not None:
+            keep(answer["key"], answer["value"])
+        if progress is not None:
+            progress(reused + len(answered), total)
+    lost = [row.name for row in rows if row.key not in answered]
+    if lost:
+        raise M2HError(f"Ray gave no answer for {len(lost)} frames, {lost[0]} the first: run the same command again")
+    workers = session.workers if session is not None else 0
+    frames = total - len(failed) - len(skipped)
+    seconds = time.perf_counter() - start
+    return JobResult(frames, reused, tuple(skipped), tuple(failed), workers, max(0, len(seen) - workers), seconds)
+
+
+def _answers(
+    session: Session, worker: type[FrameWorker], arguments: tuple[Any, ...], rows: Sequence[Row], task_frames: int
+) -> Iterator[dict[str, Any]]:
+    """Ray Data: rows in blocks, a pool of actors, answers one by one. A dead actor is started again without limit, and
+    what it had in work goes to another: Ray Data's default."""
+    ray = session.ray
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    size = max(task_frames, math.ceil(len(rows) / _MOST_TASKS))
+    items = [{field: getattr(row, field) for field in _FIELDS} for row in rows]
+    frames = ray.data.from_items(items, override_num_blocks=math.ceil(len(rows) / size))
+    workers = min(session.workers, math.ceil(len(rows) / size))
+    answers = frames.map_batches(
+        worker,
+        fn_constructor_args=arguments,
+        batch_size=size,
+        batch_format="numpy",
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=session.threads,
+        num_gpus=session.gpus or None,
+    )
+    try:
+        yield from answers.iter_rows()
+    except ray.exceptions.RayError as error:
+        words = str(error).strip().splitlines()
+        raise M2HError(
+            f"Ray gave up: {words[-1] if words else type(error).__name__}: run the same command again"
+        ) from error

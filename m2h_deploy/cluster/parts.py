@@ -1,0 +1,95 @@
+"""Results as Parquet: one part for the frames of a task, written in one step.
+
+A row is a frame: `name`, `file` (where the image was), `digest`, `height` and `width` (of the image and its maps),
+`depth` and `labels` (PNG files: 16-bit millimetres, 8-bit class indices), and if asked `npz` (every output). PNG, and
+not arrays: frames of any size fit in one column, a map keeps its shape, nothing is lost that the files of `run` have,
+and it is several times smaller. Any Parquet reader takes the folder as one table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.cluster.jobs import Row
+from m2h_deploy.errors import M2HError
+from m2h_deploy.files import whole_file
+from m2h_deploy.postprocess import Prediction
+from m2h_deploy.results import encode_npz, encode_png, maps_of
+
+#: Frames of a part: 30 to 60 MB would be the usual size, but a part is also what a dead worker's successor does again.
+PART_FRAMES = 32
+
+_ENDING = ".parquet"
+
+
+def part_row(row: Row, image: NDArray[np.uint8], prediction: Prediction, *, npz: bool) -> dict[str, Any]:
+    """One frame as a row; a task that the engine does not have is null."""
+    maps = {name: encode_png(picture) for name, picture in maps_of(prediction).items()}
+    content = {
+        "name": row.name,
+        "file": row.source,
+        "digest": row.key,
+        "height": image.shape[0],
+        "width": image.shape[1],
+        "depth": maps.get("depth"),
+        "labels": maps.get("labels"),
+    }
+    return content | ({"npz": encode_npz(prediction)} if npz else {})
+
+
+def write_part(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """Write `rows` as a part of `folder` in one step; the same rows again replace it, so nothing is there twice."""
+    pa, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+    schema = pa.schema(
+        [
+            *((name, pa.string()) for name in ("name", "file", "digest")),
+            *((name, pa.int32()) for name in ("height", "width")),
+            *((name, pa.binary()) for name in ("depth", "labels", "npz") if name in rows[0]),
+        ]
+    )
+    named = hashlib.sha256("".join(row["digest"] for row in rows).encode()).hexdigest()[:16]
+    path = folder / f"part-{named}{_ENDING}"
+    with whole_file(path) as temporary:
+        # PNG is compressed already.
+        parquet.write_table(pa.Table.from_pylist(list(rows), schema), temporary, compression="NONE")
+    return path
+
+
+def settle_parts(folder: Path, rows: Sequence[Row]) -> list[Row]:
+    """The `rows` that no part of `folder` has yet. Outdated results of the same frames are taken out of their parts.
+
+    Raises M2HError on a part that cannot be read, or a folder of something else.
+    """
+    wanted = {row.name: row.key for row in rows}
+    there: set[str] = set()
+    for path in sorted(folder.glob(f"*{_ENDING}")):
+        if path.name.startswith("."):  # a writer that died left it
+            path.unlink(missing_ok=True)
+            continue
+        digests = _settle(path, wanted)
+        there |= digests
+    return [row for row in rows if row.key not in there]
+
+
+def _settle(path: Path, wanted: dict[str, str]) -> set[str]:
+    parquet = import_module("pyarrow.parquet")
+    try:
+        table = parquet.read_table(path, columns=["name", "digest"])
+        pairs = list(zip(table["name"].to_pylist(), table["digest"].to_pylist(), strict=True))
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are these
+        words = " ".join(str(error).split())[:200]
+        raise M2HError(f"{path} is not a part of such results: give another folder ({words})") from None
+    current = [wanted.get(name, digest) == digest for name, digest in pairs]
+    if not any(current):
+        path.unlink()
+    elif not all(current):
+        with whole_file(path) as temporary:
+            parquet.write_table(parquet.read_table(path).filter(current), temporary, compression="NONE")
+    return {digest for (_, digest), keep in zip(pairs, current, strict=True) if keep}

@@ -1,0 +1,192 @@
+"""Ray for the length of a job: a local cluster that is gone afterwards, or one that is there already."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from m2h_deploy.errors import M2HError
+
+#: Address of a cluster of this machine alone, started for one job.
+LOCAL = "local"
+
+#: Names of frames are all that Ray's store holds here; its default is a third of the memory.
+_STORE_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where a job runs, and on how much of it."""
+
+    address: str = LOCAL
+    """`local`, `auto`, HOST:PORT of a cluster's head, or ray://HOST:PORT."""
+    workers: int | None = None
+    """Processes with an engine each; by default as many as fit beside one CPU for Ray's own work."""
+    threads: int = 1
+    """CPU threads of each worker."""
+    gpus: float = 0.0
+    """GPUs of each worker; a share such as 0.5 puts two on one."""
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise M2HError(f"{self.workers} workers: must be at least 1")
+        if self.threads < 1 or self.gpus < 0:
+            raise M2HError(f"{self.threads} threads and {self.gpus:g} GPUs a worker: at least 1 thread and 0 GPUs")
+
+
+@dataclass(frozen=True)
+class Session:
+    """A running Ray, and how many workers the job has."""
+
+    ray: Any
+    workers: int
+    threads: int
+    gpus: float
+
+
+def import_ray() -> Any:
+    """Ray with Ray Data. Raises M2HError that names the extra where it is missing."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
+    try:
+        import_module("ray.data")
+        import_module("pyarrow.parquet")
+    except ImportError as error:
+        missing = (error.name or "ray").split(".")[0]
+        raise M2HError(f"a job on Ray needs {missing}: pip install 'm2h-deploy[ray]'") from None
+    return import_module("ray")
+
+
+@contextmanager
+def connected(cluster: Cluster) -> Iterator[Session]:
+    """Ray, quiet: no dashboard, no usage statistics, no logs in between. One that this process has is used as it is.
+
+    Raises M2HError when Ray is not installed, the address does not answer, or the cluster is too small.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        yield _session(ray, cluster)
+        return
+    with contextlib.ExitStack() as stack:
+        # Unix sockets lie in it, whose paths may not be long: not the user's TMPDIR.
+        logs = Path(tempfile.mkdtemp(prefix="m2h-ray-", dir="/tmp"))
+        stack.callback(shutil.rmtree, logs, ignore_errors=True)
+        stack.enter_context(_quiet(logs))
+        stack.callback(ray.shutdown)
+        _start(ray, cluster, logs)
+        yield _session(ray, cluster)
+
+
+@contextmanager
+def on_demand(cluster: Cluster) -> Iterator[Callable[[], Session]]:
+    """What connects when it is first called, until the block ends: a job without work never starts Ray."""
+    with contextlib.ExitStack() as stack:
+        sessions: list[Session] = []
+
+        def session() -> Session:
+            if not sessions:
+                sessions.append(stack.enter_context(connected(cluster)))
+            return sessions[0]
+
+        yield session
+
+
+def _start(ray: Any, cluster: Cluster, logs: Path) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if cluster.address == LOCAL:
+        # The count is Ray's bookkeeping: with a place for every worker and none left, its reader would starve.
+        places = max(_processors(), (cluster.workers or 1) * cluster.threads + 1)
+        options |= {
+            "num_cpus": places,
+            "include_dashboard": False,
+            "object_store_memory": _STORE_BYTES,
+            "_temp_dir": str(logs),
+        }
+    handlers = _handlers()
+    try:
+        ray.init(address=cluster.address, **options)
+    except (ConnectionError, ValueError, RuntimeError, OSError, TimeoutError) as error:
+        words = " ".join(str(error).split())[:300]
+        raise M2HError(f"no Ray at '{cluster.address}': {words}") from None
+    finally:
+        for number, handler in handlers.items():  # Ray's own would end the command without its last words
+            signal.signal(number, handler)
+
+
+def _handlers() -> dict[signal.Signals, Any]:
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+
+def _session(ray: Any, cluster: Cluster) -> Session:
+    there = ray.cluster_resources()
+    processors, gpus = int(there.get("CPU", 0)), float(there.get("GPU", 0))
+    workers = cluster.workers or max(1, (processors - 1) // cluster.threads)
+    needed = workers * cluster.threads + 1
+    if needed > processors:
+        raise M2HError(
+            f"{workers} workers of {cluster.threads} threads need {needed} CPUs, one of them for Ray's own work, and "
+            f"the cluster has {processors}: give fewer workers"
+        )
+    if workers * cluster.gpus > gpus:
+        raise M2HError(f"{workers} workers of {cluster.gpus:g} GPUs: the cluster has {gpus:g}: give fewer workers")
+    return Session(ray, workers, cluster.threads, cluster.gpus)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def _quiet(logs: Path) -> Iterator[None]:
+    """What Ray prints from Python is dropped, what its native code prints goes to a file; this process's own stderr
+    stays. Ray reports a worker that died on stdout, in the middle of a command's JSON."""
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.data")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_native_stderr_to(logs / "native.log"))
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextmanager
+def _native_stderr_to(file: Path) -> Iterator[None]:
+    """File descriptor 2 leads to `file`, and `sys.stderr` where it led before."""
+    try:
+        plain = sys.stderr.fileno() == 2
+    except (OSError, ValueError, AttributeError):
+        plain = False
+    if not plain:  # somebody else has taken stderr over, and what is native is not on a screen
+        yield
+        return
+    sys.stderr.flush()
+    saved, kept = os.dup(2), sys.stderr
+    with file.open("wb") as sink, os.fdopen(os.dup(saved), "w", buffering=1, errors="replace") as own:
+        os.dup2(sink.fileno(), 2)
+        sys.stderr = own
+        try:
+            yield
+        finally:
+            sys.stderr = kept
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,19 +11,43 @@ from cli.app import app
 from m2h_deploy.console import say
 from m2h_deploy.errors import M2HError
 
+if TYPE_CHECKING:
+    from m2h_deploy.serving.repository import RepositoryOptions
+
 
 @app.command()
 def package(
-    bundle: Annotated[Path, typer.Argument(help="Sensor bundle; for Mono-Hydra an ONNX file, or a bundle of one.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="New folder.")],
+    bundle: Annotated[
+        Path, typer.Argument(help="Bundle; for --cpp of a sensor graph; for Mono-Hydra or an ONNX file.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="New folder, for --cpp and --mono-hydra.")
+    ] = None,
     cpp: Annotated[bool, typer.Option("--cpp", help="libm2h, its headers and an example, for C and C++.")] = False,
     mono_hydra: Annotated[
         bool, typer.Option("--mono-hydra", help="ONNX file and YAML for Mono-Hydra's present ONNX node.")
     ] = False,
+    triton: Annotated[
+        Path | None, typer.Option("--triton", help="Add the model to this Triton model repository.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="With --triton: the model's name.")] = "m2h",
+    max_batch: Annotated[int, typer.Option(help="With --triton: frames that run together at most.")] = 8,
+    delay_ms: Annotated[float, typer.Option(help="With --triton: milliseconds that a frame waits for others.")] = 2.0,
+    instances: Annotated[int, typer.Option(help="With --triton: engines that work at the same time.")] = 1,
+    threads: Annotated[int | None, typer.Option(help="With --triton: CPU threads of each engine.", min=1)] = None,
 ) -> None:
     """Lay a bundle out with what another program needs to run it."""
-    if cpp == mono_hydra:
-        raise M2HError("say what to package for: --cpp or --mono-hydra")
+    if [cpp, mono_hydra, triton is not None].count(True) != 1:
+        raise M2HError("say what to package for: --cpp, --mono-hydra or --triton REPOSITORY")
+    if triton is not None:
+        if output is not None:
+            raise M2HError("--triton names the folder to write: leave --output out")
+        from m2h_deploy.serving.repository import RepositoryOptions
+
+        _package_triton(bundle, triton, RepositoryOptions(name, max_batch, delay_ms, instances, threads))
+        return
+    if output is None:
+        raise M2HError("say where to write it: --output FOLDER")
     if mono_hydra:
         from engines.mono_hydra import PARAMETERS, package_mono_hydra
 
@@ -34,3 +58,20 @@ def package(
 
     path = package_cpp(bundle, output)
     say(f"wrote {path}: README.md there says how to build it")
+
+
+def _package_triton(bundle: Path, repository: Path, options: RepositoryOptions) -> None:
+    from m2h_deploy.bundle import load_bundle
+    from m2h_deploy.serving.repository import batches, is_native, write_repository
+
+    path = write_repository(bundle, repository, options)
+    manifest = load_bundle(bundle).manifest
+    if is_native(manifest):
+        say(f"wrote {path}: Triton's {manifest.engine.kind} backend runs it")
+    else:
+        extra = manifest.engine.kind
+        say(
+            f"wrote {path}: Triton's Python backend runs it, with m2h-deploy[{extra}] installed for the server's Python"
+        )
+    if not batches(manifest):
+        say(f"the graph's batch is fixed at {manifest.input.batch}, so Triton does not batch: export --dynamic-batch")

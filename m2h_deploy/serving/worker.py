@@ -15,17 +15,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from m2h_deploy.errors import M2HError
-from m2h_deploy.postprocess import Prediction
 from m2h_deploy.runtime import Runtime
-from m2h_deploy.serving.options import IMAGE, ServeOptions, engine_batch, output_names
+from m2h_deploy.serving.infer import infer_function, warm_up
+from m2h_deploy.serving.options import IMAGE, ServeOptions, output_names
 from m2h_deploy.serving.processes import group_members
 
 #: Seconds for requests that were accepted, when told to end.
@@ -38,30 +37,6 @@ LINGER = 4
 _STUB = "triton_python_b"
 
 _PR_SET_PDEATHSIG = 1
-
-Arrays = Mapping[str, NDArray[Any]]
-
-
-def infer_function(runtime: Runtime) -> Callable[[Sequence[Arrays]], list[dict[str, NDArray[Any]]]]:
-    """Answers the requests that Triton put together: `image` uint8 (n, H, W, 3) BGR each, to arrays of n frames.
-
-    All frames run as one batch where the engine takes that. Raises M2HError where a frame is no picture.
-    """
-    names = output_names(runtime.manifest)
-    at_once = engine_batch(runtime.manifest)
-
-    def infer(requests: Sequence[Arrays]) -> list[dict[str, NDArray[Any]]]:
-        images = [request[IMAGE] for request in requests]
-        predictions = iter(runtime.batch([frame for image in images for frame in image], at_once=at_once))
-        return [_stack([next(predictions) for _ in image], names) for image in images]
-
-    return infer
-
-
-def _stack(predictions: list[Prediction], names: Mapping[str, str]) -> dict[str, NDArray[Any]]:
-    if len(predictions) == 1:  # the usual one is not copied
-        return {name: getattr(predictions[0], task)[np.newaxis] for task, name in names.items()}
-    return {name: np.stack([getattr(one, task) for one in predictions]) for task, name in names.items()}
 
 
 def tensors(runtime: Runtime) -> tuple[list[Any], list[Any]]:
@@ -110,9 +85,7 @@ def run(options: ServeOptions, folder: Path, report: Callable[[str], None]) -> N
     end = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: end.set())
     with Runtime.load(options.bundle, threads=options.threads) as runtime:
-        spec = runtime.manifest.input
-        # The first batch of a size makes the engine's buffers, which no client should wait for.
-        infer_function(runtime)([{IMAGE: np.zeros((options.max_batch, spec.height, spec.width, 3), np.uint8)}])
+        warm_up(runtime, options.max_batch)
         server = make_server(options, runtime, folder)
         try:
             server.run()

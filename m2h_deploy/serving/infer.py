@@ -1,0 +1,45 @@
+"""What a server does with the requests that Triton put together: the bundle's runtime, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.postprocess import Prediction
+from m2h_deploy.runtime import Runtime
+from m2h_deploy.serving.options import IMAGE, engine_batch, output_names
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def infer_function(runtime: Runtime) -> Callable[[Sequence[Arrays]], list[dict[str, NDArray[Any]]]]:
+    """A function of requests, `image` uint8 (n, H, W, 3) BGR each, to the arrays of their n frames.
+
+    `labels` (n, H, W) uint8, `depth` (n, H, W) metres, `normals` (n, H, W, 3), `edges` (n, H, W): the tasks that the
+    engine has, as `Runtime` gives them. All frames run as one batch where the engine takes that. The function raises
+    M2HError where a frame is no picture.
+    """
+    names = output_names(runtime.manifest)
+    at_once = engine_batch(runtime.manifest)
+
+    def infer(requests: Sequence[Arrays]) -> list[dict[str, NDArray[Any]]]:
+        images = [request[IMAGE] for request in requests]
+        predictions = iter(runtime.batch([frame for image in images for frame in image], at_once=at_once))
+        return [_stack([next(predictions) for _ in image], names) for image in images]
+
+    return infer
+
+
+def warm_up(runtime: Runtime, batch: int) -> None:
+    """Run a batch: the first one of a size makes the engine's buffers, which no client should wait for."""
+    spec = runtime.manifest.input
+    infer_function(runtime)([{IMAGE: np.zeros((batch, spec.height, spec.width, 3), np.uint8)}])
+
+
+def _stack(predictions: list[Prediction], names: Mapping[str, str]) -> dict[str, NDArray[Any]]:
+    if len(predictions) == 1:  # the usual one is not copied
+        return {name: getattr(predictions[0], task)[np.newaxis] for task, name in names.items()}
+    return {name: np.stack([getattr(one, task) for one in predictions]) for task, name in names.items()}

@@ -13,6 +13,30 @@ from pathlib import Path
 from m2h_deploy.errors import M2HError
 
 
+class NewFile:
+    """A file that is written over a longer time: to `temporary`, beside `path` and of its suffix, until `finish`."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        # Threads share a process id: the random part keeps two writers of one file apart.
+        own = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self.temporary = self.path.with_name(f".{self.path.stem}.{own}.tmp{self.path.suffix}")
+
+    def finish(self) -> None:
+        """Let the file take its place. Raises M2HError that names `path` when that cannot be."""
+        try:
+            self.temporary.chmod(0o666 & ~_umask())  # some libraries write files for their owner alone
+            self.temporary.replace(self.path)
+        except OSError as error:
+            raise M2HError(f"cannot write {self.path}: {error.strerror or error}") from None
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Forget what was written. Harmless after `finish`."""
+        self.temporary.unlink(missing_ok=True)
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path`, of the same suffix, that takes its place when the block ends well.
@@ -20,17 +44,14 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     When the block raises, Ctrl-C included, `path` stays as it was and the temporary file is gone. An OSError comes
     out as M2HError that names `path`.
     """
-    path = Path(path)
-    # Threads share a process id: the random part keeps two writers of one file apart.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
+    file = NewFile(path)
     try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())  # some libraries write files for their owner alone
-        temporary.replace(path)
+        yield file.temporary
+        file.finish()
     except OSError as error:
-        raise M2HError(f"cannot write {path}: {error.strerror or error}") from None
+        raise M2HError(f"cannot write {file.path}: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        file.discard()
 
 
 @contextmanager

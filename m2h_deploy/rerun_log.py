@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from numpy.typing import NDArray
 from m2h_deploy.bundle import Classes
 from m2h_deploy.camera import ASSUMED_FOV, intrinsics_of_view
 from m2h_deploy.data.frame import Intrinsics
-from m2h_deploy.errors import M2HError
-from m2h_deploy.files import check_writable
+from m2h_deploy.files import NewFile, check_writable
 from m2h_deploy.postprocess import Prediction
 from m2h_deploy.visualize import draw_edges, draw_normals
 
@@ -49,10 +47,10 @@ class RerunLog:
         self._rr = rr
         self.path = Path(path)
         self._intrinsics, self._fov, self._depth_range = intrinsics, fov, depth_range
-        self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp.rrd")
+        self._file = NewFile(self.path)
         check_writable(self.path)
         self._recording: Any = rr.RecordingStream("m2h-deploy", send_properties=False)
-        self._recording.save(self._temporary)
+        self._recording.save(self._file.temporary)
         colours = [rr.AnnotationInfo(id=i, label=classes.names[i], color=classes.palette[i]) for i in _indices(classes)]
         self._recording.log("/", rr.AnnotationContext(colours), static=True)
         self._recording.log("/", rr.ViewCoordinates.RDF, static=True)
@@ -87,12 +85,7 @@ class RerunLog:
         self._recording.flush()
         self._recording.disconnect()
         self._recording = None
-        try:
-            self._temporary.replace(self.path)
-        except OSError as error:
-            raise M2HError(f"cannot write {self.path}: {error.strerror or error}") from None
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        self._file.finish()
 
 
 def point_cloud(

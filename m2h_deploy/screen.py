@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from m2h_deploy.bundle import Classes
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import check_writable
+from m2h_deploy.files import NewFile, check_writable
 from m2h_deploy.postprocess import Prediction
 from m2h_deploy.visualize import depth_span, draw_panes
 
@@ -53,7 +52,7 @@ class VideoFile:
         if self.path.suffix.lower() != ".mp4":
             raise M2HError(f"{self.path}: a video is written as .mp4: name it so")
         check_writable(self.path)
-        self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp.mp4")
+        self._file = NewFile(self.path)
         self._panes, self._rate = Panes(classes), rate or 10.0
         self._writer: Any = None
 
@@ -61,7 +60,7 @@ class VideoFile:
         picture = self._panes.draw(image, prediction)
         if self._writer is None:
             size = (picture.shape[1], picture.shape[0])
-            self._writer = cv2.VideoWriter(str(self._temporary), cv2.VideoWriter.fourcc(*"mp4v"), self._rate, size)
+            self._writer = cv2.VideoWriter(str(self._file.temporary), cv2.VideoWriter.fourcc(*"mp4v"), self._rate, size)
             if not self._writer.isOpened():
                 raise M2HError(f"this OpenCV cannot write {self.path}: it lacks an encoder for MPEG-4")
         self._writer.write(picture)
@@ -72,12 +71,7 @@ class VideoFile:
             return
         self._writer.release()
         self._writer = None
-        try:
-            self._temporary.replace(self.path)
-        except OSError as error:
-            raise M2HError(f"cannot write {self.path}: {error.strerror or error}") from None
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        self._file.finish()
 
 
 class Window:

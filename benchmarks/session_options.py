@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -114,12 +113,16 @@ def resident(file: Path, change: str, threads: int) -> float:
 
 
 def print_resident(file: str, change: str, threads: str) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident_bytes()
     session = open_session(Path(file), change, int(threads))
     frame = np.zeros((1, 3, 224, 224), np.float32)
     for _ in range(3):
         session.run(None, {session.get_inputs()[0].name: frame})
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6)
+    print((resident_bytes() - before) / 1e6)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _row(variant: str, change: str, times: dict[str, list[float]], memory: dict[str, float]) -> Row:

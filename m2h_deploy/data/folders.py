@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from m2h_deploy.errors import M2HError
 
 
 @dataclass(frozen=True, eq=False)
-class _Files:
+class _Files(ABC):
     """One frame a file; no classes."""
 
     folder: Path
@@ -42,8 +43,9 @@ class _Files:
     def files_of(self, index: int) -> tuple[Path, ...]:
         return (self.files[index],)
 
+    @abstractmethod
     def _read(self, file: Path) -> Frame:
-        raise NotImplementedError
+        """The frame of one file."""
 
 
 @dataclass(frozen=True, eq=False)

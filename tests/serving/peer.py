@@ -7,11 +7,15 @@ libraries as the server's.
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,42 +61,146 @@ def difference(given: dict[str, np.ndarray], expected: list[Prediction]) -> dict
     return {"labels": int((given["labels"] != wanted["labels"]).sum()), **errors}
 
 
-def parity(bundle: str, protocol: str, port: str, clients: str, requests: str, size: str) -> dict[str, Any]:
+def parity(
+    bundle: str, protocol: str, port: str, clients: str, requests: str, size: str, model: str = "m2h", batch: str = "1"
+) -> dict[str, Any]:
     """Requests of `clients` threads, each answer compared with the runtime's in this process."""
     width, height = map(int, size.split("x"))
     images = rooms(8, height, width)
     with Runtime.load(bundle, threads=1) as runtime:
         expected = [runtime(image) for image in images]
     worst: dict[str, float] = dict.fromkeys(OUTPUTS, 0)
-    answered, seconds, failures, lock = 0, [], [], threading.Lock()
+    seconds: list[float] = []
+    failures: list[str] = []
+    lock = threading.Lock()
 
     def work(number: int) -> None:
-        nonlocal answered
-        client = Client(protocol, port)
+        client = Client(protocol, port, model)
         for turn in range(int(requests) // int(clients)):
-            which = (number + turn) % len(images)
+            which = [(number + turn + place) % len(images) for place in range(int(batch))]
             start = time.perf_counter()
             try:
-                found = difference(client(images[which][np.newaxis]), [expected[which]])
+                answer = client(np.stack([images[index] for index in which]))
             except Exception as error:
                 with lock:
                     failures.append(str(error))
                 continue
+            took = time.perf_counter() - start
+            found = difference(answer, [expected[index] for index in which])
             with lock:
-                answered += 1
-                seconds.append(time.perf_counter() - start)
+                seconds.append(took)
                 for name, value in found.items():
                     worst[name] = max(worst[name], value)
 
-    start = time.perf_counter()
     with ThreadPoolExecutor(int(clients)) as pool:
         list(pool.map(work, range(int(clients))))
-    wall = time.perf_counter() - start
     latency = {f"p{q}_ms": 1000 * float(np.percentile(seconds, q)) for q in (50, 99)} if seconds else {}
-    return {"answered": answered, "failures": failures, "worst": worst, "rate": answered / wall, **latency}
+    return {"answered": len(seconds), "failures": failures, "worst": worst, **latency}
 
 
-SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {"parity": parity}
+def bad(bundle: str, http_port: str, grpc_port: str) -> dict[str, Any]:
+    """Bad requests one after the other, each followed by a good one: what each got, and the good one's error."""
+    image = rooms(1, 48, 64)[0][np.newaxis]
+    with Runtime.load(bundle, threads=1) as runtime:
+        expected = [runtime(image[0])]
+    good = {"http": Client("http", http_port), "grpc": Client("grpc", grpc_port)}
+    unknown = {"http": Client("http", http_port, "nobody"), "grpc": Client("grpc", grpc_port, "nobody")}
+    noise = np.random.default_rng(0).bytes(100_000_000)
+    attempts: dict[str, Callable[[], Any]] = {}
+    for protocol, client in good.items():
+        attempts[f"{protocol}: four channels"] = partial(client, np.zeros((1, 48, 64, 4), np.uint8))
+        attempts[f"{protocol}: no batch"] = partial(client, np.zeros((48, 64, 3), np.uint8))
+        attempts[f"{protocol}: no pixels"] = partial(client, np.zeros((1, 0, 0, 3), np.uint8))
+        attempts[f"{protocol}: tiny"] = partial(client, np.zeros((1, 8, 8, 3), np.uint8))
+        attempts[f"{protocol}: too many"] = partial(client, np.zeros((9, 48, 64, 3), np.uint8))
+        attempts[f"{protocol}: float"] = partial(client, np.zeros((1, 48, 64, 3), np.float32), "FP32")
+        attempts[f"{protocol}: unknown model"] = partial(unknown[protocol], image)
+    attempts["http: noise"] = partial(_post, http_port, noise, len(noise))
+    attempts["grpc: noise"] = partial(_pour, grpc_port, noise)
+    attempts["http: half a request"] = partial(_post, http_port, noise[:5000], 10_000, wait=0.5)
+    attempts["http: no JSON"] = partial(_post, http_port, b"{" * 1000, 1000)
+    report: dict[str, Any] = {}
+    for name, attempt in attempts.items():
+        try:
+            said = str(attempt())
+        except Exception as error:
+            said = f"error: {type(error).__name__}: {error}"
+        worst = [difference(client(image), expected) for client in good.values()]
+        report[name] = {"said": said[:2000], "next": max(max(found.values()) for found in worst)}
+    return report
+
+
+def _post(port: str, body: bytes, length: int, wait: float = 30) -> str:
+    """A request whose header promises `length` bytes, and the answer's first line and body; none within `wait` s."""
+    head = f"POST /v2/models/m2h/infer HTTP/1.1\r\nHost: robot\r\nContent-Length: {length}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", int(port)), timeout=wait) as connection:
+        try:
+            connection.sendall(head.encode() + body)
+            return connection.recv(4096).decode(errors="replace")
+        except TimeoutError:
+            return "no answer"
+        except ConnectionError as error:
+            return f"closed: {error}"
+
+
+def _pour(port: str, body: bytes) -> str:
+    """Bytes that are no HTTP/2 into the gRPC port."""
+    with socket.create_connection(("127.0.0.1", int(port)), timeout=30) as connection:
+        try:
+            connection.sendall(body)
+            return f"{len(connection.recv(4096))} bytes"
+        except OSError as error:
+            return f"closed: {error}"
+
+
+def until_refused(protocol: str, port: str, clients: str, pid: str, seconds: str) -> dict[str, Any]:
+    """Clients that ask until they are refused, and a SIGTERM to `pid` in the middle: what each request got."""
+    image = rooms(1, 48, 64)[0][np.newaxis]
+    answered, refused, lost, late = 0, 0, [], 0
+    told: list[float] = []
+    lock = threading.Lock()
+
+    def work(number: int) -> None:
+        nonlocal answered, refused, late
+        client = Client(protocol, port)
+        while True:
+            try:
+                client(image)
+            except Exception as error:
+                with lock:
+                    if "no available versions" in str(error):
+                        refused += 1
+                    else:
+                        lost.append(f"{type(error).__name__}: {error}")
+                return
+            with lock:
+                answered += 1
+                late += bool(told)
+
+    with ThreadPoolExecutor(int(clients)) as pool:
+        works = [pool.submit(work, number) for number in range(int(clients))]
+        time.sleep(float(seconds))
+        os.kill(int(pid), signal.SIGTERM)
+        told.append(time.monotonic())
+        for one in works:
+            one.result()
+    return {"answered": answered, "after_sigterm": late, "refused": refused, "lost": lost}
+
+
+def endless(protocol: str, port: str) -> dict[str, Any]:
+    """Asks until somebody kills it."""
+    client, image = Client(protocol, port), rooms(1, 480, 640)[0][np.newaxis]
+    print("asking", flush=True)
+    while True:
+        client(image)
+
+
+SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
+    "parity": parity,
+    "bad": bad,
+    "until_refused": until_refused,
+    "endless": endless,
+}
 
 
 if __name__ == "__main__":

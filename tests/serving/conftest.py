@@ -1,0 +1,185 @@
+"""An interpreter that has Triton, where there is one, and a small bundle behind it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from m2h_deploy.serving.processes import group_members
+
+REPOSITORY = Path(__file__).parents[2]
+PEER = Path(__file__).with_name("peer.py")
+
+_CHECK = (
+    "import onnxruntime, tritonclient.grpc, tritonclient.http\n"
+    "from m2h_deploy.serving.environment import check_environment\n"
+    "check_environment()"
+)
+
+
+@cache
+def triton_python() -> tuple[str | None, str]:
+    """The interpreter that M2H_TRITON_PYTHON names, or this one, if it can serve; and why not."""
+    reason = ""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    for python in filter(None, (os.environ.get("M2H_TRITON_PYTHON"), sys.executable)):
+        done = subprocess.run([python, "-c", _CHECK], capture_output=True, text=True, env=environment)
+        if done.returncode == 0:
+            return python, ""
+        reason = reason or (done.stderr.strip().splitlines() or ["it fails"])[-1]
+    return None, reason
+
+
+def free_ports(count: int = 3) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@dataclass
+class Server:
+    """A running `m2h-deploy serve`."""
+
+    process: subprocess.Popen[str]
+    http: int
+    grpc: int
+    metrics: int
+    line: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def worker_group(self) -> int:
+        """The process group that holds the runtime and Triton."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return int(children[0])
+
+    def port(self, protocol: str) -> int:
+        return self.http if protocol == "http" else self.grpc
+
+
+@dataclass(frozen=True)
+class Triton:
+    """Runs the command and its peer with the interpreter that can serve."""
+
+    python: str
+    folder: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        temporary = self.folder / "tmp"
+        temporary.mkdir(exist_ok=True)
+        more = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
+        return {**os.environ, **more}
+
+    def start(self, bundle: Path, *words: object, ports: list[int] | None = None) -> Server:
+        """The command, started and not yet ready."""
+        http, grpc, metrics = ports or free_ports()
+        listen = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics, "--threads", 1, "--json"]
+        command = [self.python, "-c", "import cli; cli.main()", "serve", bundle, *listen, *words]
+        process = subprocess.Popen(
+            list(map(str, command)),
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        return Server(process, http, grpc, metrics)
+
+    @contextmanager
+    def served(self, bundle: Path, *words: object) -> Iterator[Server]:
+        """The command, ready; ended by SIGTERM if it still runs in the end, and killed if that does not help."""
+        server = self.start(bundle, *words)
+        try:
+            assert server.process.stdout is not None and server.process.stderr is not None
+            line = server.process.stdout.readline()
+            assert line, server.process.stderr.read()
+            server.line = json.loads(line)
+            yield server
+        finally:
+            self.end(server)
+
+    def end(self, server: Server) -> tuple[int, str]:
+        """SIGTERM, and the exit code and what was said."""
+        if server.process.poll() is None:
+            server.process.send_signal(signal.SIGTERM)
+        try:
+            _, said = server.process.communicate(timeout=90)
+        except subprocess.TimeoutExpired:
+            group = server.worker_group()
+            server.process.kill()
+            os.killpg(group, signal.SIGKILL)
+            raise
+        except ValueError:  # read before
+            said = ""
+        return server.process.returncode, said
+
+    def peer(self, scenario: str, *words: object) -> dict[str, Any]:
+        """What `peer.py` wrote down."""
+        out = self.folder / f"{scenario}.json"
+        command = [self.python, str(PEER), scenario, str(out), *map(str, words)]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(out.read_text())
+
+    def left_behind(self, server: Server, group: int | None) -> list[str]:
+        """What a server that has ended must not leave: processes, ports, files, shared memory."""
+        left = list(group_members(group).values()) if group is not None else []
+        for port in (server.http, server.grpc, server.metrics):
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError:
+                    left.append(f"port {port}")
+        left += [path.name for path in (self.folder / "tmp").glob("m2h-serve-*")]
+        if group is not None:
+            left += [path.name for path in Path("/dev/shm").glob(f"pytrtion{group}-*")]
+        return left
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory) -> Triton:
+    python, reason = triton_python()
+    if python is None:
+        pytest.skip(f"no interpreter that can serve; M2H_TRITON_PYTHON may name one: {reason}")
+    return Triton(python, tmp_path_factory.mktemp("serving"))
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tiny_model, tmp_path_factory) -> Path:
+    """m2h-tiny with random weights at 56 x 70, for any batch."""
+    from engines import build_bundle
+    from export import export_onnx
+
+    folder = tmp_path_factory.mktemp("small")
+    onnx = export_onnx(tiny_model, folder / "small.onnx", height=56, width=70, dynamic_batch=True)
+    return build_bundle(onnx, folder / "bundle").path
+
+
+@pytest.fixture(scope="session")
+def sensor_bundle(tiny_model, tmp_path_factory) -> Path:
+    """The same network in a sensor graph of a 64 x 48 camera, for any batch."""
+    from engines import build_bundle
+    from export import Sensor, export_onnx
+
+    folder = tmp_path_factory.mktemp("sensor")
+    sensor = Sensor((64, 48))
+    onnx = export_onnx(tiny_model, folder / "s.onnx", height=56, width=70, dynamic_batch=True, sensor=sensor)
+    return build_bundle(onnx, folder / "bundle").path

@@ -163,23 +163,29 @@ def triton(tmp_path_factory) -> Triton:
 
 
 @pytest.fixture(scope="session")
-def small_bundle(tiny_model, tmp_path_factory) -> Path:
+def small_onnx(tiny_model, tmp_path_factory) -> Path:
     """m2h-tiny with random weights at 56 x 70, for any batch."""
-    from engines import build_bundle
     from export import export_onnx
 
-    folder = tmp_path_factory.mktemp("small")
-    onnx = export_onnx(tiny_model, folder / "small.onnx", height=56, width=70, dynamic_batch=True)
-    return build_bundle(onnx, folder / "bundle").path
+    path = tmp_path_factory.mktemp("small") / "small.onnx"
+    return export_onnx(tiny_model, path, height=56, width=70, dynamic_batch=True)
 
 
 @pytest.fixture(scope="session")
-def sensor_bundle(tiny_model, tmp_path_factory) -> Path:
-    """The same network in a sensor graph of a 64 x 48 camera, for any batch."""
+def small_bundle(small_onnx) -> Path:
     from engines import build_bundle
-    from export import Sensor, export_onnx
 
-    folder = tmp_path_factory.mktemp("sensor")
-    sensor = Sensor((64, 48))
-    onnx = export_onnx(tiny_model, folder / "s.onnx", height=56, width=70, dynamic_batch=True, sensor=sensor)
-    return build_bundle(onnx, folder / "bundle").path
+    return build_bundle(small_onnx, small_onnx.with_name("plain")).path
+
+
+@pytest.fixture(scope="session")
+def sensor_bundle(small_onnx) -> Path:
+    """The same network in a sensor graph of a 64 x 48 camera."""
+    import onnx
+
+    from engines import build_bundle
+    from export import Sensor, add_sensor
+
+    path = small_onnx.with_name("sensor.onnx")
+    onnx.save(add_sensor(onnx.load(small_onnx), Sensor((64, 48))), path)
+    return build_bundle(path, small_onnx.with_name("sensor")).path

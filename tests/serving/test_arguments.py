@@ -1,0 +1,146 @@
+"""What `serve` and `package --triton` refuse, each in one line, before anything is started."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from m2h_deploy.errors import M2HError
+from m2h_deploy.serving import environment, worker
+from m2h_deploy.serving.options import ServeOptions
+from m2h_deploy.serving.processes import group_members
+from m2h_deploy.serving.server import _last_words, check_ports
+from tests.serving.conftest import REPOSITORY, free_ports
+
+
+def command(*words: object) -> tuple[int, str]:
+    code = "import cli; cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"name": "a/b"}, "model name 'a/b'"),
+        ({"http_port": 0}, "HTTP port 0"),
+        ({"grpc_port": 70000}, "gRPC port 70000"),
+        ({"http_port": 8001}, "need one each"),
+        ({"max_batch": 0}, "largest batch 0"),
+        ({"max_batch": 5000}, "largest batch 5000"),
+        ({"delay_ms": -0.5}, "delay -0.5 ms"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_in_one_line(values, words):
+    with pytest.raises(M2HError) as error:
+        ServeOptions(Path("bundle"), **values)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_loopback_is_the_default():
+    assert ServeOptions(Path("bundle")).host == "127.0.0.1"
+
+
+def test_a_taken_port_is_found_before_the_start():
+    http, grpc, metrics = free_ports()
+    options = ServeOptions(Path("bundle"), http_port=http, grpc_port=grpc, metrics_port=metrics)
+    check_ports(options)
+    with socket.create_server(("127.0.0.1", metrics)), pytest.raises(M2HError, match=f"{metrics} for metrics"):
+        check_ports(options)
+
+
+def test_an_address_that_is_not_this_machines_is_refused():
+    with pytest.raises(M2HError, match=r"cannot listen on nowhere\.invalid:8000 for HTTP"):
+        check_ports(ServeOptions(Path("bundle"), host="nowhere.invalid"))
+
+
+def test_without_the_extra_the_command_says_what_to_install(monkeypatch, tmp_path):
+    if environment.find_spec("pytriton") is not None:
+        pytest.skip("nvidia-pytriton is installed here")
+    code, said = command("serve", tmp_path)
+    assert code == 2
+    assert said.count("\n") == 1
+    assert "nvidia-pytriton, which is not installed" in said
+    assert "pip install 'm2h-deploy[serve,onnxruntime]'" in said
+
+
+@pytest.mark.parametrize(
+    ("listed", "version", "words"),
+    [
+        ("libpython3.11.so.1.0 => not found", None, "there is no libpython3.11.so.1.0"),
+        ("libpython3.11.so.1.0 => /lib/libpython3.11.so.1.0 (0x7f)", "3.11.99", "of 3.11.99"),
+        ("libpython3.11.so.1.0 => /lib/libpython3.11.so.1.0 (0x7f)", environment.platform.python_version(), None),
+        ("libc.so.6 => /lib/libc.so.6 (0x7f)", None, None),
+    ],
+)
+def test_the_libpython_that_triton_would_load_must_be_the_interpreters(monkeypatch, tmp_path, listed, version, words):
+    ldd = tmp_path / "ldd"
+    ldd.write_text(f"#!/bin/sh\necho '{listed}'\n")
+    ldd.chmod(0o755)
+    monkeypatch.setattr(environment.shutil, "which", lambda name: str(ldd))
+    monkeypatch.setattr(environment, "_version_of", lambda library: version)
+    problem = environment._libpython_problem(tmp_path / "stub", tmp_path)
+    assert (problem is None) if words is None else (words in problem)
+
+
+def test_the_version_of_a_library_is_asked_and_nothing_where_there_is_none(tmp_path):
+    assert environment._version_of(str(tmp_path / "libpython.so")) is None
+
+
+def test_package_says_what_it_can_write_and_where(tmp_path):
+    assert command("package", tmp_path)[1].startswith("error: say what to package for: --cpp, --mono-hydra or --triton")
+    assert "--output FOLDER" in command("package", tmp_path, "--cpp")[1]
+    assert "leave --output out" in command("package", tmp_path, "--triton", tmp_path / "r", "-o", tmp_path / "o")[1]
+    assert "is not a bundle" in command("package", tmp_path, "--triton", tmp_path / "r")[1]
+
+
+def test_the_line_that_tells_most_is_taken_from_tritons_log(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("I1122 fine\nE1122 10:00 a.cc:1] trouble\n\nI1122 more\n")
+    assert _last_words(log) == "E1122 10:00 a.cc:1] trouble"
+    log.write_text("E1122 10:00 a.cc:1] trouble\nerror: creating server:\nbye\n")
+    assert _last_words(log) == "error: creating server:"
+    log.write_text("")
+    assert _last_words(log) == "it wrote nothing"
+
+
+def test_a_group_is_found_with_its_names_and_without_its_dead():
+    process = subprocess.Popen(["sh", "-c", "sleep 60 & sleep 0; wait"], start_new_session=True)
+    try:
+        while len(group_members(process.pid)) < 2:
+            pass
+        assert set(group_members(process.pid).values()) == {"sh", "sleep"}
+    finally:
+        import os
+        import signal
+
+        os.killpg(process.pid, signal.SIGKILL)
+    while group_members(process.pid):
+        pass
+    process.wait()
+
+
+def test_the_worker_dies_with_its_parent(tmp_path):
+    note = tmp_path / "pid"
+    child = (
+        "import os, sys, time\nfrom m2h_deploy.serving.worker import end_with_parent\nend_with_parent()\n"
+        f"open({str(note)!r}, 'w').write(str(os.getpid()) + '.')\ntime.sleep(60)\n"
+    )
+    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}]).wait()"
+    process = subprocess.Popen([sys.executable, "-c", parent], cwd=REPOSITORY)
+    while not (note.is_file() and note.read_text().endswith(".")):
+        assert process.poll() is None
+    pid = int(note.read_text()[:-1])
+    process.kill()
+    process.wait()
+    while Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
+        pass
+    assert worker.LINGER < worker.DRAIN

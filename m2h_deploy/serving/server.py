@@ -46,22 +46,26 @@ def serve(options: ServeOptions, *, ready: Callable[[], None], log: Path | None 
     from the main thread: it handles signals. Raises M2HError where the environment, the bundle or a port does not fit,
     the server does not start, or it ends on its own; CheckFailed where the engine computes wrong numbers.
     """
-    check_environment()
-    load_bundle(options.bundle)
-    check_ports(options)
-    folder = Path(tempfile.mkdtemp(prefix="m2h-serve-"))
-    worker: _Worker | None = None
+    with _stop_signals() as stops:
+        check_environment()
+        load_bundle(options.bundle)
+        check_ports(options)
+        folder = Path(tempfile.mkdtemp(prefix="m2h-serve-"))
+        try:
+            with _log_file(log or folder / "log") as stream:
+                _serve(_Worker(options, folder / "triton", stream), stops, ready)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _serve(worker: _Worker, stops: _Stops, ready: Callable[[], None]) -> None:
     try:
-        with _stop_signals() as stops, _log_file(log or folder / "log") as stream:
-            worker = _Worker(options, folder / "triton", stream)
-            if worker.wait_until_ready(stops):
-                ready()
-                worker.wait(stops)
-                worker.stop(stops)
+        if worker.wait_until_ready(stops):
+            ready()
+            worker.wait(stops)
+            worker.stop(stops)
     finally:
-        if worker is not None:
-            worker.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+        worker.kill()
 
 
 def check_ports(options: ServeOptions) -> None:

@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -58,6 +60,7 @@ class Server:
     http: int
     grpc: int
     metrics: int
+    temporary: Path
     line: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -65,9 +68,15 @@ class Server:
         return self.process.pid
 
     def worker_group(self) -> int:
-        """The process group that holds the runtime and Triton."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return int(children[0])
+        """The process group that holds the runtime and Triton, once it is there."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self.process.poll() is None:
+            for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+                with suppress(OSError):
+                    if "m2h_deploy.serving.worker" in Path(f"/proc/{child}/cmdline").read_text():
+                        return int(child)
+            time.sleep(0.02)
+        raise AssertionError("there is no worker")
 
     def port(self, protocol: str) -> int:
         return self.http if protocol == "http" else self.grpc
@@ -82,25 +91,23 @@ class Triton:
 
     @property
     def environment(self) -> dict[str, str]:
-        temporary = self.folder / "tmp"
-        temporary.mkdir(exist_ok=True)
-        more = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
-        return {**os.environ, **more}
+        return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
     def start(self, bundle: Path, *words: object, ports: list[int] | None = None) -> Server:
         """The command, started and not yet ready."""
         http, grpc, metrics = ports or free_ports()
         listen = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics, "--threads", 1, "--json"]
         command = [self.python, "-c", "import cli; cli.main()", "serve", bundle, *listen, *words]
+        temporary = Path(tempfile.mkdtemp(dir=self.folder))
         process = subprocess.Popen(
             list(map(str, command)),
-            env=self.environment,
+            env={**self.environment, "TMPDIR": str(temporary)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
-        return Server(process, http, grpc, metrics)
+        return Server(process, http, grpc, metrics, temporary)
 
     @contextmanager
     def served(self, bundle: Path, *words: object) -> Iterator[Server]:
@@ -119,6 +126,10 @@ class Triton:
         """SIGTERM, and the exit code and what was said."""
         if server.process.poll() is None:
             server.process.send_signal(signal.SIGTERM)
+        return self.wait(server)
+
+    def wait(self, server: Server) -> tuple[int, str]:
+        """The exit code and what was said, when the command has ended; it is killed where it does not."""
         try:
             _, said = server.process.communicate(timeout=90)
         except subprocess.TimeoutExpired:
@@ -148,7 +159,7 @@ class Triton:
                     probe.bind(("127.0.0.1", port))
                 except OSError:
                     left.append(f"port {port}")
-        left += [path.name for path in (self.folder / "tmp").glob("m2h-serve-*")]
+        left += [path.name for path in server.temporary.iterdir()]
         if group is not None:
             left += [path.name for path in Path("/dev/shm").glob(f"pytrtion{group}-*")]
         return left

@@ -115,7 +115,7 @@ def test_sigterm_under_load_loses_no_accepted_request_and_leaves_nothing(triton,
     with triton.served(small_bundle) as server:
         group = server.worker_group()
         report = triton.peer("until_refused", protocol, server.port(protocol), 32, server.pid, 2)
-        code, said = triton.end(server)
+        code, said = triton.wait(server)
     assert report["lost"] == []
     assert report["refused"] == 32
     assert report["answered"] >= 32
@@ -134,20 +134,10 @@ def test_a_taken_port_is_named_in_one_line_before_anything_starts(triton, server
     assert "--grpc-port" in said
 
 
-def wait_for_group(server) -> int:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            return server.worker_group()
-        except (IndexError, OSError):
-            time.sleep(0.02)
-    raise AssertionError("no worker")
-
-
 @pytest.mark.parametrize("seconds", [0.0, 2.0, 4.0])
 def test_told_to_end_while_it_starts_it_leaves_nothing(triton, small_bundle, seconds):
     server = triton.start(small_bundle)
-    group = wait_for_group(server)
+    group = server.worker_group()
     time.sleep(seconds)
     code, said = triton.end(server)
     assert code == 0, said
@@ -169,7 +159,7 @@ def kill_one(group, name) -> None:
 
 def test_a_triton_that_dies_while_it_starts_is_told_in_one_line(triton, small_bundle):
     server = triton.start(small_bundle)
-    group = wait_for_group(server)
+    group = server.worker_group()
     kill_one(group, "tritonserver")
     _, said = server.process.communicate(timeout=60)
     assert server.process.returncode == 2

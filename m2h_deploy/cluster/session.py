@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -22,6 +23,9 @@ from m2h_deploy.errors import M2HError
 
 #: Address of a cluster of this machine alone, started for one job.
 LOCAL = "local"
+
+#: Seconds that a cluster's head has to answer.
+_PATIENCE = 10
 
 #: Names of frames are all that Ray's store holds here; its default is a third of the memory.
 _STORE_BYTES = 512 << 20
@@ -115,6 +119,8 @@ def _start(ray: Any, cluster: Cluster, logs: Path) -> None:
             "object_store_memory": _STORE_BYTES,
             "_temp_dir": str(logs),
         }
+    else:
+        _knock(cluster.address)
     handlers = _handlers()
     try:
         ray.init(address=cluster.address, **options)
@@ -124,6 +130,17 @@ def _start(ray: Any, cluster: Cluster, logs: Path) -> None:
     finally:
         for number, handler in handlers.items():  # Ray's own would end the command without its last words
             signal.signal(number, handler)
+
+
+def _knock(address: str) -> None:
+    """Raises M2HError where nobody answers at HOST:PORT: Ray itself asks for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # 'auto', or a name that Ray knows
+    try:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise M2HError(f"no Ray at '{address}': {error}; start one there with: ray start --head") from None
 
 
 def _handlers() -> dict[signal.Signals, Any]:

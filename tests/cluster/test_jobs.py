@@ -1,0 +1,166 @@
+"""What a pool of workers gives is what one process gives, whatever happens to the workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from m2h_deploy import Runtime
+from m2h_deploy.cluster import Cluster, predict_folder, verify_on
+from m2h_deploy.cluster.jobs import FrameWorker, Row, run_job
+from m2h_deploy.cluster.session import on_demand
+from m2h_deploy.cluster.state import MOST_TRIES, State
+from m2h_deploy.data.writing import write_multitask_folder
+from m2h_deploy.errors import M2HError
+from m2h_deploy.parity import to_json, verify
+from m2h_deploy.results import write_prediction
+from m2h_deploy.sources import folder_images, read_image
+from tests.cluster.processes import add_picture, kill, workers_of
+
+ray = pytest.importorskip("ray", reason="needs the extra ray")
+pytestmark = pytest.mark.usefixtures("local_ray")
+TWO = Cluster(workers=2)
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+def test_the_files_are_those_of_one_process_and_only_what_is_new_is_done_again(tiny_bundle, pictures, tmp_path):
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    alone.mkdir()
+    (pictures / "broken.png").write_bytes(b"no picture")
+    cv2.imwrite(str(pictures / "depth.png"), np.zeros((48, 64), np.uint16))
+    told, seen = [], []
+    job = predict_folder(
+        tiny_bundle, pictures, out, cluster=TWO,
+        complain=lambda kind, text: told.append((kind, text)), progress=lambda *counts: seen.append(counts),
+    )  # fmt: skip
+    assert (job.frames, job.reused, len(job.skipped), len(job.failed)) == (11, 0, 1, 1)
+    assert sorted(kind for kind, _ in told) == ["failed", "skipped"]
+    assert "broken.png is not a readable image" in job.failed[0]
+    assert seen[0] == (0, 13) and seen[-1] == (13, 13)
+    with Runtime.load(tiny_bundle, threads=1) as runtime:
+        for name, file in folder_images(pictures):
+            if name.startswith("room"):
+                image = read_image(file)
+                write_prediction(alone, name, image, runtime(image), runtime.manifest.classes)
+    assert contents(out) == contents(alone)
+
+    (pictures / "broken.png").unlink()
+    (pictures / "depth.png").unlink()
+    add_picture(pictures, 11)  # new
+    shutil.copy(pictures / "room03.png", pictures / "room02.png")  # another content
+    (out / "room05_labels.png").unlink()  # a result that somebody took away
+    (out / "room06_depth.png").write_bytes(b"")  # and one that somebody changed
+    again = predict_folder(tiny_bundle, pictures, out, cluster=TWO)
+    assert (again.frames, again.reused) == (12, 8)
+    assert contents(out)["room02_depth.png"] == contents(out)["room03_depth.png"]
+    nothing = predict_folder(tiny_bundle, pictures, out, cluster=TWO)
+    assert (nothing.frames, nothing.reused, nothing.workers) == (12, 12, 0)
+
+
+def test_parquet_holds_each_frame_once_as_the_files_have_it(tiny_bundle, pictures, tmp_path):
+    import pyarrow.parquet
+
+    table, out = tmp_path / "table", tmp_path / "out"
+    predict_folder(tiny_bundle, pictures, table, cluster=TWO, parquet=True, npz=True, limit=10)
+    shutil.copy(pictures / "room03.png", pictures / "room02.png")
+    job = predict_folder(tiny_bundle, pictures, table, cluster=TWO, parquet=True, npz=True)
+    assert (job.frames, job.reused) == (11, 9)
+    predict_folder(tiny_bundle, pictures, out, cluster=TWO)
+    rows = sorted(pyarrow.parquet.read_table(table).to_pylist(), key=lambda row: row["name"])
+    assert [row["name"] for row in rows] == [f"room{index:02d}" for index in range(11)]
+    for row in rows:
+        assert row["file"] == str(pictures / f"{row['name']}.png")
+        assert (row["height"], row["width"]) == (48, 64)
+        assert row["depth"] == (out / f"{row['name']}_depth.png").read_bytes()
+        assert row["labels"] == (out / f"{row['name']}_labels.png").read_bytes()
+        assert row["npz"][:2] == b"PK"
+    assert predict_folder(tiny_bundle, pictures, table, cluster=TWO, parquet=True, npz=True).reused == 11
+
+
+def test_a_killed_worker_loses_nothing(tiny_bundle, pictures, tmp_path):
+    killed = []
+
+    def kill_one(done: int, total: int) -> None:
+        if done and not killed:
+            killed.append(workers_of(os.getpid())[0])
+            kill(killed[0])
+
+    for index in range(11, 40):
+        shutil.copy(pictures / "room00.png", pictures / f"room{index:02d}.png")
+    job = predict_folder(tiny_bundle, pictures, tmp_path / "out", cluster=TWO, progress=kill_one)
+    assert killed
+    assert (job.frames, job.failed) == (40, ())
+    assert len(list((tmp_path / "out").glob("*_depth.png"))) == 40
+
+
+def test_figures_have_the_bits_of_one_process_and_a_new_frame_is_one_frames_work(tiny_bundle, tiny_onnx, tmp_path):
+    data = write_multitask_folder(tmp_path / "rooms", 10, height=48, width=64)
+    listing = data / "gt_sets" / "val.txt"
+    names = listing.read_text().split()
+    listing.write_text("\n".join(names[1:]))
+    bundle, work = shutil.copytree(tiny_bundle, tmp_path / "bundle"), tmp_path / "work"
+    alone = verify(bundle, tiny_onnx, data, threads=1, record=False)
+    result, job = verify_on(TWO, bundle, tiny_onnx, data, work=work)
+    assert (job.frames, job.reused) == (9, 0)
+    assert to_json(result) == to_json(alone)
+    assert json.loads((bundle / "manifest.json").read_text())["parity"] == to_json(alone)
+
+    listing.write_text("\n".join(names))  # the new frame comes first, so every index moves
+    alone = verify(bundle, tiny_onnx, data, threads=1, record=False, pictures=1)
+    result, job = verify_on(TWO, bundle, tiny_onnx, data, work=work, pictures=1)
+    assert (job.frames, job.reused) == (10, 9)
+    assert to_json(result) == to_json(alone)
+    assert [(worst.task, worst.name, worst.difference, worst.pictures) for worst in result.worst] == [
+        (worst.task, worst.name, worst.difference, worst.pictures) for worst in alone.worst
+    ]
+
+
+def test_what_one_worker_cannot_open_is_one_line(tiny_bundle, tiny_onnx, tmp_path):
+    data = write_multitask_folder(tmp_path / "rooms", 2, height=32, width=40)
+    with pytest.raises(M2HError, match="give the checkpoint the bundle was built from"):
+        verify_on(TWO, tiny_bundle, "m2h-tiny", data, work=tmp_path / "work", record=False)
+    sorted((data / "depth").iterdir())[1].unlink()
+    with pytest.raises(M2HError, match="1 of 2 frames could not be measured"):
+        verify_on(TWO, tiny_bundle, tiny_onnx, data, work=tmp_path / "work", record=False)
+
+
+class Deadly(FrameWorker):
+    """Dies on the frame that is called so."""
+
+    def open(self):
+        pass
+
+    def work(self, row):
+        if row.name == "deadly":
+            os._exit(1)
+        return "done", "", row.name.encode()
+
+
+def test_a_frame_that_kills_its_workers_is_given_up_and_named(tmp_path):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests
+    rows = [Row(name, f"key-{name}", "") for name in ("a", "b", "deadly", "c")]
+    kept = {}
+    with on_demand(TWO) as connect:
+        state = State.begin(tmp_path / "work")
+        job = run_job(connect, Deadly, (state,), rows, task_frames=2, keep=kept.__setitem__)
+    assert job.failed == (f"deadly: {MOST_TRIES} workers died on it; not tried again in this job",)
+    assert kept == {"key-a": b"a", "key-b": b"b", "key-c": b"c"}
+
+
+def test_a_pool_that_leaves_ray_no_cpu_is_refused():
+    with (
+        pytest.raises(M2HError, match=r"9 workers of 1 threads need 10 CPUs, .*give fewer"),
+        on_demand(Cluster(workers=9)) as connect,
+    ):
+        connect()
+    with pytest.raises(M2HError, match="the cluster has 0"), on_demand(Cluster(workers=1, gpus=1)) as connect:
+        connect()

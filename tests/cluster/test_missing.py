@@ -1,0 +1,38 @@
+"""Without Ray the commands say what to install, in one line; what belongs to Ray is refused without --ray."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+BUNDLE, DATA = "bundle", "data"
+
+
+def command(*arguments: str) -> list[str]:
+    """m2h-deploy where Ray cannot be imported, installed or not."""
+    return [sys.executable, "-c", "import sys; sys.modules['ray'] = None; import cli; cli.main()", *arguments]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("run", BUNDLE, DATA, "--ray", "local"), ("verify", BUNDLE, "--reference", "m", "--data", DATA, "--ray", "local")],
+)
+def test_without_the_extra_the_command_names_it_in_one_line(arguments):
+    result = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == ["error: a job on Ray needs ray: pip install 'm2h-deploy[ray]'"]
+
+
+@pytest.mark.parametrize("option", [("--workers", "2"), ("--gpus", "1"), ("--parquet",)])
+def test_options_of_ray_want_ray(option):
+    result = subprocess.run(command("run", BUNDLE, DATA, *option), capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ") and "--ray local" in result.stderr
+
+
+def test_the_package_is_imported_without_ray():
+    code = "import sys; sys.modules['ray'] = None; import m2h_deploy.cluster; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,156 @@
+"""What more workers are worth: a folder of frames by one process, and by Ray Data's pool of 1, 2, ... workers.
+
+    python benchmarks/cluster.py --frames 400 --workers 1,2 --rounds 3 --json cluster.json
+
+Every way writes the same files from the same images with the same bundle, m2h-tiny by default. `frames/s` is taken
+between the first and the last answer, so engines are loaded and Ray is up; `whole` is what a person waits for, from the
+call to its end. Workers have one thread each; one process is timed with one thread and with all of them. Medians over
+the rounds (in brackets least and most); a round has each way once, and begins with another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from m2h_deploy import Runtime
+from m2h_deploy.cluster import Cluster, predict_folder
+from m2h_deploy.console import say
+from m2h_deploy.data.rooms import render_room
+from m2h_deploy.profiling.machine import describe_machine
+from m2h_deploy.results import write_prediction
+from m2h_deploy.sources import folder_images, read_image
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One way once."""
+
+    rate: float
+    """Frames a second between the first and the last answer."""
+    whole: float
+    """Seconds from the call to its end."""
+
+
+class Clock:
+    """When how many frames were done."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._seen: list[tuple[float, int]] = []
+
+    def __call__(self, done: int, total: int) -> None:
+        if done:
+            self._seen.append((time.perf_counter(), done))
+
+    def run(self) -> Run:
+        (first, some), (last, all_) = self._seen[0], self._seen[-1]
+        return Run((all_ - some) / (last - first), time.perf_counter() - self._start)
+
+
+def one_process(bundle: Path, images: Path, threads: int) -> Run:
+    clock = Clock()
+    with tempfile.TemporaryDirectory(prefix="m2h-cluster-") as out, Runtime.load(bundle, threads=threads) as runtime:
+        cv2.setNumThreads(threads)
+        frames = folder_images(images)
+        for done, (name, file) in enumerate(frames, start=1):
+            image = read_image(file)
+            write_prediction(Path(out), name, image, runtime(image), runtime.manifest.classes)
+            clock(done, len(frames))
+    return clock.run()
+
+
+def pool(bundle: Path, images: Path, workers: int) -> Run:
+    clock = Clock()
+    with tempfile.TemporaryDirectory(prefix="m2h-cluster-") as out:
+        job = predict_folder(bundle, images, out, cluster=Cluster(workers=workers), progress=clock)
+        assert not job.failed and not job.reused
+    return clock.run()
+
+
+def ways(bundle: Path, images: Path, workers: list[int]) -> dict[str, Callable[[], Run]]:
+    threads = len(os.sched_getaffinity(0))
+    found: dict[str, Callable[[], Run]] = {"one process, 1 thread": lambda: one_process(bundle, images, 1)}
+    if threads > 1:
+        found[f"one process, {threads} threads"] = lambda: one_process(bundle, images, threads)
+    for count in workers:
+        found[f"Ray, {count} worker{'s' * (count > 1)}"] = lambda count=count: pool(bundle, images, count)  # type: ignore[misc]
+    return found
+
+
+def in_turns(ways: dict[str, Callable[[], Run]], rounds: int) -> dict[str, list[Run]]:
+    names = list(ways)
+    runs: dict[str, list[Run]] = {name: [] for name in names}
+    for index in range(rounds):
+        at = index % len(names)
+        for name in names[at:] + names[:at]:
+            runs[name].append(ways[name]())
+            say(f"{name}: {runs[name][-1].rate:.2f} frames/s, {runs[name][-1].whole:.1f} s")
+    return runs
+
+
+def markdown(runs: dict[str, list[Run]]) -> str:
+    base = statistics.median(run.rate for run in runs["one process, 1 thread"])
+    lines = ["| way | frames/s | times one thread | whole, s |", "|---|---:|---:|---:|"]
+    for name, found in runs.items():
+        rates = [run.rate for run in found]
+        rate, whole = statistics.median(rates), statistics.median(run.whole for run in found)
+        lines.append(f"| {name} | {rate:.2f} ({min(rates):.2f}, {max(rates):.2f}) | {rate / base:.2f} | {whole:.1f} |")
+    return "\n".join(lines)
+
+
+def make_bundle(folder: Path) -> Path:
+    from engines import build_bundle
+    from export import export_onnx
+    from m2h_deploy.model import load_checkpoint
+
+    graph = export_onnx(load_checkpoint("m2h-tiny"), folder / "model.onnx")
+    return build_bundle(graph, folder / "bundle").path
+
+
+def make_images(folder: Path, count: int) -> Path:
+    """`count` files of a few different rooms: what is in them does not change the time."""
+    folder.mkdir()
+    rooms = [cv2.imencode(".png", render_room(0, index, 480, 640).image)[1].tobytes() for index in range(min(count, 8))]
+    for index in range(count):
+        (folder / f"room{index:05d}.png").write_bytes(rooms[index % len(rooms)])
+    return folder
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, help="m2h-tiny at 224 x 224 by default")
+    parser.add_argument("--frames", type=int, default=400, help="images of 640 x 480")
+    parser.add_argument("--workers", default="1,2", help="separated by commas")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write every run to this file too")
+    options = parser.parse_args()
+    machine = describe_machine()
+    with tempfile.TemporaryDirectory(prefix="m2h-cluster-") as name:
+        folder = Path(name)
+        bundle = options.bundle or make_bundle(folder)
+        images = make_images(folder / "images", options.frames)
+        runs = in_turns(ways(bundle, images, [int(count) for count in options.workers.split(",")]), options.rounds)
+    print(markdown(runs))
+    print(f"\n{options.frames} frames, {options.rounds} rounds, {machine.cpu}, {len(machine.affinity)} cores, "
+          f"load before {machine.load:.1f}")  # fmt: skip
+    if options.json:
+        plain: dict[str, Any] = {name: [dataclasses.asdict(run) for run in found] for name, found in runs.items()}
+        content = {"frames": options.frames, "machine": dataclasses.asdict(machine), "runs": plain}
+        options.json.write_text(json.dumps(content, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -35,7 +35,6 @@ START = 120.0
 #: Seconds from SIGTERM to SIGKILL: Triton's own limit for requests in flight, and some for the rest.
 PATIENCE = 40.0
 
-_SERVER = "tritonserver"
 _ERROR = re.compile(r"E\d{4} ")
 
 
@@ -146,25 +145,22 @@ class _Worker:
 
     def wait_until_ready(self, stops: _Stops) -> bool:
         """True when the server answers, False when the process is told to end before."""
-        deadline, seen = time.monotonic() + START, False
+        deadline = time.monotonic() + START
         while not stops.number:
             line = self._reported()
             if line == "ready":
                 return True
-            running = self._process.poll() is None
-            serving = _SERVER in group_members(self.group).values()
-            # nvidia-pytriton would wait two minutes for a server that is gone.
-            if line or not running or (seen and not serving) or time.monotonic() > deadline:
+            if line or self._process.poll() is not None or time.monotonic() > deadline:
                 raise self._failure(line or self._reported(), "Triton did not start")
-            seen = seen or serving
             stops.wait(0.05)
         return False
 
     def wait(self, stops: _Stops) -> None:
         """Until the process is told to end. Raises M2HError when the server ends before."""
         while not stops.number:
-            if self._process.poll() is not None:
-                raise self._failure(self._reported(), "Triton ended on its own")
+            line = self._reported()
+            if line or self._process.poll() is not None:
+                raise self._failure(line or self._reported(), "Triton ended on its own")
             stops.wait(0.2)
 
     def stop(self, stops: _Stops) -> None:

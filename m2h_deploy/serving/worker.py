@@ -2,8 +2,9 @@
 
     python -m m2h_deploy.serving.worker OPTIONS FOLDER REPORT
 
-OPTIONS is JSON of `ServeOptions`, FOLDER a new folder for Triton's files, REPORT a file descriptor. One line is written
-there: `ready`, or `failed CODE REASON`. SIGTERM ends it when the requests that were accepted are answered.
+OPTIONS is JSON of `ServeOptions`, FOLDER a new folder for Triton's files, REPORT a file descriptor. A line is written
+there: `ready`, `failed CODE REASON`, or `ended` when Triton did so by itself. SIGTERM ends the process when the requests
+that were accepted are answered.
 """
 
 from __future__ import annotations
@@ -53,10 +54,14 @@ def tensors(runtime: Runtime) -> tuple[list[Any], list[Any]]:
     return [Tensor(name=IMAGE, dtype=np.uint8, shape=(*size, 3))], outputs
 
 
-def make_server(options: ServeOptions, runtime: Runtime, folder: Path) -> Any:
-    """A Triton server, not yet started, with the bundle bound to it."""
+def make_server(options: ServeOptions, runtime: Runtime, folder: Path, ended: Callable[[], None]) -> Any:
+    """A Triton server, not yet started, with the bundle bound to it. `ended` is called when it ends by itself."""
     from pytriton.model_config import DynamicBatcher, ModelConfig
     from pytriton.triton import Triton, TritonConfig  # type: ignore[import-not-found,import-untyped]
+
+    class Server(Triton):
+        def _on_tritonserver_exit(self, *_: Any) -> None:  # the wheel's own one waits two minutes where it starts
+            ended()
 
     config = TritonConfig(
         http_address=options.host,
@@ -67,7 +72,7 @@ def make_server(options: ServeOptions, runtime: Runtime, folder: Path) -> Any:
         metrics_port=options.metrics_port,
         exit_timeout_secs=LINGER,
     )
-    server = Triton(config=config, workspace=folder)
+    server = Server(config=config, workspace=folder)
     inputs, outputs = tensors(runtime)
     batcher = DynamicBatcher(max_queue_delay_microseconds=round(options.delay_ms * 1000))
     server.bind(
@@ -86,13 +91,13 @@ def run(options: ServeOptions, folder: Path, report: Callable[[str], None]) -> N
     signal.signal(signal.SIGTERM, lambda number, frame: end.set())
     with Runtime.load(options.bundle, threads=options.threads) as runtime:
         warm_up(runtime, options.max_batch)
-        server = make_server(options, runtime, folder)
+        server = make_server(options, runtime, folder, ended=lambda: report("ended"))
         try:
             server.run()
             report("ready")
             while not end.wait(0.5):
                 if not server.is_alive():
-                    raise M2HError("Triton ended on its own")
+                    report("ended")
             drain(options, server)
         finally:
             server.stop()

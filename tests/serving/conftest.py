@@ -159,7 +159,7 @@ class Triton:
                     probe.bind(("127.0.0.1", port))
                 except OSError:
                     left.append(f"port {port}")
-        left += [path.name for path in server.temporary.iterdir()]
+        left += [path.name for path in server.temporary.glob("m2h-serve-*")]
         if group is not None:
             left += [path.name for path in Path("/dev/shm").glob(f"pytrtion{group}-*")]
         return left

@@ -23,6 +23,7 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     cache: Annotated[Path | None, typer.Option(help="Where frames are kept (default: in the folder).")] = None,
     workers: Annotated[int, typer.Option(help="Processes that read or render frames.", min=1)] = 1,
+    qat: Annotated[bool, typer.Option("--qat", help="Fine-tune the config's checkpoint for INT8.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train a network with the paper's recipe and evaluate it. Ctrl-C saves the state; go on with --resume."""
@@ -31,7 +32,7 @@ def train(
 
     if device not in ("auto", "cpu", "cuda"):
         raise M2HError(f"device '{device}': choose auto, cpu or cuda")
-    result = train_network(config, output, resume=resume, device=device, cache=cache, workers=workers)
+    result = train_network(config, output, resume=resume, device=device, cache=cache, workers=workers, qat=qat)
     if as_json:
         print_json(result)
     else:

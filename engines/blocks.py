@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 
 import onnx
 
-from m2h_deploy.blocks import UNKNOWN, block_of
+from m2h_deploy.blocks import UNKNOWN, block_of, matches
 from m2h_deploy.errors import M2HError
 
 __all__ = ["UNKNOWN", "block_of", "blocks_in", "check_patterns", "matches"]
@@ -16,15 +15,6 @@ __all__ = ["UNKNOWN", "block_of", "blocks_in", "check_patterns", "matches"]
 def blocks_in(proto: onnx.ModelProto) -> tuple[str, ...]:
     """Blocks of a graph, in the order of the forward pass."""
     return tuple(dict.fromkeys(block_of(node.name) for node in proto.graph.node))
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """True where a node name matches any pattern.
-
-    A pattern with a slash is a glob over the whole name (`/heads.*/final/*`), one without is a glob over the block
-    (`heads.*`, `wmca`).
-    """
-    return any(fnmatchcase(name if "/" in pattern else block_of(name), pattern) for pattern in patterns)
 
 
 def check_patterns(proto: onnx.ModelProto, patterns: Sequence[str], source: str) -> None:

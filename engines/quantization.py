@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 from engines.blocks import check_patterns, matches
 from engines.functions import drop_unused_initializers
 from engines.modelopt import quiet_modelopt
+from m2h_deploy.blocks import KEPT_IN_FLOAT
 from m2h_deploy.errors import M2HError
 
 #: Layers that INT8 speeds up, with their weight as a constant second input.
@@ -39,21 +40,7 @@ class QuantPolicy:
     quantise: tuple[str, ...] = ("*",)
     weights_only: bool = False
     """Store the weights of Linear layers in INT8 and compute in FP16: what TensorRT-RTX has INT8 for."""
-    keep: tuple[str, ...] = (
-        "/backbone/patch_embed/*",
-        "/heads.*/final/*",
-        "*/gate/*",
-        "/heads.*/aspp/pooled*",
-        "mstr",
-        "wmca",
-        # The deploy form: heads end in `end`, or in a product made of the last two layers and the residual beside it.
-        "/heads.*/end/*",
-        "/heads.*/upsample2/MatMul*",
-        "/heads.*/upsample2/residual/*",
-        "/context.*/gates.*/*",
-        "*/mean/*",
-        "*_mean/*",
-    )
+    keep: tuple[str, ...] = KEPT_IN_FLOAT
 
 
 def load_policy(path: str | os.PathLike[str]) -> QuantPolicy:

@@ -7,11 +7,49 @@ name is the block: `backbone`, `mstr`, `msf.<task>`, `wmca`, `context` or `conte
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
 #: Block of a node whose name says none.
 UNKNOWN = "unknown"
+
+#: What INT8 leaves in float by default, as patterns of `matches`; the reasons are `engines.quantization.QuantPolicy`'s.
+#: Quantisation-aware fine-tuning leaves the same in float.
+KEPT_IN_FLOAT = (
+    "/backbone/patch_embed/*",
+    "/heads.*/final/*",
+    "*/gate/*",
+    "*/gate.*/*",
+    "*/squeeze/*",
+    "*/squeeze.*/*",
+    "*/excite/*",
+    "/heads.*/aspp/pooled*",
+    "mstr",
+    "wmca",
+    # The deploy form: heads end in `end`, or in a product made of the last two layers and the residual beside it.
+    "/heads.*/end/*",
+    "/heads.*/upsample2/MatMul*",
+    "/heads.*/upsample2/residual/*",
+    "/context.*/gates.*/*",
+    "*/mean/*",
+    "*_mean/*",
+    # Their layers in the network as published.
+    "/heads.*/spatial/*",
+    "/heads.normals/upsample2/refine/*",
+    "/heads.edges/upsample2/refine/*",
+)
 
 
 def block_of(name: str) -> str:
     """The paper's block of a node name: `/msf.edges/blocks.0/Conv` gives `msf.edges`."""
     parts = name.split("/")
     return parts[1] if len(parts) > 2 and parts[0] == "" and parts[1] else UNKNOWN
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """True where a node name matches any pattern.
+
+    A pattern with a slash is a glob over the whole name (`/heads.*/final/*`), one without is a glob over the block
+    (`heads.*`, `wmca`).
+    """
+    return any(fnmatchcase(name if "/" in pattern else block_of(name), pattern) for pattern in patterns)

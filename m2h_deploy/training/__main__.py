@@ -18,6 +18,7 @@ def main() -> int:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--cache", help="where frames are kept (default: in the folder)")
     parser.add_argument("--workers", type=int, default=1, help="processes that read or render frames")
+    parser.add_argument("--qat", action="store_true", help="fine-tune the config's checkpoint for INT8")
     arguments = parser.parse_args()
     try:
         result = run(
@@ -27,6 +28,7 @@ def main() -> int:
             device=arguments.device,
             cache=arguments.cache,
             workers=arguments.workers,
+            qat=arguments.qat,
         )
     except M2HError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -20,6 +20,7 @@ from m2h_deploy.training.config import DataConfig, TrainConfig, load_config
 from m2h_deploy.training.evaluation import evaluate, table
 from m2h_deploy.training.loop import STATE, Run, run_stages
 from m2h_deploy.training.parallel import join_group
+from m2h_deploy.training.qat import calibration_batches, check_qat, insert_quantisers, without_quantisers
 from m2h_deploy.training.record import Record, plot_record
 from m2h_deploy.training.speed import keep_freed_memory
 from m2h_deploy.training.state import Position, load_state
@@ -34,9 +35,11 @@ def run(
     device: str = "auto",
     cache: str | os.PathLike[str] | None = None,
     workers: int = 1,
+    qat: bool = False,
 ) -> dict[str, Any]:
     """`train` with the run that a TOML file describes; what `m2h-deploy train` calls."""
-    return train(load_config(config_path), output, resume=resume, device=device, cache=cache, workers=workers)
+    config = load_config(config_path)
+    return train(config, output, resume=resume, device=device, cache=cache, workers=workers, qat=qat)
 
 
 def train(
@@ -47,6 +50,7 @@ def train(
     device: str = "auto",
     cache: str | os.PathLike[str] | None = None,
     workers: int = 1,
+    qat: bool = False,
 ) -> dict[str, Any]:
     """Train, evaluate, and return what `evaluate` says of the result on the validation frames.
 
@@ -55,13 +59,18 @@ def train(
     rendered by `workers` processes. `device` is `auto`, `cpu` or `cuda`.
 
     A run that was killed goes on with `resume=True` from its last saved state, to the same bits on the same machine.
+    With `qat` the config's checkpoint is fine-tuned as INT8 will see it: layers round their inputs and weights, and the
+    evaluation is of that network, with the one before the fine-tuning as `before`; the checkpoint is an ordinary one.
     Under `torchrun` each process takes its share of every batch; those that do not lead return nothing.
-    Raises M2HError for a folder that holds another run, data that cannot be read, or a loss that is not finite;
+    Raises M2HError for a folder that holds another run, data that cannot be read, a loss that is not finite, or `qat`
+    without a checkpoint or without ModelOpt;
     KeyboardInterrupt after Ctrl-C, with the state saved.
     """
+    if qat:
+        check_qat(config)
     group = join_group()
     folder = Path(output)
-    state = _prepare_folder(folder, config, resume=resume)
+    state = _prepare_folder(folder, config, resume=resume, qat=qat)
     keep_freed_memory()
     place = _device(device)
     frames_root = Path(cache) if cache is not None else folder / "frames"
@@ -72,8 +81,10 @@ def train(
     if group.leads:
         group.wait()
     model = _initial_model(config).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    before = _quantise(model, config, frames, validation if group.leads and state is None else None) if qat else {}
     position = Position()
     if state is not None:
+        before = state.get("before", {})
         model.load_state_dict(state["model"])
         position = Position(**state["position"])
     work = Run(
@@ -87,12 +98,14 @@ def train(
         teacher=_teacher(config, place),
         position=position,
         saved=state["stage"] if state is not None else {},
+        qat=qat,
+        before=before,
     )
     run_stages(work)
     return _finish(work, validation) if group.leads else {}
 
 
-def _prepare_folder(folder: Path, config: TrainConfig, *, resume: bool) -> dict[str, Any] | None:
+def _prepare_folder(folder: Path, config: TrainConfig, *, resume: bool, qat: bool) -> dict[str, Any] | None:
     """The state to go on from, if there is one."""
     state_file = folder / STATE
     if state_file.is_file():
@@ -101,6 +114,8 @@ def _prepare_folder(folder: Path, config: TrainConfig, *, resume: bool) -> dict[
         state = load_state(state_file)
         if state["config"] != repr(config):
             raise M2HError(f"{folder} holds a run with another config: resume it with its own, or give another folder")
+        if state.get("qat", False) != qat:
+            raise M2HError(f"{folder} holds a run {'without' if qat else 'with'} --qat: resume it as it was begun")
         return state
     if (folder / "model.safetensors").exists():
         raise M2HError(f"{folder} holds a finished run: give another folder")
@@ -139,6 +154,15 @@ def _initial_model(config: TrainConfig) -> M2H:
     return model
 
 
+def _quantise(model: M2H, config: TrainConfig, frames: FrameCache, validation: FrameCache | None) -> dict[str, Any]:
+    """Insert quantisers; returns the evaluation on `validation` in plain values, which a state can hold."""
+    insert_quantisers(model, calibration_batches(config, frames, next(model.parameters()).device))
+    if validation is None:
+        return {}
+    before: dict[str, Any] = json.loads(json.dumps(evaluate(model, validation.frames(), preset=config.preset)))
+    return before
+
+
 def _load_backbone(model: M2H, file: Path) -> None:
     try:
         model.backbone.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
@@ -155,10 +179,12 @@ def _teacher(config: TrainConfig, device: torch.device) -> M2H | None:
 
 def _finish(work: Run, validation: FrameCache) -> dict[str, Any]:
     result = evaluate(work.model, validation.frames(), preset=work.config.preset)
+    if work.qat:
+        result["before"] = work.before
     folder = work.folder
     write_text(folder / "evaluation.json", json.dumps(result, indent=2))
     write_text(folder / "evaluation.md", table(result))
     plot_record(folder / "losses.csv", folder / "losses.png")
-    save_checkpoint(work.model, folder / "model.safetensors")
+    save_checkpoint(without_quantisers(work.model) if work.qat else work.model, folder / "model.safetensors")
     (folder / STATE).unlink()
     return result

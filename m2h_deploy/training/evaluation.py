@@ -102,9 +102,15 @@ def _update(metrics: dict[str, Metric], frame: Frame, outputs: dict[str, np.ndar
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result of `evaluate` as a Markdown table; shares are in percent."""
-    lines = ["| metric | value |", "| --- | --- |"]
+    """The result of `evaluate` as a Markdown table; shares are in percent.
+
+    With `before`, another such result in it, that one has a column of its own.
+    """
+    results = [result, *([result["before"]] if "before" in result else [])]
+    headings = ["value"] if len(results) == 1 else ["INT8, fine-tuned", "INT8, before"]
+    lines = ["| metric | " + " | ".join(headings) + " |", "| --- |" + " --- |" * len(results)]
     for task, key, heading, factor, decimals in _COLUMNS:
         if task in result:
-            lines.append(f"| {heading} | {factor * result[task][key]:.{decimals}f} |")
-    return "\n".join([*lines, f"| frames | {result['frames']} |"])
+            values = " | ".join(f"{factor * one[task][key]:.{decimals}f}" for one in results)
+            lines.append(f"| {heading} | {values} |")
+    return "\n".join([*lines, "| frames | " + " | ".join(str(one["frames"]) for one in results) + " |"])

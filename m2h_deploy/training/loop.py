@@ -67,6 +67,10 @@ class Run:
     position: Position = field(default_factory=Position)
     saved: dict[str, Any] = field(default_factory=dict)
     """State of the stage under way, where the run goes on from one."""
+    qat: bool = False
+    """Whether `model` carries INT8 quantisers."""
+    before: dict[str, Any] = field(default_factory=dict)
+    """Evaluation of the quantised network before its fine-tuning."""
 
 
 class Stage:
@@ -269,6 +273,8 @@ def _save(run: Run, stage: Stage | None) -> None:
         "position": asdict(run.position),
         "model": run.model.state_dict(),
         "stage": stage.state() if stage else {},
+        "qat": run.qat,
+        "before": run.before,
     }
     save_state(run.folder / STATE, values)
 

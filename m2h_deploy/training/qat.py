@@ -1,0 +1,123 @@
+"""Quantisation-aware fine-tuning: the network trains with the rounding that INT8 will bring.
+
+NVIDIA ModelOpt puts quantisers on the layers that an INT8 build quantises by default. Inputs are rounded to 8 bits with
+one range a layer, the largest magnitude seen on calibration frames, as the build measures it. Weights are rounded with
+one range per output channel, their largest magnitude at that step, as the build will find it. Gradients pass the
+rounding as if it were not there, and stop where a value is cut off at the end of its range.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from m2h_deploy.blocks import KEPT_IN_FLOAT, matches
+from m2h_deploy.errors import M2HError
+from m2h_deploy.model import M2H
+from m2h_deploy.preprocess import PRESETS
+from m2h_deploy.training.batches import read_batch
+from m2h_deploy.training.cache import FrameCache
+from m2h_deploy.training.config import TrainConfig
+from m2h_deploy.training.forward import forward
+from m2h_deploy.training.speed import CPUAttention
+
+#: Frames that ranges are measured on, as many as an INT8 build takes by default.
+CALIBRATION_FRAMES = 64
+_BATCH = 8
+
+_INPUT = {"num_bits": 8, "axis": None}
+_WEIGHT = {"num_bits": 8, "axis": 0, "type": "dynamic"}
+
+
+def check_qat(config: TrainConfig) -> None:
+    """Raises M2HError where a run has nothing to fine-tune, or ModelOpt's PyTorch part cannot be imported."""
+    if not config.checkpoint:
+        raise M2HError("quantisation-aware fine-tuning starts from trained weights: set checkpoint in the config")
+    _modelopt()
+
+
+def quantised_layers(model: M2H) -> tuple[str, ...]:
+    """Names of the modules that INT8 quantises by default, in the model's order."""
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and not matches(_node_path(model, name), KEPT_IN_FLOAT)
+    )
+
+
+def calibration_batches(config: TrainConfig, frames: FrameCache, device: torch.device) -> Iterator[Tensor]:
+    """The first frames of the training set as the network sees them, unaugmented: (N, 3, H, W), N at most 8."""
+    count = min(CALIBRATION_FRAMES, len(frames))
+    for start in range(0, count, _BATCH):
+        indices = np.arange(start, min(start + _BATCH, count))
+        batch = read_batch(frames, indices, (config.data.height, config.data.width))
+        yield batch.to(device).network_input(PRESETS[config.preset])
+
+
+def insert_quantisers(model: M2H, images: Iterable[Tensor]) -> None:
+    """Quantise `quantised_layers` of `model` in place, with ranges measured on batches of `images` (N, 3, H, W).
+
+    The ranges become buffers, part of the state dict, and stay as they are in training. The mode of the model is put
+    back. Raises M2HError where ModelOpt is missing.
+    """
+    mtq = _modelopt()
+    entries: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
+    for name in quantised_layers(model):
+        entries.append({"quantizer_name": f"{name}.input_quantizer", "cfg": _INPUT})
+        entries.append({"quantizer_name": f"{name}.weight_quantizer", "cfg": _WEIGHT})
+
+    def see_images(network: M2H) -> None:
+        with torch.no_grad(), CPUAttention():
+            for image in images:
+                # The order of training and of the deploy form: products before resizes.
+                forward(network, image)
+
+    training = model.training
+    model.eval()
+    with _quiet():
+        mtq.quantize(model, {"quant_cfg": entries, "algorithm": "max"}, see_images)
+    model.train(training)
+
+
+def without_quantisers(model: M2H) -> M2H:
+    """A plain network with the weights of a quantised one, unrounded, on the CPU and in eval mode."""
+    plain = M2H(model.config)
+    weights = model.state_dict()
+    plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
+    return plain.eval()
+
+
+def _node_path(model: nn.Module, name: str) -> str:
+    """A module's name as the exporter writes it into its nodes': `heads.depth.final` gives `/heads.depth/final/`."""
+    path, parent = "", model
+    for part in name.split("."):
+        path += ("." if isinstance(parent, nn.ModuleList | nn.ModuleDict | nn.Sequential) else "/") + part
+        parent = parent.get_submodule(part)
+    return f"{path}/"
+
+
+def _modelopt() -> Any:
+    try:
+        with _quiet():
+            return importlib.import_module("modelopt.torch.quantization")
+    except ImportError as error:
+        raise M2HError(
+            f"quantisation-aware fine-tuning needs NVIDIA ModelOpt, and {error.name or error} is not installed: "
+            "pip install 'm2h-deploy[qat]'"
+        ) from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep ModelOpt's remarks off the command's own output."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -15,7 +15,7 @@ MAX_BATCH = 1024
 #: The name of the input: raw pixels.
 IMAGE = "image"
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,49}")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ServeOptions:
 def check_name(name: str) -> None:
     """Raises M2HError on a model name that is no plain folder name: Triton makes paths and addresses of it."""
     if not _NAME.fullmatch(name):
-        raise M2HError(f"model name '{name}': use letters, digits, '.', '_' and '-', at most 100, not '.' or '-' first")
+        raise M2HError(f"model name '{name}': use letters, digits, '.', '_' and '-', at most 50, not '.' or '-' first")
 
 
 def check_batching(max_batch: int, delay_ms: float) -> None:

@@ -33,9 +33,10 @@ from m2h_deploy.serving.processes import group_members
 START = 120.0
 
 #: Seconds from SIGTERM to SIGKILL: Triton's own limit for requests in flight, and some for the rest.
-PATIENCE = 40.0
+PATIENCE = 60.0
 
-_ERROR = re.compile(r"E\d{4} ")
+#: What a line of Triton's log that tells of its end looks like, the surest first.
+_TELLING = (r"^error:", r"(?i)\berror\b", r"^E\d{4} ", "")
 
 
 def serve(options: ServeOptions, *, ready: Callable[[], None], log: Path | None = None) -> None:
@@ -49,7 +50,7 @@ def serve(options: ServeOptions, *, ready: Callable[[], None], log: Path | None 
         check_environment()
         load_bundle(options.bundle)
         check_ports(options)
-        folder = Path(tempfile.mkdtemp(prefix="m2h-serve-"))
+        folder = Path(tempfile.mkdtemp(prefix="m2h-serve-"))  # short: sockets lie in it, and their names have a limit
         try:
             with _log_file(log or folder / "log") as stream:
                 _serve(_Worker(options, folder / "triton", stream), stops, ready)
@@ -205,6 +206,6 @@ class _Worker:
 def _last_words(log: Path) -> str:
     """The line of Triton's log that says most about its end."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error:")] or [line for line in lines if _ERROR.match(line)]
-    telling = errors or lines or ["it wrote nothing"]
+    by_weight = ([line for line in lines if re.search(pattern, line)] for pattern in _TELLING)
+    telling = next(filter(None, by_weight), ["it wrote nothing"])
     return " ".join(telling[-1].split())[:300]

@@ -3,8 +3,8 @@
     python -m m2h_deploy.serving.worker OPTIONS FOLDER REPORT
 
 OPTIONS is JSON of `ServeOptions`, FOLDER a new folder for Triton's files, REPORT a file descriptor. A line is written
-there: `ready`, `failed CODE REASON`, or `ended` when Triton did so by itself. SIGTERM ends the process when the requests
-that were accepted are answered.
+there: `ready`, `failed CODE REASON`, or `ended` when Triton did so by itself. SIGTERM ends the process when the
+requests that were accepted are answered.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def main() -> int:
     try:
         run(options, Path(folder), report)
     except Exception as error:
-        words = " ".join(str(error).split()) or type(error).__name__
+        words = " ".join(str(error).split())[:500] or type(error).__name__
         report(f"failed {error.exit_code if isinstance(error, M2HError) else 2} {words}")
         return 2
     return 0

@@ -108,6 +108,10 @@ def test_the_line_that_tells_most_is_taken_from_tritons_log(tmp_path):
     assert _last_words(log) == "E1122 10:00 a.cc:1] trouble"
     log.write_text("E1122 10:00 a.cc:1] trouble\nerror: creating server:\nbye\n")
     assert _last_words(log) == "error: creating server:"
+    log.write_text("tritonserver: error while loading shared libraries: libcudart\nexited with failure. Please wait.\n")
+    assert _last_words(log).startswith("tritonserver: error while loading")
+    log.write_text("I1122 fine\nSignal (11) received.\n")
+    assert _last_words(log) == "Signal (11) received."
     log.write_text("")
     assert _last_words(log) == "it wrote nothing"
 

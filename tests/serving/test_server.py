@@ -8,7 +8,8 @@ import signal
 import socket
 import subprocess
 import time
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -108,6 +109,15 @@ def test_the_server_listens_on_one_address_alone(server):
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
         with pytest.raises(ConnectionRefusedError):  # every address of 127/8 is this machine's
             socket.create_connection(("127.0.0.2", port), timeout=5)
+
+
+@pytest.mark.parametrize("door", ["repository/models/m2h/unload", "systemsharedmemory/region/x/register"])
+def test_nobody_else_takes_the_model_away_or_opens_shared_memory(server, door):
+    request = Request(f"http://127.0.0.1:{server.http}/v2/{door}", data=b"{}", method="POST")
+    with pytest.raises(HTTPError) as error:
+        urlopen(request, timeout=10)
+    assert error.value.code == 403
+    assert urlopen(f"http://127.0.0.1:{server.http}/v2/models/m2h/ready", timeout=10).status == 200
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])

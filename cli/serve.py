@@ -35,12 +35,11 @@ def serve(
     options = ServeOptions(
         bundle, name, host, http_port, grpc_port, metrics_port, max_batch=max_batch, delay_ms=delay_ms, threads=threads
     )
-    shown = f"[{host}]" if ":" in host else host
     addresses = {
         "model": name,
-        "http": f"{shown}:{http_port}",
-        "grpc": f"{shown}:{grpc_port}",
-        "metrics": f"http://{shown}:{metrics_port}/metrics",
+        "http": f"{host}:{http_port}",
+        "grpc": f"{host}:{grpc_port}",
+        "metrics": f"http://{host}:{metrics_port}/metrics",
     }
 
     def ready() -> None:

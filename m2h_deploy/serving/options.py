@@ -38,6 +38,8 @@ class ServeOptions:
     def __post_init__(self) -> None:
         check_name(self.name)
         check_batching(self.max_batch, self.delay_ms)
+        if ":" in self.host:
+            raise M2HError(f"host {self.host}: nvidia-pytriton takes IPv4 addresses and names")
         ports = self.ports
         for use, port in ports.items():
             if not 1 <= port <= 65535:

@@ -110,7 +110,7 @@ def drain(options: ServeOptions, server: Any) -> None:
     """
     from tritonclient.http import InferenceServerClient  # type: ignore[import-not-found,import-untyped]
 
-    with InferenceServerClient(_address(options.host, options.http_port)) as client:
+    with InferenceServerClient(f"{options.host}:{options.http_port}") as client:
         client.unload_model(options.name, headers={"triton-access-token": server.get_access_token()})
     deadline = time.monotonic() + DRAIN
     # Triton forgets the model's name at once; the process that runs it goes with the last request.
@@ -118,10 +118,6 @@ def drain(options: ServeOptions, server: Any) -> None:
         if time.monotonic() > deadline:
             raise M2HError(f"requests were still open after {DRAIN:g} s, and were cut off")
         time.sleep(0.05)
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def main() -> int:

@@ -31,6 +31,7 @@ def command(*words: object) -> tuple[int, str]:
     [
         ({"name": "a/b"}, "model name 'a/b'"),
         ({"http_port": 0}, "HTTP port 0"),
+        ({"host": "::1"}, "IPv4"),
         ({"grpc_port": 70000}, "gRPC port 70000"),
         ({"http_port": 8001}, "need one each"),
         ({"max_batch": 0}, "largest batch 0"),
@@ -53,12 +54,15 @@ def test_a_taken_port_is_found_before_the_start():
     http, grpc, metrics = free_ports()
     options = ServeOptions(Path("bundle"), http_port=http, grpc_port=grpc, metrics_port=metrics)
     check_ports(options)
-    with socket.create_server(("127.0.0.1", metrics)), pytest.raises(M2HError, match=f"{metrics} for metrics"):
+    with (
+        socket.create_server(("127.0.0.1", metrics)),
+        pytest.raises(M2HError, match=f"{metrics} for metrics .* --metrics-port"),
+    ):
         check_ports(options)
 
 
 def test_an_address_that_is_not_this_machines_is_refused():
-    with pytest.raises(M2HError, match=r"cannot listen on nowhere\.invalid:8000 for HTTP"):
+    with pytest.raises(M2HError, match=r"cannot listen on nowhere\.invalid:8000 .* give another --host"):
         check_ports(ServeOptions(Path("bundle"), host="nowhere.invalid"))
 
 

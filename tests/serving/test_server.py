@@ -144,6 +144,26 @@ def test_a_taken_port_is_named_in_one_line_before_anything_starts(triton, server
     assert "--grpc-port" in said
 
 
+def test_two_signals_at_once_are_one_and_a_later_second_one_ends_it_at_once(triton, small_bundle):
+    with triton.served(small_bundle) as server:
+        group = server.worker_group()
+        for _ in range(2):
+            server.process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        assert triton.wait(server)[0] == 0
+    assert triton.left_behind(server, group) == []
+    with triton.served(small_bundle) as server:
+        group = server.worker_group()
+        os.kill(group, signal.SIGSTOP)  # what would hold it up
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(1.2)
+        server.process.send_signal(signal.SIGTERM)
+        code, said = triton.wait(server)
+    assert code == 2
+    assert "requests in flight were cut off" in said
+    assert triton.left_behind(server, group) == []
+
+
 @pytest.mark.parametrize("seconds", [0.0, 2.0, 4.0])
 def test_told_to_end_while_it_starts_it_leaves_nothing(triton, small_bundle, seconds):
     server = triton.start(small_bundle)

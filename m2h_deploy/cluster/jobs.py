@@ -52,11 +52,11 @@ class JobResult:
     failed: tuple[str, ...]
     """Why, of frames that have no result."""
     workers: int
-    """0 where nothing was left to do."""
+    """That had work; 0 where nothing was left to do."""
     replaced: int
     """Workers that died and were started again by Ray, as far as they had answered."""
     seconds: float
-    """From the first answer's wait on; starting Ray is not in it."""
+    """What the job took, the engines' loading included and Ray's start not."""
 
 
 class FrameWorker(ABC):
@@ -90,6 +90,8 @@ class FrameWorker(ABC):
                 self._opened = True
         except M2HError as error:
             self._fatal = str(error)
+        except Exception as error:  # an engine's or a library's: the job ends with it in any case
+            self._fatal = _words(error)
         if self._fatal:
             return "fatal", self._fatal, b""
         try:
@@ -100,6 +102,8 @@ class FrameWorker(ABC):
         except M2HError as error:
             text = str(error)
             return "failed", text if row.name in text else f"{row.name}: {text}", b""
+        except Exception as error:  # one frame's trouble must not take the others down
+            return "failed", f"{row.name}: {_words(error)}", b""
 
     @abstractmethod
     def open(self) -> None:
@@ -141,11 +145,13 @@ def run_job(
     skipped: list[str] = []
     seen: set[str] = set()
     session = connect() if rows else None
+    size = max(task_frames, math.ceil(len(rows) / _MOST_TASKS))
+    workers = 0 if session is None else min(session.workers, math.ceil(len(rows) / size))
     start = time.perf_counter()
     total = reused + len(rows)
     if progress is not None:
         progress(reused, total)
-    for answer in _answers(session, worker, arguments, rows, task_frames) if session is not None else ():
+    for answer in _answers(session, worker, arguments, rows, workers, size) if session is not None else ():
         status, text = answer["status"], answer["text"]
         if status == "fatal":
             raise M2HError(text)
@@ -164,24 +170,28 @@ def run_job(
     lost = [row.name for row in rows if row.key not in answered]
     if lost:
         raise M2HError(f"Ray gave no answer for {len(lost)} frames, {lost[0]} the first: run the same command again")
-    workers = session.workers if session is not None else 0
     frames = total - len(failed) - len(skipped)
     seconds = time.perf_counter() - start
     return JobResult(frames, reused, tuple(skipped), tuple(failed), workers, max(0, len(seen) - workers), seconds)
 
 
 def _answers(
-    session: Session, worker: type[FrameWorker], arguments: tuple[Any, ...], rows: Sequence[Row], task_frames: int
+    session: Session,
+    worker: type[FrameWorker],
+    arguments: tuple[Any, ...],
+    rows: Sequence[Row],
+    workers: int,
+    size: int,
 ) -> Iterator[dict[str, Any]]:
-    """Ray Data: rows in blocks, a pool of actors, answers one by one. A dead actor is started again without limit, and
-    what it had in work goes to another: Ray Data's default."""
+    """Ray Data: rows in blocks, a pool of actors, answers one by one.
+
+    A dead actor is started again without limit, and what it had in work goes to another: Ray Data's default.
+    """
     ray = session.ray
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    size = max(task_frames, math.ceil(len(rows) / _MOST_TASKS))
     items = [{field: getattr(row, field) for field in _FIELDS} for row in rows]
     frames = ray.data.from_items(items, override_num_blocks=math.ceil(len(rows) / size))
-    workers = min(session.workers, math.ceil(len(rows) / size))
     answers = frames.map_batches(
         worker,
         fn_constructor_args=arguments,
@@ -193,8 +203,11 @@ def _answers(
     )
     try:
         yield from answers.iter_rows()
-    except ray.exceptions.RayError as error:
-        words = str(error).strip().splitlines()
-        raise M2HError(
-            f"Ray gave up: {words[-1] if words else type(error).__name__}: run the same command again"
-        ) from error
+    except Exception as error:  # Ray Data's own and those of Ray have no common base
+        raise M2HError(f"Ray gave up ({_words(error)}): run the same command again") from error
+
+
+def _words(error: Exception) -> str:
+    """An error that is not this project's, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -63,5 +63,9 @@ class State:
             raise M2HError(f"{tries} workers died on it; not tried again in this job")
         with mark.open("ab") as file:
             file.write(b".")
-        yield
+        try:
+            yield
+        except Exception:  # a reason is an answer; what leaves the mark is a process that is no more
+            mark.unlink(missing_ok=True)
+            raise
         mark.unlink(missing_ok=True)

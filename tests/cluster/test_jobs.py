@@ -134,7 +134,7 @@ def test_what_one_worker_cannot_open_is_one_line(tiny_bundle, tiny_onnx, tmp_pat
 
 
 class Deadly(FrameWorker):
-    """Dies on the frame that is called so."""
+    """Dies on the frame that is called so, and raises what nobody expects on another."""
 
     def open(self):
         pass
@@ -142,17 +142,22 @@ class Deadly(FrameWorker):
     def work(self, row):
         if row.name == "deadly":
             os._exit(1)
+        if row.name == "odd":
+            raise ZeroDivisionError("by zero\nindeed")
         return "done", "", row.name.encode()
 
 
 def test_a_frame_that_kills_its_workers_is_given_up_and_named(tmp_path):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests
-    rows = [Row(name, f"key-{name}", "") for name in ("a", "b", "deadly", "c")]
+    rows = [Row(name, f"key-{name}", "") for name in ("a", "b", "odd", "deadly", "c")]
     kept = {}
     with on_demand(TWO) as connect:
         state = State.begin(tmp_path / "work")
         job = run_job(connect, Deadly, (state,), rows, task_frames=2, keep=kept.__setitem__)
-    assert job.failed == (f"deadly: {MOST_TRIES} workers died on it; not tried again in this job",)
+    assert sorted(job.failed) == [
+        f"deadly: {MOST_TRIES} workers died on it; not tried again in this job",
+        "odd: ZeroDivisionError: by zero",
+    ]
     assert kept == {"key-a": b"a", "key-b": b"b", "key-c": b"c"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -40,9 +41,11 @@ def test_a_frame_is_given_up_when_too_many_workers_died_on_it(tmp_path):
         pass
 
 
-def test_a_frame_that_succeeds_leaves_no_mark(tmp_path):
+@pytest.mark.parametrize("reason", [None, M2HError("unreadable"), ValueError("unexpected")])
+def test_a_frame_that_has_an_answer_leaves_no_mark(reason, tmp_path):
     state = State.begin(tmp_path / "work")
     for _ in range(MOST_TRIES + 1):
-        with state.attempt("frame"):
-            pass
+        with contextlib.suppress(M2HError, ValueError), state.attempt("frame"):
+            if reason is not None:
+                raise reason
     assert not list((state.folder / "tries").iterdir())

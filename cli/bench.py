@@ -126,9 +126,10 @@ def _size(text: str) -> tuple[int, int]:
 
 def _check_places(files: list[Path], html: Path | None) -> None:
     """Raises M2HError where a result could not be written at the end of a long measurement."""
+    from m2h_deploy.files import check_writable
+
     for file in files:
-        if file.is_dir() or not file.absolute().parent.is_dir():
-            raise M2HError(f"cannot write {file}: {'it is a folder' if file.is_dir() else 'no such folder'}")
+        check_writable(file)
     if html is not None:
         from m2h_deploy.pages import check_jinja
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -94,4 +95,5 @@ def build(
         say(note, "yellow")
     if trtexec and "trtexec" in manifest.engine.options:
         command = str(manifest.engine.options["trtexec"])
-        out.print(command.replace("model.onnx", (graph or model).name), markup=False, soft_wrap=True)
+        file = shlex.quote((graph or model).name)
+        out.print(command.replace("model.onnx", file), markup=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -95,7 +96,13 @@ def _joined(reports: list[CheckReport]) -> CheckReport:
 def print_check(report: CheckReport, as_json: bool, console: Any = out) -> None:
     if as_json:
         rows = [
-            {"output": d.output, "input": d.input, "max_error": d.max_error, "mean_error": d.mean_error, "psnr": d.psnr}
+            {
+                "output": d.output,
+                "input": d.input,
+                "max_error": d.max_error,
+                "mean_error": d.mean_error,
+                "psnr": d.psnr if math.isfinite(d.psnr) else None,
+            }
             for d in report.differences
         ]
         print_json({"passed": report.passed, "failures": list(report.failures), "differences": rows})

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from cli.app import JsonFlag, app
 from m2h_deploy.console import out, print_json, print_values
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cli.app import app
 from m2h_deploy.console import make_progress, say
 from m2h_deploy.files import make_folder
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()

@@ -73,8 +73,8 @@ def run(
             sinks.append(_Files(output, runtime, npz=npz))
         summary = _run(runtime, frames, sinks, limit)
     summary["output"] = str(output) if files else None
-    written = {"video": video, "rerun": rerun}
-    summary |= {name: str(path) for name, path in written.items() if path is not None and path.exists()}
+    written = {"video": video, "rerun": rerun} if summary["read"] > summary["failed"] else {}
+    summary |= {name: str(path) for name, path in written.items() if path is not None}
     print_json(summary) if as_json else print_values(summary)
     if summary["interrupted"]:
         raise KeyboardInterrupt
@@ -131,7 +131,7 @@ def _sinks(
         if camera is None and fov is None:
             say(f"no --fov or --intrinsics: the cloud assumes a view of {ASSUMED_FOV:g} degrees", "yellow")
         depth_range = runtime.manifest.depth_range
-        sinks.append(RerunLog(rerun, classes, depth_range, intrinsics=camera, fov=fov or ASSUMED_FOV))
+        sinks.append(RerunLog(rerun, classes, depth_range, intrinsics=camera, fov=ASSUMED_FOV if fov is None else fov))
     return sinks
 
 
@@ -171,10 +171,15 @@ def _run(runtime: Runtime, frames: Source, sinks: list[Any], limit: int | None) 
 def _predict(
     runtime: Runtime, frame: SourceFrame, sinks: list[Any], timings: list[dict[str, float]], progress: Progress
 ) -> bool:
-    """One frame; False where its numbers are none."""
+    """One frame; False where the engine does not take it, or its numbers are none."""
     from m2h_deploy.results import all_finite
 
-    prediction = runtime(frame.image)
+    try:
+        prediction = runtime(frame.image)
+    except M2HError as error:
+        text = str(error)
+        _complain(progress, M2HError(text if frame.name in text else f"{frame.name}: {text}"))
+        return False
     if not all_finite(prediction, runtime.tasks):
         _complain(progress, M2HError(f"{frame.name}: the engine gave values that are no numbers"))
         return False

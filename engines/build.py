@@ -25,7 +25,7 @@ from engines.tensorrt import BuildOptions, build_tensorrt
 from m2h_deploy import __version__
 from m2h_deploy.backends import BackendOptions, open_backend
 from m2h_deploy.backends.cache import user_cache_folder
-from m2h_deploy.backends.cuda import missing_gpu
+from m2h_deploy.backends.cuda import capability_here, missing_gpu
 from m2h_deploy.bundle import (
     Bundle,
     CalibrationInfo,
@@ -134,8 +134,8 @@ def build_bundle(
         if affinity:
             info = info.model_copy(update={"options": {**info.options, "affinity": list(affinity)}})
         write_manifest(folder, _manifest(proto, card, spec, info, report, source, folder))
-        if _runs_here(engine):
-            _prove(folder)
+        if _runs_here(info):
+            _prove(folder, tensorrt.plugins if tensorrt is not None else ())
     return load_bundle(out_dir)
 
 
@@ -310,19 +310,22 @@ def _run_reference(source: Path, spec: InputSpec) -> dict[str, NDArray[np.float3
     return dict(zip(names, session.run(names, {spec.name: pattern(spec)}), strict=True))
 
 
-def _runs_here(engine: str) -> bool:
-    if engine not in _NEED_GPU:
+def _runs_here(info: EngineInfo) -> bool:
+    if info.kind not in _NEED_GPU:
         return True
     try:
-        return missing_gpu() is None
+        # A plan for other cards is to be proved on one of those, by the runtime.
+        return missing_gpu() is None and (not info.targets or capability_here() in info.targets)
     except ModuleNotFoundError:  # a machine that only builds has no cuda-python
         return False
 
 
-def _prove(folder: Path) -> None:
+def _prove(folder: Path, plugins: tuple[Path, ...]) -> None:
     """Run the new bundle's self-test with the engine itself, before the bundle gets its place."""
     bundle = load_bundle(folder)
-    backend = open_backend(bundle, BackendOptions())
-    assert bundle.manifest.self_test is not None
-    check_self_test(bundle.manifest.self_test, backend.run(pattern(bundle.manifest.input)))
-    backend.close()
+    backend = open_backend(bundle, BackendOptions(plugins=plugins))
+    try:
+        assert bundle.manifest.self_test is not None
+        check_self_test(bundle.manifest.self_test, backend.run(pattern(bundle.manifest.input)))
+    finally:
+        backend.close()

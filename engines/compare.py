@@ -37,9 +37,13 @@ class CpuReference:
         return {name: decibels(noise) for name, noise in self.noise(proto).items()}
 
 
+#: What stands for no difference at all: JSON has no infinity, and float32 resolves no more.
+BEST_PSNR = 200.0
+
+
 def decibels(noise: float) -> float:
-    """A share of power as a signal-to-noise ratio; infinite for none."""
-    return float(-10 * np.log10(noise)) if noise > 0 else float("inf")
+    """A share of power as a signal-to-noise ratio, from -200 to 200: an output that is constant has no span."""
+    return float(np.clip(-10 * np.log10(noise), -BEST_PSNR, BEST_PSNR)) if noise > 0 else BEST_PSNR
 
 
 def _cpu_session(proto: onnx.ModelProto) -> ort.InferenceSession:

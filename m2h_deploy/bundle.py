@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import whole_folder, write_text
+from m2h_deploy.files import is_temporary, whole_folder, write_text
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -217,10 +217,16 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     manifest = _read_manifest(path)
     for name, expected in manifest.files.items():
         _check_file(path, name, expected)
-    unnamed = sorted(entry.name for entry in path.iterdir() if entry.name not in {MANIFEST, *manifest.files})
+    unnamed = _unnamed(path, manifest)
     if unnamed:  # an engine could read it, and nobody vouches for it
         raise M2HError(f"{path}: {unnamed[0]} is not named in the manifest; a bundle holds nothing else")
     return Bundle(path, manifest)
+
+
+def _unnamed(path: Path, manifest: Manifest) -> list[str]:
+    """What the bundle's folder holds beside it, but for a manifest that another process is writing."""
+    names = (entry.name for entry in path.iterdir() if entry.name not in {MANIFEST, *manifest.files})
+    return sorted(name for name in names if not is_temporary(name, MANIFEST))
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -296,8 +302,10 @@ def _check_replaceable(out: Path) -> None:
         return
     if not (out / MANIFEST).is_file():
         raise M2HError(f"{out} exists and is not a bundle: choose another place")
-    named = {MANIFEST, *_read_manifest(out).files}
-    others = sorted(entry.name for entry in out.iterdir() if entry.name not in named)
+    try:
+        others = _unnamed(out, _read_manifest(out))
+    except M2HError as error:
+        raise M2HError(f"{error}; to build in its place, remove {out} first") from None
     if others:
         raise M2HError(
             f"{out} holds {others[0]}, which its manifest does not name: choose another place or move it out"
@@ -329,9 +337,15 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def record_result(
     bundle: Bundle, *, parity: dict[str, Any] | None = None, latency: dict[str, Any] | None = None
 ) -> Bundle:
-    """The bundle with a parity or latency result in its manifest, on disk too."""
+    """The bundle with a parity or latency result in its manifest, on disk too.
+
+    What else was recorded meanwhile stays. Raises M2HError where the folder holds another engine by now.
+    """
     updates = {key: value for key, value in (("parity", parity), ("latency", latency)) if value is not None}
-    manifest = bundle.manifest.model_copy(update=updates)
+    present = _read_manifest(bundle.path)
+    if present.files != bundle.manifest.files:
+        raise M2HError(f"{bundle.path} was built again meanwhile: the result is of the engine before, and not recorded")
+    manifest = present.model_copy(update=updates)
     write_manifest(bundle.path, manifest)
     return Bundle(bundle.path, manifest)
 

@@ -37,8 +37,8 @@ def say(text: str, style: str | None = None) -> None:
 
 
 def print_json(values: Any) -> None:
-    """Plain values as one line of JSON on stdout."""
-    print(json.dumps(values))
+    """Plain values as one line of JSON on stdout. A number that JSON has not is a mistake of the caller's."""
+    print(json.dumps(values, allow_nan=False))
 
 
 def print_values(values: dict[str, Any]) -> None:

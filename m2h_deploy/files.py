@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -35,6 +36,12 @@ class NewFile:
     def discard(self) -> None:
         """Forget what was written. Harmless after `finish`."""
         self.temporary.unlink(missing_ok=True)
+
+
+def is_temporary(name: str, of: str) -> bool:
+    """Whether a file of this name is one that `NewFile` makes on the way to `of`."""
+    stem, suffix = re.escape(Path(of).stem), re.escape(Path(of).suffix)
+    return re.fullmatch(rf"\.{stem}\.\d+-[0-9a-f]{{8}}\.tmp{suffix}", name) is not None
 
 
 @contextmanager

@@ -63,12 +63,14 @@ class HealthRecord:
         self._counts = dict.fromkeys(_COUNTERS, 0)
         self._problems: deque[str] = deque(maxlen=_KEPT)
         self._on_problem = on_problem
+        self._settled = False
 
     def count(self, name: str, problem: str | None = None) -> int:
         """One more of `name`; how many there were before."""
         with self._lock:
             before = self._counts[name]
-            self._counts[name] = before + 1
+            if not (self._settled and name in (*FATES, "read")):  # it counts as cancelled already
+                self._counts[name] = before + 1
         if problem is not None:
             self.report(problem)
         return before
@@ -81,8 +83,9 @@ class HealthRecord:
             self._on_problem(problem)
 
     def settle(self) -> None:
-        """What is in work now counts as cancelled."""
+        """What is in work now counts as cancelled, and no frame is counted from here on."""
         with self._lock:
+            self._settled = True
             self._counts["cancelled"] += self._counts["read"] - sum(self._counts[name] for name in FATES)
 
     def snapshot(self) -> Health:

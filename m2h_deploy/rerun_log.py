@@ -79,13 +79,13 @@ class RerunLog:
             log("camera/edges", rr.Image(draw_edges(prediction.edges)[:, :, 0], color_model="L").compress())
 
     def close(self) -> None:
-        """Finish the file. Harmless to call twice."""
+        """Finish the file; without a frame there is none. Harmless to call twice."""
         if self._recording is None:
             return
         self._recording.flush()
         self._recording.disconnect()
         self._recording = None
-        self._file.finish()
+        self._file.finish() if self._count else self._file.discard()
 
 
 def point_cloud(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 from types import TracebackType
 from typing import Any, Literal
 
@@ -237,8 +237,9 @@ class Runtime:
         Harmless to call twice. An engine that is stuck is not waited for longer than two seconds.
         """
         self._closed = True
+        deadline = monotonic() + PATIENCE
         self._worker.close()
-        if self.engine.lock.acquire(timeout=PATIENCE):
+        if self.engine.lock.acquire(timeout=max(0.0, deadline - monotonic())):
             try:
                 self.backend.close()
             finally:

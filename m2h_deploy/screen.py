@@ -62,6 +62,8 @@ class VideoFile:
             size = (picture.shape[1], picture.shape[0])
             self._writer = cv2.VideoWriter(str(self._file.temporary), cv2.VideoWriter.fourcc(*"mp4v"), self._rate, size)
             if not self._writer.isOpened():
+                self._writer = None
+                self._file.discard()
                 raise M2HError(f"this OpenCV cannot write {self.path}: it lacks an encoder for MPEG-4")
         self._writer.write(picture)
 

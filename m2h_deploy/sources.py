@@ -101,7 +101,7 @@ def open_source(what: str) -> Source:
 
 def without_password(address: str) -> str:
     """A network address without the user and password that it may hold, for messages."""
-    return re.sub(r"//[^/@]*@", "//", address)
+    return re.sub(r"//[^/]*@", "//", address)
 
 
 def folder_images(path: Path) -> list[tuple[str, Path]]:
@@ -113,8 +113,9 @@ def folder_images(path: Path) -> list[tuple[str, Path]]:
     if not files:
         raise M2HError(f"{path} holds no images ({', '.join(sorted(IMAGES))})")
     stems = Counter(file.stem for file in files)
-    # room.png and room.jpg must not write over each other's results.
-    return [(file.stem if stems[file.stem] == 1 else file.name, file) for file in files]
+    full = {file.name for file in files}
+    # room.png and room.jpg must not write over each other's results, nor room.png.jpg over room.png's.
+    return [(file.stem if stems[file.stem] == 1 and file.stem not in full else file.name, file) for file in files]
 
 
 def read_item(name: str, file: Path) -> Item:

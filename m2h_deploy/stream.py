@@ -283,14 +283,19 @@ class Stream:
 
     def _infer(self, engine: Engine) -> None:
         while (slot := self._inbox.get()) is not None:
-            turn = self._watch.begin(slot, engine)
-            start, problem = perf_counter(), ""
+            if (taken := self._take_turn(engine)) is None:
+                return
+            engine = taken
             try:
-                with engine.lock:
+                turn = self._watch.begin(slot, engine)
+                start, problem = perf_counter(), ""
+                try:
                     engine.backend.run(slot.tensor, out=slot.outputs)
-            except Exception as error:  # an engine may raise what it likes
-                problem = _line(error)
-            slot.inference = perf_counter() - start
+                except Exception as error:  # an engine may raise what it likes
+                    problem = _line(error)
+                slot.inference = perf_counter() - start
+            finally:
+                engine.lock.release()
             if not self._watch.end(turn):  # given up on: the slot is nobody's
                 if engine is not self._runtime.engine:
                     engine.backend.close()
@@ -308,6 +313,17 @@ class Stream:
             else:
                 self._pass_on(self._between, slot)
         self._between.end()
+
+    def _take_turn(self, engine: Engine) -> Engine | None:
+        """The engine, locked, when other callers are done with it; the one in its place when it was replaced.
+
+        None when the stream ends before that.
+        """
+        while not engine.lock.acquire(timeout=0.1):
+            if self._stop.is_set():
+                return None
+            engine = self._runtime.engine
+        return engine
 
     def _watch_engine(self) -> None:
         while not self._stop.wait(min(self._timeout / 4, 0.25)):

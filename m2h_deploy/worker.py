@@ -85,18 +85,23 @@ class Worker:
                     return
                 future, work = self._waiting.popleft()
                 if not future.set_running_or_notify_cancel():
+                    del future, work
                     continue
                 self._running = future
-            try:
-                result = work()
-            except BaseException as error:  # it belongs to whoever asks the future
-                with suppress(InvalidStateError):
-                    future.set_exception(error)
-            else:
-                with suppress(InvalidStateError):
-                    future.set_result(result)
+            _finish(future, work)
             self._running = None
             del future, work  # an idle thread must keep no frame
+
+
+def _finish(future: FrameFuture, work: Callable[[], Prediction]) -> None:
+    try:
+        result = work()
+    except BaseException as error:  # it belongs to whoever asks the future
+        with suppress(InvalidStateError):
+            future.set_exception(error)
+    else:
+        with suppress(InvalidStateError):
+            future.set_result(result)
 
 
 _open_workers: weakref.WeakSet[Worker] = weakref.WeakSet()

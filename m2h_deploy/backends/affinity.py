@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from m2h_deploy.backends import MAX_THREADS
 from m2h_deploy.bundle import Bundle
 from m2h_deploy.errors import M2HError
 
@@ -42,7 +43,10 @@ def parse_processors(text: str) -> tuple[int, ...]:
     try:
         for part in text.split(","):
             first, _, last = part.partition("-")
-            found.update(range(int(first), int(last or first) + 1))
+            span = range(int(first), int(last or first) + 1)
+            if not 0 < len(span) <= MAX_THREADS:
+                raise ValueError
+            found.update(span)
     except ValueError:
         found.clear()
     if not found or min(found) < 0:

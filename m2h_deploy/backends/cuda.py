@@ -32,7 +32,7 @@ class Cuda:
         self._pinned: list[int] = []
         self._graphs: list[Any] = []
         self.device = device
-        self.call("cudaSetDevice", device)
+        self.use()
         self.stream = int(self.call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking))
 
     def call(self, name: str, *arguments: Any) -> Any:
@@ -42,6 +42,10 @@ class Cuda:
             words = self._runtime.cudaGetErrorString(status)[1].decode()
             raise M2HError(f"CUDA {name} failed: {words} ({status.name})")
         return result[0] if len(result) == 1 else tuple(result) or None
+
+    def use(self) -> None:
+        """Make this device the calling thread's: CUDA's choice holds for one thread."""
+        self.call("cudaSetDevice", self.device)
 
     def allocate(self, nbytes: int) -> int:
         """Address of device memory."""
@@ -134,6 +138,15 @@ class Cuda:
         if self.stream:
             self._runtime.cudaStreamDestroy(self.stream)
         self.stream = 0
+
+
+def capability_here() -> str:
+    """Compute capability of the first GPU. Raises M2HError where there is none."""
+    gpu = Cuda()
+    try:
+        return gpu.capability()
+    finally:
+        gpu.close()
 
 
 def missing_gpu() -> str | None:

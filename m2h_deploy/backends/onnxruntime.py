@@ -41,20 +41,13 @@ class OnnxRuntimeBackend:
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
         manifest = bundle.manifest
-        engine = manifest.engine.options
-        provider = options.device or str(engine.get("provider", "cpu"))
-        if provider not in PROVIDERS:
-            raise M2HError(f"{bundle.path}: unknown provider '{provider}': choose one of {', '.join(PROVIDERS)}")
-        threads = options.threads or engine.get("threads")
-        with threads_where_asked(bundle):
-            session = _open_session(bundle, provider, threads, engine.get("provider_options", {}))
+        session, provider = open_session(bundle, options)
         _check_session(session, bundle)
         self._session: Any = session
         self._binding: Any = session.io_binding()
         self.description = f"ONNX Runtime {ort.__version__}, {provider}"
         self._where = os.fspath(bundle.path)
         self._spec = manifest.input
-        self._batch = _batch_of(session)
         self._dtype = np.dtype(manifest.input.dtype)
         self._outputs = OutputArrays(
             {spec.name: tuple(int(side or 1) for side in spec.shape[1:]) for spec in manifest.outputs},
@@ -100,7 +93,19 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _open_session(bundle: Bundle, provider: str, threads: Any, provider_options: Any) -> ort.InferenceSession:
+def open_session(
+    bundle: Bundle, options: BackendOptions, *, profile: str | None = None
+) -> tuple[ort.InferenceSession, str]:
+    """The bundle's engine as a session, and the provider's short name.
+
+    With `profile` its events are written to a file of this prefix. Raises M2HError where the bundle asks for what is
+    not there, or ONNX Runtime does not take it.
+    """
+    engine = bundle.manifest.engine.options
+    provider = options.device or str(engine.get("provider", "cpu"))
+    if provider not in PROVIDERS:
+        raise M2HError(f"{bundle.path}: unknown provider '{provider}': choose one of {', '.join(PROVIDERS)}")
+    threads, provider_options = options.threads or engine.get("threads"), engine.get("provider_options", {})
     wanted = PROVIDERS[provider]
     # ONNX Runtime falls back to the CPU without a word: ask before, and look again afterwards.
     if wanted not in ort.get_available_providers():
@@ -115,24 +120,26 @@ def _open_session(bundle: Bundle, provider: str, threads: Any, provider_options:
         raise M2HError(f"{bundle.path}: the provider option '{refused[0]}' is not one that a bundle may set")
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 4  # what is wrong comes as an exception
-    session_options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     session_options.inter_op_num_threads = 1
+    if profile is not None:
+        session_options.enable_profiling = True
+        session_options.profile_file_prefix = profile
     providers = [(wanted, {str(key): str(value) for key, value in provider_options.items()})]
     try:
-        session = ort.InferenceSession(os.fspath(bundle.engine_file), session_options, providers=providers)
+        with threads_where_asked(bundle):
+            session_options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+            session = ort.InferenceSession(os.fspath(bundle.engine_file), session_options, providers=providers)
+    except M2HError:
+        raise
     except Exception as error:  # ONNX Runtime raises its own unexported types
         raise M2HError(f"ONNX Runtime cannot load {bundle.engine_file}: {_first_line(error)}") from None
     if session.get_providers()[0] != wanted:
         raise M2HError(f"{bundle.path}: the provider '{provider}' does not start on this machine")
-    return session
+    return session, provider
 
 
 def _sides(node: Any) -> tuple[int | None, ...]:
     return tuple(side if isinstance(side, int) else None for side in node.shape)
-
-
-def _batch_of(session: ort.InferenceSession) -> int | None:
-    return _sides(session.get_inputs()[0])[0]
 
 
 def _check_session(session: ort.InferenceSession, bundle: Bundle) -> None:

@@ -33,19 +33,7 @@ class OpenVINOBackend:
     """
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
-        engine = bundle.manifest.engine.options
-        core = ov.Core()
-        device = (options.device or str(engine.get("device", "CPU"))).upper()
-        _check_device(core, device, bundle)
-        model = read_ir(bundle, core)
-        threads = options.threads or engine.get("threads")
-        cache = cache_folder(options.extra.get("cache", device != "CPU"))
-        properties = _properties(device, engine, threads, cache)
-        try:
-            with threads_where_asked(bundle):
-                self._compiled = core.compile_model(model, device, properties)
-        except RuntimeError as error:
-            raise M2HError(f"OpenVINO cannot compile {bundle.engine_file} for {device}: {reason(error)}") from None
+        self._compiled, device = compile_ir(bundle, options)
         self._request: Any = self._compiled.create_infer_request()
         self._where = os.fspath(bundle.path)
         self._input, ports = _ports(self._compiled, bundle)
@@ -91,6 +79,25 @@ class OpenVINOBackend:
         """Give back what the engine holds. Harmless to call twice."""
         self._request = self._compiled = self._bound = self._converted = None
         self._outputs.clear()
+
+
+def compile_ir(bundle: Bundle, options: BackendOptions, properties: dict[str, Any] | None = None) -> tuple[Any, str]:
+    """The bundle's IR compiled, and for which device; `properties` go over those that the bundle asks for.
+
+    Raises M2HError where the device is not there, or OpenVINO does not take the IR.
+    """
+    engine = bundle.manifest.engine.options
+    core = ov.Core()
+    device = (options.device or str(engine.get("device", "CPU"))).upper()
+    _check_device(core, device, bundle)
+    model = read_ir(bundle, core)
+    cache = cache_folder(options.extra.get("cache", device != "CPU"))
+    wanted = _properties(device, engine, options.threads or engine.get("threads"), cache) | (properties or {})
+    try:
+        with threads_where_asked(bundle):
+            return core.compile_model(model, device, wanted), device
+    except RuntimeError as error:
+        raise M2HError(f"OpenVINO cannot compile {bundle.engine_file} for {device}: {reason(error)}") from None
 
 
 def _ports(compiled: Any, bundle: Bundle) -> tuple[_Port, dict[str, _Port]]:

@@ -127,6 +127,21 @@ class TensorRTBackend:
         self._prepare(batch)
         return [self._cuda.milliseconds(self._execute) for _ in range(runs)]
 
+    def profile(self, profiler: Any, runs: int) -> str:
+        """Let `profiler`, an IProfiler, hear the layers of `runs` runs; the engine inspector's JSON about them.
+
+        Only without a CUDA graph, which has no layers. `profiler.end()` is called after each run.
+        """
+        self._check_open()
+        self._prepare(1)
+        self._context.profiler = profiler  # each run reports when it is enqueued
+        for _ in range(runs):
+            self._enqueue()
+            self._cuda.synchronize()
+            profiler.end()
+        inspector = self._engine.create_engine_inspector()
+        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
     def close(self) -> None:
         """Give back what the engine holds. Harmless to call twice."""
         self._context = self._engine = self._graph = None
@@ -154,6 +169,7 @@ class TensorRTBackend:
 
         The buffers of the last size are freed when the new ones are there: what fails leaves the engine as it was.
         """
+        self._cuda.use()
         if batch == self._batch:
             return
         placements, size = plan_buffers(self._specs, batch)
@@ -300,7 +316,7 @@ def check_capability(manifest: Manifest, capability: str, where: str) -> None:
     if targets and capability not in targets:
         raise M2HError(
             f"{where} was built for compute capability {', '.join(targets)} and this GPU has {capability}: "
-            f"build it again with --targets {capability}"
+            f"build it again with --target {capability}"
         )
 
 
@@ -354,7 +370,7 @@ def _restore_weights(trt: Any, engine: Any, logger: Any, bundle: Bundle) -> None
     name = bundle.manifest.engine.options.get("weights")
     if name is None:
         return
-    if name not in bundle.manifest.files:
+    if not isinstance(name, str) or name not in bundle.manifest.files:
         raise M2HError(f"{bundle.path}: the plan's weights {name} are not among the manifest's files")
     refitter = trt.Refitter(engine, logger)
     parser = trt.OnnxParserRefitter(refitter, logger)

@@ -15,8 +15,8 @@ _CLOCK = 0.1
 
 
 def find_warnings(result: BenchResult) -> BenchResult:
-    """The result with its warnings."""
-    return dataclasses.replace(result, warnings=(*_of_subjects(result), *_of_machine(result)))
+    """The result with its warnings, after those that it has."""
+    return dataclasses.replace(result, warnings=(*result.warnings, *_of_subjects(result), *_of_machine(result)))
 
 
 def _of_subjects(result: BenchResult) -> list[str]:

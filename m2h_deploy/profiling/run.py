@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -182,13 +181,8 @@ def _open_bundles(paths: Sequence[str | os.PathLike[str]], settings: BenchSettin
 
 def check_writable(bundle: Bundle) -> None:
     """Raises M2HError where a result cannot be written into the bundle."""
-    try:
-        with tempfile.NamedTemporaryFile(prefix=".record.", dir=bundle.path):
-            pass
-    except OSError as error:
-        raise M2HError(
-            f"{bundle.path} cannot be written ({error.strerror or error}): leave out --record, or copy the bundle"
-        ) from None
+    if not os.access(bundle.path, os.W_OK):
+        raise M2HError(f"{bundle.path} is not yours to write: leave out --record, or copy the bundle")
 
 
 def _names(bundles: Sequence[Bundle]) -> list[str]:
@@ -239,7 +233,7 @@ def _measure(
         results = _subject_results(every, bundles, warm, samples)
         loads = _loads(subjects, results, settings, timer, len(images), tell)
         cameras = _cameras(subjects, settings, timer, tell)
-    layers, roofline = _layers(bundles, subjects, settings, costs, tell) if settings.layers else ((), None)
+    layers, roofline, notes = _layers(bundles, subjects, settings, costs, tell) if settings.layers else ((), None, ())
     spec = bundles[0].manifest.network_input
     result = BenchResult(
         machine=machine,
@@ -255,7 +249,7 @@ def _measure(
         roofline=roofline,
         memory=Memory(*memory, peak),
         readings=tuple(readings),
-        warnings=(),
+        warnings=notes,
     )
     return find_warnings(result)
 
@@ -359,14 +353,19 @@ def _layers(
     settings: BenchSettings,
     costs: Sequence[Mapping[str, BlockCost] | None],
     tell: Progress,
-) -> tuple[tuple[LayerProfile, ...], Roofline | None]:
+) -> tuple[tuple[LayerProfile, ...], Roofline | None, tuple[str, ...]]:
+    """Profiles, the roofline, and why a bundle has no profile: that is no reason to lose what was measured."""
     on_cpu = not any(bundle.manifest.engine.kind.startswith("tensorrt") for bundle in bundles)
     tell("measuring the roofline", 0.0)
     threads = subjects[0].threads or len(os.sched_getaffinity(0))
     roofline = measure_roofline(threads) if on_cpu else None  # numpy's product says nothing of a GPU
-    profiles = []
+    profiles, notes = [], []
     for index, (bundle, subject) in enumerate(zip(bundles, subjects, strict=True)):
         tell(f"profiling the layers of {subject.name}", index / len(bundles))
-        runs = profile_layers(bundle, threads=settings.threads, device=settings.device)
-        profiles.append(summarise_layers(subject.name, runs, costs[index], roofline))
-    return tuple(profiles), roofline
+        try:
+            runs = profile_layers(bundle, threads=settings.threads, device=settings.device)
+        except M2HError as error:
+            notes.append(f"no layers of {subject.name}: {error}")
+        else:
+            profiles.append(summarise_layers(subject.name, runs, costs[index], roofline))
+    return tuple(profiles), roofline, tuple(notes)

@@ -246,6 +246,9 @@ class FakeCuda:
     def __init__(self):
         self.live, self.fail, self._held, self._count = set(), False, [], 0
 
+    def use(self):
+        pass
+
     def allocate(self, nbytes):
         self._count += 1
         self.live.add(self._count)

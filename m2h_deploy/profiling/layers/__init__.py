@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from m2h_deploy.backends import BackendOptions
 from m2h_deploy.blocks import UNKNOWN, block_of
 from m2h_deploy.bundle import Bundle
 from m2h_deploy.errors import M2HError
@@ -77,7 +78,7 @@ def profile_layers(bundle: Bundle, *, threads: int | None = None, device: str | 
     Raises M2HError where the engine's kind has no profiler here, or the engine cannot run.
     """
     kind = bundle.manifest.engine.kind
-    profile: Callable[[Bundle, int | None, str | None, int], list[Run]]
+    profile: Callable[[Bundle, BackendOptions, int], list[Run]]
     if kind == "onnxruntime":
         from m2h_deploy.profiling.layers.onnxruntime import profile
     elif kind == "openvino":
@@ -86,7 +87,7 @@ def profile_layers(bundle: Bundle, *, threads: int | None = None, device: str | 
         from m2h_deploy.profiling.layers.tensorrt import profile
     else:
         raise M2HError(f"{bundle.path}: no layer profile for engines of kind {kind}")
-    return profile(bundle, threads, device, RUNS + WARM_UP)[WARM_UP:]
+    return profile(bundle, BackendOptions(threads=threads, device=device), RUNS + WARM_UP)[WARM_UP:]
 
 
 def blocks_of_run(run: Run) -> list[str]:

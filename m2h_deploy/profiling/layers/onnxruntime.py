@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
-from m2h_deploy.backends.onnxruntime import PROVIDERS
+from m2h_deploy.backends import BackendOptions
+from m2h_deploy.backends.onnxruntime import open_session
 from m2h_deploy.bundle import Bundle
 from m2h_deploy.errors import M2HError
 from m2h_deploy.profiling.layers import LayerTime, Run
@@ -23,22 +22,14 @@ _SUFFIX = "_kernel_time"
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
 
-def profile(bundle: Bundle, threads: int | None, device: str | None, runs: int) -> list[Run]:
+def profile(bundle: Bundle, options: BackendOptions, runs: int) -> list[Run]:
     """Layers of `runs` runs. See `profile_layers`."""
-    engine = bundle.manifest.engine.options
-    provider = PROVIDERS[device or str(engine.get("provider", "cpu"))]
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads or engine.get("threads") or len(os.sched_getaffinity(0))
-    options.inter_op_num_threads = 1
-    options.enable_profiling = True
     with tempfile.TemporaryDirectory(prefix="m2h-profile-") as folder:
-        options.profile_file_prefix = str(Path(folder) / "profile")
+        session, _ = open_session(bundle, options, profile=str(Path(folder) / "profile"))
+        image = session.get_inputs()[0]
+        shape = [side if isinstance(side, int) else 1 for side in image.shape]
+        feed = {image.name: np.zeros(shape, _TYPES[image.type])}
         try:
-            session = ort.InferenceSession(os.fspath(bundle.engine_file), options, providers=[provider])
-            image = session.get_inputs()[0]
-            shape = [side if isinstance(side, int) else 1 for side in image.shape]
-            feed = {image.name: np.zeros(shape, _TYPES[image.type])}
             for _ in range(runs):
                 session.run(None, feed)
         except Exception as error:  # ONNX Runtime raises its own unexported types

@@ -5,28 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import openvino as ov
 
-from m2h_deploy.backends.openvino import read_ir, reason
+from m2h_deploy.backends import BackendOptions
+from m2h_deploy.backends.openvino import compile_ir, reason
 from m2h_deploy.bundle import Bundle
 from m2h_deploy.errors import M2HError
 from m2h_deploy.profiling.layers import LayerTime, Run
 
 
-def profile(bundle: Bundle, threads: int | None, device: str | None, runs: int) -> list[Run]:
+def profile(bundle: Bundle, options: BackendOptions, runs: int) -> list[Run]:
     """Layers of `runs` runs. See `profile_layers`."""
-    import openvino as ov
-
-    engine = bundle.manifest.engine.options
-    where = (device or str(engine.get("device", "CPU"))).upper()
-    properties: dict[str, Any] = {"PERF_COUNT": True, "PERFORMANCE_HINT": engine.get("performance_hint", "LATENCY")}
-    if "inference_precision" in engine:
-        properties["INFERENCE_PRECISION_HINT"] = engine["inference_precision"]
-    wanted = threads or engine.get("threads")
-    if wanted and where == "CPU":
-        properties["INFERENCE_NUM_THREADS"] = wanted
-    core = ov.Core()
+    compiled, _ = compile_ir(bundle, options, {"PERF_COUNT": True})
     try:
-        request = core.compile_model(read_ir(bundle, core), where, properties).create_infer_request()
+        request = compiled.create_infer_request()
         port = request.model_inputs[0]
         shape = [1 if side.is_dynamic else side.get_length() for side in port.partial_shape]
         request.set_input_tensor(ov.Tensor(np.zeros(shape, port.element_type.to_dtype())))

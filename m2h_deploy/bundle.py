@@ -284,6 +284,21 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_outside(bundle: Bundle, target: str | os.PathLike[str]) -> Path:
+    """`target`, absolute. Raises M2HError where it lies in the bundle, which holds nothing but its own files."""
+    path = Path(target).resolve()
+    if path.is_relative_to(bundle.path.resolve()):
+        raise M2HError(f"{target} lies in the bundle {bundle.path}: give a folder outside of it")
+    return path
+
+
+def copy_bundle(bundle: Bundle, target: Path) -> None:
+    """Copy the manifest and the files that it names to the new folder `target`."""
+    target.mkdir()
+    for name in (MANIFEST, *bundle.manifest.files):
+        shutil.copyfile(bundle.path / name, target / name)
+
+
 @contextmanager
 def new_bundle_folder(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder that becomes `out_dir` when the block ends well, and vanishes when it does not.

@@ -11,16 +11,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2h_deploy.bundle import Bundle, Manifest, load_bundle
+from m2h_deploy.bundle import Bundle, Manifest, check_outside, copy_bundle, load_bundle
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import write_text
+from m2h_deploy.files import whole_folder, write_text
 from m2h_deploy.serving.options import IMAGE, check_batching, check_name, engine_batch, output_names
 
 #: Engine kinds that Triton has a backend for, and the file's name there.
@@ -69,7 +67,10 @@ def write_repository(
     """
     options = options or RepositoryOptions()
     bundle = load_bundle(bundle_path)
-    with _new_folder(Path(repository).resolve() / options.name) as folder:
+    if bundle.manifest.engine.options.get("plugins"):
+        raise M2HError(f"{bundle.path} needs a plug-in library, which a model repository does not bring")
+    out = check_outside(bundle, repository) / options.name
+    with whole_folder(out) as folder:
         version = folder / "1"
         version.mkdir()
         if is_native(bundle.manifest):
@@ -78,15 +79,16 @@ def write_repository(
                 target = _BACKENDS[engine.kind][1] if name == engine.file else name
                 shutil.copyfile(bundle.path / name, version / target)
         else:
-            shutil.copytree(bundle.path, version / "bundle")
+            copy_bundle(bundle, version / "bundle")
             shutil.copyfile(_MODEL, version / "model.py")
         write_text(folder / "config.pbtxt", config_text(bundle, options))
-    return Path(repository).resolve() / options.name
+    return out
 
 
 def is_native(manifest: Manifest) -> bool:
-    """True where one of Triton's own backends runs the graph, and the graph takes raw pixels."""
-    return manifest.sensor is not None and manifest.engine.kind in _BACKENDS
+    """True where one of Triton's own backends runs the graph as it is, and the graph takes raw pixels."""
+    bare = not manifest.engine.options.get("weights")  # a plan without its weights is the runtime's to complete
+    return manifest.sensor is not None and manifest.engine.kind in _BACKENDS and bare
 
 
 def batches(manifest: Manifest) -> bool:
@@ -168,23 +170,3 @@ def protobuf_text(message: Mapping[str, Any], indent: str = "") -> str:
             else:
                 lines.append(f"{indent}{field}: {json.dumps(one)}")
     return "\n".join(lines)
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `out` when the block ends well, and vanishes when it does not."""
-    if out.exists():
-        raise M2HError(f"{out} exists: give another --name or repository")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise M2HError(f"cannot write {out}: {error.strerror or error}") from None
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        temporary.rename(out)
-    except OSError as error:
-        raise M2HError(f"cannot write {out}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -119,7 +119,7 @@ def test_a_repository_may_hold_several_models_and_none_is_overwritten(tiny_bundl
     write_repository(tiny_bundle, repository, RepositoryOptions(name="two"))
     assert sorted(path.name for path in repository.iterdir()) == ["one", "two"]
     before = names(repository)
-    with pytest.raises(M2HError, match="exists: give another --name or repository"):
+    with pytest.raises(M2HError, match="exists: give a folder that does not"):
         write_repository(tiny_bundle, repository, RepositoryOptions(name="one"))
     assert names(repository) == before
 

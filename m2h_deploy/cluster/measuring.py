@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from m2h_deploy.bundle import load_bundle, record_result
+from m2h_deploy.bundle import Bundle, load_bundle, record_result
 from m2h_deploy.cluster.digests import frame_digest, job_digest, reference_digest
 from m2h_deploy.cluster.jobs import Complain, FrameWorker, JobResult, Progress, Row, Status, run_job
 from m2h_deploy.cluster.session import Cluster, Session, on_demand
@@ -93,14 +94,8 @@ def verify_on(
     assert not isinstance(source, (str, os.PathLike))
     bundle = load_bundle(Path(bundle_path).resolve())
     indices = spread(len(source), limit, name_of(data))
-    targets = choose_targets(bundle.manifest, source[indices[0]], source)
-    given = str(Path(reference).resolve()) if Path(reference).exists() else str(reference)
-    job = job_digest(
-        bundle.manifest,
-        {"kind": "verify", "version": RECORD_VERSION, "reference": reference_digest(given), "targets": targets},
-    )
-    rows = [Row(f"frame {index}", frame_digest(job, source, index), str(index)) for index in indices]
-    settings = MeasureSettings(bundle.path, given, path or source, split, targets, cluster.threads, job)
+    settings = _settings(bundle, reference, path or source, split, source, indices[0], cluster.threads)
+    rows = [Row(f"frame {index}", frame_digest(settings.job, source, index), str(index)) for index in indices]
     with on_demand(cluster) as connect:
         state = State.begin(Path(work).resolve())
         left = [row for row in rows if not _file(state, row.key).is_file()]
@@ -113,12 +108,28 @@ def verify_on(
             raise M2HError(f"{count}: {summary.failed[0]}")
         records, sides = _read_all(state, rows)
         worst = _pictures(connect, state, settings, rows, records, pictures)
-    comparison = Comparison.of(bundle.manifest, targets, records)
+    comparison = Comparison.of(bundle.manifest, settings.targets, records)
     info = DataInfo(name_of(data), len(indices), len(source), tuple(sorted(comparison.derived)))
     result = conclude(bundle, sides, comparison, info, gates or Gates(), resamples=resamples, worst=worst)
     if record:
         record_result(bundle, parity=to_json(result))
     return result, summary
+
+
+def _settings(
+    bundle: Bundle,
+    reference: str | os.PathLike[str],
+    data: Dataset | Path,
+    split: str,
+    source: Dataset,
+    first: int,
+    threads: int,
+) -> MeasureSettings:
+    """What the workers get; frame `first` says what labels there are."""
+    targets = choose_targets(bundle.manifest, source[first], source)
+    given = str(Path(reference).resolve()) if Path(reference).exists() else str(reference)
+    what = {"kind": "verify", "version": RECORD_VERSION, "reference": reference_digest(given), "targets": targets}
+    return MeasureSettings(bundle.path, given, data, split, targets, threads, job_digest(bundle.manifest, what))
 
 
 class _Measure(FrameWorker):
@@ -244,7 +255,7 @@ def _decode(file: Path) -> tuple[FrameRecord, Sides]:
         tests = tuple(GateResult(**gate) for gate in sides["self_test"])
         record = FrameRecord(head["name"], tensors, tasks, head["differences"], frozenset(head["derived"]))
         return record, Sides(Side(**sides["reference"]), Side(**sides["engine"]), tests)
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise M2HError(f"{file} is damaged: remove it and run again ({' '.join(str(error).split())[:100]})") from None
 
 

@@ -36,7 +36,6 @@ class PredictSettings:
 
     bundle: Path
     output: Path
-    parquet: bool = False
     npz: bool = False
     threads: int = 1
     self_test: bool = True
@@ -88,13 +87,9 @@ def predict_folder(
     if folder == results:
         raise M2HError(f"{output} is the source itself: results could overwrite its files; give another folder")
     manifest = load_bundle(bundle).manifest
-    job = job_digest(manifest, {"kind": "parquet" if parquet else "files", "npz": npz})
-    images = folder_images(folder)[:limit]
-    rows = [Row(name, files_digest(job, name, [file]), str(file)) for name, file in images]
-    settings = PredictSettings(
-        Path(bundle).resolve(), results, parquet, npz, cluster.threads, self_test,
-        tuple(Path(plugin).resolve() for plugin in plugins),
-    )  # fmt: skip
+    rows = _rows(folder, limit, job_digest(manifest, {"kind": "parquet" if parquet else "files", "npz": npz}))
+    libraries = tuple(Path(plugin).resolve() for plugin in plugins)
+    settings = PredictSettings(Path(bundle).resolve(), results, npz, cluster.threads, self_test, libraries)
     with on_demand(cluster) as connect:
         make_folder(results)
         state = State.begin(results / _STATE)
@@ -109,6 +104,11 @@ def predict_folder(
             progress=progress,
             complain=complain,
         )
+
+
+def _rows(folder: Path, limit: int | None, job: str) -> list[Row]:
+    images = folder_images(folder)[:limit]
+    return [Row(name, files_digest(job, name, [file]), str(file)) for name, file in images]
 
 
 class _Predictor(FrameWorker):

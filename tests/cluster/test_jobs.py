@@ -123,6 +123,10 @@ def test_figures_have_the_bits_of_one_process_and_a_new_frame_is_one_frames_work
         (worst.task, worst.name, worst.difference, worst.pictures) for worst in alone.worst
     ]
 
+    sorted((work / "frames").glob("*/*.npz"))[0].write_bytes(b"PK cut short")
+    with pytest.raises(M2HError, match=r"\.npz is damaged: remove it and run again"):
+        verify_on(TWO, bundle, tiny_onnx, data, work=work)
+
 
 def test_what_one_worker_cannot_open_is_one_line(tiny_bundle, tiny_onnx, tmp_path):
     data = write_multitask_folder(tmp_path / "rooms", 2, height=32, width=40)

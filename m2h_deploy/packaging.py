@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from m2h_deploy.bundle import Bundle, load_bundle
+from m2h_deploy.bundle import MANIFEST, Bundle, load_bundle
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files import whole_folder, write_text
 
@@ -26,7 +26,7 @@ def cpp_sources() -> Path:
 def package_cpp(bundle_path: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -> Path:
     """Write a new folder `out_dir` with libm2h's sources, the example, the sensor bundle and how to build them.
 
-    Raises M2HError when `out_dir` exists, or the bundle's graph is not one that takes raw pixels.
+    Raises M2HError when `out_dir` exists or lies in the bundle, or the bundle's graph is not one that takes raw pixels.
     """
     bundle = load_bundle(bundle_path)
     if bundle.manifest.sensor is None:
@@ -35,10 +35,14 @@ def package_cpp(bundle_path: str | os.PathLike[str], out_dir: str | os.PathLike[
             "export CHECKPOINT -o sensor.onnx --sensor uint8 --camera-size 640x480, then m2h-deploy build"
         )
     out = Path(out_dir).resolve()
+    if out.is_relative_to(bundle.path.resolve()):
+        raise M2HError(f"{out} lies in the bundle {bundle.path}, which holds nothing else: give a folder outside of it")
     sources = cpp_sources()
     with whole_folder(out) as temporary:
         _copy(sources, temporary / "libm2h")
-        shutil.copytree(bundle.path, temporary / "bundle")
+        (temporary / "bundle").mkdir()
+        for name in (MANIFEST, *bundle.manifest.files):
+            shutil.copyfile(bundle.path / name, temporary / "bundle" / name)
         write_text(temporary / "README.md", _readme(bundle))
     return out
 
@@ -61,6 +65,9 @@ _ENGINES = {
     "tensorrt-rtx": "TensorRT-RTX and CUDA: `-DTENSORRT_ROOT=... -DM2H_TENSORRT_FLAVOUR=tensorrt-rtx`",
 }
 
+#: CMake that finds CUDA; 3.16 is enough for the others.
+_CMAKE = {"tensorrt": "3.17", "tensorrt-rtx": "3.17"}
+
 
 def _readme(bundle: Bundle) -> str:
     manifest = bundle.manifest
@@ -72,7 +79,7 @@ def _readme(bundle: Bundle) -> str:
   {", ".join(output.name for output in manifest.outputs)}.
 - `libm2h/`: the library (`include/m2h/m2h.h` for C, `m2h.hpp` for C++17) and an example.
 
-Needs CMake 3.16, a C++17 compiler, nlohmann-json 3.7 (Debian: nlohmann-json3-dev), and
+Needs CMake {_CMAKE.get(engine.kind, "3.16")}, a C++17 compiler, nlohmann-json 3.7 (Debian: nlohmann-json3-dev), and
 {_ENGINES.get(engine.kind, engine.kind)}.
 
     cmake -S libm2h -B build -DCMAKE_INSTALL_PREFIX=$PWD/prefix

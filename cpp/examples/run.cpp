@@ -3,6 +3,7 @@
 // With OpenCV, SOURCE is a picture, a folder of pictures, a video or a camera's index, and results are PNG. Without, it
 // is a PPM picture (P6) or a folder of them, and results are PGM.
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <cstdio>
 #include <exception>
@@ -36,19 +37,19 @@ std::vector<fs::path> pictures(const fs::path& source, const std::vector<std::st
   return files;
 }
 
-std::uint16_t millimetres(float metres) {
-  return static_cast<std::uint16_t>(std::lround(std::min(std::max(metres * 1000.0F, 0.0F), 65535.0F)));
-}
-
 #ifdef EXAMPLE_OPENCV
+
+void write_png(const fs::path& file, const cv::Mat& pixels) {
+  if (!cv::imwrite(file.string(), pixels)) throw std::runtime_error("cannot write " + file.string());
+}
 
 void write(const fs::path& out, const std::string& name, const m2h::Prediction& frame) {
   if (!frame.depth.empty()) {
     cv::Mat depth;
     frame.depth.convertTo(depth, CV_16U, 1000);
-    cv::imwrite((out / (name + "_depth.png")).string(), depth);
+    write_png(out / (name + "_depth.png"), depth);
   }
-  if (!frame.labels.empty()) cv::imwrite((out / (name + "_labels.png")).string(), frame.labels);
+  if (!frame.labels.empty()) write_png(out / (name + "_labels.png"), frame.labels);
 }
 
 // Calls `use` with each frame and its name; returns how many there were.
@@ -65,7 +66,8 @@ int each_frame(const std::string& source, const std::function<void(const cv::Mat
     }
     return count;
   }
-  const bool camera = !source.empty() && std::all_of(source.begin(), source.end(), ::isdigit);
+  const auto digit = [](unsigned char c) { return std::isdigit(c) != 0; };
+  const bool camera = !source.empty() && std::all_of(source.begin(), source.end(), digit);
   cv::VideoCapture capture = camera ? cv::VideoCapture(std::stoi(source)) : cv::VideoCapture(source);
   if (!capture.isOpened()) throw std::runtime_error("cannot open " + source);
   cv::Mat image;
@@ -110,6 +112,10 @@ Picture read_ppm(const fs::path& file) {
   stream.read(reinterpret_cast<char*>(picture.pixels.data()), static_cast<std::streamsize>(picture.pixels.size()));
   if (!stream) throw std::runtime_error(file.string() + " is cut off");
   return picture;
+}
+
+std::uint16_t millimetres(float metres) {
+  return static_cast<std::uint16_t>(std::lround(std::min(std::max(metres * 1000.0F, 0.0F), 65535.0F)));
 }
 
 void write_pgm(const fs::path& file, const m2h::Arrays& frame, int most, const std::vector<std::uint8_t>& bytes) {

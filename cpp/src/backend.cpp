@@ -1,30 +1,29 @@
 #include "backend.hpp"
 
+#include "affinity.hpp"
 #include "error.hpp"
 
 namespace m2h::detail {
 
-const std::string& built_engines() {
-  static const std::string names = [] {
-    std::string list;
-    const auto add = [&list](const char* name) { list += (list.empty() ? "" : ", ") + std::string(name); };
+// Put together by the preprocessor, as nothing that could fail: the C interface gives it out as it is.
+const char* built_engines() noexcept {
+  static constexpr char names[] = ""
 #ifdef M2H_OPENVINO
-    add("openvino");
+      ", openvino"
 #endif
 #ifdef M2H_ONNXRUNTIME
-    add("onnxruntime");
+      ", onnxruntime"
 #endif
 #ifdef M2H_TENSORRT
-    add(M2H_TENSORRT);
+      ", " M2H_TENSORRT
 #endif
-    (void)add;
-    return list;
-  }();
-  return names;
+      ;
+  return sizeof names > 2 ? names + 2 : "no engine";
 }
 
 std::unique_ptr<Backend> open_backend(const Bundle& bundle, const BackendOptions& options) {
   const std::string& kind = bundle.manifest.engine;
+  const Affinity affinity(bundle.manifest.affinity, bundle.path);
 #ifdef M2H_OPENVINO
   if (kind == "openvino") return open_openvino(bundle, options);
 #endif
@@ -36,8 +35,7 @@ std::unique_ptr<Backend> open_backend(const Bundle& bundle, const BackendOptions
 #endif
   (void)options;
   throw Failure(bundle.path + " runs on " + kind.substr(0, 64) + ", and this library was built with " +
-                (built_engines().empty() ? "no engine" : built_engines()) +
-                ": build the library with it, or the bundle with --engine");
+                built_engines() + ": build the library with it, or the bundle with --engine");
 }
 
 }  // namespace m2h::detail

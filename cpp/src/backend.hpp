@@ -30,8 +30,8 @@ class Backend {
 // Throws Failure where this library was built without the bundle's engine, or the engine does not take the file.
 std::unique_ptr<Backend> open_backend(const Bundle& bundle, const BackendOptions& options);
 
-// The engines that this library was built with.
-const std::string& built_engines();
+// The engines that this library was built with, in words.
+const char* built_engines() noexcept;
 
 std::unique_ptr<Backend> open_openvino(const Bundle& bundle, const BackendOptions& options);
 std::unique_ptr<Backend> open_onnxruntime(const Bundle& bundle, const BackendOptions& options);

@@ -1,8 +1,13 @@
 // ONNX Runtime through its C interface, which any later version of the library keeps.
 #include <onnxruntime_c_api.h>
 
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
 #include <thread>
 
+#include "affinity.hpp"
 #include "backend.hpp"
 #include "error.hpp"
 
@@ -20,14 +25,21 @@ ONNXTensorElementDataType element(Type type) {
 
 const OrtApi& api() {
   // Headers may be newer than the library; what is used here is in every version since 1.11.
-  constexpr std::uint32_t kOldest = 11;
-  for (std::uint32_t version = ORT_API_VERSION; version >= kOldest; --version) {
-    if (version > ORT_API_VERSION) break;
-    static const OrtApiBase* base = OrtGetApiBase();
-    if (const OrtApi* found = base->GetApi(version); found != nullptr) return *found;
+  constexpr unsigned long kOldest = 11;
+  const OrtApiBase* base = OrtGetApiBase();
+  // A library prints when it is asked for an interface that is newer than its own: its version says which one that is.
+  const char* version = base->GetVersionString();
+  unsigned long newest = ORT_API_VERSION;
+  if (std::strncmp(version, "1.", 2) == 0) newest = std::min(newest, std::strtoul(version + 2, nullptr, 10));
+  if (newest >= kOldest) {
+    if (const OrtApi* found = base->GetApi(static_cast<std::uint32_t>(newest)); found != nullptr) return *found;
   }
-  throw Failure("this ONNX Runtime is older than 1.11");
+  throw Failure(std::string("this ONNX Runtime is ") + version + ", and libm2h takes 1.11 or newer");
 }
+
+// Options of a provider that a bundle may set, as m2h_deploy has them: others name libraries and files to load.
+constexpr std::array<const char*, 5> kProviderOptions = {"device_id", "gpu_mem_limit", "arena_extend_strategy",
+                                                         "cudnn_conv_algo_search", "use_tf32"};
 
 // Something of ONNX Runtime's that has to be given back.
 template <typename T>
@@ -61,14 +73,14 @@ class OnnxRuntime final : public Backend {
         memory_(api_.ReleaseMemoryInfo), input_(api_.ReleaseValue) {
     const Manifest& manifest = bundle.manifest;
     const std::string provider = options.device.empty() ? manifest.text("provider", "cpu") : options.device;
-    check(api_.CreateEnv(ORT_LOGGING_LEVEL_ERROR, "m2h", env_.fill()));
+    // What is wrong comes as a status; the library prints nothing.
+    check(api_.CreateEnv(ORT_LOGGING_LEVEL_FATAL, "m2h", env_.fill()));
     Owned<OrtSessionOptions> settings(api_.ReleaseSessionOptions);
     check(api_.CreateSessionOptions(settings.fill()));
     const int threads = options.threads > 0 ? options.threads : manifest.threads;
-    const int all = static_cast<int>(std::thread::hardware_concurrency());
-    check(api_.SetIntraOpNumThreads(settings.get(), threads > 0 ? threads : all));
+    check(api_.SetIntraOpNumThreads(settings.get(), threads > 0 ? threads : all_processors()));
     check(api_.SetInterOpNumThreads(settings.get(), 1));
-    choose(provider, settings.get());
+    choose(provider, manifest, settings.get());
     const std::vector<char>& file = bundle.file(manifest.engine_file);
     check(api_.CreateSessionFromArray(env_.get(), file.data(), file.size(), settings.get(), session_.fill()));
     check(api_.CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, memory_.fill()));
@@ -108,12 +120,28 @@ class OnnxRuntime final : public Backend {
   }
 
  private:
-  void choose(const std::string& provider, OrtSessionOptions* settings) {
+  static int all_processors() {
+    const std::size_t usable = usable_processors().size();
+    return static_cast<int>(usable > 0 ? usable : std::thread::hardware_concurrency());
+  }
+
+  void choose(const std::string& provider, const Manifest& manifest, OrtSessionOptions* settings) {
+    std::vector<const char*> keys, values;
+    for (const auto& [key, value] : manifest.provider_options) {
+      const auto same = [&key = key](const char* known) { return key == known; };
+      if (provider != "cuda" || std::none_of(kProviderOptions.begin(), kProviderOptions.end(), same)) {
+        throw Failure(where_ + ": libm2h does not set the option '" + key.substr(0, 64) + "' of the provider " + provider);
+      }
+      keys.push_back(key.c_str());
+      values.push_back(value.c_str());
+    }
     if (provider == "cpu") return;
     if (provider != "cuda") throw Failure(where_ + ": the provider '" + provider + "' is not one that libm2h starts");
     OrtCUDAProviderOptionsV2* cuda = nullptr;
     check(api_.CreateCUDAProviderOptions(&cuda));
-    OrtStatus* status = api_.SessionOptionsAppendExecutionProvider_CUDA_V2(settings, cuda);
+    OrtStatus* status = nullptr;
+    if (!keys.empty()) status = api_.UpdateCUDAProviderOptions(cuda, keys.data(), values.data(), keys.size());
+    if (status == nullptr) status = api_.SessionOptionsAppendExecutionProvider_CUDA_V2(settings, cuda);
     api_.ReleaseCUDAProviderOptions(cuda);
     check(status);
   }

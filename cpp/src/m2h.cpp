@@ -1,6 +1,7 @@
 // The C interface: nothing is thrown through it, and what went wrong is kept for the thread.
 #include "m2h/m2h.h"
 
+#include <cstddef>
 #include <cstring>
 #include <exception>
 #include <new>
@@ -46,12 +47,29 @@ m2h_status guarded(Body body) noexcept {
   }
 }
 
+// What a struct_size of 0 means, in this version and in every later one: the fields of 0.1. A program that was built with
+// 0.1 has no more of them, whatever library it finds.
+template <typename T>
+constexpr std::size_t kFirstSize = 0;
+template <>
+constexpr std::size_t kFirstSize<m2h_options> = offsetof(m2h_options, skip_self_test) + sizeof(int);
+template <>
+constexpr std::size_t kFirstSize<m2h_image> = offsetof(m2h_image, color) + sizeof(m2h_color);
+template <>
+constexpr std::size_t kFirstSize<m2h_results> = offsetof(m2h_results, edges_bytes) + sizeof(std::size_t);
+static_assert(sizeof(void*) != 8 || (kFirstSize<m2h_options> == 28 && kFirstSize<m2h_image> == 36 &&
+                                     kFirstSize<m2h_results> == 72),
+              "the fields of 0.1 stay where they are");
+static_assert(sizeof(void*) != 8 || (sizeof(m2h_options) == 32 && sizeof(m2h_image) == 40 && sizeof(m2h_results) == 72),
+              "new fields begin behind the structure of 0.1, its padding counted in");
+
 // A caller's structure of this or an older version as one of this version.
 template <typename T>
 T upgraded(const T* given, const char* name) {
   T full{};
   if (given == nullptr) return full;
-  const std::size_t size = given->struct_size == 0 ? sizeof(T) : given->struct_size;
+  const std::size_t size = given->struct_size == 0 ? kFirstSize<T> : given->struct_size;
+  if (size < kFirstSize<T>) throw Failure(std::string(name) + ": struct_size is less than any version's");
   if (size > sizeof(T)) throw Failure(std::string(name) + ": struct_size is beyond this library's version");
   std::memcpy(&full, given, size);
   return full;
@@ -116,6 +134,6 @@ void m2h_close(m2h_runtime* runtime) {
 
 const char* m2h_last_error(void) { return last_error; }
 
-const char* m2h_engines(void) { return m2h::detail::built_engines().c_str(); }
+const char* m2h_engines(void) { return m2h::detail::built_engines(); }
 
 }  // extern "C"

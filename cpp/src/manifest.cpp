@@ -13,6 +13,7 @@ using Json = nlohmann::json;
 
 constexpr std::int64_t kSchemaVersion = 1;
 constexpr std::int64_t kMaxSide = 16384;
+constexpr std::int64_t kMaxProcessor = 8191;
 constexpr std::size_t kMaxText = 4096;
 
 // Fields of one JSON object, with errors that name the file and the field.
@@ -191,6 +192,16 @@ void read_engine(const Fields& top, Manifest& manifest) {
     if (key == "threads" && !value.is_null()) {
       manifest.threads = static_cast<int>(options.as_integer(value, key, 1, 1024));
     }
+  }
+  if (options.find("affinity") != nullptr) {
+    for (const Json& processor : options.array("affinity", 1024)) {
+      manifest.affinity.push_back(static_cast<int>(options.as_integer(processor, "affinity", 0, kMaxProcessor)));
+    }
+  }
+  if (options.find("provider_options") == nullptr) return;
+  const Fields provider = options.object("provider_options");
+  for (const auto& [key, value] : provider.json().items()) {
+    manifest.provider_options[key] = value.is_number_integer() ? value.dump() : provider.as_text(value, key.substr(0, 64));
   }
 }
 

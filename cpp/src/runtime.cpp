@@ -82,6 +82,7 @@ Runtime::Runtime(const std::string& path, const m2h_options& options) : path_(pa
 void Runtime::run(const m2h_image& image, const m2h_results& results) {
   const auto start = Clock::now();
   const std::uint8_t* input = input_of(image);
+  check_wanted(results);
   for (std::size_t i = 0; i < outputs_.size(); ++i) outputs_[i] = target(manifest_.outputs[i], i, results);
   run_engine(input, outputs_);
   for (std::size_t i = 0; i < outputs_.size(); ++i) {
@@ -135,6 +136,21 @@ const std::uint8_t* Runtime::input_of(const m2h_image& image) {
     }
   }
   return staging_.data();
+}
+
+// An array whose result the engine does not have would stay as it was, and be taken for one.
+void Runtime::check_wanted(const m2h_results& results) const {
+  const auto check = [this](const char* name, const void* wanted) {
+    if (wanted == nullptr) return;
+    for (const Output& output : manifest_.outputs) {
+      if (output.name == name) return;
+    }
+    throw Failure(std::string("results: this bundle gives no ") + name + ": leave it NULL, or export with --outputs");
+  };
+  check("depth", results.depth);
+  check("labels", results.labels);
+  check("normals", results.normals);
+  check("edges", results.edges);
 }
 
 void* Runtime::target(const Output& output, std::size_t index, const m2h_results& results) {

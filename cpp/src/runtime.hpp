@@ -24,6 +24,7 @@ class Runtime {
 
  private:
   const std::uint8_t* input_of(const m2h_image& image);
+  void check_wanted(const m2h_results& results) const;
   void* target(const Output& output, std::size_t index, const m2h_results& results);
   void* spare(std::size_t index);
   void run_engine(const std::uint8_t* input, const std::vector<void*>& outputs);

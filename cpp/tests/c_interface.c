@@ -1,4 +1,4 @@
-/* The C interface from C: open, ask, run one grey frame, close. */
+/* The C interface from C: open, ask, run one grey frame for what the bundle gives, close. */
 #include <m2h/m2h.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,18 +23,30 @@ int main(int argc, char** argv) {
   {
     const size_t pixels = (size_t)info.width * (size_t)info.height;
     uint8_t* pixel = malloc(3 * pixels);
-    results.labels_bytes = pixels;
-    results.labels = malloc(pixels);
-    if (pixel == NULL || results.labels == NULL) return 2;
+    if (info.has_depth) {
+      results.depth_bytes = sizeof(float) * pixels;
+      results.depth = malloc(results.depth_bytes);
+      if (results.depth == NULL) return 2;
+    }
+    if (info.has_labels) {
+      results.labels_bytes = pixels;
+      results.labels = malloc(pixels);
+      if (results.labels == NULL) return 2;
+    }
+    if (pixel == NULL) return 2;
     memset(pixel, 128, 3 * pixels);
     image.data = pixel;
     image.width = info.width;
     image.height = info.height;
     image.color = info.takes_nv12 ? M2H_NV12 : M2H_BGR;
     status = m2h_run(runtime, &image, &results);
-    if (status == M2H_OK) printf("%s %s\n", info.variant, m2h_class_name(runtime, results.labels[0]));
-    else fprintf(stderr, "error: %s\n", m2h_last_error());
+    if (status != M2H_OK) fprintf(stderr, "error: %s\n", m2h_last_error());
+    if (status == M2H_OK) printf("%s on %s", info.variant, m2h_engines());
+    if (status == M2H_OK && results.depth != NULL) printf(", %.3f m", (double)results.depth[0]);
+    if (status == M2H_OK && results.labels != NULL) printf(", %s", m2h_class_name(runtime, results.labels[0]));
+    if (status == M2H_OK) printf("\n");
     free(pixel);
+    free(results.depth);
     free(results.labels);
   }
   m2h_close(runtime);

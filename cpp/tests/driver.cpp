@@ -5,7 +5,8 @@
 //   m2h_driver soak BUNDLE FRAMES                     frames of noise into arrays that move now and then
 //   m2h_driver threads BUNDLE FRAMES                  two threads, a runtime each, the results of one thread alone
 //   m2h_driver misuse BUNDLE                          wrong arguments give an error each, and nothing else
-#include <cstring>
+//   m2h_driver affinity BUNDLE                        processors of this thread, and of each other, when it is open
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <iostream>
@@ -76,6 +77,20 @@ bool same(const m2h::Arrays& a, const m2h::Arrays& b) {
   return a.depth == b.depth && a.labels == b.labels && a.normals == b.normals && a.edges == b.edges;
 }
 
+// What went wrong in one thread is not told in another.
+bool errors_stay_in_their_thread() {
+  m2h_runtime* none = nullptr;
+  const bool failed = m2h_open(nullptr, nullptr, &none) == M2H_ERROR;
+  const std::string mine = m2h_last_error();
+  std::string before = "not asked", theirs;
+  std::thread([&] {
+    before = m2h_last_error();
+    (void)m2h_run(nullptr, nullptr, nullptr);
+    theirs = m2h_last_error();
+  }).join();
+  return failed && !mine.empty() && before.empty() && !theirs.empty() && theirs != mine && mine == m2h_last_error();
+}
+
 bool threads(const std::string& bundle, int frames) {
   std::vector<m2h::Arrays> expected;
   {
@@ -93,9 +108,6 @@ bool threads(const std::string& bundle, int frames) {
         const m2h::Arrays arrays = runtime.run(image_of(runtime.info(), bytes, own_color(runtime.info())));
         wrong[index] += same(arrays, expected[static_cast<std::size_t>(i)]) ? 0 : 1;
       }
-      // An error belongs to its thread.
-      const m2h_status status = m2h_run(nullptr, nullptr, nullptr);
-      if (status != M2H_ERROR || std::strlen(m2h_last_error()) == 0) ++wrong[index];
     } catch (const std::exception& error) {
       std::cerr << error.what() << '\n';
       ++wrong[index];
@@ -107,15 +119,33 @@ bool threads(const std::string& bundle, int frames) {
   return wrong[0] == 0 && wrong[1] == 0;
 }
 
+// Lines of /proc: what each thread of this process may run on. This thread's comes first.
+void affinity(const std::string& bundle) {
+  const auto allowed = [](const std::string& folder) {
+    std::ifstream stream(folder + "/status");
+    for (std::string line; std::getline(stream, line);) {
+      if (line.rfind("Cpus_allowed_list:", 0) == 0) return line.substr(line.find('\t') + 1);
+    }
+    return std::string("unknown");
+  };
+  const std::string before = allowed("/proc/thread-self");
+  m2h::Runtime runtime(bundle);
+  std::cout << "before " << before << "\nafter " << allowed("/proc/thread-self") << '\n';
+  const std::string self = std::filesystem::read_symlink("/proc/thread-self").filename();
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    if (task.path().filename() != self) std::cout << "thread " << allowed(task.path()) << '\n';
+  }
+}
+
 int misuse(m2h::Runtime& runtime) {
   const m2h_info& info = runtime.info();
   const Bytes bytes(frame_bytes(info), 128);
   std::vector<std::uint8_t> labels(static_cast<std::size_t>(info.width) * static_cast<std::size_t>(info.height));
   int failures = 0;
-  const auto refused = [&](const char* what, m2h_status status) {
+  const auto refused = [&](const char* what, const char* word, m2h_status status) {
     const std::string said = m2h_last_error();
-    if (status == M2H_ERROR && !said.empty() && said.find('\n') == std::string::npos) return;
-    std::cerr << "not refused: " << what << '\n';
+    if (status == M2H_ERROR && said.find(word) != std::string::npos && said.find('\n') == std::string::npos) return;
+    std::cerr << what << ": status " << status << ", and the words are '" << said << "', without '" << word << "'\n";
     ++failures;
   };
   const auto run = [&](const std::function<void(m2h_image&, m2h_results&)>& change) {
@@ -123,24 +153,35 @@ int misuse(m2h::Runtime& runtime) {
     m2h_results results{};
     results.labels = labels.data();
     results.labels_bytes = labels.size();
+    image.struct_size = 0;
     change(image, results);
     return m2h_run(runtime.handle(), &image, &results);
   };
-  refused("no runtime", m2h_run(nullptr, nullptr, nullptr));
-  refused("no place for a runtime", m2h_open("nothing", nullptr, nullptr));
+  refused("no runtime", "an argument", m2h_run(nullptr, nullptr, nullptr));
+  refused("no place for a runtime", "runtime is NULL", m2h_open("nothing", nullptr, nullptr));
   m2h_runtime* none = nullptr;
-  refused("no path", m2h_open(nullptr, nullptr, &none));
+  refused("no path", "path is NULL", m2h_open(nullptr, nullptr, &none));
   m2h_info old{};
-  refused("no size", m2h_get_info(runtime.handle(), &old));
-  refused("no pixels", run([](m2h_image& image, m2h_results&) { image.data = nullptr; }));
-  refused("another width", run([](m2h_image& image, m2h_results&) { image.width += 1; }));
-  refused("a negative height", run([](m2h_image& image, m2h_results&) { image.height = -1; }));
-  refused("a stride below a row", run([](m2h_image& image, m2h_results&) { image.stride = 1; }));
-  refused("an unknown colour", run([](m2h_image& image, m2h_results&) { image.color = static_cast<m2h_color>(7); }));
-  refused("a short array", run([](m2h_image&, m2h_results& results) { results.labels_bytes -= 1; }));
-  refused("a newer structure", run([](m2h_image& image, m2h_results&) { image.struct_size = 4096; }));
+  refused("no size", "struct_size", m2h_get_info(runtime.handle(), &old));
+  refused("no pixels", "data is NULL", run([](m2h_image& image, m2h_results&) { image.data = nullptr; }));
+  refused("another width", "--camera-size", run([](m2h_image& image, m2h_results&) { image.width += 1; }));
+  refused("a negative height", "x -1 pixels", run([](m2h_image& image, m2h_results&) { image.height = -1; }));
+  refused("a stride below a row", "stride of 1 ", run([](m2h_image& image, m2h_results&) { image.stride = 1; }));
+  refused("an unknown colour", "unknown colour",
+          run([](m2h_image& image, m2h_results&) { image.color = static_cast<m2h_color>(3); }));
+  refused("a short array", "labels needs", run([](m2h_image&, m2h_results& results) { results.labels_bytes -= 1; }));
+  refused("a newer structure", "beyond", run([](m2h_image& image, m2h_results&) { image.struct_size = 4096; }));
+  refused("a structure of no version", "less than", run([](m2h_image& image, m2h_results&) { image.struct_size = 8; }));
+  // The result is refused before its size is looked at.
+  float one = 0;
+  if (!info.has_normals) {
+    refused("no such result", "gives no normals", run([&](m2h_image&, m2h_results& results) { results.normals = &one; }));
+  }
+  if (!info.has_edges) {
+    refused("no such result", "gives no edges", run([&](m2h_image&, m2h_results& results) { results.edges = &one; }));
+  }
   const m2h_color other = info.takes_nv12 ? M2H_BGR : M2H_NV12;
-  refused("another colour", run([&](m2h_image& image, m2h_results&) { image.color = other; }));
+  refused("another colour", "--sensor", run([&](m2h_image& image, m2h_results&) { image.color = other; }));
   if (m2h_class_name(runtime.handle(), -1) != nullptr || m2h_class_name(runtime.handle(), info.classes) != nullptr) {
     std::cerr << "a class that is none has a name\n";
     ++failures;
@@ -158,11 +199,15 @@ int misuse(m2h::Runtime& runtime) {
 int main(int argc, char** argv) {
   const std::vector<std::string> words(argv + 1, argv + argc);
   try {
-    if (words.size() < 2) throw std::runtime_error("usage: m2h_driver open|frame|soak|threads|misuse BUNDLE ...");
+    if (words.size() < 2) throw std::runtime_error("usage: m2h_driver open|frame|soak|threads|misuse|affinity BUNDLE ...");
     if (words[0] == "threads") {
-      const bool good = threads(words[1], std::stoi(words.at(2)));
+      const bool good = errors_stay_in_their_thread() && threads(words[1], std::stoi(words.at(2)));
       std::cout << (good ? "ok" : "wrong") << '\n';
       return good ? 0 : 1;
+    }
+    if (words[0] == "affinity") {
+      affinity(words[1]);
+      return 0;
     }
     m2h::Runtime runtime(words[1]);
     if (words[0] == "frame") {

@@ -137,23 +137,38 @@ def assert_pythons(given: dict[str, np.ndarray], expected) -> None:
     assert np.abs(given["edges"] - expected.edges.ravel()).max() <= 1e-3
 
 
-def test_the_package_holds_library_example_bundle_and_how_to_build_them(tiny_onnx, tmp_path):
+@pytest.fixture
+def sensor_bundle(tiny_onnx, tmp_path) -> Path:
     import onnx
 
     from engines import build_bundle
     from export import Sensor, add_sensor
 
     onnx.save(add_sensor(onnx.load(tiny_onnx), Sensor((64, 48))), tmp_path / "sensor.onnx")
-    bundle = build_bundle(tmp_path / "sensor.onnx", tmp_path / "bundle")
-    package = package_cpp(bundle.path, tmp_path / "robot")
+    return build_bundle(tmp_path / "sensor.onnx", tmp_path / "bundle").path
+
+
+def test_the_package_holds_library_example_bundle_and_how_to_build_them(sensor_bundle, tmp_path):
+    (sensor_bundle / ".manifest.1-0123abcd.tmp.json").write_text("")  # of another process, which writes a manifest
+    package = package_cpp(sensor_bundle, tmp_path / "robot")
     assert {path.name for path in package.iterdir()} == {"README.md", "libm2h", "bundle"}
     assert (package / "libm2h" / "include" / "m2h" / "m2h.h").is_file()
     assert (package / "libm2h" / "examples" / "run.cpp").is_file()
+    assert {path.name for path in (package / "bundle").iterdir()} == {"manifest.json", "model.onnx"}
     assert "64 x 48 BGR or RGB" in (package / "README.md").read_text()
     with Runtime.load(package / "bundle"):
         pass
     with pytest.raises(M2HError, match="exists"):
-        package_cpp(bundle.path, tmp_path / "robot")
+        package_cpp(sensor_bundle, tmp_path / "robot")
+
+
+def test_a_package_inside_of_its_bundle_is_refused(sensor_bundle, tmp_path):
+    before = sorted(sensor_bundle.rglob("*"))
+    (tmp_path / "link").symlink_to(sensor_bundle)
+    for inside in (sensor_bundle, sensor_bundle / "robot", sensor_bundle / "a" / "robot", tmp_path / "link" / "robot"):
+        with pytest.raises(M2HError, match="lies in the bundle"):
+            package_cpp(sensor_bundle, inside)
+    assert sorted(sensor_bundle.rglob("*")) == before
 
 
 def test_a_plain_bundle_is_not_packaged_and_the_command_for_one_is_named(tiny_bundle, tmp_path):
@@ -211,6 +226,8 @@ def test_nv12_in_and_millimetres_out_are_pythons_too(built, tmp_path):
     with Runtime.load(bundle) as opened:
         expected = opened(raw)
     assert set(given) == {"depth", "labels"}
+    built.driver("misuse", bundle)  # this one has results that cannot be asked for
+    assert "m2h-tiny" in built.call("tools/m2h_c_interface", bundle)
     np.testing.assert_array_equal(given["labels"], expected.semantics.ravel())
     np.testing.assert_allclose(given["depth"], expected.depth.ravel(), atol=1e-6)
     assert "export with --sensor uint8" in built.driver("frame", bundle, "pictures/room0.ppm", ".", "bgr", expect=2)
@@ -258,7 +275,7 @@ def damaged(built, tmp_path):
 
     def opened(expect: int = 2) -> str:
         said = built.driver("open", copy, expect=expect)
-        assert said.startswith("error: "), said
+        assert said.startswith("error: ") == (expect != 0), said
         assert said.count("\n") == 1
         return said
 
@@ -281,11 +298,33 @@ def test_damaged_files_are_named(damaged):
     assert "model.bin does not have the manifest's sha256" in opened()
     weights.unlink()
     assert "model.bin is missing" in opened()
-    (bundle / "stranger").write_text("")
     weights.symlink_to("/bin/sh")
     assert "leads out of the bundle" in opened()
     (bundle / "manifest.json").unlink()
     assert "is not a bundle" in opened()
+
+
+@pytest.mark.slow
+def test_a_file_that_the_manifest_does_not_name_is_refused(damaged):
+    bundle, opened = damaged
+    (bundle / "stranger").write_text("")
+    assert "stranger is not named in the manifest" in opened()
+    (bundle / "stranger").unlink()
+    opened(expect=0)
+
+
+@pytest.mark.slow
+def test_threads_of_the_engine_stay_on_the_bundles_processors_and_the_callers_do_not(damaged, built):
+    bundle, opened = damaged
+    usable = sorted(os.sched_getaffinity(0))
+    change(bundle, lambda m: m["engine"]["options"].update(affinity=usable[-1:], threads=2))
+    lines = [line.split() for line in built.driver("affinity", bundle).splitlines()]
+    assert lines[0][0] == "before" and lines[1] == ["after", lines[0][1]]
+    if len(usable) > 1:
+        assert ["thread", str(usable[-1])] in lines[2:]
+    change(bundle, lambda m: m["engine"]["options"].update(affinity=[usable[-1], 8000]))
+    said = opened()
+    assert f"asks for the processors {usable[-1]}, 8000, and this process may use {usable[0]}" in said
 
 
 @pytest.mark.slow
@@ -304,6 +343,9 @@ def test_damaged_files_are_named(damaged):
         (lambda m: m["engine"].update(file=5), "expected text"),
         (lambda m: m["outputs"].__setitem__(1, m["outputs"][0]), "twice"),
         (lambda m: m["outputs"].clear(), "there are none"),
+        (lambda m: m["engine"]["options"].update(affinity="0"), "engine.options.affinity: expected a list"),
+        (lambda m: m["engine"]["options"].update(affinity=[-1]), "engine.options.affinity: expected a whole number"),
+        (lambda m: m["engine"]["options"].update(provider_options=[]), "provider_options: expected an object"),
         (lambda m: m["self_test"]["outputs"]["depth"].update(deviation=0), "above 0"),
         (lambda m: m.update(classes=[]), "expected an object"),
         (lambda m: m.update(outputs={}), "expected a list"),

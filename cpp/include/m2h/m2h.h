@@ -47,7 +47,9 @@ typedef enum m2h_color {
 
 typedef struct m2h_runtime m2h_runtime;
 
-/* Zeros are the defaults, so `m2h_options options = {0};` is one; struct_size is sizeof(m2h_options) or 0. */
+/* A structure's struct_size says which version's fields it has: its sizeof, or 0 for the fields of version 0.1. */
+
+/* Zeros are the defaults, so `m2h_options options = {0};` is one. */
 typedef struct m2h_options {
   size_t struct_size;
   int threads;        /* of an engine on the CPU; 0: what the bundle says */
@@ -76,7 +78,7 @@ typedef struct m2h_info {
 /* An image of the camera. `stride` is the distance between rows in bytes, 0 for rows without gaps. A BGR or NV12 image
  * without gaps is read where it lies; others are copied row by row. */
 typedef struct m2h_image {
-  size_t struct_size; /* sizeof(m2h_image) or 0 */
+  size_t struct_size;
   const uint8_t* data;
   int width;
   int height; /* of the picture: H for NV12 too */
@@ -87,7 +89,7 @@ typedef struct m2h_image {
 /* The caller's arrays, H x W without gaps; NULL where a result is not wanted. `*_bytes` is the size of each in bytes,
  * which is checked. The engine writes into them directly where it can: use the same ones from frame to frame. */
 typedef struct m2h_results {
-  size_t struct_size; /* sizeof(m2h_results) or 0 */
+  size_t struct_size;
   float* depth;       /* metres */
   size_t depth_bytes;
   uint8_t* labels; /* class index */
@@ -102,7 +104,8 @@ typedef struct m2h_results {
  * failure. */
 M2H_API m2h_status m2h_open(const char* path, const m2h_options* options, m2h_runtime** runtime);
 
-/* One frame. Results that are not NULL in `results` are filled; after a failure their content is undefined. */
+/* One frame. Results that are not NULL in `results` are filled, and one that the bundle does not give is an error;
+ * after a failure their content is undefined. */
 M2H_API m2h_status m2h_run(m2h_runtime* runtime, const m2h_image* image, const m2h_results* results);
 
 M2H_API m2h_status m2h_get_info(const m2h_runtime* runtime, m2h_info* info);

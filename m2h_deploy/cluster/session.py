@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import shutil
@@ -170,20 +169,35 @@ def _processors() -> int:
 
 @contextmanager
 def _quiet(logs: Path) -> Iterator[None]:
-    """What Ray prints from Python is dropped, what its native code prints goes to a file; this process's own stderr
-    stays. Ray reports a worker that died on stdout, in the middle of a command's JSON."""
+    """What Ray prints from Python is dropped, what its native code prints goes to a file; the caller's own stays."""
     loggers = [logging.getLogger(name) for name in ("ray", "ray.data")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_native_stderr_to(logs / "native.log"))
-        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        plain: Any = _WithoutRay(sys.stdout)
+        stack.enter_context(contextlib.redirect_stdout(plain))
         try:
             yield
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+class _WithoutRay:
+    """stdout but for Ray's threads, which report a worker that died there, in the middle of a command's JSON."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if threading.current_thread().name.startswith("ray_"):
+            return len(text)
+        return int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 
 import cv2
@@ -163,6 +164,21 @@ def test_a_frame_that_kills_its_workers_is_given_up_and_named(tmp_path):
         "odd: ZeroDivisionError: by zero",
     ]
     assert kept == {"key-a": b"a", "key-b": b"b", "key-c": b"c"}
+
+
+def test_what_a_caller_prints_is_seen_and_what_ray_prints_is_not(tiny_bundle, pictures, tmp_path):
+    code = (
+        "import os, sys; from tests.cluster.processes import kill, workers_of\n"
+        "from m2h_deploy.cluster import Cluster, predict_folder\n"
+        "def progress(done, total):\n"
+        "    if done == 8: kill(workers_of(os.getpid())[0])\n"
+        "    print('done', done)\n"
+        "predict_folder(*sys.argv[1:], cluster=Cluster(workers=2), progress=progress)\n"
+    )
+    arguments = [sys.executable, "-c", code, tiny_bundle, pictures, tmp_path / "out"]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert set(result.stdout.splitlines()) == {f"done {done}" for done in range(12)}
+    assert result.stderr == ""
 
 
 def test_a_pool_that_leaves_ray_no_cpu_is_refused():

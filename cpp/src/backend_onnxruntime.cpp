@@ -130,7 +130,8 @@ class OnnxRuntime final : public Backend {
     for (const auto& [key, value] : manifest.provider_options) {
       const auto same = [&key = key](const char* known) { return key == known; };
       if (provider != "cuda" || std::none_of(kProviderOptions.begin(), kProviderOptions.end(), same)) {
-        throw Failure(where_ + ": libm2h does not set the option '" + key.substr(0, 64) + "' of the provider " + provider);
+        throw Failure(where_ + ": libm2h does not set the option '" + key.substr(0, 64) + "' of the provider " +
+                      provider);
       }
       keys.push_back(key.c_str());
       values.push_back(value.c_str());

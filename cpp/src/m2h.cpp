@@ -47,8 +47,8 @@ m2h_status guarded(Body body) noexcept {
   }
 }
 
-// What a struct_size of 0 means, in this version and in every later one: the fields of 0.1. A program that was built with
-// 0.1 has no more of them, whatever library it finds.
+// What a struct_size of 0 means, in this version and in every later one: the fields of 0.1. A program that was built
+// with 0.1 has no more of them, whatever library it finds.
 template <typename T>
 constexpr std::size_t kFirstSize = 0;
 template <>

@@ -201,7 +201,8 @@ void read_engine(const Fields& top, Manifest& manifest) {
   if (options.find("provider_options") == nullptr) return;
   const Fields provider = options.object("provider_options");
   for (const auto& [key, value] : provider.json().items()) {
-    manifest.provider_options[key] = value.is_number_integer() ? value.dump() : provider.as_text(value, key.substr(0, 64));
+    const bool number = value.is_number_integer();
+    manifest.provider_options[key] = number ? value.dump() : provider.as_text(value, key.substr(0, 64));
   }
 }
 

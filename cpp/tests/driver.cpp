@@ -199,7 +199,7 @@ int misuse(m2h::Runtime& runtime) {
 int main(int argc, char** argv) {
   const std::vector<std::string> words(argv + 1, argv + argc);
   try {
-    if (words.size() < 2) throw std::runtime_error("usage: m2h_driver open|frame|soak|threads|misuse|affinity BUNDLE ...");
+    if (words.size() < 2) throw std::runtime_error("usage: m2h_driver COMMAND BUNDLE ...");
     if (words[0] == "threads") {
       const bool good = errors_stay_in_their_thread() && threads(words[1], std::stoi(words.at(2)));
       std::cout << (good ? "ok" : "wrong") << '\n';

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,6 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import rclpy
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.publisher import Publisher
@@ -44,13 +48,31 @@ class PerceptionNode(Node):
     """Runs a bundle on a camera's topic.
 
     The executor's thread takes images and hands the newest to a `Stream`; a thread of its own publishes what comes out.
-    Raises M2HError on bad parameters and on a bundle that does not fit, CheckFailed where its self-test fails.
+    Made, it has its parameters alone; `start` opens the bundle and the topics, and `close` is due in any case. Bad
+    parameters are an M2HError, or one of rclpy's exceptions, which `main` puts into words.
     """
 
     def __init__(self) -> None:
         super().__init__("m2h_perception")
-        values = {name: self.declare_parameter(name, value).value for name, value in defaults().items()}
-        self.settings = settings = Settings(**values)
+        self.settings = Settings(**{name: self._parameter(name, value) for name, value in defaults().items()})
+        self.failure: M2HError | None = None
+        self._closing = False
+        self._camera_info: CameraInfo | None = None
+        self._thread: threading.Thread | None = None
+        self._ends = contextlib.ExitStack()
+
+    def _parameter(self, name: str, default: Any) -> Any:
+        # ROS has 5 for an integer, and takes none where the default is 5.0.
+        number = ParameterDescriptor(dynamic_typing=True) if isinstance(default, float) else None
+        return self.declare_parameter(name, default, number).value
+
+    def start(self) -> None:
+        """Open the bundle and the topics.
+
+        Raises M2HError on a bundle that does not fit, CheckFailed where its self-test fails, ExternalShutdownException
+        where ROS was shut down meanwhile.
+        """
+        settings = self.settings
         self._remap = read_label_remap(settings.label_remap) if settings.label_remap else None
         self.runtime = Runtime.load(
             settings.bundle,
@@ -58,9 +80,9 @@ class PerceptionNode(Node):
             threads=settings.threads or None,
             device=settings.device or None,
         )
-        self.failure: M2HError | None = None
-        self._closing = False
-        self._camera_info: CameraInfo | None = None
+        self._ends.callback(self.runtime.close)
+        if not self.context.ok():
+            raise ExternalShutdownException
         self._policy = FramePolicy(settings.skip_frequency, settings.warn_output_lag_s, settings.max_output_lag_s)
         facts = identity(self.runtime.manifest, settings.self_test)
         self._monitor = Monitor(settings.image_topic, settings.camera_timeout_s, facts)
@@ -74,6 +96,8 @@ class PerceptionNode(Node):
             timeout=settings.engine_timeout_s,
             on_problem=self._problem,
         )
+        for end in (self._join, self._stream.close, self._camera.close):  # the last one first
+            self._ends.callback(end)
         self._outputs = self._make_outputs()
         self._make_inputs()
         self._make_diagnostics()
@@ -107,18 +131,21 @@ class PerceptionNode(Node):
 
     def _make_inputs(self) -> None:
         settings = self.settings
-        # Best effort fits publishers of either kind; a reliable subscription would hear no sensor-data publisher.
-        profile = functools.partial(
-            QoSProfile, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT
-        )
+        # Best effort fits publishers of either kind; a reliable subscription hears no sensor-data publisher, and alone
+        # loses none of a recording's images.
+        best_effort, reliable = ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE
+        profile = functools.partial(QoSProfile, history=HistoryPolicy.KEEP_LAST)
+        depth = settings.output_queue_size
         self._synced: Publisher | None = None
         self._synced_info: Publisher | None = None
-        if settings.publish_synced_inputs:
-            depth = settings.output_queue_size
+        if settings.publish_synced_inputs and settings.synced_rgb_topic:
             self._synced = self.create_publisher(Image, settings.synced_rgb_topic, depth)
+        if settings.publish_synced_inputs and settings.synced_camera_info_topic and settings.camera_info_topic:
             self._synced_info = self.create_publisher(CameraInfo, settings.synced_camera_info_topic, depth)
-            self.create_subscription(CameraInfo, settings.camera_info_topic, self._on_camera_info, profile(depth=1))
-        self.create_subscription(Image, settings.image_topic, self._on_image, profile(depth=self._queue))
+            latest = profile(depth=1, reliability=best_effort)
+            self.create_subscription(CameraInfo, settings.camera_info_topic, self._on_camera_info, latest)
+        images = profile(depth=self._queue, reliability=best_effort if settings.latest_only else reliable)
+        self.create_subscription(Image, settings.image_topic, self._on_image, images)
 
     def _make_diagnostics(self) -> None:
         self._diagnostics: Publisher | None = None
@@ -127,7 +154,9 @@ class PerceptionNode(Node):
             self.get_logger().warning("diagnostic_msgs is not installed: the log has the status instead")
         elif self.settings.diagnostics_topic:
             self._diagnostics = self.create_publisher(DiagnosticArray, self.settings.diagnostics_topic, 10)
-        self.create_timer(self.settings.diagnostics_period_s, self._diagnose)
+        # By the clock of a recording that stands still nothing would ever be said.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(self.settings.diagnostics_period_s, self._diagnose, clock=steady)
 
     # The executor's thread
 
@@ -190,15 +219,18 @@ class PerceptionNode(Node):
                 return  # Ctrl-C takes the topics away below a frame that is on its way
             self.failure = error if isinstance(error, M2HError) else M2HError(f"publishing failed: {error}")
             self._monitor.failed(str(self.failure))
-            self._diagnose()
-            rclpy.try_shutdown(context=self.context)
+            try:
+                self._diagnose()
+            finally:
+                rclpy.try_shutdown(context=self.context)
 
     def _publish(self, frame: StreamFrame) -> None:
         message: Image = self._camera.message_of(frame.image)
         for publisher, pixels in self._outputs:
             publisher.publish(messages.fill(Image(), pixels(frame), message.header))
-        if self._synced is not None and self._synced_info is not None:
+        if self._synced is not None:
             self._synced.publish(message)
+        if self._synced_info is not None:
             self._publish_camera_info(self._synced_info, message)
         age = lag_seconds(messages.stamp_ns(message.header), self.get_clock().now().nanoseconds)
         self._monitor.published(age, frame.prediction.timings["inference"])
@@ -219,37 +251,59 @@ class PerceptionNode(Node):
     def close(self) -> None:
         """Stop the stream, give back the engine and the topics. Harmless to call twice."""
         self._closing = True
-        self._camera.close()
-        self._stream.close()
-        self._thread.join(2.0)
-        self.runtime.close()
+        self._ends.close()
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join(2.0)
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point: 0 after Ctrl-C or SIGTERM, 1 where the self-test or the stream failed, 2 on bad parameters."""
-    rclpy.init(args=args)
     node: PerceptionNode | None = None
     failure: M2HError | None = None
     try:
+        _init(args)
         node = PerceptionNode()
+        node.start()
         rclpy.spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except M2HError as error:
         failure = error
+    except (NameValidationException, ParameterException) as error:
+        failure = M2HError(_one_line(error))
+    except Exception:
+        if rclpy.ok():
+            raise
+        # SIGTERM takes the topics away below whatever is being done with them
     finally:
         _ignore_interrupts()
         if node is not None:
             node.close()
-            failure = failure or node.failure
             node.destroy_node()
         rclpy.try_shutdown()
-    code = 0
+    code = 0 if failure is None else failure.exit_code
+    if failure is None and node is not None and node.failure is not None:
+        failure, code = node.failure, 1
     if failure is not None:
         print(f"error: {failure}", file=sys.stderr)
-        code = failure.exit_code if node is None else 1
     _leave_stuck_engines(code)
     return code
+
+
+def _init(args: Sequence[str] | None) -> None:
+    """Raises M2HError where ROS does not take the command line."""
+    try:
+        rclpy.init(args=None if args is None else list(args))
+    except (RuntimeError, ValueError) as error:
+        raise M2HError(_one_line(error)) from None
+
+
+def _one_line(error: Exception) -> str:
+    """What rclpy says, without the line that points at a character and without places in its sources."""
+    lines = [line.strip() for line in re.sub(r", at \S+:\d+", "", str(error)).splitlines()]
+    return " ".join(line for line in lines if line.strip("^"))
 
 
 def _ignore_interrupts() -> None:

@@ -7,10 +7,13 @@ from typing import Any
 
 from m2h_deploy.errors import M2HError
 
+#: Of seconds, of images, and of what depth is multiplied by: beyond it a parameter is a slip of the hand.
+_MOST = 1_000_000
+
 
 @dataclass(frozen=True)
 class Settings:
-    """One field a ROS parameter, with its default. An empty topic is not published."""
+    """One field a ROS parameter, with its default. An empty topic is off. A whole number does for a float."""
 
     bundle: str = ""
     """Folder of the bundle."""
@@ -67,6 +70,9 @@ class Settings:
     diagnostics_period_s: float = 1.0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            if isinstance(field.default, float):
+                object.__setattr__(self, field.name, self._number(field.name))
         if not self.bundle:
             raise M2HError("parameter bundle: name the folder of a bundle, made by m2h-deploy build")
         if not self.image_topic:
@@ -74,11 +80,16 @@ class Settings:
         if self.input_color_order not in ("rgb", "bgr"):
             raise M2HError(f"parameter input_color_order '{self.input_color_order}': choose rgb or bgr")
         for name in ("input_queue_size", "output_queue_size", "skip_frequency"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
+            self._require(name, 1 <= getattr(self, name) <= _MOST, f"from 1 to {_MOST}")
         for name in ("threads", "warn_output_lag_s", "max_output_lag_s"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         for name in ("depth_scale", "camera_timeout_s", "engine_timeout_s", "diagnostics_period_s"):
-            self._require(name, 0 < getattr(self, name) < float("inf"), "above 0")
+            self._require(name, 0 < getattr(self, name) <= _MOST, f"above 0, and at most {_MOST}")
+
+    def _number(self, name: str) -> float:
+        value = getattr(self, name)
+        self._require(name, isinstance(value, int | float) and not isinstance(value, bool), "a number")
+        return float(value)
 
     def _require(self, name: str, good: bool, what: str) -> None:
         if not good:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,8 +43,8 @@ class Ros:
     environment: dict[str, str]
 
     @contextmanager
-    def node(self, bundle: Path, **parameters: object) -> Iterator[subprocess.Popen[str]]:
-        """The node, ready. It is killed in the end if it has not ended on its own."""
+    def node(self, bundle: Path, *, ready: bool = True, **parameters: object) -> Iterator[subprocess.Popen[str]]:
+        """The node, ready if asked for. It is killed in the end if it has not ended on its own."""
         values = {"bundle": bundle, "threads": 1, "engine_timeout_s": 120.0, **parameters}
         words = [word for name, value in values.items() for word in ("-p", f"{name}:={_yaml(value)}")]
         log = self.folder / "node.log"
@@ -52,7 +53,8 @@ class Ros:
             process = subprocess.Popen(command, env=self.environment, stdout=stream, stderr=stream, text=True)
         try:
             deadline = time.monotonic() + 120
-            while "self-test" not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
+            while ready and "self-test" not in log.read_text() and process.poll() is None:
+                assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.1)
             yield process
         finally:
@@ -62,6 +64,14 @@ class Ros:
 
     def log(self) -> str:
         return (self.folder / "node.log").read_text()
+
+    def wait_for_handler(self, process: subprocess.Popen[str]) -> None:
+        """Until a process catches SIGTERM."""
+        status = Path(f"/proc/{process.pid}/status")
+        deadline = time.monotonic() + 60
+        while not int(re.findall(r"SigCgt:\s*(\w+)", status.read_text())[0], 16) >> (signal.SIGTERM - 1) & 1:
+            assert process.poll() is None and time.monotonic() < deadline, self.log()
+            time.sleep(0.005)
 
     def interrupt(self, process: subprocess.Popen[str]) -> int:
         """SIGINT twice, as a terminal and ros2 launch send it, and the exit code."""

@@ -106,16 +106,16 @@ class Peer(Node):
         assert met, "the node was not found"
         self.spin_until(lambda: False, 0.5)  # matching goes on behind discovery
 
-    def send(self, message: Image, names: tuple[str, ...]) -> bool:
+    def send(self, message: Image, names: tuple[str, ...], attempts: int = 3) -> bool:
         """Publish an image and wait for the answers to it; again if it was lost on the way."""
         stamp = stamp_of(message)
 
         def answered() -> bool:
             return all(any(stamp_of(m) == stamp for m in self.heard[name]) for name in names)
 
-        for _ in range(3):
+        for _ in range(attempts):
             self.images.publish(message)
-            if self.spin_until(answered, PATIENCE / 3):
+            if self.spin_until(answered, PATIENCE / attempts):
                 return True
         return False
 
@@ -181,16 +181,24 @@ def burst(peer: Peer, out: Path) -> dict[str, Any]:
     peer.send(image_message(picture, 99 + count, "burst"), ("depth",))
     answered = [stamp_of(m) for m in peer.heard["depth"]]
     before = len(peer.heard["depth"])
-    quiet = peer.status(lambda status: status["values"]["frames a second"] == "0.0")
-    late = [stamp_of(m) for m in peer.heard["depth"][before:]]
+
+    def nothing_left(status: dict[str, Any]) -> bool:
+        values = status["values"]
+        counted = int(values["published"]) + int(values["dropped for a newer one"])
+        return values["images a second"] == "0.0" and values["in work"] == "0" and counted == int(values["received"])
+
+    quiet = peer.status(nothing_left)
+    # The last one was perhaps sent again while its first answer was on the way.
+    late = [stamp_of(m) for m in peer.heard["depth"][before:] if stamp_of(m) != 99 + count]
     return {"sent": count, "answered": answered, "late": late, "quiet": quiet}
 
 
 def replay(peer: Peer, out: Path, bag: Path) -> dict[str, Any]:
-    """Publish a bag's images by its own clock, each when the one before was answered."""
+    """Publish a bag's images by its own clock, each once, when the one before was answered."""
     from mcap_ros2.reader import read_ros2_messages
 
     peer.meet()
+    before = peer.status(lambda status: True)  # no clock was heard yet
     sent: list[int] = []
     for record in read_ros2_messages(str(bag), topics=[IMAGE, INFO]):
         seconds, nanoseconds = divmod(record.log_time_ns, 10**9)
@@ -206,11 +214,21 @@ def replay(peer: Peer, out: Path, bag: Path) -> dict[str, Any]:
         message.data = array.array("B", bytes(recorded.data))
         message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 10**9)
         message.header.frame_id = recorded.header.frame_id
-        peer.send(message, ("depth", "labels"))
+        peer.send(message, ("depth", "labels"), attempts=1)
         sent.append(stamp)
     status = peer.status(lambda status: status["values"]["published"] != "0")
     _write_pixels(peer, out)
-    return {"sent": sent, "status": status}
+    return {"sent": sent, "status": status, "before": before}
+
+
+def topics(peer: Peer, out: Path) -> dict[str, Any]:
+    """What the node publishes and listens to, when it has answered an image."""
+    peer.meet(("depth",))
+    answered = peer.send(image_message(room(0), START * 10**9, "camera"), ("depth",))
+    name, namespace = "m2h_perception", "/"
+    published = peer.get_publisher_names_and_types_by_node(name, namespace)
+    heard = peer.get_subscriber_names_and_types_by_node(name, namespace)
+    return {"answered": answered, "published": [t for t, _ in published], "subscribed": [t for t, _ in heard]}
 
 
 def write_bag(bag: Path, count: int) -> None:
@@ -309,6 +327,8 @@ def main() -> None:
     try:
         if scenario == "walk":
             result = walk(peer, Path(out))
+        elif scenario == "topics":
+            result = topics(peer, Path(out))
         elif scenario == "burst":
             result = burst(peer, Path(out))
         elif scenario == "replay":

@@ -216,7 +216,8 @@ def test_each_frame_comes_back_with_its_message_and_bad_ones_cost_only_themselve
     for item in (good[0], message(ROOM, "mono16"), *good[1:]):
         assert not camera.put(item)
     with Runtime.load(tiny_bundle, threads=1) as runtime:
-        stream = Stream(runtime, camera.source(), policy="queue")
+        # A busy machine may take long for a frame; one that was given up on would be waited for without end.
+        stream = Stream(runtime, camera.source(), policy="queue", timeout=600)
         labels = []
         for frame in stream:
             labels.append(camera.message_of(frame.image).label)
@@ -242,11 +243,28 @@ def test_the_yaml_has_every_parameter_with_its_default():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("bundle", ""), ("skip_frequency", 0), ("depth_scale", 0.0), ("max_output_lag_s", -1.0), ("threads", -1)],
+    [
+        ("bundle", ""),
+        ("skip_frequency", 0),
+        ("depth_scale", 0.0),
+        ("max_output_lag_s", -1.0),
+        ("threads", -1),
+        ("depth_scale", "1"),
+        ("engine_timeout_s", True),
+        ("camera_timeout_s", float("nan")),
+        ("diagnostics_period_s", 1e300),
+        ("output_queue_size", 2**40),
+    ],
 )
 def test_bad_parameters_are_refused_by_name(name, value):
     with pytest.raises(M2HError, match=name):
         Settings(**{**defaults(), "bundle": "here", name: value})
+
+
+def test_a_whole_number_becomes_the_float_that_a_parameter_is():
+    settings = Settings(**{**defaults(), "bundle": "here", "warn_output_lag_s": 5})
+    assert type(settings.warn_output_lag_s) is float
+    assert settings.warn_output_lag_s == 5.0
 
 
 def test_only_the_node_imports_rclpy():

@@ -3,14 +3,17 @@
     python benchmarks/cluster.py --frames 400 --workers 1,2 --rounds 3 --json cluster.json
 
 Every way writes the same files from the same images with the same bundle, m2h-tiny by default. `frames/s` is taken
-between the first and the last answer, so engines are loaded and Ray is up; `whole` is what a person waits for, from the
-call to its end. Workers have one thread each; one process is timed with one thread and with all of them. Medians over
-the rounds (in brackets least and most); a round has each way once, and begins with another.
+between the first and the last answer, so engines are loaded and Ray is up. So is `CPU s/frame`, the processor time of
+the command and all processes under it, Ray's own among them, which hardly depends on what else the machine does.
+`whole` is what a person waits for, from the call to its end. Workers have one thread each; one process is timed with
+one thread and with all of them. Medians over the rounds (in brackets least and most); a round has each way once, and
+begins with another.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -39,24 +42,42 @@ class Run:
 
     rate: float
     """Frames a second between the first and the last answer."""
+    processor: float
+    """Seconds of processor time a frame, of this process and all under it, between the same answers."""
     whole: float
     """Seconds from the call to its end."""
 
 
 class Clock:
-    """When how many frames were done."""
+    """When how many frames were done, and with how much processor time."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
-        self._seen: list[tuple[float, int]] = []
+        self._seen: list[tuple[float, int, float]] = []
 
     def __call__(self, done: int, total: int) -> None:
-        if done:
-            self._seen.append((time.perf_counter(), done))
+        if done and (not self._seen or done == total):
+            self._seen.append((time.perf_counter(), done, processor_seconds()))
 
     def run(self) -> Run:
-        (first, some), (last, all_) = self._seen[0], self._seen[-1]
-        return Run((all_ - some) / (last - first), time.perf_counter() - self._start)
+        (first, some, busy), (last, total, busier) = self._seen[0], self._seen[-1]
+        frames = total - some
+        return Run(frames / (last - first), (busier - busy) / frames, time.perf_counter() - self._start)
+
+
+def processor_seconds() -> float:
+    """User and system time of this process and of every living one under it."""
+    parents, ticks = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                parents[int(entry.name)], ticks[int(entry.name)] = int(fields[1]), int(fields[11]) + int(fields[12])
+    level, total = {os.getpid()}, 0
+    while level:
+        total += sum(ticks.get(pid, 0) for pid in level)
+        level = {pid for pid, parent in parents.items() if parent in level}
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 def one_process(bundle: Path, images: Path, threads: int) -> Run:
@@ -96,17 +117,20 @@ def in_turns(ways: dict[str, Callable[[], Run]], rounds: int) -> dict[str, list[
         at = index % len(names)
         for name in names[at:] + names[:at]:
             runs[name].append(ways[name]())
-            say(f"{name}: {runs[name][-1].rate:.2f} frames/s, {runs[name][-1].whole:.1f} s")
+            say(f"{name}: {runs[name][-1]}")
     return runs
 
 
 def markdown(runs: dict[str, list[Run]]) -> str:
     base = statistics.median(run.rate for run in runs["one process, 1 thread"])
-    lines = ["| way | frames/s | times one thread | whole, s |", "|---|---:|---:|---:|"]
+    lines = ["| way | frames/s | times one thread | CPU s/frame | whole, s |", "|---|---:|---:|---:|---:|"]
     for name, found in runs.items():
         rates = [run.rate for run in found]
-        rate, whole = statistics.median(rates), statistics.median(run.whole for run in found)
-        lines.append(f"| {name} | {rate:.2f} ({min(rates):.2f}, {max(rates):.2f}) | {rate / base:.2f} | {whole:.1f} |")
+        rate, busy, whole = (
+            statistics.median(v) for v in (rates, [r.processor for r in found], [r.whole for r in found])
+        )
+        span = f"({min(rates):.2f}, {max(rates):.2f})"
+        lines.append(f"| {name} | {rate:.2f} {span} | {rate / base:.2f} | {busy:.3f} | {whole:.1f} |")
     return "\n".join(lines)
 
 

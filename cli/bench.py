@@ -57,6 +57,8 @@ def bench(
 
     if peers and reference is None:
         raise M2HError("--peers needs the checkpoint that the bundle was made from: give --reference")
+    if camera is None and (policy or queue is not None):
+        raise M2HError("--policy and --queue are about a camera: give --camera RATE too")
     height, width = _size(size)
     settings = BenchSettings(
         height=height,

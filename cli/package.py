@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,22 +30,32 @@ def package(
     triton: Annotated[
         Path | None, typer.Option("--triton", help="Add the model to this Triton model repository.")
     ] = None,
-    name: Annotated[str, typer.Option(help="With --triton: the model's name.")] = "m2h",
-    max_batch: Annotated[int, typer.Option(help="With --triton: frames that run together at most.")] = 8,
-    delay_ms: Annotated[float, typer.Option(help="With --triton: milliseconds that a frame waits for others.")] = 2.0,
-    instances: Annotated[int, typer.Option(help="With --triton: engines that work at the same time.")] = 1,
+    name: Annotated[str | None, typer.Option(help="With --triton: the model's name. [m2h]")] = None,
+    max_batch: Annotated[int | None, typer.Option(help="With --triton: frames that run together at most. [8]")] = None,
+    delay_ms: Annotated[float | None, typer.Option(help="With --triton: ms that a frame waits for others. [2]")] = None,
+    instances: Annotated[int | None, typer.Option(help="With --triton: engines that work at once. [1]")] = None,
     threads: Annotated[int | None, typer.Option(help="With --triton: CPU threads of each engine.", min=1)] = None,
 ) -> None:
     """Lay a bundle out with what another program needs to run it."""
     if [cpp, mono_hydra, triton is not None].count(True) != 1:
         raise M2HError("say what to package for: --cpp, --mono-hydra or --triton REPOSITORY")
+    given = {
+        "name": name,
+        "max_batch": max_batch,
+        "delay_ms": delay_ms,
+        "instances": instances,
+        "threads": threads,
+    }
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if triton is not None:
         if output is not None:
             raise M2HError("--triton names the folder to write: leave --output out")
         from m2h_deploy.serving.repository import RepositoryOptions
 
-        _package_triton(bundle, triton, RepositoryOptions(name, max_batch, delay_ms, instances, threads))
+        _package_triton(bundle, triton, RepositoryOptions(**options))
         return
+    if options:
+        raise M2HError(f"--{next(iter(options)).replace('_', '-')} belongs to a model repository: give --triton too")
     if output is None:
         raise M2HError("say where to write it: --output FOLDER")
     if mono_hydra:

@@ -11,7 +11,7 @@ import typer
 from cli.app import app
 from cli.on_ray import GpusOption, RayOption, WorkersOption, cluster_of, reporting, tell
 from m2h_deploy.console import err, make_progress, out, print_json, say
-from m2h_deploy.errors import CheckFailed
+from m2h_deploy.errors import CheckFailed, M2HError
 
 if TYPE_CHECKING:
     from export import Sensor
@@ -45,14 +45,18 @@ def verify(
     """Compare an engine with its checkpoint on data, task by task; exit 1 when a gate fails."""
     import os
 
+    from m2h_deploy.bundle import load_bundle, record_result
     from m2h_deploy.files import check_writable
     from m2h_deploy.parity import Gates
 
     for file in (json_file, junit, html):
         if file is not None and str(file) != "-":
             check_writable(file)
+    if work is not None and ray is None:
+        raise M2HError("--work belongs to a job on Ray: give --ray local too")
+    opened = load_bundle(bundle)
     recorded = os.access(bundle, os.W_OK)
-    if bundle.is_dir() and not recorded:
+    if not recorded:
         say(f"{bundle} is not yours to write: the result is not recorded in its manifest", "yellow")
     gates = Gates(miou_drop, rmse_increase, merr_increase, odsf_drop, psnr)
     cluster = cluster_of(ray, workers, threads, gpus)
@@ -63,10 +67,9 @@ def verify(
     located = _locate(bundle, reference) if locate else None
     _give(result, located, json_file, junit, html)
     if recorded:  # last, so that a full disk costs no result
-        from m2h_deploy.bundle import load_bundle, record_result
         from m2h_deploy.parity import to_json
 
-        record_result(load_bundle(bundle), parity=to_json(result))
+        record_result(opened, parity=to_json(result))
     if not result.passed:
         raise CheckFailed(result.summary)
 

@@ -52,7 +52,7 @@ class Ros:
             command = [self.python, "-m", "m2h_perception.node", "--ros-args", *words]
             process = subprocess.Popen(command, env=self.environment, stdout=stream, stderr=stream, text=True)
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 300
             while ready and "self-test" not in log.read_text() and process.poll() is None:
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.1)

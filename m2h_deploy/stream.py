@@ -297,8 +297,9 @@ class Stream:
             finally:
                 engine.lock.release()
             if not self._watch.end(turn):  # given up on: the slot is nobody's
-                if engine is not self._runtime.engine:
-                    engine.backend.close()
+                if self._runtime.reopen is not None:  # another thread and engine are there, or about to be
+                    if engine is not self._runtime.engine:
+                        engine.backend.close()
                     return
                 self._free.put(self._new_slot())
                 continue
@@ -319,11 +320,13 @@ class Stream:
 
         None when the stream ends before that.
         """
-        while not engine.lock.acquire(timeout=0.1):
-            if self._stop.is_set():
-                return None
+        while not self._stop.is_set():
+            if engine.lock.acquire(timeout=0.1):
+                if engine is self._runtime.engine:
+                    return engine
+                engine.lock.release()
             engine = self._runtime.engine
-        return engine
+        return None
 
     def _watch_engine(self) -> None:
         while not self._stop.wait(min(self._timeout / 4, 0.25)):

@@ -207,6 +207,41 @@ def test_a_stuck_engine_is_opened_again(bundle):
         assert runtime(picture(0)).depth is not None
 
 
+def test_an_engine_that_comes_back_while_another_is_opened_makes_room_for_it(bundle):
+    gate = Gate(bundle)
+    working: list[int] = []
+
+    class Counted(NoCost):
+        def run(self, image, out=None):
+            working.append(sum(thread.name == "m2h-infer" for thread in threading.enumerate()))
+            return super().run(image, out)
+
+    def reopen():
+        for _ in range(10):
+            gate.leave.release()
+        time.sleep(0.3)  # time enough for the thread to return, and to take another frame if it did
+        return Counted(bundle)
+
+    with Runtime(bundle, gate, reopen=reopen) as runtime:
+        with Stream(runtime, frames(6), timeout=0.2) as stream:
+            assert [answer.id for answer in stream] == [1, 2, 3, 4, 5]
+        assert working == [1] * 5
+        settled(stream)
+
+
+def test_waiting_for_another_caller_is_not_being_stuck(bundle):
+    with Runtime(bundle, NoCost(bundle), reopen=lambda: NoCost(bundle)) as runtime:
+        stream = Stream(runtime, frames(3), timeout=0.1)
+        answers: list[int] = []
+        reader = threading.Thread(target=lambda: answers.extend(answer.id for answer in stream))
+        with runtime.engine.lock:
+            reader.start()
+            time.sleep(0.6)
+        reader.join(20)
+    assert answers == [0, 1, 2]
+    assert (stream.health.stuck, stream.health.restarts) == (0, 0)
+
+
 def test_an_engine_that_is_always_stuck_ends_the_stream_in_one_line(bundle):
     runtime = Runtime(bundle, Gate(bundle), reopen=lambda: Gate(bundle))
     with runtime, pytest.raises(M2HError, match="stuck 4 times in a row"):

@@ -14,6 +14,10 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.model.network import M2H
 from m2h_deploy.preprocess import PRESETS, Preprocess
 
+#: Least deviation as a share of the root mean square: of an output that does not vary, such as the depth of untrained
+#: weights at the end of its range, only rounding is left, which goes with the size of the values.
+_LEAST_DEVIATION = 1e-3
+
 #: Largest difference allowed, as a share of the output's standard deviation. Float32 differs from float64 by up to
 #: 4e-4 of it on this network, so a graph that computes the same function stays well below.
 MAX_ERROR = 1e-2
@@ -54,9 +58,10 @@ def compare(output: str, source: str, value: np.ndarray, reference: np.ndarray) 
     """Difference of two arrays of one shape."""
     reference = reference.astype(np.float64)
     error = np.abs(value.astype(np.float64) - reference)
-    deviation = float(reference.std()) or 1.0
+    size = float(np.sqrt(np.mean(np.square(reference, dtype=np.float64))))
+    deviation = max(float(reference.std()), _LEAST_DEVIATION * size) or 1.0
     rmse = float(np.sqrt(np.mean(error**2)))
-    span = float(np.ptp(reference)) or 1.0
+    span = max(float(np.ptp(reference)), deviation)
     psnr = float(20 * np.log10(span / rmse)) if rmse > 0 else float("inf")
     return OutputDifference(output, source, float(error.max()) / deviation, float(error.mean()) / deviation, psnr)
 

@@ -301,7 +301,7 @@ def fuzz_metadata(tiny_onnx: Path, folder: Path, profile: settings) -> None:
                 del changed[at]
             elif kind == "double":
                 changed.append((key, draw(values)))
-            elif kind == "inside" and value.startswith("{"):
+            elif kind == "inside" and changed[at] in entries and value.startswith("{"):
                 changed[at] = (key, json.dumps(draw(mutations(json.loads(value)))))
             else:
                 changed[at] = (key, draw(values))

@@ -54,12 +54,12 @@ def verify(
             check_writable(file)
     if work is not None and ray is None:
         raise M2HError("--work belongs to a job on Ray: give --ray local too")
+    cluster = cluster_of(ray, workers, threads, gpus)
     opened = load_bundle(bundle)
     recorded = os.access(bundle, os.W_OK)
     if not recorded:
         say(f"{bundle} is not yours to write: the result is not recorded in its manifest", "yellow")
     gates = Gates(miou_drop, rmse_increase, merr_increase, odsf_drop, psnr)
-    cluster = cluster_of(ray, workers, threads, gpus)
     if cluster is None:
         result = _compare(bundle, reference, data, gates, limit, split, threads)
     else:

@@ -77,7 +77,7 @@ def bench(
         logs=logs,
     )
     files = [file for file in (json_file, csv_file, html) if file is not None and str(file) != "-"]
-    _check_places(files, html)
+    _check_places(bundles, files, html)
     with ExitStack() as stack:
         make_peers = None
         if peers and reference is not None:
@@ -126,12 +126,15 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _check_places(files: list[Path], html: Path | None) -> None:
+def _check_places(bundles: list[Path], files: list[Path], html: Path | None) -> None:
     """Raises M2HError where a result could not be written at the end of a long measurement."""
+    from m2h_deploy.bundle import check_outside
     from m2h_deploy.files import check_writable
 
     for file in files:
         check_writable(file)
+        for bundle in bundles:
+            check_outside(bundle, file)
     if html is not None:
         from m2h_deploy.pages import check_jinja
 

@@ -90,7 +90,12 @@ def build(
         say(f"PSNR against float32: {psnr}" if psnr else "PSNR against float32: give --calibration to measure it")
         risky = manifest.lowering.weights_beyond_fp16
         if risky:
-            say(f"{len(risky)} layers hold weights beyond FP16's range: {', '.join(risky[:3])}", "yellow")
+            more = f" and {len(risky) - 3} more" if len(risky) > 3 else ""
+            say(
+                f"{len(risky)} layers hold weights that FP16 rounds to zero, to its least value or to infinity: "
+                f"{', '.join(risky[:3])}{more}; the PSNR says what that costs",
+                "yellow",
+            )
     for note in manifest.engine.options.get("notes", ()):
         say(note, "yellow")
     if trtexec and "trtexec" in manifest.engine.options:

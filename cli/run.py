@@ -48,9 +48,15 @@ def run(
     Ctrl-C ends a camera; what was written so far is finished and kept.
     """
     from m2h_deploy import Runtime
+    from m2h_deploy.bundle import check_outside
     from m2h_deploy.sources import open_source
 
     cluster = cluster_of(ray, workers, threads, gpus)
+    for place in (output if files else None, video, rerun):
+        if place is not None:
+            check_outside(bundle, place)
+    if npz and not files:
+        raise M2HError("--npz is one of the files that --no-files leaves out: give one of the two")
     if cluster is not None:
         _refuse_with_ray(video, rerun, show=show, files=files)
         run_on_ray(cluster, bundle, source, output, parquet=parquet, npz=npz, limit=limit, self_test=self_test,
@@ -59,7 +65,7 @@ def run(
     if parquet:
         raise M2HError("--parquet belongs to a job on Ray: give --ray local too")
     frames = open_source(source)
-    if Path(source).is_dir() and Path(source).resolve() == output.resolve():
+    if files and Path(source).is_dir() and Path(source).resolve() == output.resolve():
         raise M2HError(f"{output} is the source itself: results could overwrite its files; give another --output")
     with ExitStack() as stack:
         runtime = stack.enter_context(

@@ -45,13 +45,13 @@ def verify(
     """Compare an engine with its checkpoint on data, task by task; exit 1 when a gate fails."""
     import os
 
-    from m2h_deploy.bundle import load_bundle, record_result
+    from m2h_deploy.bundle import check_outside, load_bundle, record_result
     from m2h_deploy.files import check_writable
     from m2h_deploy.parity import Gates
 
     for file in (json_file, junit, html):
         if file is not None and str(file) != "-":
-            check_writable(file)
+            check_outside(bundle, check_writable(file))
     if work is not None and ray is None:
         raise M2HError("--work belongs to a job on Ray: give --ray local too")
     cluster = cluster_of(ray, workers, threads, gpus)
@@ -64,8 +64,12 @@ def verify(
         result = _compare(bundle, reference, data, gates, limit, split, threads)
     else:
         result = _compare_on_ray(cluster, bundle, reference, data, gates, limit, split, work, pictures=html is not None)
-    located = _locate(bundle, reference) if locate else None
-    _give(result, located, json_file, junit, html)
+    _give(result, None, json_file, junit, html, more=locate)
+    if locate:  # what was measured is there already
+        located = _locate(bundle, reference)
+        if str(json_file) != "-":
+            out.print(located.summary, markup=False)
+        _give(result, located, json_file, None, html, more=False, again=True)
     if recorded:  # last, so that a full disk costs no result
         from m2h_deploy.parity import to_json
 
@@ -133,9 +137,16 @@ def _compare_on_ray(
 
 
 def _give(
-    result: VerifyResult, located: LocateResult | None, json_file: Path | None, junit: Path | None, html: Path | None
+    result: VerifyResult,
+    located: LocateResult | None,
+    json_file: Path | None,
+    junit: Path | None,
+    html: Path | None,
+    *,
+    more: bool,
+    again: bool = False,
 ) -> None:
-    """The result where it was asked for."""
+    """The result where it was asked for. With `more` to come stdout's JSON waits; `again` prints no second table."""
     import json
 
     from m2h_deploy.files import write_text
@@ -144,11 +155,10 @@ def _give(
 
     values = to_json(result, located)
     if str(json_file) == "-":
-        print_json(values)
-    else:
+        if not more:
+            print_json(values)
+    elif not again:
         print_result(result, out)
-        if located is not None:
-            out.print(located.summary, markup=False)
     if json_file is not None and str(json_file) != "-":
         write_text(json_file, json.dumps(values, indent=2))
     if junit is not None:

@@ -241,7 +241,7 @@ def _read_manifest(path: Path) -> Manifest:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         words = " ".join(str(error).split())
-        raise M2HError(f"{file} is not readable JSON: {words}") from None
+        raise M2HError(f"{file} is not readable JSON ({words}): build or copy the bundle again") from None
     if not isinstance(content, dict):
         raise M2HError(f"{file} is not a manifest: expected a JSON object")
     version = content.get("schema_version")
@@ -284,11 +284,11 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_outside(bundle: Bundle, target: str | os.PathLike[str]) -> Path:
+def check_outside(bundle_path: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
     """`target`, absolute. Raises M2HError where it lies in the bundle, which holds nothing but its own files."""
     path = Path(target).resolve()
-    if path.is_relative_to(bundle.path.resolve()):
-        raise M2HError(f"{target} lies in the bundle {bundle.path}: give a folder outside of it")
+    if path.is_relative_to(Path(bundle_path).resolve()):
+        raise M2HError(f"{target} lies in the bundle {bundle_path}, which holds nothing else: choose another place")
     return path
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from m2h_deploy.bundle import MANIFEST, Bundle, load_bundle
+from m2h_deploy.bundle import Bundle, check_outside, copy_bundle, load_bundle
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files import whole_folder, write_text
 
@@ -34,15 +34,11 @@ def package_cpp(bundle_path: str | os.PathLike[str], out_dir: str | os.PathLike[
             f"{bundle.path} takes normalised tensors, and libm2h runs sensor graphs only: make one with m2h-deploy "
             "export CHECKPOINT -o sensor.onnx --sensor uint8 --camera-size 640x480, then m2h-deploy build"
         )
-    out = Path(out_dir).resolve()
-    if out.is_relative_to(bundle.path.resolve()):
-        raise M2HError(f"{out} lies in the bundle {bundle.path}, which holds nothing else: give a folder outside of it")
+    out = check_outside(bundle.path, out_dir)
     sources = cpp_sources()
     with whole_folder(out) as temporary:
         _copy(sources, temporary / "libm2h")
-        (temporary / "bundle").mkdir()
-        for name in (MANIFEST, *bundle.manifest.files):
-            shutil.copyfile(bundle.path / name, temporary / "bundle" / name)
+        copy_bundle(bundle, temporary / "bundle")
         write_text(temporary / "README.md", _readme(bundle))
     return out
 

@@ -157,7 +157,7 @@ class Stream:
         for channel in (self._inbox, self._between, self._results, self._free):
             channel.end(discard=True)
         deadline = monotonic() + _PATIENCE
-        for thread in self._threads:
+        for thread in tuple(self._threads):
             # Ctrl-C can come before the last of them has begun.
             if thread is not threading.current_thread() and thread.ident is not None:
                 thread.join(max(0.0, deadline - monotonic()))

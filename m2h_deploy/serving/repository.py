@@ -69,7 +69,7 @@ def write_repository(
     bundle = load_bundle(bundle_path)
     if bundle.manifest.engine.options.get("plugins"):
         raise M2HError(f"{bundle.path} needs a plug-in library, which a model repository does not bring")
-    out = check_outside(bundle, repository) / options.name
+    out = check_outside(bundle.path, repository) / options.name
     with whole_folder(out) as folder:
         version = folder / "1"
         version.mkdir()

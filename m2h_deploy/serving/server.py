@@ -108,8 +108,9 @@ class _Stops:
     def count(self, *_: object) -> None:
         # A terminal and a program that passes signals on send two at once.
         now = time.monotonic()
-        self.number += now - self._last > 1
-        self._last = now
+        if now - self._last > 1:
+            self.number += 1
+            self._last = now
         self._told.set()
 
     def wait(self, seconds: float) -> None:

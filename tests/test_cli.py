@@ -113,6 +113,17 @@ def test_show_says_which_package_has_windows(tiny_bundle, tmp_path):
     assert "pip install opencv-python;" in mistake("run", tiny_bundle, tmp_path / "room.png", "--no-files", "--show")
 
 
+def test_results_do_not_lie_in_a_bundle(tiny_bundle, tmp_path):
+    cv2.imwrite(str(tmp_path / "room.png"), np.zeros((64, 64, 3), np.uint8))
+    before = sorted(tiny_bundle.iterdir())
+    for options in (["-o", tiny_bundle], ["-o", tiny_bundle / "out"], ["--no-files", "--video", tiny_bundle / "v.mp4"]):
+        assert "lies in the bundle" in mistake("run", tiny_bundle, tmp_path / "room.png", *options)
+    data = ["--reference", "m2h-tiny", "--data", tmp_path]
+    assert "lies in the bundle" in mistake("verify", tiny_bundle, *data, "--html", tiny_bundle / "p.html")
+    assert "lies in the bundle" in mistake("bench", tiny_bundle, "--csv", tiny_bundle / "b.csv")
+    assert sorted(tiny_bundle.iterdir()) == before
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_run_and_keeps_what_it_wrote(tiny_bundle, tmp_path, number):
     writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 64))

@@ -48,6 +48,10 @@ class Run:
     """Seconds from the call to its end."""
 
 
+#: Answers of one task come at once: those within so many seconds of the first were ready with it.
+_BURST = 0.1
+
+
 class Clock:
     """When how many frames were done, and with how much processor time."""
 
@@ -56,8 +60,13 @@ class Clock:
         self._seen: list[tuple[float, int, float]] = []
 
     def __call__(self, done: int, total: int) -> None:
-        if done and (not self._seen or done == total):
-            self._seen.append((time.perf_counter(), done, processor_seconds()))
+        now = time.perf_counter()
+        if not done:
+            return
+        if not self._seen or done == total:
+            self._seen.append((now, done, processor_seconds()))
+        elif len(self._seen) == 1 and now - self._seen[0][0] < _BURST:
+            self._seen[0] = (self._seen[0][0], done, self._seen[0][2])
 
     def run(self) -> Run:
         (first, some, busy), (last, total, busier) = self._seen[0], self._seen[-1]

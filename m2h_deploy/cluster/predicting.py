@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,8 +141,9 @@ class _Predictor(FrameWorker):
         self.put(row, item.image, prediction)
         return "done", "", b""
 
+    @abstractmethod
     def put(self, row: Row, image: NDArray[np.uint8], prediction: Prediction) -> None:
-        raise NotImplementedError
+        """Keep the results of one frame."""
 
     def skip(self, row: Row) -> None:
         """A file that is no picture has no result."""

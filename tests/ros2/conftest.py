@@ -111,7 +111,7 @@ class Ros:
 
 
 def _yaml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value) or "''"
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ from m2h_deploy.errors import CheckFailed, M2HError
 
 if TYPE_CHECKING:
     from export import Sensor
-    from m2h_deploy.bundle import Manifest
+    from m2h_deploy.bundle import Bundle, Manifest
     from m2h_deploy.cluster import Cluster
     from m2h_deploy.parity import Gates, LocateResult, VerifyResult
 
@@ -64,12 +65,7 @@ def verify(
         result = _compare(bundle, reference, data, gates, limit, split, threads)
     else:
         result = _compare_on_ray(cluster, bundle, reference, data, gates, limit, split, work, pictures=html is not None)
-    _give(result, None, json_file, junit, html, more=locate)
-    if locate:  # what was measured is there already
-        located = _locate(bundle, reference)
-        if str(json_file) != "-":
-            out.print(located.summary, markup=False)
-        _give(result, located, json_file, None, html, more=False, again=True)
+    _give(result, (lambda: _locate(opened, reference)) if locate else None, json_file, junit, html)
     if recorded:  # last, so that a full disk costs no result
         from m2h_deploy.parity import to_json
 
@@ -138,43 +134,49 @@ def _compare_on_ray(
 
 def _give(
     result: VerifyResult,
-    located: LocateResult | None,
+    locate: Callable[[], LocateResult] | None,
     json_file: Path | None,
     junit: Path | None,
     html: Path | None,
-    *,
-    more: bool,
-    again: bool = False,
 ) -> None:
-    """The result where it was asked for. With `more` to come stdout's JSON waits; `again` prints no second table."""
+    """The result where it was asked for, and then, since that takes long, where the numbers part."""
+    from m2h_deploy.parity import to_json
+    from m2h_deploy.report import print_result, write_junit
+
+    stdout = str(json_file) == "-"
+    _write(result, None, json_file, html)
+    if junit is not None:
+        write_junit(result, junit)
+    if not stdout:
+        print_result(result, out)
+    located = locate() if locate is not None else None
+    if located is not None:
+        _write(result, located, json_file, html)
+        if not stdout:
+            out.print(located.summary, markup=False)
+    if stdout:
+        print_json(to_json(result, located))
+
+
+def _write(result: VerifyResult, located: LocateResult | None, json_file: Path | None, html: Path | None) -> None:
     import json
 
     from m2h_deploy.files import write_text
     from m2h_deploy.parity import to_json
-    from m2h_deploy.report import print_result, write_html, write_junit
+    from m2h_deploy.report import write_html
 
-    values = to_json(result, located)
-    if str(json_file) == "-":
-        if not more:
-            print_json(values)
-    elif not again:
-        print_result(result, out)
     if json_file is not None and str(json_file) != "-":
-        write_text(json_file, json.dumps(values, indent=2))
-    if junit is not None:
-        write_junit(result, junit)
+        write_text(json_file, json.dumps(to_json(result, located), indent=2))
     if html is not None:
         write_html(result, html, located=located)
 
 
-def _locate(bundle_path: Path, reference: str) -> LocateResult:
+def _locate(bundle: Bundle, reference: str) -> LocateResult:
     """Export the reference as the bundle's graph was exported, and compare the two value by value."""
     from export import export_onnx
-    from m2h_deploy.bundle import load_bundle
     from m2h_deploy.model import load_checkpoint
     from m2h_deploy.parity import locate_in_bundle
 
-    bundle = load_bundle(bundle_path)
     if reference.endswith(".onnx"):
         return locate_in_bundle(bundle, reference)
     manifest = bundle.manifest

@@ -89,7 +89,8 @@ class TrainConfig:
     seed: int = 0
     preset: Literal["published", "imagenet"] = "published"
     """Normalisation of the images; the runtime must be told the same one."""
-    depth_loss: Literal["indoor", "outdoor"] = "indoor"
+    depth_loss: Literal["indoor", "outdoor", "relative"] = "indoor"
+    """The paper's two (equations 15a and 15b), or errors as a share of the true depth (see `losses`)."""
     checkpoint: str = ""
     """Weights to start from; empty for fresh ones."""
     backbone: str = ""

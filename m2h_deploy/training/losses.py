@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+#: Metres; nearer depths count as this where they are divided by or their logarithm is taken.
+_LEAST_DEPTH = 1e-3
+
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of `values` where `mask` (broadcastable to it) holds; 0 where it holds nowhere."""
@@ -103,15 +106,32 @@ def outdoor_depth_loss(
     logarithms, per image, then the mean over the images that have depth. Arguments as for `indoor_depth_loss`;
     `variance_focus` is 1 for full invariance, 0.5 in Eigen et al.
     """
-    floor = 1e-3
-    log_prediction = prediction.clamp(min=floor).log()
-    log_target = torch.where(mask, target, 1.0).clamp(min=floor).log()
+    log_prediction = prediction.clamp(min=_LEAST_DEPTH).log()
+    log_target = torch.where(mask, target, 1.0).clamp(min=_LEAST_DEPTH).log()
     difference = torch.where(mask, log_prediction - log_target, 0.0)
     count = mask.sum(dim=(1, 2, 3))
     mean = difference.sum(dim=(1, 2, 3)) / count.clamp(min=1)
     square = difference.square().sum(dim=(1, 2, 3)) / count.clamp(min=1)
     invariant = masked_mean(square - variance_focus * mean.square(), count > 0)
     return invariant + gradient_weight * gradient_loss(log_prediction, log_target, mask)
+
+
+def relative_depth_loss(
+    prediction: Tensor, target: Tensor, mask: Tensor, *, gradient_weight: float = 1.0, delta: float = 0.1
+) -> Tensor:
+    """Huber of the relative error, over delta, + lambda_grad * squared gradient difference; not one of the paper's.
+
+    Equation 15a counts metres of error, and below a metre squares them: a chair at 0.8 m may be half a metre off before
+    it costs as much as the wall behind it. Here errors count as "abs rel" counts them, linearly above `delta`.
+
+    Args:
+        prediction, target, mask, gradient_weight: as for `indoor_depth_loss`.
+        delta: share of the true depth where Huber turns from square to linear.
+    """
+    ratio = prediction / torch.where(mask, target, 1.0).clamp(min=_LEAST_DEPTH)
+    huber = F.huber_loss(ratio, torch.ones_like(ratio), reduction="none", delta=delta) / delta
+    gradient = gradient_loss(prediction, torch.where(mask, target, 0.0), mask)
+    return masked_mean(huber, mask) + gradient_weight * gradient
 
 
 def normals_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:

@@ -13,13 +13,19 @@ from m2h_deploy.training.config import StageConfig
 #: Weight-averaged tasks (paper, section III C).
 BALANCED = ("depth", "semantics", "normals", "edges")
 
+_DEPTH_LOSSES = {
+    "indoor": losses.indoor_depth_loss,
+    "outdoor": losses.outdoor_depth_loss,
+    "relative": losses.relative_depth_loss,
+}
+
 
 def task_losses(outputs: Mapping[str, Tensor], batch: Batch, stage: StageConfig, depth_loss: str) -> dict[str, Tensor]:
     """The four task losses (equations 14 and 15, cosine, cross-entropy), scalars by task.
 
     `outputs` are the network's, in float32, of the batch's height and width.
     """
-    depth = losses.indoor_depth_loss if depth_loss == "indoor" else losses.outdoor_depth_loss
+    depth = _DEPTH_LOSSES[depth_loss]
     return {
         "depth": depth(outputs["depth"], batch.depth, batch.depth > 0, gradient_weight=stage.gradient_weight),
         "semantics": losses.segmentation_loss(

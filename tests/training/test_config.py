@@ -47,7 +47,7 @@ def test_tables_lists_and_options_are_read() -> None:
         ("[[stage]]\nname = 'a'", "'stages.0..epochs' is missing"),
         ("seed = 'one'", "seed is 'one', must be int"),
         ("seed = true", "seed is True, must be int"),
-        ("depth_loss = 'space'", "choose one of indoor, outdoor"),
+        ("depth_loss = 'space'", "choose one of indoor, outdoor, relative"),
         ("[[stage]]\nname = 'a'\nepochs = 0", "epochs is 0, must be 1 to"),
         ("[[stage]]\nname = 'a'\nepochs = 1\nlearning_rate = inf", "learning_rate is inf"),
         ("[[stage]]\nname = 'a'\nepochs = 1\nlearning_rate = nan", "learning_rate is nan"),

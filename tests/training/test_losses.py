@@ -78,6 +78,14 @@ def test_full_variance_focus_ignores_the_scale_of_depth() -> None:
     assert loss.item() == pytest.approx(0.0, abs=1e-6)
 
 
+def test_relative_depth_counts_errors_as_a_share_of_the_true_depth() -> None:
+    prediction, target = maps([0.5, 2.2]), maps([1.0, 2.0])
+    # Ratios 0.5 and 1.1, delta 0.2: linear 0.5 - 0.2 / 2 and square 0.1^2 / (2 * 0.2), mean 0.2125.
+    # The difference of the errors -0.5 and 0.2 m along x is 0.7.
+    loss = losses.relative_depth_loss(prediction, target, everywhere(target), gradient_weight=2.0, delta=0.2)
+    assert loss.item() == pytest.approx(0.2125 + 2 * 0.49)
+
+
 def test_normals_cost_one_minus_the_cosine() -> None:
     # 0, 60, 90 and 180 degrees apart: 0, 0.5, 1, 2.
     prediction = torch.tensor([[0.0, 0, 1], [0, math.sqrt(3), 1], [1, 0, 0], [0, 0, -5]]).T.reshape(1, 3, 1, 4)
@@ -130,10 +138,11 @@ def test_edge_segmentation_consistency_is_the_l1_distance_of_gradient_and_edge()
         lambda x: losses.segmentation_loss(x, torch.full((2, 4, 5), -1)),
         lambda x: losses.indoor_depth_loss(x[:, :1], torch.zeros(2, 1, 4, 5), nowhere(x)),
         lambda x: losses.outdoor_depth_loss(x[:, :1], torch.zeros(2, 1, 4, 5), nowhere(x)),
+        lambda x: losses.relative_depth_loss(x[:, :1], torch.zeros(2, 1, 4, 5), nowhere(x)),
         lambda x: losses.normals_loss(x, torch.zeros(2, 3, 4, 5), nowhere(x)),
         lambda x: losses.edges_loss(x[:, :1], torch.full((2, 1, 4, 5), -1.0), nowhere(x)),
     ],
-    ids=["segmentation", "indoor depth", "outdoor depth", "normals", "edges"],
+    ids=["segmentation", "indoor depth", "outdoor depth", "relative depth", "normals", "edges"],
 )
 def test_a_batch_without_labels_costs_nothing_and_moves_nothing(loss: object) -> None:
     prediction = torch.randn(2, 3, 4, 5, requires_grad=True)

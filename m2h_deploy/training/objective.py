@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from m2h_deploy.training.config import StageConfig
 #: Weight-averaged tasks (paper, section III C).
 BALANCED = ("depth", "semantics", "normals", "edges")
 
-_DEPTH_LOSSES = {
+_DEPTH_LOSSES: dict[str, Callable[..., Tensor]] = {
     "indoor": losses.indoor_depth_loss,
     "outdoor": losses.outdoor_depth_loss,
     "relative": losses.relative_depth_loss,

@@ -9,7 +9,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -23,16 +22,12 @@ import pytest
 from m2h_deploy import M2HError, Runtime
 from m2h_deploy.data.rooms import render_room
 from m2h_deploy.packaging import package_cpp
+from tests.pages import REPOSITORY, Page, shell_environment
 
-REPOSITORY = Path(__file__).parents[2]
-PAGE = (REPOSITORY / "docs" / "cpp.md").read_text()
+PAGE = Page("cpp.md")
 
 #: The engine's own libraries, OpenVINO and its TBB, keep a few things until the process ends.
 SUPPRESSIONS = "leak:libopenvino\nleak:libtbb\nleak:libhwloc\n"
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -75,16 +70,9 @@ def built(tmp_path_factory) -> Built:
     needs_compilers()
     folder = tmp_path_factory.mktemp("cpp")
     (folder / "suppressions").write_text(SUPPRESSIONS)
-    programs = folder / "bin"
-    programs.mkdir()
-    (programs / "python").symlink_to(sys.executable)
-    (programs / "m2h-deploy").write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "import cli; cli.main()" "$@"\n')
-    (programs / "m2h-deploy").chmod(0o755)
     flags = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
     environment = {
-        **os.environ,
-        "PATH": f"{programs}:{os.environ['PATH']}",
-        "PYTHONPATH": str(REPOSITORY),
+        **shell_environment(folder),
         "CFLAGS": flags,
         "CXXFLAGS": flags,
         "ASAN_OPTIONS": "detect_leaks=1",
@@ -96,13 +84,13 @@ def built(tmp_path_factory) -> Built:
     }
     own = folder / "own"
     own.mkdir()
-    (own / "CMakeLists.txt").write_text(blocks("cmake")[0])
-    (own / "main.cpp").write_text(blocks("cpp")[0])
+    (own / "CMakeLists.txt").write_text(PAGE.blocks("cmake")[0])
+    (own / "main.cpp").write_text(PAGE.blocks("cpp")[0])
     (folder / "pictures").mkdir()
     for index in range(2):
         cv2.imwrite(str(folder / "pictures" / f"room{index}.ppm"), room(index))
     # The wheel's own `python` would find its packages through the link's folder.
-    script = "set -e\n" + "\n".join(blocks("bash")).replace("$(which python)", sys.executable)
+    script = "set -e\n" + "\n".join(PAGE.blocks("bash")).replace("$(which python)", sys.executable)
     done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     result = Built(folder, environment)

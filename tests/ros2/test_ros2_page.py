@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.pages import REPOSITORY, Page
+
 PACKAGE = REPOSITORY / "ros2"
 
 
 def test_the_page_s_commands_work_from_top_to_bottom(tmp_path):
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    (programs / "m2h-deploy").write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "import cli; cli.main()" "$@"\n')
-    (programs / "m2h-deploy").chmod(0o755)
-    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
-    blocks = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "docs" / "ros2.md").read_text(), re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
-        done = subprocess.run(
-            ["bash", "-e", "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+    Page("ros2.md").run(tmp_path)
     assert (tmp_path / "bundle" / "manifest.json").is_file()
     assert sorted(path.name for path in (tmp_path / "hydra").iterdir()) == ["m2h.onnx", "m2h_onnx.yaml"]
 

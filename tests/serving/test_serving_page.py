@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -13,25 +11,16 @@ import cv2
 import pytest
 
 from m2h_deploy.data.rooms import render_room
-from tests.serving.conftest import REPOSITORY
+from tests.pages import Page
 
-PAGE = (REPOSITORY / "docs" / "serving.md").read_text()
+PAGE = Page("serving.md")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Where every `bash` block of the page was run, from top to bottom."""
     folder = tmp_path_factory.mktemp("page")
-    programs = folder / "bin"
-    programs.mkdir()
-    (programs / "m2h-deploy").write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "import cli; cli.main()" "$@"\n')
-    (programs / "m2h-deploy").chmod(0o755)
-    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
-    blocks = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
-    assert len(blocks) == 3
-    for block in blocks:
-        done = subprocess.run(["bash", "-e", "-c", block], cwd=folder, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    PAGE.run(folder)
     return folder
 
 
@@ -46,7 +35,7 @@ def test_the_page_s_commands_work_from_top_to_bottom(folder):
 @pytest.mark.slow
 def test_the_page_s_client_gets_labels_and_metres(triton, folder):
     client = folder / "client.py"
-    (program,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (program,) = PAGE.blocks("python")
     client.write_text(program)
     cv2.imwrite(str(folder / "picture.png"), render_room(0, 0, 120, 160).image)
     with triton.served(folder / "bundle") as server:
@@ -54,7 +43,7 @@ def test_the_page_s_client_gets_labels_and_metres(triton, folder):
         done = subprocess.run(list(map(str, command)), env=triton.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert re.fullmatch(r"160 x 120, \d+\.\d\d to \d+\.\d\d m\n", done.stdout)
-        for address in re.findall(r"curl -s (\S+)", PAGE):
+        for address in re.findall(r"curl -s (\S+)", PAGE.text):
             port = server.http if ":8000" in address else server.metrics
             url = "http://" + re.sub(r":800\d", f":{port}", address)
             assert urlopen(url, timeout=10).status == 200
@@ -67,6 +56,6 @@ def test_every_option_of_the_page_is_one_of_the_command():
 
     command = typer.main.get_command(app).commands["serve"]
     options = {name for parameter in command.params for name in parameter.opts if name.startswith("--")}
-    table = PAGE[PAGE.index("| Option |") : PAGE.index("The input is")]
+    table = PAGE.text[PAGE.text.index("| Option |") : PAGE.text.index("The input is")]
     named = set(re.findall(r"`(--[a-z-]+)", table)) | set(re.findall(r", `(--[a-z-]+)`", table))
     assert named == options

@@ -1,0 +1,49 @@
+"""Pages of the documentation, whose commands the tests run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+class Page:
+    """One page of docs/: its text, its blocks of code, and a shell that knows `m2h-deploy`."""
+
+    def __init__(self, name: str) -> None:
+        self.text = (REPOSITORY / "docs" / name).read_text()
+
+    def blocks(self, language: str) -> list[str]:
+        """The code blocks of a language, from top to bottom."""
+        return re.findall(rf"```{language}\n(.*?)```", self.text, re.DOTALL)
+
+    def run(
+        self,
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+        change: Callable[[str], str] = lambda commands: commands,
+    ) -> None:
+        """Run every `bash` block in `folder`, after `change`; `environment` beside `shell_environment`'s."""
+        environment = {**shell_environment(folder), **(environment or {})}
+        blocks = self.blocks("bash")
+        assert blocks
+        for block in blocks:
+            done = subprocess.run(
+                ["bash", "-e", "-c", change(block)], cwd=folder, env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+
+
+def shell_environment(folder: Path) -> dict[str, str]:
+    """An environment in which `m2h-deploy` and `python` are this checkout's and this interpreter, by `folder`/bin."""
+    programs = folder / "bin"
+    programs.mkdir()
+    for name, words in (("m2h-deploy", '-c "import cli; cli.main()"'), ("python", "")):
+        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
+        (programs / name).chmod(0o755)
+    return {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}

@@ -22,6 +22,7 @@ from m2h_deploy.preprocess import preprocess_for
 from m2h_deploy.runtime import Engine, Runtime, with_timings
 from m2h_deploy.sensor import postprocess_for
 from m2h_deploy.sources import Skipped, Source, SourceFrame, open_source
+from m2h_deploy.watch import Watch
 
 Policy = Literal["latest", "queue"]
 
@@ -123,7 +124,7 @@ class Stream:
         self._spare: deque[Prediction] = deque()
         self._stop = threading.Event()
         self._failure: M2HError | None = None
-        self._watch = _Watch()
+        self._watch: Watch[_Slot] = Watch()
         self._restarts = 0
         self._threads: list[threading.Thread] = []
 
@@ -372,41 +373,6 @@ class Stream:
             if all(array.shape[:2] == (height, width) for array in arrays):
                 return spare
         return None
-
-
-class _Watch:
-    """Which frame the engine has, and since when."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._turn = 0
-        self._current: tuple[_Slot, Engine, threading.Thread, float] | None = None
-
-    def begin(self, slot: _Slot, engine: Engine) -> int:
-        with self._lock:
-            self._turn += 1
-            self._current = (slot, engine, threading.current_thread(), monotonic())
-            return self._turn
-
-    def end(self, turn: int) -> bool:
-        """False where the frame of this turn was given up in between."""
-        with self._lock:
-            if self._current is None or turn != self._turn:
-                return False
-            self._current = None
-            return True
-
-    def overdue(self, timeout: float) -> tuple[_Slot, Engine, threading.Thread] | None:
-        """The frame that an engine has had for longer than `timeout` seconds, the engine, and the thread that waits.
-
-        The frame counts as given up from here on.
-        """
-        with self._lock:
-            if self._current is None or monotonic() - self._current[3] < timeout:
-                return None
-            slot, engine, thread, _ = self._current
-            self._current = None
-            return slot, engine, thread
 
 
 def _line(error: Exception) -> str:

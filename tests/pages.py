@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -22,16 +22,11 @@ class Page:
         """The code blocks of a language, from top to bottom."""
         return re.findall(rf"```{language}\n(.*?)```", self.text, re.DOTALL)
 
-    def run(
-        self,
-        folder: Path,
-        environment: Mapping[str, str] | None = None,
-        change: Callable[[str], str] = lambda commands: commands,
-    ) -> None:
-        """Run every `bash` block in `folder`, after `change`; `environment` beside `shell_environment`'s."""
-        environment = {**shell_environment(folder), **(environment or {})}
+    def run(self, folder: Path, *, count: int, change: Callable[[str], str] = lambda commands: commands) -> None:
+        """Run every `bash` block in `folder`, after `change`; there must be `count` of them."""
+        environment = shell_environment(folder)
         blocks = self.blocks("bash")
-        assert blocks
+        assert len(blocks) == count
         for block in blocks:
             done = subprocess.run(
                 ["bash", "-e", "-c", change(block)], cwd=folder, env=environment, capture_output=True, text=True

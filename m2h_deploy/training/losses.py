@@ -121,8 +121,8 @@ def relative_depth_loss(
 ) -> Tensor:
     """Huber of the relative error, over delta, + lambda_grad * squared gradient difference; not one of the paper's.
 
-    Equation 15a counts metres of error, and below a metre squares them: a chair at 0.8 m may be half a metre off before
-    it costs as much as the wall behind it. Here errors count as "abs rel" counts them, linearly above `delta`.
+    Equation 15a counts metres of error, and squares those below one: half a metre costs the same on a chair at 0.8 m as
+    on the wall 5 m behind it. Here errors count as "abs rel" counts them, linearly above `delta`.
 
     Args:
         prediction, target, mask, gradient_weight: as for `indoor_depth_loss`.

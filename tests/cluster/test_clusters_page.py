@@ -17,7 +17,7 @@ def test_the_page_s_commands_work_from_top_to_bottom(tmp_path):
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
     try:
-        Page("clusters.md").run(tmp_path, change=lambda text: text.replace("127.0.0.1:6379", cluster.address))
+        Page("clusters.md").run(tmp_path, count=3, change=lambda text: text.replace("127.0.0.1:6379", cluster.address))
     finally:
         cluster.shutdown()
     for folder in ("out", "far"):

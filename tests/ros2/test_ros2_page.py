@@ -11,7 +11,7 @@ PACKAGE = REPOSITORY / "ros2"
 
 
 def test_the_page_s_commands_work_from_top_to_bottom(tmp_path):
-    Page("ros2.md").run(tmp_path)
+    Page("ros2.md").run(tmp_path, count=2)
     assert (tmp_path / "bundle" / "manifest.json").is_file()
     assert sorted(path.name for path in (tmp_path / "hydra").iterdir()) == ["m2h.onnx", "m2h_onnx.yaml"]
 

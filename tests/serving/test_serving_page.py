@@ -20,7 +20,7 @@ PAGE = Page("serving.md")
 def folder(tmp_path_factory) -> Path:
     """Where every `bash` block of the page was run, from top to bottom."""
     folder = tmp_path_factory.mktemp("page")
-    PAGE.run(folder)
+    PAGE.run(folder, count=3)
     return folder
 
 

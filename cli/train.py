@@ -1,28 +1,28 @@
-"""m2h-deploy train: the paper's recipe."""
+"""m2h-deploy train and evaluate: the paper's recipe, and what came of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cli.app import JsonFlag, app
-from m2h_deploy.console import out, print_json
-from m2h_deploy.errors import M2HError
+from m2h_deploy.console import out, print_json, say
 
-if TYPE_CHECKING:
-    pass
+ConfigArgument = Annotated[Path, typer.Argument(help="TOML file that describes the run; see configs/.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+WorkersOption = Annotated[int, typer.Option(help="Processes that read or render frames.", min=1)]
 
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="TOML file that describes the run; see configs/.")],
+    config: ConfigArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run.")],
     resume: Annotated[bool, typer.Option(help="Go on with the unfinished run in the folder.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DeviceOption = "auto",
     cache: Annotated[Path | None, typer.Option(help="Where frames are kept (default: in the folder).")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that read or render frames.", min=1)] = 1,
+    workers: WorkersOption = 1,
     qat: Annotated[bool, typer.Option("--qat", help="Fine-tune the config's checkpoint for INT8.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -30,9 +30,33 @@ def train(
     from m2h_deploy.training import run as train_network
     from m2h_deploy.training import table
 
-    if device not in ("auto", "cpu", "cuda"):
-        raise M2HError(f"device '{device}': choose auto, cpu or cuda")
     result = train_network(config, output, resume=resume, device=device, cache=cache, workers=workers, qat=qat)
+    if as_json:
+        print_json(result)
+    else:
+        out.print(table(result), markup=False)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint, or m2h-tiny for the embedded default.")],
+    config: ConfigArgument,
+    table_in: Annotated[
+        Path | None, typer.Option("--table", help="Markdown file to put the table in, between its two marks.")
+    ] = None,
+    device: DeviceOption = "auto",
+    cache: Annotated[Path | None, typer.Option(help="Where frames are kept for the next time.")] = None,
+    workers: WorkersOption = 1,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure a checkpoint on the validation frames of a training run's TOML file."""
+    from m2h_deploy.training import check_marks, evaluate_checkpoint, replace_table, table
+
+    if table_in is not None:
+        check_marks(table_in)
+    result = evaluate_checkpoint(checkpoint, config, device=device, cache=cache, workers=workers)
+    if table_in is not None:
+        say(f"wrote the table into {replace_table(table_in, result)}")
     if as_json:
         print_json(result)
     else:

@@ -7,8 +7,18 @@ train(load_config("configs/m2h-tiny.toml"), "runs/tiny")
 ```
 """
 
-from m2h_deploy.training.api import run, train
+from m2h_deploy.training.api import evaluate_checkpoint, run, train
 from m2h_deploy.training.config import TrainConfig, load_config
-from m2h_deploy.training.evaluation import evaluate, table
+from m2h_deploy.training.evaluation import check_marks, evaluate, replace_table, table
 
-__all__ = ["TrainConfig", "evaluate", "load_config", "run", "table", "train"]
+__all__ = [
+    "TrainConfig",
+    "check_marks",
+    "evaluate",
+    "evaluate_checkpoint",
+    "load_config",
+    "replace_table",
+    "run",
+    "table",
+    "train",
+]

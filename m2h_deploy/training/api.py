@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +70,11 @@ def train(
     """
     if qat:
         check_qat(config)
+    place = _device(device)
     group = join_group()
     folder = Path(output)
     state = _prepare_folder(folder, config, resume=resume, qat=qat)
     keep_freed_memory()
-    place = _device(device)
     frames_root = Path(cache) if cache is not None else folder / "frames"
     if not group.leads:
         group.wait()
@@ -103,6 +105,28 @@ def train(
     )
     run_stages(work)
     return _finish(work, validation) if group.leads else {}
+
+
+def evaluate_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    config_path: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    cache: str | os.PathLike[str] | None = None,
+    workers: int = 1,
+) -> dict[str, Any]:
+    """What `evaluate` says of a checkpoint on the validation frames of a run's TOML file, normalised as in that run.
+
+    `checkpoint`, a path or the name of the embedded default, need not come from that run. Frames are kept under
+    `cache` for the next time; without it they go when the figures are there. `device` and `workers` as for `train`.
+    Raises M2HError for a checkpoint, config or data that cannot be read.
+    """
+    config = load_config(config_path)
+    model = load_checkpoint(checkpoint).to(_device(device))
+    with ExitStack() as stack:
+        root = cache if cache is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="m2h-frames-"))
+        frames = _frames(config.validation, Path(root), workers)
+        return evaluate(model, frames.frames(), preset=config.preset)
 
 
 def _prepare_folder(folder: Path, config: TrainConfig, *, resume: bool, qat: bool) -> dict[str, Any] | None:

@@ -1,8 +1,10 @@
-"""A network on labelled frames: the project's metrics and the table that shows them."""
+"""A network on labelled frames: the project's metrics, and the table that shows them, in a file of the reader's."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from m2h_deploy.data import Frame
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import write_text
 from m2h_deploy.metrics import DepthMetric, EdgesMetric, Metric, NormalsMetric, SemanticsMetric
 from m2h_deploy.model import M2H
 from m2h_deploy.preprocess import PRESETS, Normalisation
@@ -29,6 +32,9 @@ _COLUMNS = (
     ("normals", "within_11.25", "normals within 11.25 degrees", 100.0, 2),
     ("edges", "odsF", "edges odsF", 100.0, 2),
 )
+
+# What a Markdown file has around the table that `replace_table` writes.
+_BEGIN, _END = "<!-- evaluation -->", "<!-- end of evaluation -->"
 
 
 def evaluate(
@@ -114,3 +120,32 @@ def table(result: dict[str, Any]) -> str:
             values = " | ".join(f"{factor * one[task][key]:.{decimals}f}" for one in results)
             lines.append(f"| {heading} | {values} |")
     return "\n".join([*lines, "| frames | " + " | ".join(str(one["frames"]) for one in results) + " |"])
+
+
+def replace_table(file: str | os.PathLike[str], result: dict[str, Any]) -> Path:
+    """Put `table(result)` into a Markdown file, in place of what stands between its two marks, each a line of its own.
+
+    The marks are `<!-- evaluation -->` and `<!-- end of evaluation -->`. The rest of the file stays as it is.
+    Raises M2HError for a file that cannot be read or written, or that has not each mark once, in this order.
+    """
+    before, after = _around_marks(file)
+    return write_text(file, f"{before}{table(result)}\n{after}")
+
+
+def check_marks(file: str | os.PathLike[str]) -> None:
+    """Raises the M2HError of `replace_table` for a file it would refuse: before the evaluation, not after it."""
+    _around_marks(file)
+
+
+def _around_marks(file: str | os.PathLike[str]) -> tuple[str, str]:
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise M2HError(f"cannot read {file}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise M2HError(f"cannot read {file}: it is not UTF-8 text") from None
+    before, begin, rest = text.partition(f"{_BEGIN}\n")
+    _, end, after = rest.partition(_END)
+    if not end or text.count(_BEGIN) > 1 or text.count(_END) > 1:
+        raise M2HError(f"{file} has no place for the table: it needs one line '{_BEGIN}' and below it one '{_END}'")
+    return before + begin, end + after

@@ -11,7 +11,7 @@ import torch
 from m2h_deploy.data.rooms import Rooms
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import TASKS, build_model, load_checkpoint, save_checkpoint
-from m2h_deploy.training import TrainConfig, evaluate, load_config, table, train
+from m2h_deploy.training import TrainConfig, evaluate, load_config, train
 from m2h_deploy.training.config import StageConfig
 from m2h_deploy.training.distillation import distillation_losses
 from m2h_deploy.training.record import read_record
@@ -125,28 +125,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(small: TrainConfig, frames: Pat
             tmp_path / "run",
             cache=frames,
         )
-
-
-def test_evaluation_reports_every_task_and_leaves_the_model_as_it_was() -> None:
-    model = build_model("m2h-tiny", channels=16, head_channels=(8, 8)).train()
-    result = evaluate(model, Rooms(3, 9, 28, 42), batch_size=2)
-    assert result["frames"] == 3 and model.training
-    assert set(result) == {"frames", *TASKS}
-    text = table(result)
-    for heading in ("mIoU", "RMSE", "abs rel", "mean error", "odsF"):
-        assert heading in text
-
-
-def test_evaluation_does_not_depend_on_the_batch_size() -> None:
-    model = build_model("m2h-tiny", channels=16, head_channels=(8, 8))
-    one, two = (evaluate(model, Rooms(3, 9, 28, 42), batch_size=size) for size in (1, 3))
-    assert one["depth"]["rmse"] == pytest.approx(two["depth"]["rmse"], rel=1e-4)
-    assert one["semantics"]["miou"] == pytest.approx(two["semantics"]["miou"], abs=1e-3)
-
-
-def test_nothing_to_evaluate_is_an_error() -> None:
-    with pytest.raises(M2HError, match="no frames"):
-        evaluate(build_model("m2h-tiny", channels=16, head_channels=(8, 8)), [])
 
 
 @pytest.mark.slow

@@ -1,0 +1,130 @@
+"""What a network is worth on labelled frames: the figures, their table, the command that writes it into a page."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from m2h_deploy.data.rooms import Rooms
+from m2h_deploy.errors import M2HError
+from m2h_deploy.model import TASKS, build_model
+from m2h_deploy.training import check_marks, evaluate, evaluate_checkpoint, replace_table, table
+
+ROOT = Path(__file__).parents[2]
+PAGE = "# A page\n\n<!-- evaluation -->\nwhat stood here\n<!-- end of evaluation -->\n\nAfter it.\n"
+CONFIG = """
+[data]
+count = 1
+[validation]
+count = 3
+seed = 9
+height = 56
+width = 70
+[[stage]]
+name = "none of them is run"
+epochs = 1
+"""
+
+
+def test_evaluation_reports_every_task_and_leaves_the_model_as_it_was() -> None:
+    model = build_model("m2h-tiny", channels=16, head_channels=(8, 8)).train()
+    result = evaluate(model, Rooms(3, 9, 28, 42), batch_size=2)
+    assert result["frames"] == 3 and model.training
+    assert set(result) == {"frames", *TASKS}
+    text = table(result)
+    for heading in ("mIoU", "RMSE", "abs rel", "mean error", "odsF"):
+        assert heading in text
+
+
+def test_evaluation_does_not_depend_on_the_batch_size() -> None:
+    model = build_model("m2h-tiny", channels=16, head_channels=(8, 8))
+    one, two = (evaluate(model, Rooms(3, 9, 28, 42), batch_size=size) for size in (1, 3))
+    assert one["depth"]["rmse"] == pytest.approx(two["depth"]["rmse"], rel=1e-4)
+    assert one["semantics"]["miou"] == pytest.approx(two["semantics"]["miou"], abs=1e-3)
+
+
+def test_nothing_to_evaluate_is_an_error() -> None:
+    with pytest.raises(M2HError, match="no frames"):
+        evaluate(build_model("m2h-tiny", channels=16, head_channels=(8, 8)), [])
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "recipe.toml"
+    file.write_text(CONFIG)
+    return file
+
+
+def command(*arguments: object, temporary: Path) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-c", "import cli; cli.main()", "evaluate", *map(str, arguments)]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    return subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_the_command_writes_its_figures_as_json_and_into_the_page(config: Path, tmp_path: Path) -> None:
+    page, temporary = tmp_path / "PAGE.md", tmp_path / "temporary"
+    page.write_text(PAGE)
+    temporary.mkdir()
+    ran = command("m2h-tiny", config, "--table", page, "--json", temporary=temporary)
+    assert ran.returncode == 0, ran.stderr
+    result = json.loads(ran.stdout)
+    assert result["frames"] == 3 and set(result) == {"frames", *TASKS}
+    head, tail = PAGE.split("what stood here\n")
+    assert page.read_text() == f"{head}{table(result)}\n{tail}"
+    assert list(temporary.iterdir()) == []
+
+
+def test_the_figures_are_those_of_the_validation_frames(config: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    one, two = (evaluate_checkpoint("m2h-tiny", config, cache=kept, device="cpu") for _ in range(2))
+    assert one == two
+    assert len(list(kept.iterdir())) == 1
+    # Rooms are rendered at 240 x 320 and made smaller for training, not rendered small.
+    wide = evaluate_checkpoint("m2h-tiny", _with(config, "height = 56", "height = 70"), device="cpu")
+    assert wide["depth"]["abs_rel"] != one["depth"]["abs_rel"]
+
+
+def _with(config: Path, old: str, new: str) -> Path:
+    other = config.with_name("other.toml")
+    other.write_text(config.read_text().replace(old, new))
+    return other
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no marks\n",
+        "<!-- evaluation -->\nno end\n",
+        "<!-- end of evaluation -->\n<!-- evaluation -->\n",
+        PAGE + PAGE,
+    ],
+    ids=["none", "no end", "other way round", "two places"],
+)
+def test_a_page_without_one_place_for_the_table_is_refused_and_kept(text: str, config: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    ran = command("m2h-tiny", config, "--table", page, temporary=tmp_path)
+    assert ran.returncode == 2
+    assert "has no place for the table" in ran.stderr and "Traceback" not in ran.stderr
+    assert page.read_text() == text
+
+
+def test_a_page_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(M2HError, match=r"cannot read .*missing\.md"):
+        check_marks(tmp_path / "missing.md")
+    (tmp_path / "latin.md").write_bytes(b"caf\xe9")
+    with pytest.raises(M2HError, match="not UTF-8"):
+        replace_table(tmp_path / "latin.md", {})
+
+
+def test_the_pages_show_the_same_figures_of_the_shipped_weights() -> None:
+    pages = [ROOT / "README.md", ROOT / "m2h_deploy" / "assets" / "m2h-tiny.md"]
+    tables = [re.findall(r"<!-- evaluation -->\n(.*?)<!-- end of evaluation -->", p.read_text(), re.S) for p in pages]
+    assert tables[0] == tables[1] and len(tables[0]) == 1
+    assert "| frames | 200 |" in tables[0][0]

@@ -42,7 +42,11 @@ def evaluate(
     checkpoint: Annotated[str, typer.Argument(help="Checkpoint, or m2h-tiny for the embedded default.")],
     config: ConfigArgument,
     table_in: Annotated[
-        Path | None, typer.Option("--table", help="Markdown file to put the table in, between its two marks.")
+        Path | None,
+        typer.Option(
+            "--table",
+            help="Markdown file with a place for the table: <!-- evaluation --> ... <!-- end of evaluation -->.",
+        ),
     ] = None,
     device: DeviceOption = "auto",
     cache: Annotated[Path | None, typer.Option(help="Where frames are kept for the next time.")] = None,
@@ -55,9 +59,9 @@ def evaluate(
     if table_in is not None:
         check_marks(table_in)
     result = evaluate_checkpoint(checkpoint, config, device=device, cache=cache, workers=workers)
-    if table_in is not None:
-        say(f"wrote the table into {replace_table(table_in, result)}")
     if as_json:
         print_json(result)
     else:
         out.print(table(result), markup=False)
+    if table_in is not None:
+        say(f"wrote the table into {replace_table(table_in, result)}")

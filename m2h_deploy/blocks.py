@@ -30,11 +30,14 @@ KEPT_IN_FLOAT = (
     "/heads.*/end/*",
     "/heads.*/upsample2/MatMul*",
     "/heads.*/upsample2/residual/*",
+    "/heads.edges/upsample1/trunk/conv1.*",
     "/context.*/gates.*/*",
     "*/mean/*",
     "*_mean/*",
     # Their layers in the network as published.
     "/heads.*/spatial/*",
+    "/heads.edges/upsample1/conv1/*",
+    "/heads.edges/upsample1/norm1/*",  # the convolution before it, once the exporter has folded the two
     "/heads.normals/upsample2/refine/*",
     "/heads.edges/upsample2/refine/*",
 )

@@ -96,8 +96,8 @@ def open_cache(
 
 def _build(dataset: Dataset, count: int, key: str, folder: Path, size: tuple[int, int], workers: int) -> None:
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         arrays = {
             name: np.lib.format.open_memmap(
                 temporary / f"{name}.npy", "w+", np.dtype(dtype), _shape(count, size, channels)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from m2h_deploy.data import Frame
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import write_text
+from m2h_deploy.files import check_writable, write_text
 from m2h_deploy.metrics import DepthMetric, EdgesMetric, Metric, NormalsMetric, SemanticsMetric
 from m2h_deploy.model import M2H
 from m2h_deploy.preprocess import PRESETS, Normalisation
@@ -125,7 +125,7 @@ def table(result: dict[str, Any]) -> str:
 def replace_table(file: str | os.PathLike[str], result: dict[str, Any]) -> Path:
     """Put `table(result)` into a Markdown file, in place of what stands between its two marks, each a line of its own.
 
-    The marks are `<!-- evaluation -->` and `<!-- end of evaluation -->`. The rest of the file stays as it is.
+    The marks are `<!-- evaluation -->` and `<!-- end of evaluation -->`. The rest of the text stays as it is.
     Raises M2HError for a file that cannot be read or written, or that has not each mark once, in this order.
     """
     before, after = _around_marks(file)
@@ -134,7 +134,7 @@ def replace_table(file: str | os.PathLike[str], result: dict[str, Any]) -> Path:
 
 def check_marks(file: str | os.PathLike[str]) -> None:
     """Raises the M2HError of `replace_table` for a file it would refuse: before the evaluation, not after it."""
-    _around_marks(file)
+    _around_marks(check_writable(file))
 
 
 def _around_marks(file: str | os.PathLike[str]) -> tuple[str, str]:

@@ -123,6 +123,19 @@ def test_int8_of_the_whole_network(tiny_onnx, room_frames, tmp_path):
     assert min(report.psnr.values()) > 20
 
 
+@pytest.mark.slow
+def test_int8_of_the_shipped_network_passes_the_gate_of_verify(tmp_path):
+    from export import export_onnx
+    from m2h_deploy.data.rooms import Rooms
+    from m2h_deploy.model import load_checkpoint
+
+    model = export_onnx(load_checkpoint("m2h-tiny"), tmp_path / "tiny.onnx", height=224, width=224)
+    preprocess = Preprocess(PRESETS["published"], 224, 224)
+    rooms = select_frames([preprocess(room.image).copy() for room in Rooms(12, 4)], count=8)
+    report = to_int8(model, tmp_path / "int8.onnx", calibration=Calibration(rooms, "max"))
+    assert min(report.psnr.values()) > 30, report.psnr
+
+
 @pytest.fixture(scope="module", params=["m2h_small", "m2h"])
 def published(request, shared, tmp_path_factory):
     """The published network with reproducible weights as ONNX, and two real frames as it sees them."""

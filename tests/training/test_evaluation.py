@@ -85,15 +85,10 @@ def test_the_figures_are_those_of_the_validation_frames(config: Path, tmp_path: 
     one, two = (evaluate_checkpoint("m2h-tiny", config, cache=kept, device="cpu") for _ in range(2))
     assert one == two
     assert len(list(kept.iterdir())) == 1
-    # Rooms are rendered at 240 x 320 and made smaller for training, not rendered small.
-    wide = evaluate_checkpoint("m2h-tiny", _with(config, "height = 56", "height = 70"), device="cpu")
-    assert wide["depth"]["abs_rel"] != one["depth"]["abs_rel"]
 
-
-def _with(config: Path, old: str, new: str) -> Path:
     other = config.with_name("other.toml")
-    other.write_text(config.read_text().replace(old, new))
-    return other
+    other.write_text('preset = "imagenet"\n' + config.read_text())
+    assert evaluate_checkpoint("m2h-tiny", other, cache=kept, device="cpu")["depth"] != one["depth"]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +104,8 @@ def _with(config: Path, old: str, new: str) -> Path:
 def test_a_page_without_one_place_for_the_table_is_refused_and_kept(text: str, config: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(text)
-    ran = command("m2h-tiny", config, "--table", page, temporary=tmp_path)
+    # The page is looked at before the network: that is not there.
+    ran = command(tmp_path / "no.safetensors", config, "--table", page, temporary=tmp_path)
     assert ran.returncode == 2
     assert "has no place for the table" in ran.stderr and "Traceback" not in ran.stderr
     assert page.read_text() == text
@@ -121,6 +117,12 @@ def test_a_page_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.md").write_bytes(b"caf\xe9")
     with pytest.raises(M2HError, match="not UTF-8"):
         replace_table(tmp_path / "latin.md", {})
+
+
+def test_a_place_for_frames_that_is_a_file_is_named(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(M2HError, match="cannot keep frames in"):
+        evaluate_checkpoint("m2h-tiny", config, cache=tmp_path / "file")
 
 
 def test_the_pages_show_the_same_figures_of_the_shipped_weights() -> None:

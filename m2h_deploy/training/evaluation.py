@@ -144,8 +144,8 @@ def _around_marks(file: str | os.PathLike[str]) -> tuple[str, str]:
         raise M2HError(f"cannot read {file}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise M2HError(f"cannot read {file}: it is not UTF-8 text") from None
-    before, begin, rest = text.partition(f"{_BEGIN}\n")
-    _, end, after = rest.partition(_END)
-    if not end or text.count(_BEGIN) > 1 or text.count(_END) > 1:
+    lines = text.splitlines(keepends=True)
+    begins, ends = ([i for i, line in enumerate(lines) if line.strip() == mark] for mark in (_BEGIN, _END))
+    if len(begins) != 1 or len(ends) != 1 or begins > ends:
         raise M2HError(f"{file} has no place for the table: it needs one line '{_BEGIN}' and below it one '{_END}'")
-    return before + begin, end + after
+    return "".join(lines[: begins[0] + 1]), "".join(lines[ends[0] :])

@@ -17,7 +17,14 @@ from m2h_deploy.model import TASKS, build_model
 from m2h_deploy.training import check_marks, evaluate, evaluate_checkpoint, replace_table, table
 
 ROOT = Path(__file__).parents[2]
-PAGE = "# A page\n\n<!-- evaluation -->\nwhat stood here\n<!-- end of evaluation -->\n\nAfter it.\n"
+PAGE = """# A page with `<!-- evaluation -->` in its words
+
+<!-- evaluation -->
+what stood here
+<!-- end of evaluation -->
+
+After it.
+"""
 CONFIG = """
 [data]
 count = 1
@@ -129,4 +136,6 @@ def test_the_pages_show_the_same_figures_of_the_shipped_weights() -> None:
     pages = [ROOT / "README.md", ROOT / "m2h_deploy" / "assets" / "m2h-tiny.md"]
     tables = [re.findall(r"<!-- evaluation -->\n(.*?)<!-- end of evaluation -->", p.read_text(), re.S) for p in pages]
     assert tables[0] == tables[1] and len(tables[0]) == 1
+    for page in pages:
+        check_marks(page)
     assert "| frames | 200 |" in tables[0][0]

@@ -32,8 +32,8 @@ class QuantPolicy:
 
     The default keeps the first and the last layers; what works on one pixel or on means only (gates, pooled branches),
     where INT8 costs accuracy and saves nothing; WMCA, whose products are 8 to 32 channels wide; MSTR, in m2h-small a
-    fiftieth of the work, whose noise reaches all four outputs; and the edge head's first convolution, before the
-    norm that magnifies its noise (of m2h-tiny, edges came to 37 dB instead of 25). The names are those of both forms.
+    fiftieth of the work, whose noise reaches all four outputs; and the edge head's first convolution, whose
+    rounding costs the edges most (of m2h-tiny, they came to 37 dB instead of 25). The names are those of both forms.
     Whatever a policy says, only Conv, MatMul and Gemm with constant weights are quantised: the attention core, norms
     and GELU have none.
     """

@@ -120,6 +120,8 @@ try:
     with runtime, stream:
         for answer in stream:
             futures.append(runtime.submit(answer.image))
+            if len(futures) > 64:  # nothing else bounds the queue where the machine is busy
+                futures.pop(0).result()
 except KeyboardInterrupt:
     health = stream.health
     done = all(future.done() for future in futures)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -95,20 +95,13 @@ def _joined(reports: list[CheckReport]) -> CheckReport:
 
 def print_check(report: CheckReport, as_json: bool, console: Any = out) -> None:
     if as_json:
-        rows = [
-            {
-                "output": d.output,
-                "input": d.input,
-                "max_error": d.max_error,
-                "mean_error": d.mean_error,
-                "psnr": d.psnr if math.isfinite(d.psnr) else None,
-            }
-            for d in report.differences
-        ]
+        rows = [{"output": d.output, "input": d.input, **asdict(d.difference)} for d in report.differences]
         print_json({"passed": report.passed, "failures": list(report.failures), "differences": rows})
         return
-    table = Table("", "output", "input", "max error", "mean error", "PSNR", box=None)
-    for d in report.differences:
+    table = Table("", "output", "input", "max error", "mean error", "of float32", "PSNR", box=None)
+    for row in report.differences:
+        d = row.difference
         mark = "[green]✓[/]" if d.passed else "[red]✗[/]"
-        table.add_row(mark, d.output, d.input, f"{d.max_error:.1e}", f"{d.mean_error:.1e}", f"{d.psnr:.0f} dB")
+        errors = (f"{error:.1e}" for error in (d.max_error, d.mean_error, d.own_mean_error))
+        table.add_row(mark, row.output, row.input, *errors, f"{d.psnr:.0f} dB")
     console.print(table)

@@ -10,46 +10,43 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from m2h_deploy.errors import M2HError
+from m2h_deploy.numerics import psnr, span_of
 
 
 class CpuReference:
     """What a float32 graph gives on some frames, computed once, to compare other graphs with."""
 
     def __init__(self, proto: onnx.ModelProto, frames: Sequence[NDArray[np.float32]]) -> None:
-        session = _cpu_session(proto)
+        session = cpu_session(proto)
         self.names = [output.name for output in session.get_outputs()]
         self._frames = tuple(frames)
         self._expected = [_run(session, frame) for frame in frames]
-        self._spans = [max(float(np.ptp(np.stack(values))), 0.0) for values in zip(*self._expected, strict=True)]
+        self._spans = [_span(np.stack(values)) for values in zip(*self._expected, strict=True)]
 
     def noise(self, proto: onnx.ModelProto) -> dict[str, float]:
         """Mean square error of each output of `proto` over the frames, as a share of the output's span squared."""
-        session = _cpu_session(proto)
+        session = cpu_session(proto)
         total = dict.fromkeys(self.names, 0.0)
         for frame, expected in zip(self._frames, self._expected, strict=True):
             for name, span, want, got in zip(self.names, self._spans, expected, _run(session, frame), strict=True):
                 square = float(np.mean((want.astype(np.float64) - got) ** 2)) / len(self._frames)
-                total[name] += square / span**2 if span else (np.inf if square else 0.0)
+                total[name] += square / span**2
         return total
 
     def psnr(self, proto: onnx.ModelProto) -> dict[str, float]:
         """Peak signal-to-noise ratio of each output of `proto` in decibels; the peak is the output's span."""
-        return {name: decibels(noise) for name, noise in self.noise(proto).items()}
+        return {name: psnr(noise, 1.0) for name, noise in self.noise(proto).items()}
 
 
-#: What stands for no difference at all: JSON has no infinity, and float32 resolves no more.
-BEST_PSNR = 200.0
+def _span(values: NDArray[np.float32]) -> float:
+    return span_of(float(values.min()), float(values.max()), float(np.mean(np.square(values, dtype=np.float64))))
 
 
-def decibels(noise: float) -> float:
-    """A share of power as a signal-to-noise ratio, from -200 to 200: an output that is constant has no span."""
-    return float(np.clip(-10 * np.log10(noise), -BEST_PSNR, BEST_PSNR)) if noise > 0 else BEST_PSNR
-
-
-def _cpu_session(proto: onnx.ModelProto) -> ort.InferenceSession:
+def cpu_session(proto: onnx.ModelProto) -> ort.InferenceSession:
+    """Return a session that computes Q/DQ as written. Raises M2HError where ONNX Runtime does not take the graph."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    # Q/DQ is computed as written; the CPU's own integer kernels saturate differently.
+    # The CPU's own integer kernels saturate differently.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime as ort
 import torch
+from numpy.typing import NDArray
 
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model.network import M2H
+from m2h_deploy.numerics import Difference, judge, perturbed
 from m2h_deploy.preprocess import PRESETS, Preprocess
-
-#: Least deviation as a share of the root mean square: of an output that does not vary, such as the depth of untrained
-#: weights at the end of its range, only rounding is left, which goes with the size of the values.
-_LEAST_DEVIATION = 1e-3
-
-#: Largest difference allowed, as a share of the output's standard deviation. Float32 differs from float64 by up to
-#: 4e-4 of it on this network, so a graph that computes the same function stays well below.
-MAX_ERROR = 1e-2
-MIN_PSNR = 60.0
 
 
 @dataclass(frozen=True)
 class OutputDifference:
-    """How far one output is from the reference on one input. Errors are shares of the reference's deviation."""
+    """How far one output is from the reference on one input."""
 
     output: str
     input: str
-    max_error: float
-    mean_error: float
-    psnr: float
-    """Peak signal-to-noise ratio in dB: 20 log10(range of the reference / root mean squared error)."""
-    limit: float = MAX_ERROR
-    """Largest `max_error` allowed."""
-
-    @property
-    def passed(self) -> bool:
-        return self.max_error <= self.limit and self.psnr >= MIN_PSNR
+    difference: Difference
 
 
 @dataclass(frozen=True)
@@ -54,16 +40,34 @@ class CheckReport:
         return not self.failures
 
 
-def compare(output: str, source: str, value: np.ndarray, reference: np.ndarray) -> OutputDifference:
-    """Difference of two arrays of one shape."""
-    reference = reference.astype(np.float64)
-    error = np.abs(value.astype(np.float64) - reference)
-    size = float(np.sqrt(np.mean(np.square(reference, dtype=np.float64))))
-    deviation = max(float(reference.std()), _LEAST_DEVIATION * size) or 1.0
-    rmse = float(np.sqrt(np.mean(error**2)))
-    span = max(float(np.ptp(reference)), deviation)
-    psnr = float(20 * np.log10(span / rmse)) if rmse > 0 else float("inf")
-    return OutputDifference(output, source, float(error.max()) / deviation, float(error.mean()) / deviation, psnr)
+class Reference:
+    """What a checkpoint gives for one input: exactly, in float64, and in float32."""
+
+    def __init__(self, name: str, image: NDArray[np.float32], model: M2H) -> None:
+        self.name, self.image = name, image
+        self.config = model.config
+        self._model = model
+        self.exact = _run(copy.deepcopy(model).double(), image.astype(np.float64))
+        self._own: dict[int, dict[str, NDArray]] = {}
+
+    def own(self, index: int) -> dict[str, NDArray]:
+        """Return the `index`-th result in float32, see `m2h_deploy.numerics.judge`."""
+        if index not in self._own:
+            self._own[index] = _run(self._model, perturbed(self.image, index))
+        return self._own[index]
+
+
+def references_of(
+    model: M2H, height: int, width: int, preset: str, *, images: Sequence[np.ndarray] = (), seed: int = 0
+) -> list[Reference]:
+    """Evaluate `model` on `images` (uint8 BGR; a rendered room by default) and on noise."""
+    from m2h_deploy.data.rooms import render_room
+
+    pictures = list(images) or [render_room(seed, 0, height=240, width=320).image]
+    preprocess = Preprocess(PRESETS[preset], height, width)
+    named = [(f"image {index + 1}" if images else "a room", preprocess(p).copy()) for index, p in enumerate(pictures)]
+    noise = np.random.default_rng(seed).standard_normal((1, 3, height, width), dtype=np.float32)
+    return [Reference(name, image, model) for name, image in (*named, ("noise", noise))]
 
 
 def check_export(
@@ -71,43 +75,64 @@ def check_export(
 ) -> CheckReport:
     """Compare an exported file with `model` on `images` (uint8 BGR; a rendered room by default) and on noise.
 
-    The outputs that the file has are compared; a free batch size is tried with two different frames, which must
-    give what each gives alone. Raises M2HError when the file cannot be loaded at all.
+    The model is evaluated in float64, and the file's error is judged by the error that the model has in float32 on the
+    same input (see `m2h_deploy.numerics`). The outputs that the file has are compared; a free batch size is tried with
+    two different frames, which must give what each gives alone. Raises M2HError when the file cannot be loaded at all.
     """
-    try:
-        session = ort.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise M2HError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from None
+    session = _open(path)
+    _, _, height, width = session.get_inputs()[0].shape
+    preset = session.get_modelmeta().custom_metadata_map["m2h.preset"]
+    return check_against(references_of(model, height, width, preset, images=images, seed=seed), path)
+
+
+def check_against(references: Sequence[Reference], path: str | os.PathLike[str]) -> CheckReport:
+    """Compare an exported file with what its checkpoint gives; see `check_export`."""
+    session = _open(path)
     metadata = session.get_modelmeta().custom_metadata_map
     tasks = metadata["m2h.tasks"].split(",")
     failures = _name_failures(session, tasks)
+    if json.loads(metadata["m2h.config"]) != json.loads(json.dumps(references[0].config.to_dict())):
+        failures.append("m2h.config in the metadata is not that of the checkpoint")
     if failures:
         return CheckReport(tuple(failures))
-    batch, _, height, width = session.get_inputs()[0].shape
-    inputs = _inputs(images, metadata["m2h.preset"], height, width, seed)
-    if isinstance(batch, int):
-        inputs = {name: np.repeat(image, batch, axis=0) for name, image in inputs.items()}
-    else:
-        inputs["both as one batch"] = np.concatenate(list(inputs.values())[-2:])
+    batch = session.get_inputs()[0].shape[0]
+    groups = [(r.name, [r] * batch if isinstance(batch, int) else [r]) for r in references]
+    if not isinstance(batch, int):
+        groups.append(("both as one batch", list(references[-2:])))
     failures, differences = [], []
-    for source, image in inputs.items():
+    for source, group in groups:
+        tensor = np.concatenate([reference.image for reference in group])
         try:
-            values = dict(zip(tasks, session.run(tasks, {"image": image}), strict=True))
-        except Exception as error:  # as above
+            values = dict(zip(tasks, session.run(tasks, {"image": tensor}), strict=True))
+        except Exception as error:  # ONNX Runtime raises its own unexported types
             failures.append(f"ONNX Runtime fails on {source}: {str(error).splitlines()[0]}")
             continue
-        with torch.inference_mode():
-            reference = {name: tensor.numpy() for name, tensor in model(torch.from_numpy(image)).items()}
         for task in tasks:
-            if values[task].shape != reference[task].shape:
-                failures.append(f"{task} has shape {values[task].shape}, the checkpoint gives {reference[task].shape}")
+            exact = np.concatenate([reference.exact[task] for reference in group])
+            if values[task].shape != exact.shape:
+                failures.append(f"{task} has shape {values[task].shape}, the checkpoint gives {exact.shape}")
                 continue
-            difference = compare(task, source, values[task], reference[task])
-            differences.append(difference)
+            difference = judge(values[task], exact, _own(group, task))
+            differences.append(OutputDifference(task, source, difference))
             if not difference.passed:
-                share = f"{difference.max_error:.1e} of its deviation ({difference.psnr:.0f} dB)"
-                failures.append(f"{task} on {source} differs by {share}")
+                failures.append(f"{task} on {source} {difference.reason}")
     return CheckReport(tuple(failures), tuple(differences))
+
+
+def _open(path: str | os.PathLike[str]) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises its own unexported types
+        raise M2HError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from None
+
+
+def _run(model: M2H, image: NDArray) -> dict[str, NDArray]:
+    with torch.inference_mode():
+        return {name: tensor.numpy() for name, tensor in model(torch.from_numpy(image)).items()}
+
+
+def _own(group: Sequence[Reference], task: str) -> Callable[[int], NDArray]:
+    return lambda index: np.concatenate([reference.own(index)[task] for reference in group])
 
 
 def _name_failures(session: ort.InferenceSession, tasks: list[str]) -> list[str]:
@@ -119,13 +144,3 @@ def _name_failures(session: ort.InferenceSession, tasks: list[str]) -> list[str]
     if outputs != tasks:
         failures.append(f"outputs are {outputs}, expected {tasks}")
     return failures
-
-
-def _inputs(images: Sequence[np.ndarray], preset: str, height: int, width: int, seed: int) -> dict[str, np.ndarray]:
-    from m2h_deploy.data.rooms import render_room
-
-    pictures = list(images) or [render_room(seed, 0, height=240, width=320).image]
-    preprocess = Preprocess(PRESETS[preset], height, width)
-    named = {f"image {index + 1}" if images else "a room": preprocess(p).copy() for index, p in enumerate(pictures)}
-    noise = np.random.default_rng(seed).standard_normal((1, 3, height, width), dtype=np.float32)
-    return {**named, "noise": noise}

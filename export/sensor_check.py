@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
 import cv2
 import numpy as np
 import onnxruntime as ort
 
-from export.check import CheckReport, OutputDifference, compare
+from export.check import CheckReport, OutputDifference
 from m2h_deploy.errors import M2HError
+from m2h_deploy.numerics import judge, judge_labels, perturbed
 from m2h_deploy.postprocess import Postprocess, Prediction
 from m2h_deploy.preprocess import PRESETS, Preprocess
 from m2h_deploy.sensor import bgr_to_nv12, nv12_to_bgr
 
-#: Share of pixels that may have another label, and largest difference of depth: in metres, or as a share of its
-#: deviation where that is more (a network of random weights answers float32's rounding with as much).
-MAX_LABELS = 1e-3
-MAX_DEPTH = 1e-3
+#: Units in the last place by which the two ways of preprocessing may differ.
+_ULPS = 4
+
+#: Half a millimeter, the rounding of depth in uint16, as a share of a meter.
+_HALF_MILLIMETER = 0.5e-3
 
 
 def check_sensor(
@@ -27,8 +31,10 @@ def check_sensor(
 ) -> CheckReport:
     """Compare the sensor graph `sensor` with the graph `plain` that it was made from, on ONNX Runtime's CPU.
 
-    `images` are uint8 BGR of any size (a rendered room where there are none); noise is always added. Of labels,
-    `max_error` and `mean_error` are the share of pixels that differ. Raises M2HError when a file cannot be loaded.
+    A difference is judged by what rounding of the network's input changes in the plain graph's own results (see
+    `m2h_deploy.numerics`). `images` are uint8 BGR of any size (a rendered room where there are none); noise is always
+    added. Of labels, `max_error` and `mean_error` are the share of pixels that differ. Raises M2HError when a file
+    cannot be loaded.
     """
     reference, session = _open(plain), _open(sensor)
     card = session.get_modelmeta().custom_metadata_map
@@ -46,12 +52,17 @@ def check_sensor(
         raw = bgr_to_nv12(image) if facts["format"] == "nv12" else image
         seen = nv12_to_bgr(raw) if facts["format"] == "nv12" else image
         tensor = np.repeat(preprocess(seen), repeats, axis=0)
-        outputs = dict(zip(tasks, reference.run(tasks, {"image": tensor}), strict=True))
-        expected = postprocess({name: value[0] for name, value in outputs.items()}, *seen.shape[:2])
+
+        @cache
+        def run_plain(index: int, tensor: np.ndarray = tensor, size: Any = seen.shape[:2]) -> Prediction:
+            feed = {"image": perturbed(tensor, index, ulps=_ULPS)}
+            outputs = dict(zip(tasks, reference.run(tasks, feed), strict=True))
+            return postprocess({name: value[0] for name, value in outputs.items()}, *size)
+
         given = dict(zip(names, session.run(names, {"image": np.repeat(raw[None], repeats, axis=0)}), strict=True))
         for name in names:
-            difference, failure = _compare(name, source, given[name][-1], expected)
-            differences.append(difference)
+            difference, failure = _compare(name, source, given[name][-1], run_plain)
+            differences += [difference] if difference else []
             failures += [failure] if failure else []
     return CheckReport(tuple(failures), tuple(differences))
 
@@ -75,20 +86,32 @@ def _pictures(images: Sequence[np.ndarray], camera: tuple[int, int]) -> dict[str
     return {**dict(zip(names, resized, strict=True)), "sensor, noise": noise}
 
 
-def _compare(name: str, source: str, value: np.ndarray, expected: Prediction) -> tuple[OutputDifference, str | None]:
+def _compare(
+    name: str, source: str, value: np.ndarray, run_plain: Callable[[int], Prediction]
+) -> tuple[OutputDifference | None, str | None]:
+    """Compare one output with the plain graph's; `run_plain(k)` is its result on the k-th rounding of the input."""
+
+    def reference(index: int) -> np.ndarray:
+        return np.asarray(getattr(run_plain(index), "semantics" if name == "labels" else name))
+
+    expected = reference(0)
+    if value.shape != expected.shape:
+        return None, f"{name} has shape {value.shape}, not {expected.shape}"
     if name == "labels":
-        assert expected.semantics is not None
-        share = float(np.mean(value != expected.semantics))
-        difference = OutputDifference(name, source, share, share, float("inf"), MAX_LABELS)
-        return difference, None if difference.passed else f"{share:.2%} of the labels differ on {source}"
-    reference = getattr(expected, name)
-    if value.dtype == np.uint16:  # millimetres: half of one is rounding
-        value = value.astype(np.float32) / 1000
-    if value.shape != reference.shape:
-        return compare(name, source, np.zeros(1), np.ones(1)), f"{name} has shape {value.shape}, not {reference.shape}"
-    difference = compare(name, source, value, reference)
-    worst = float(np.abs(value - reference).max())
-    if name == "depth":
-        limit = MAX_DEPTH * max(1.0, float(reference.std()))
-        return difference, f"depth differs by {worst:.1e} m on {source}" if not worst <= limit else None
-    return difference, None if difference.passed else f"{name} differs by up to {worst:.1e} on {source}"
+        difference = judge_labels(value, expected, lambda index: reference(index + 1))
+    else:
+        millimeters = value.dtype == np.uint16
+        found = value.astype(np.float32) / 1000 if millimeters else value
+        difference = judge(
+            _planes(found),
+            _planes(expected),
+            lambda index: _planes(reference(index + 1)),
+            rounding=_HALF_MILLIMETER if millimeters else 0.0,
+        )
+    failure = None if difference.passed else f"{name} on {source} {difference.reason}"
+    return OutputDifference(name, source, difference), failure
+
+
+def _planes(array: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, C) to (1, C, H, W)."""
+    return array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)[None]

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from m2h_deploy.numerics import BEST_PSNR, psnr, span_of
 from m2h_deploy.parity.bootstrap import Interval, interval, resample
 
 Output = NDArray[np.float32]
 Sums = NDArray[np.float64]
-
-#: Rounding of float32 as a share of the range: a smaller error says nothing, so no PSNR exceeds this (138 dB).
-_BEST_PSNR = float(-20 * np.log10(np.finfo(np.float32).eps))
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,8 @@ class TensorResult:
     max_error: float
     mean_error: float
     psnr: float
-    """20 log10(range of the reference / root mean squared error), dB; at most 138, where float32 ends."""
+    """20 log10(range of the reference / root mean square error), dB; at most 138, where float32 ends. The range counts
+    as at least a quarter of the reference's root mean square: an output that hardly varies has none of its own."""
     psnr_interval: Interval
     cosine: float
     label_agreement: float | None
@@ -69,14 +68,14 @@ class TensorComparison:
         states = np.array(self._sums)
         total = states.sum(axis=0)
         size, error, _, ab, aa, bb, agree, pixels, nonfinite = (float(v) for v in total)
-        psnr = self._psnr(total)
-        low, high = interval(psnr, resample(weights, states, self._psnr), len(states))
+        decibels = self._psnr(total)
+        low, high = interval(decibels, resample(weights, states, self._psnr), len(states))
         return TensorResult(
             output=self.output,
             max_error=self._largest,
             mean_error=error / size,
-            psnr=psnr,
-            psnr_interval=(low, min(high, _BEST_PSNR)),
+            psnr=decibels,
+            psnr_interval=(low, min(high, BEST_PSNR)),
             cosine=_cosine(ab, aa, bb),
             label_agreement=agree / pixels if self.output == "semantics" else None,
             nonfinite=int(nonfinite),
@@ -85,9 +84,7 @@ class TensorComparison:
     def _psnr(self, total: NDArray[np.float64]) -> float:
         if total[8]:
             return 0.0
-        span = (self._high - self._low) or 1.0
-        share = float(np.sqrt(total[2] / total[0])) / span
-        return min(_BEST_PSNR, float(-20 * np.log10(share))) if share > 0 else _BEST_PSNR
+        return psnr(float(total[2] / total[0]), span_of(self._low, self._high, float(total[4] / total[0])))
 
 
 def _cosine(ab: float, aa: float, bb: float) -> float:

@@ -133,7 +133,7 @@ def test_a_file_with_wrong_numbers_fails_the_check(tiny_model, tiny_onnx, tmp_pa
 
 
 def test_a_failed_check_leaves_no_file(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("export.check.MIN_PSNR", 1e3)
+    monkeypatch.setattr("m2h_deploy.numerics.BULK_FACTOR", -1.0)
     with pytest.raises(CheckFailed) as error:
         export_onnx(tiny_model, tmp_path / "m.onnx", height=28, width=28, tasks=["edges"])
     assert error.value.exit_code == 1

@@ -19,16 +19,16 @@ def tensors(network: str) -> dict[str, tuple[int, ...]]:
     return {name: () if shape == "scalar" else tuple(map(int, shape.split("x"))) for name, shape in pairs}
 
 
-def weights(network: str) -> dict[str, NDArray]:
+def weights(network: str, seed: int = SEED) -> dict[str, NDArray]:
     """A published state dict, filled."""
-    return {name: _fill(name, shape) for name, shape in tensors(network).items()}
+    return {name: _fill(name, shape, seed) for name, shape in tensors(network).items()}
 
 
-def _fill(name: str, shape: tuple[int, ...]) -> NDArray:
+def _fill(name: str, shape: tuple[int, ...], seed: int) -> NDArray:
     """The rules, in order: counters are zero, variances and LayerScale uniform, the rest normal about its own mean."""
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
-    draw = np.random.default_rng([SEED, zlib.crc32(name.encode())])
+    draw = np.random.default_rng([seed, zlib.crc32(name.encode())])
     last = name.rsplit(".", 1)[-1]
     uniform = {"running_var": (0.5, 1.5), "gamma": (0.2, 0.8)}
     if last in uniform:

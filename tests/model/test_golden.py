@@ -29,7 +29,7 @@ def published(tmp_path_factory):
 
 @pytest.mark.parametrize(("network", "height", "width", "parameters"), CASES)
 def test_agrees_with_the_published_network(published, network, height, width, parameters):
-    """Outputs within 1e-3 of their deviation at most and 1e-4 on average; float32's own error is about a third."""
+    """As float32 agrees with itself: on average, and on 999 of 1000 values; the last may be unstable in float32."""
     model = load_checkpoint(published[network])
     assert sum(p.numel() for p in model.parameters()) == parameters
     golden = np.load(filler.HERE / f"{network}_1x3x{height}x{width}_seed0.npz")
@@ -40,12 +40,13 @@ def test_agrees_with_the_published_network(published, network, height, width, pa
     for task, output in outputs.items():
         assert output.shape[2:] == (height, width)
         error = np.abs(output[:, :, ::8, ::8].numpy() - golden[f"out_{task}"]) / golden[f"stat_{task}"][1]
-        assert error.max() < 1e-3, task
-        assert error.mean() < 1e-4, task
+        assert np.quantile(error, 0.999) < 1e-3, task
+        assert error.mean() < 5e-5, task
     features = [name.removeprefix("feat_") for name in golden if name.startswith("feat_")]
     assert len(features) == 18
     for name in features:
         assert tuple(record[name].shape) == tuple(golden[f"shape_{name}"])
         expected = golden[f"feat_{name}"]
         error = np.abs(record[name][:, ::8, ::8, ::8].numpy() - expected) / expected.std()
-        assert error.max() < 1e-3, name
+        assert np.quantile(error, 0.999) < 1e-3, name
+        assert error.mean() < 5e-5, name

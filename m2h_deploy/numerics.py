@@ -1,0 +1,173 @@
+"""Judge whether two arrays differ by more than floating-point rounding explains.
+
+A network amplifies rounding: at a few pixels, where a normalization divides by almost nothing, float32 itself is off
+the exact value by 1e-2 of an output's deviation, while the other pixels agree to 1e-6. So no fixed bound on the largest
+difference separates a wrong graph from a right one. Here the bound is measured: `own` are results of the reference in
+float32 that differ from each other by rounding alone, and a value is accepted whose error is of their size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+
+#: Unit roundoff of float32, twice: the distance from 1 to the next number.
+EPSILON = float(np.finfo(np.float32).eps)
+
+#: No PSNR exceeds this many decibels: float32 resolves no more of a range.
+BEST_PSNR = float(-20 * np.log10(EPSILON))
+
+#: Least deviation of an output as a share of its root mean square. Untrained weights and saturated heads give outputs
+#: that hardly vary; a share of their deviation would be a share of rounding.
+LEAST_SPREAD = 0.25
+
+#: The 90th percentile of the error may be this many times that of the reference's own float32. Measured: correct
+#: exports of m2h-tiny, m2h-small and m2h stay below 3.5; FP16 rounding of one block's weights is at over 100.
+BULK_FACTOR = 6.0
+
+#: A pixel is an outlier where its error is this many times the largest of the reference's own around it, and that many
+#: times the 99th percentile of all of them.
+LOCAL_FACTOR = 10.0
+
+#: Share of outliers that is accepted, and the number of them on a small image: one unstable pixel decides nothing, one
+#: wrong attention window of 640x480 (0.05 % of the pixels) does.
+OUTLIER_SHARE, OUTLIER_PIXELS = 1e-4, 4
+
+#: Share of labels that may differ where rounding alone changes none: two classes tie somewhere in every picture.
+LABEL_SHARE = 1e-3
+
+#: Rounding of a stored float32 result, in units of EPSILON times the output's root mean square.
+ROUNDING = 8.0
+
+#: Results of the reference that are measured before a difference counts as a fault.
+REALIZATIONS = 5
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a result is from the exact one, beside the reference's own float32 error. Shares are of `spread`."""
+
+    max_error: float
+    mean_error: float
+    psnr: float
+    """20 log10(range of the exact output / root mean square error), dB, at most BEST_PSNR."""
+    own_mean_error: float
+    """Mean error of the reference in float32."""
+    bulk: float
+    """90th percentile of the error over that of the reference in float32."""
+    outliers: float
+    """Share of pixels that are further off than float32 explains there, 0..1."""
+    passed: bool
+
+    @property
+    def reason(self) -> str:
+        """What is wrong, in words; only of a difference that did not pass."""
+        if not np.isfinite(self.mean_error):
+            return "holds NaN or infinity"
+        if self.bulk > BULK_FACTOR:
+            return f"is off by {self.bulk:.0f} times float32's own error (mean {self.mean_error:.1e} of its deviation)"
+        return f"is off by more than float32 explains on {self.outliers:.2%} of its pixels ({self.psnr:.0f} dB)"
+
+
+def spread(reference: Array) -> float:
+    """Return the size of an output's variation: its standard deviation, and at least `LEAST_SPREAD` of its RMS."""
+    size = float(np.sqrt(np.mean(np.square(reference, dtype=np.float64))))
+    return max(float(np.std(reference, dtype=np.float64)), LEAST_SPREAD * size) or 1.0
+
+
+def span_of(low: float, high: float, mean_square: float) -> float:
+    """Return the range that PSNR is measured in: high - low, and at least `LEAST_SPREAD` of the RMS."""
+    return max(high - low, LEAST_SPREAD * float(np.sqrt(mean_square))) or 1.0
+
+
+def psnr(mean_square_error: float, span: float) -> float:
+    """Return the peak signal-to-noise ratio in dB, at most `BEST_PSNR`; `span` is the peak."""
+    if mean_square_error <= 0:
+        return BEST_PSNR
+    return min(BEST_PSNR, float(20 * np.log10(span) - 10 * np.log10(mean_square_error)))
+
+
+def judge(value: Array, exact: Array, own: Callable[[int], Array], *, rounding: float = 0.0) -> Difference:
+    """Judge `value` against `exact`, both (N, C, H, W), by the reference's own errors.
+
+    Args:
+        value: what is judged.
+        exact: the exact result, in higher precision or from one run of the reference.
+        own: `own(k)` is the k-th result of the reference in float32, 0 <= k < REALIZATIONS. Each differs by rounding
+            alone. One is enough for most graphs; the others are asked for before a difference counts as a fault,
+            because a single result may be right by chance where the network is unstable.
+        rounding: absolute error that `value` may have for its type, beside float32's.
+    """
+    error = _pixel_error(value, exact)
+    mean_square = float(np.mean(np.square(exact, dtype=np.float64)))
+    least = EPSILON * float(np.sqrt(mean_square))
+    rounding += ROUNDING * least
+    high = float(np.quantile(error, 0.9))
+    errors: list[NDArray[np.float64]] = []
+    passed, bulk, outliers = False, np.inf, 1.0
+    while not passed and len(errors) < REALIZATIONS:
+        errors.append(_pixel_error(own(len(errors)), exact))
+        bulk = max(0.0, high - rounding) / max(least, *(float(np.quantile(e, 0.9)) for e in errors))
+        largest = np.max(errors, axis=0)
+        bound = LOCAL_FACTOR * np.maximum(_largest_nearby(largest), np.quantile(largest, 0.99)) + rounding
+        beyond = ~(error <= bound)
+        outliers = float(np.mean(beyond))
+        few = np.count_nonzero(beyond) <= max(OUTLIER_PIXELS, OUTLIER_SHARE * error.size)
+        passed = bool(bulk <= BULK_FACTOR and few)
+    deviation = spread(exact)
+    difference = np.abs(np.subtract(value, exact, dtype=np.float64))
+    span = span_of(float(exact.min()), float(exact.max()), mean_square)
+    return Difference(
+        max_error=float(difference.max()) / deviation,
+        mean_error=float(difference.mean()) / deviation,
+        psnr=psnr(float(np.mean(difference**2)), span),
+        own_mean_error=float(np.mean(errors[0])) / deviation,
+        bulk=bulk,
+        outliers=outliers,
+        passed=passed,
+    )
+
+
+def judge_labels(value: NDArray, expected: NDArray, own: Callable[[int], NDArray]) -> Difference:
+    """Judge class labels by the share of pixels that differ, beside what rounding alone changes in the reference's.
+
+    Arguments as of `judge`. The errors of the result are shares of pixels.
+    """
+    share = float(np.mean(value != expected))
+    own_share, index = 0.0, 0
+    while index == 0 or (share > max(LABEL_SHARE, BULK_FACTOR * own_share) and index < REALIZATIONS):
+        own_share = max(own_share, float(np.mean(own(index) != expected)))
+        index += 1
+    passed = share <= max(LABEL_SHARE, BULK_FACTOR * own_share)
+    bulk = share / max(own_share, LABEL_SHARE / BULK_FACTOR)
+    return Difference(share, share, psnr(share, 1.0), own_share, bulk, share, passed)
+
+
+def perturbed(image: Array, index: int, *, ulps: int = 1) -> Array:
+    """Return a float32 image that differs by rounding from `image`: each value by up to `ulps` units in the last place.
+
+    `index` 0 is the image itself. Deterministic.
+    """
+    if index == 0:
+        return image
+    steps = np.random.default_rng(index).integers(-ulps, ulps, image.shape, dtype=np.int8, endpoint=True)
+    return (image * (1 + steps * np.float32(EPSILON))).astype(np.float32)
+
+
+def _pixel_error(value: Array, exact: Array) -> NDArray[np.float64]:
+    """(N, H, W): the largest absolute error over a pixel's channels; infinite where a value is not finite."""
+    error = np.abs(np.subtract(value, exact, dtype=np.float64)).max(axis=1)
+    return np.where(np.isfinite(error), error, np.inf)
+
+
+def _largest_nearby(error: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The largest value within 1/16 of the image's longer side around each pixel."""
+    side = max(3, max(error.shape[1:]) // 16)
+    kernel = np.ones((2 * side + 1, 2 * side + 1), np.uint8)
+    return np.stack([cv2.dilate(frame.astype(np.float32), kernel) for frame in error])

@@ -11,16 +11,19 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
+from onnx import shape_inference
 
 from engines.calibration import Calibration, select_frames
+from engines.compare import cpu_session
 from engines.frames import calibration_frames
+from engines.functions import inline_functions
 from engines.graph import ModelCard, default_opset, load_graph, read_card
 from engines.onnxruntime import build_onnxruntime
 from engines.openvino import Hint, build_openvino
 from engines.precision import PrecisionReport, to_fp16, to_int8
 from engines.quantization import QuantPolicy
+from engines.rounding import round_values
 from engines.tensorrt import BuildOptions, build_tensorrt
 from m2h_deploy import __version__
 from m2h_deploy.backends import BackendOptions, open_backend
@@ -133,7 +136,7 @@ def build_bundle(
             info = build_tensorrt(model, folder, flavour=engine, precision=precision, options=tensorrt)
         if affinity:
             info = info.model_copy(update={"options": {**info.options, "affinity": list(affinity)}})
-        write_manifest(folder, _manifest(proto, card, spec, info, report, source, folder))
+        write_manifest(folder, _manifest(proto, card, spec, info, report, source, model, folder))
         if _runs_here(info):
             _prove(folder, tensorrt.plugins if tensorrt is not None else ())
     return load_bundle(out_dir)
@@ -196,6 +199,7 @@ def _manifest(
     info: EngineInfo,
     report: PrecisionReport | None,
     source: Path,
+    model: Path,
     folder: Path,
 ) -> Manifest:
     dtype = "float16" if report is not None and report.io == "fp16" else "float32"
@@ -218,7 +222,7 @@ def _manifest(
         engine=info,
         lowering=_lowering_info(report),
         calibration=_calibration_info(report),
-        self_test=make_self_test(_run_reference(source, spec), info.precision),
+        self_test=make_self_test(_run_graph(proto, spec), _run_rounded(proto, model, spec, info)),
         files={file.name: file_sha256(file) for file in sorted(folder.iterdir())},
     )
 
@@ -303,11 +307,29 @@ def class_list(count: int) -> Classes:
     return Classes(names=names, palette=tuple(colours))
 
 
-def _run_reference(source: Path, spec: InputSpec) -> dict[str, NDArray[np.float32]]:
-    """What the float32 graph gives on the self-test's input."""
-    session = ort.InferenceSession(os.fspath(source), providers=["CPUExecutionProvider"])
+def _run_graph(proto: onnx.ModelProto, spec: InputSpec) -> dict[str, NDArray[Any]]:
+    """What a graph gives on the self-test's input, on ONNX Runtime's CPU and as it is written."""
+    session = cpu_session(proto)
+    value = session.get_inputs()[0]
+    image = pattern(spec)
+    if value.type == "tensor(float16)":
+        image = image.astype(np.float16)
     names = [node.name for node in session.get_outputs()]
-    return dict(zip(names, session.run(names, {spec.name: pattern(spec)}), strict=True))
+    return dict(zip(names, session.run(names, {value.name: image}), strict=True))
+
+
+def _run_rounded(
+    proto: onnx.ModelProto, model: Path, spec: InputSpec, info: EngineInfo
+) -> dict[str, NDArray[Any]] | None:
+    """What the graph gives when it is rounded as the engine rounds it; None in float32."""
+    if info.precision == "fp32":
+        return None
+    lowered = load_graph(model)
+    rounding = info.options.get("inference_precision", "f32")
+    if rounding == "f32":
+        return _run_graph(lowered, spec)
+    plain, _ = inline_functions(lowered if info.precision == "int8" else proto)
+    return _run_graph(round_values(shape_inference.infer_shapes(plain), rounding), spec)
 
 
 def _runs_here(info: EngineInfo) -> bool:
@@ -326,6 +348,7 @@ def _prove(folder: Path, plugins: tuple[Path, ...]) -> None:
     backend = open_backend(bundle, BackendOptions(plugins=plugins))
     try:
         assert bundle.manifest.self_test is not None
-        check_self_test(bundle.manifest.self_test, backend.run(pattern(bundle.manifest.input)))
+        outputs = backend.run(pattern(bundle.manifest.input))
+        check_self_test(bundle.manifest.self_test, outputs, bundle.manifest.engine.precision)
     finally:
         backend.close()

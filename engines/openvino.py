@@ -8,7 +8,7 @@ the importer ends the process (seen with 2026.4.1) on a graph with local functio
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import onnx
 
@@ -21,9 +21,9 @@ ENGINE_FILE = "model.xml"
 
 Hint = Literal["f32", "bf16", "f16"]
 
-#: What a bundle computes in when nobody says. The parts of an INT8 graph that stay in floating point are float32, as
-#: the graph has them.
-_DEFAULT_HINTS: dict[str, Hint] = {"fp32": "f32", "fp16": "f16", "int8": "f32"}
+#: What the floating-point parts of a bundle are computed in unless a hint says otherwise: the first that the processor
+#: has, f32 else. Those of an INT8 graph are float32, as the graph has them.
+_PREFERRED: dict[str, tuple[Hint, ...]] = {"fp32": (), "fp16": ("f16", "bf16"), "int8": ()}
 
 
 def build_openvino(
@@ -31,12 +31,14 @@ def build_openvino(
 ) -> EngineInfo:
     """Convert the ONNX file `model`, which is already in `precision`, into `folder`; what a bundle says about it.
 
-    `hint` is what OpenVINO computes the floating-point parts in; a CPU that lacks it goes by the graph. FP16 keeps the
-    weights in half their size whatever the hint is. Raises M2HError where OpenVINO does not take the graph, and where
-    a `hint` other than f32 would make a bundle of precision fp32 untrue.
+    `hint` is what OpenVINO computes the floating-point parts in, recorded as the option `inference_precision`; a
+    processor that lacks it computes in f32. FP16 keeps the weights in half their size whatever the hint is. Raises
+    M2HError where OpenVINO does not take the graph, and where a `hint` other than f32 would make a bundle of precision
+    fp32 untrue.
     """
-    chosen = _check_hint(precision, hint)
+    _check_hint(precision, hint)
     ov = _load_openvino()
+    chosen = hint or preferred_precision(ov.Core(), precision)
     proto, _ = inline_functions(load_graph(model))
     network = _read(ov, proto, model)
     try:
@@ -57,15 +59,20 @@ def build_openvino(
     )
 
 
-def _check_hint(precision: str, hint: Hint | None) -> Hint:
-    if precision not in _DEFAULT_HINTS:
-        raise M2HError(f"precision '{precision}': choose one of {', '.join(_DEFAULT_HINTS)}")
-    chosen = hint or _DEFAULT_HINTS[precision]
-    if chosen not in _DEFAULT_HINTS.values() and chosen != "bf16":
-        raise M2HError(f"hint '{chosen}': choose one of f32, bf16, f16")
-    if precision == "fp32" and chosen != "f32":
-        raise M2HError(f"precision fp32 computes in f32: for {chosen} build with --precision fp16")
-    return chosen
+def preferred_precision(core: Any, precision: str) -> Hint:
+    """Return what the floating-point parts of a bundle in `precision` are computed in on this processor."""
+    from m2h_deploy.backends.openvino import available_precision
+
+    return next((h for h in _PREFERRED[precision] if available_precision(core, "CPU", h) == h), "f32")
+
+
+def _check_hint(precision: str, hint: Hint | None) -> None:
+    if precision not in _PREFERRED:
+        raise M2HError(f"precision '{precision}': choose one of {', '.join(_PREFERRED)}")
+    if hint is not None and hint not in get_args(Hint):
+        raise M2HError(f"hint '{hint}': choose one of {', '.join(get_args(Hint))}")
+    if precision == "fp32" and hint not in (None, "f32"):
+        raise M2HError(f"precision fp32 computes in f32: for {hint} build with --precision fp16")
 
 
 def _load_openvino() -> Any:

@@ -144,14 +144,15 @@ class SelfTestOutput(_Record):
     deviation: Annotated[float, Field(gt=0)]
     """Standard deviation, and where that is less a quarter of the root mean square: rounding goes with the size of
     the values, also where they hardly differ."""
+    tolerance: Annotated[float, Field(gt=0)]
+    """Largest mean error over the values without the worst sixteenth of them, as a share of the deviation; of labels
+    the largest share that differs."""
 
 
 class SelfTest(_Record):
     """A known input and what it must give. See `m2h_deploy.selftest` for the input's formula."""
 
     pattern: Literal["stripes-1"] = "stripes-1"
-    tolerance: Annotated[float, Field(gt=0)]
-    """Largest mean error over the values, as a share of the output's deviation."""
     outputs: dict[str, SelfTestOutput]
 
 

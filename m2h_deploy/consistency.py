@@ -98,10 +98,8 @@ def _self_test(manifest: Manifest) -> Iterator[str]:
             yield f"self_test.outputs: the engine has no output {name}"
         if not expected.values:
             yield f"self_test.outputs.{name}.values: there are none"
-        if not all(math.isfinite(value) for value in (*expected.values, expected.deviation)):
-            yield f"self_test.outputs.{name}: values and deviation are finite numbers"
-    if not math.isfinite(test.tolerance):
-        yield "self_test.tolerance: is not a finite number"
+        if not all(math.isfinite(value) for value in (*expected.values, expected.deviation, expected.tolerance)):
+            yield f"self_test.outputs.{name}: values, deviation and tolerance are finite numbers"
 
 
 def _words(shape: tuple[int | None, ...]) -> str:

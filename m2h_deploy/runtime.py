@@ -123,7 +123,8 @@ class Runtime:
             engine = self.engine
             with engine.lock:
                 self._check(engine)
-                check_self_test(test, engine.backend.run(pattern(self.manifest.input)))
+                outputs = engine.backend.run(pattern(self.manifest.input))
+                check_self_test(test, outputs, self.manifest.engine.precision)
 
     def __call__(
         self, image: NDArray[Any], *, out: Prediction | None = None, resolution: Resolution = "image"

@@ -68,11 +68,24 @@ class OpenVino final : public Backend {
     return core_.read_model(text, ov::Tensor(ov::element::u8, {weights_.size()}, weights_.data()));
   }
 
-  static ov::AnyMap properties(const Manifest& manifest, const BackendOptions& options, const std::string& device) {
+  // What the bundle is to be computed in where the device has it, else f32: OpenVINO itself takes bf16 for f16.
+  std::string precision(const Manifest& manifest, const std::string& device) {
+    const std::string wanted = manifest.text("inference_precision", "f32");
+    const std::string capability = wanted == "bf16" ? "BF16" : wanted == "f16" ? "FP16" : "FP32";
+    try {
+      for (const std::string& name : core_.get_property(device, ov::device::capabilities)) {
+        if (name == capability) return wanted;
+      }
+    } catch (const ov::Exception&) {
+      return wanted;  // a device that chooses among others
+    }
+    return "f32";
+  }
+
+  ov::AnyMap properties(const Manifest& manifest, const BackendOptions& options, const std::string& device) {
     ov::AnyMap map;
     map["PERFORMANCE_HINT"] = manifest.text("performance_hint", "LATENCY");
-    const std::string precision = manifest.text("inference_precision", "");
-    if (!precision.empty()) map["INFERENCE_PRECISION_HINT"] = precision;
+    map["INFERENCE_PRECISION_HINT"] = precision(manifest, device);
     const int threads = options.threads > 0 ? options.threads : manifest.threads;
     if (threads > 0 && device == "CPU") map["INFERENCE_NUM_THREADS"] = threads;
     return map;

@@ -25,10 +25,10 @@ struct Output {
 struct SelfTestOutput {
   std::vector<double> values;
   double deviation = 1;
+  double tolerance = 0;
 };
 
 struct SelfTest {
-  double tolerance = 0;
   std::map<std::string, SelfTestOutput> outputs;
 };
 

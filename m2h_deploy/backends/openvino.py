@@ -23,6 +23,9 @@ from m2h_deploy.errors import M2HError
 #: Kinds of device that choose among others, and so are in no list of what is there.
 _VIRTUAL_DEVICES = ("AUTO", "HETERO", "MULTI", "BATCH")
 
+#: OpenVINO's names, among a device's capabilities, of the types that it computes in.
+_CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
+
 
 class OpenVINOBackend:
     """One compiled model with its output buffers. Not for two threads at once.
@@ -34,6 +37,7 @@ class OpenVINOBackend:
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
         self._compiled, device = compile_ir(bundle, options)
+        wanted = wanted_precision(bundle)
         self._request: Any = self._compiled.create_infer_request()
         self._where = os.fspath(bundle.path)
         self._input, ports = _ports(self._compiled, bundle)
@@ -44,7 +48,8 @@ class OpenVINOBackend:
         self._bound: NDArray[Any] | None = None
         self._converted: NDArray[Any] | None = None
         self.precision = precision_used(self._compiled)
-        self.description = f"OpenVINO {ov.__version__.split('-')[0]}, {device}, {self.precision}"
+        note = f" ({wanted} is not available here)" if self.precision == "f32" != wanted else ""
+        self.description = f"OpenVINO {ov.__version__.split('-')[0]}, {device}, {self.precision}{note}"
 
     def run(self, image: NDArray[np.float32], out: Outputs | None = None) -> Outputs:
         if self._request is None:
@@ -92,7 +97,9 @@ def compile_ir(bundle: Bundle, options: BackendOptions, properties: dict[str, An
     _check_device(core, device, bundle)
     model = read_ir(bundle, core)
     cache = cache_folder(options.extra.get("cache", device != "CPU"))
-    wanted = _properties(device, engine, options.threads or engine.get("threads"), cache) | (properties or {})
+    precision = available_precision(core, device, wanted_precision(bundle))
+    threads = options.threads or engine.get("threads")
+    wanted = _properties(device, engine, precision, threads, cache) | (properties or {})
     try:
         with threads_where_asked(bundle):
             return core.compile_model(model, device, wanted), device
@@ -146,16 +153,31 @@ def cache_folder(wanted: bool | str | os.PathLike[str]) -> Path | None:
     return user_cache_folder("openvino") if wanted is True else Path(wanted)
 
 
-def precision_used(compiled: Any) -> str:
-    """What a compiled model computes in, as OpenVINO says it itself: f32, bf16 or f16.
+def wanted_precision(bundle: Bundle) -> str:
+    """Return the type that the bundle is to be computed in: f32, bf16 or f16; f32 where it does not say."""
+    return str(bundle.manifest.engine.options.get("inference_precision", "f32"))
 
-    `as the graph` where it was asked for one that the device lacks, and `not told` on a device that does not say.
+
+def available_precision(core: Any, device: str, wanted: str) -> str:
+    """Return `wanted` where the device computes in it, and else f32.
+
+    OpenVINO itself takes another low precision for one that the processor lacks: bf16 for f16, which is eight times as
+    coarse as what the bundle was verified in. A device that chooses among others is left to its own rule.
     """
+    try:
+        capabilities = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+    except RuntimeError:
+        return wanted
+    return wanted if _CAPABILITIES.get(wanted) in capabilities else "f32"
+
+
+def precision_used(compiled: Any) -> str:
+    """Return what a compiled model computes in, as OpenVINO itself says: f32, bf16, f16, or `unknown`."""
     try:
         name = str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
     except RuntimeError:
-        return "not told"
-    return "as the graph" if name in ("dynamic", "undefined") else name
+        return "unknown"
+    return "unknown" if name in ("dynamic", "undefined") else name
 
 
 def reason(error: Exception) -> str:
@@ -191,11 +213,14 @@ def read_ir(bundle: Bundle, core: Any = None) -> Any:
         raise M2HError(f"OpenVINO cannot read {file}: {reason(error)}") from None
 
 
-def _properties(device: str, engine: dict[str, Any], threads: int | None, cache: Path | None) -> dict[str, Any]:
-    """OpenVINO's options: one frame at a time as fast as it goes, in the precision that the bundle names."""
-    properties: dict[str, Any] = {"PERFORMANCE_HINT": engine.get("performance_hint", "LATENCY")}
-    if "inference_precision" in engine:
-        properties["INFERENCE_PRECISION_HINT"] = engine["inference_precision"]
+def _properties(
+    device: str, engine: dict[str, Any], precision: str, threads: int | None, cache: Path | None
+) -> dict[str, Any]:
+    """OpenVINO's options: one frame at a time as fast as it goes, in the given precision."""
+    properties: dict[str, Any] = {
+        "PERFORMANCE_HINT": engine.get("performance_hint", "LATENCY"),
+        "INFERENCE_PRECISION_HINT": precision,
+    }
     if isinstance(threads, int) and threads > 0 and device == "CPU":
         properties["INFERENCE_NUM_THREADS"] = threads
     if cache is not None:

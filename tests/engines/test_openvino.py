@@ -14,11 +14,12 @@ import pytest
 import torch
 
 pytest.importorskip("openvino")
+import openvino as ov
 
-from engines.openvino import build_openvino
+from engines.openvino import build_openvino, preferred_precision
 from engines.precision import to_fp16
 from m2h_deploy.backends import BackendOptions
-from m2h_deploy.backends.openvino import OpenVINOBackend, cache_folder
+from m2h_deploy.backends.openvino import OpenVINOBackend, available_precision, cache_folder
 from m2h_deploy.bundle import Bundle, Classes, OutputSpec, file_sha256, load_bundle, write_manifest
 from m2h_deploy.errors import M2HError
 from m2h_deploy.selftest import pattern
@@ -135,7 +136,7 @@ def test_functions_of_the_graph_are_taken_out_first(tmp_path, tiny_bundle):
     assert _error(backend.run(_images(1))["depth"], _expected(graph, _images(1))["depth"]) < 1e-3
 
 
-@pytest.mark.parametrize("hint", [None, "bf16", "f32"])
+@pytest.mark.parametrize("hint", [None, "bf16", "f16", "f32"])
 def test_fp16_graphs_load_with_half_the_weights(tmp_path, tiny_bundle, hint):
     graph = _saved(small_graph(), tmp_path / "small.onnx")
     to_fp16(graph, tmp_path / "half.onnx")
@@ -144,8 +145,35 @@ def test_fp16_graphs_load_with_half_the_weights(tmp_path, tiny_bundle, hint):
     sizes = [(bundle.path / "model.bin").stat().st_size for bundle in (half, full)]
     assert sizes[0] < 0.6 * sizes[1]
     backend = OpenVINOBackend(half, ONE_THREAD)
-    assert backend.precision in (hint or "f16", "as the graph")
     assert _error(backend.run(_images(1))["semantics"], _expected(graph, _images(1))["semantics"]) < 0.05
+    # On any processor: what the bundle says, or float32; never a low precision that the engine chose by itself.
+    recorded = half.manifest.engine.options["inference_precision"]
+    assert recorded == hint or hint is None
+    assert backend.precision == available_precision(ov.Core(), "CPU", recorded)
+    assert backend.precision in (recorded, "f32")
+    assert backend.description.endswith(f"({recorded} is not available here)") == (backend.precision != recorded)
+
+
+class Processor:
+    """What OpenVINO says of a processor."""
+
+    def __init__(self, *capabilities: str) -> None:
+        self.get_property = lambda device, name: [*capabilities, "EXPORT_IMPORT"]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "default", "expected"),
+    [
+        (("FP32", "INT8", "BIN"), "f32", {"f32": "f32", "bf16": "f32", "f16": "f32"}),  # AVX2
+        (("BF16", "FP32", "INT8"), "bf16", {"f32": "f32", "bf16": "bf16", "f16": "f32"}),  # Zen 4
+        (("BF16", "FP32", "FP16"), "f16", {"f32": "f32", "bf16": "bf16", "f16": "f16"}),  # Sapphire Rapids
+    ],
+)
+def test_the_precision_is_chosen_by_the_processor_and_is_never_coarser_than_recorded(capabilities, default, expected):
+    processor = Processor(*capabilities)
+    assert {hint: available_precision(processor, "CPU", hint) for hint in expected} == expected
+    assert preferred_precision(processor, "fp16") == default
+    assert preferred_precision(processor, "fp32") == preferred_precision(processor, "int8") == "f32"
 
 
 def test_int8_graphs_load(tmp_path, tiny_bundle):

@@ -1,0 +1,55 @@
+"""What a precision can do for a network: the float32 graph with every value rounded, on ONNX Runtime's CPU.
+
+An engine in FP16 or bfloat16 multiplies rounded numbers and adds them up in float32, so rounding every result of the
+float32 graph predicts its error (measured on OpenVINO: within a factor of three, in both types).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+Rounding = Literal["f16", "bf16"]
+
+_TYPES = {"f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+
+
+def round_values(proto: onnx.ModelProto, to: Rounding) -> onnx.ModelProto:
+    """Return `proto` with its weights and every float32 result but the outputs rounded to FP16 or bfloat16.
+
+    Expects a graph with the types of all values (`onnx.shape_inference`) and without local functions.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    graph = result.graph
+    outputs = {value.name for value in graph.output}
+    floats = {v.name for v in graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT} - outputs
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(_rounded(numpy_helper.to_array(tensor), to), tensor.name))
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        nodes.append(node)
+        for index, name in enumerate(node.output):
+            if name in floats:
+                exact, half = f"{name}/exact", f"{name}/{to}"
+                node.output[index] = exact
+                nodes.append(helper.make_node("Cast", [exact], [half], to=_TYPES[to]))
+                nodes.append(helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.value_info[:]
+    return result
+
+
+def _rounded(values: NDArray[np.float32], to: Rounding) -> NDArray[np.float32]:
+    if to == "f16":
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16).astype(np.float32)
+    bits = np.ascontiguousarray(values).view(np.uint32).astype(np.uint64)
+    nearest_even = bits + 0x7FFF + ((bits >> 16) & 1)
+    return (nearest_even & 0xFFFF0000).astype(np.uint32).view(np.float32).reshape(values.shape)

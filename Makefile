@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install demo test test-slow test-isa lint clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -27,6 +27,10 @@ test: lint
 
 test-slow: install
 	$(BIN)/pytest -m slow
+
+# The numeric tests as other processors would run them. Needs qemu-user.
+test-isa: install
+	$(BIN)/python -m tests.isa
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -24,6 +24,7 @@ from engines.openvino import Hint, build_openvino
 from engines.precision import PrecisionReport, to_fp16, to_int8
 from engines.quantization import QuantPolicy
 from engines.rounding import round_values
+from engines.sensor import is_sensor, put_network, take_network
 from engines.tensorrt import BuildOptions, build_tensorrt
 from m2h_deploy import __version__
 from m2h_deploy.backends import BackendOptions, open_backend
@@ -328,8 +329,10 @@ def _run_rounded(
     rounding = info.options.get("inference_precision", "f32")
     if rounding == "f32":
         return _run_graph(lowered, spec)
-    plain, _ = inline_functions(lowered if info.precision == "int8" else proto)
-    return _run_graph(round_values(shape_inference.infer_shapes(plain), rounding), spec)
+    graph = lowered if info.precision == "int8" else proto
+    plain, _ = inline_functions(take_network(graph) if is_sensor(graph) else graph)
+    rounded = round_values(shape_inference.infer_shapes(plain), rounding)
+    return _run_graph(put_network(graph, rounded) if is_sensor(graph) else rounded, spec)
 
 
 def _runs_here(info: EngineInfo) -> bool:

@@ -16,7 +16,7 @@ from export import export_onnx
 from export.check import CheckReport, check_against, references_of
 from m2h_deploy.model import M2H, load_checkpoint
 from m2h_deploy.parity import Gates
-from m2h_deploy.selftest import TOLERANCES
+from m2h_deploy.selftest import LEAST_LOW_TOLERANCE
 from tests.export.faults import FAULTS, Fault, round_to_half
 from tests.golden import filler
 
@@ -182,5 +182,5 @@ def test_a_block_rounded_to_half_is_reported_and_within_the_limits_of_fp16(block
         round_to_half(rounded, block)
     report = check_against(references, export_onnx(rounded, tmp_path / "m.onnx", height=112, width=98))
     assert not report.passed
-    assert all(row.difference.mean_error < TOLERANCES["fp16"] for row in report.differences)
+    assert all(row.difference.mean_error < LEAST_LOW_TOLERANCE for row in report.differences)
     assert all(row.difference.psnr > Gates().psnr for row in report.differences)

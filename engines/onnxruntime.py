@@ -53,7 +53,9 @@ def build_onnxruntime(
 
 
 def _info(precision: str, threads: int | None, provider: str, provider_options: Mapping[str, str] | None) -> EngineInfo:
-    options = {"provider": provider, "provider_options": dict(provider_options or {}), "threads": threads}
+    # The provider's own default is TF32, whose 10 bits are not what a bundle of precision fp32 promises.
+    exact = {"use_tf32": "0"} if provider == "cuda" and precision == "fp32" else {}
+    options = {"provider": provider, "provider_options": {**exact, **(provider_options or {})}, "threads": threads}
     return EngineInfo(
         kind="onnxruntime",
         version=ort.__version__,

@@ -1,4 +1,4 @@
-"""The node with real messages over real DDS on loopback. Skipped where no interpreter has rclpy."""
+"""The node with real messages over real DDS on loopback: `make test-ros2`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import pytest
 
 from m2h_deploy import Runtime
 from m2h_deploy.data.rooms import render_room
+
+pytestmark = pytest.mark.ros2
 
 TOPICS = ("depth", "labels", "color", "normals", "edges", "synced")
 
@@ -92,7 +94,7 @@ def test_diagnostics_tell_of_the_self_test_the_engine_and_the_frame_s_age(walk):
 
 
 def test_a_damaged_message_is_counted_and_survived(walk):
-    assert walk.result["after damage"]["values"]["unreadable"] == "1"
+    assert int(walk.result["after damage"]["values"]["unreadable"]) >= 1
     assert walk.result["smaller"]
 
 
@@ -140,14 +142,8 @@ def test_latest_only_keeps_no_queue(ros, tiny_bundle):
 
 def test_a_recording_is_answered_frame_by_frame_with_its_own_stamps(ros, tiny_bundle):
     bag = ros.folder / "rooms.mcap"
-    try:
-        peer = Path(__file__).with_name("peer.py")
-        command = [ros.python, str(peer), "write-bag", str(bag), "6"]
-        subprocess.run(command, env=ros.environment, check=True, capture_output=True, text=True)
-    except subprocess.CalledProcessError as error:
-        if "No module named 'mcap" in error.stderr:
-            pytest.skip("no mcap-ros2-support")
-        raise
+    peer = Path(__file__).with_name("peer.py")
+    subprocess.run([ros.python, str(peer), "write-bag", str(bag), "6"], env=ros.environment, check=True)
     with ros.node(tiny_bundle, latest_only=False, use_sim_time=True) as node:
         result = ros.peer("replay", bag)
         assert ros.interrupt(node) == 0, ros.log()
@@ -173,7 +169,7 @@ def test_a_recording_is_answered_frame_by_frame_with_its_own_stamps(ros, tiny_bu
 )
 def test_a_mistake_gives_one_line_and_exit_code_2(ros, tiny_bundle, parameters, words):
     with ros.node(**{"bundle": tiny_bundle, **parameters}) as node:
-        assert node.wait(60) == 2, ros.log()
+        assert ros.wait(node) == 2, ros.log()
     assert words in ros.log()
     assert ros.log().count("error: ") == 1
     assert ros.log().endswith("\n") and ros.log().splitlines()[-1].startswith("error: ")
@@ -208,7 +204,7 @@ def test_sigterm_ends_the_node_cleanly_while_it_starts_and_afterwards(ros, tiny_
             ros.wait_for_handler(node)
             time.sleep(delay)
         node.terminate()
-        assert node.wait(60) == 0, ros.log()
+        assert ros.wait(node) == 0, ros.log()
     assert "Traceback" not in ros.log()
     assert "terminate" not in ros.log()
 
@@ -221,7 +217,7 @@ def test_a_bundle_that_fails_its_self_test_does_not_start(ros, tiny_bundle, tmp_
         output["values"] = [value + 100 for value in output["values"]]
     (broken / "manifest.json").write_text(json.dumps(manifest))
     with ros.node(broken) as node:
-        assert node.wait(60) == 1
+        assert ros.wait(node) == 1, ros.log()
     assert "self-test failed" in ros.log()
 
 

@@ -125,7 +125,7 @@ def test_a_group_is_found_with_its_names_and_without_its_dead():
     process = subprocess.Popen(["sh", "-c", "sleep 60 & sleep 0; wait"], start_new_session=True)
     try:
         end = time.monotonic() + PATIENCE  # a child is called as its parent until it becomes another program
-        while set(group_members(process.pid).values()) != {"sh", "sleep"} and time.monotonic() < end:
+        while sorted(group_members(process.pid).values()) != ["sh", "sleep"] and time.monotonic() < end:
             time.sleep(0.01)
         assert sorted(group_members(process.pid).values()) == ["sh", "sleep"]
     finally:

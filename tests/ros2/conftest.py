@@ -76,7 +76,7 @@ class Ros:
         return self.wait(process)
 
     def wait(self, process: subprocess.Popen[str]) -> int:
-        """The exit code of a node that ends."""
+        """Wait until a node ends, and return its exit code."""
         return process.wait(PATIENCE)
 
     def peer(self, scenario: str, *words: object) -> dict[str, Any]:

@@ -122,7 +122,7 @@ class Peer(Node):
         return done()
 
     def answered(self, message: Image, names: tuple[str, ...]) -> Callable[[], bool]:
-        """Whether every topic has the answer to an image."""
+        """Return a function that says whether every topic has the answer to an image."""
         stamp = stamp_of(message)
         return lambda: all(any(stamp_of(m) == stamp for m in self.heard[name]) for name in names)
 
@@ -131,7 +131,7 @@ class Peer(Node):
         return self.publish_until(self.answered(message, names), message)
 
     def status(self, fits: Callable[[dict[str, Any]], bool], message: Image | None = None) -> dict[str, Any] | None:
-        """The first status from now on that fits, while an image is published if one is given."""
+        """Return the first status from now on that fits; publish an image meanwhile if one is given."""
         start = len(self.statuses)
 
         def first() -> dict[str, Any] | None:

@@ -209,6 +209,15 @@ def test_sigterm_ends_the_node_cleanly_while_it_starts_and_afterwards(ros, tiny_
     assert "terminate" not in ros.log()
 
 
+def test_sigterm_just_before_the_executor_is_made_prints_no_traceback(ros):
+    code = (
+        "import rclpy\nfrom m2h_perception.node import _Executor\nrclpy.init()\nrclpy.shutdown()\n"
+        "try:\n    _Executor()\nexcept Exception:\n    print('refused')\n"
+    )
+    done = subprocess.run([ros.python, "-c", code], env=ros.environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "refused\n", "")
+
+
 def test_a_bundle_that_fails_its_self_test_does_not_start(ros, tiny_bundle, tmp_path):
     broken = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, broken)

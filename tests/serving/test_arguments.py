@@ -122,7 +122,7 @@ def test_the_line_that_tells_most_is_taken_from_tritons_log(tmp_path):
 
 
 def test_a_group_is_found_with_its_names_and_without_its_dead():
-    process = subprocess.Popen(["sh", "-c", "sleep 60 & sleep 0; wait"], start_new_session=True)
+    process = subprocess.Popen(["sh", "-c", "sleep 600 & sleep 0; wait"], start_new_session=True)
     try:
         end = time.monotonic() + PATIENCE  # a child is called as its parent until it becomes another program
         while sorted(group_members(process.pid).values()) != ["sh", "sleep"] and time.monotonic() < end:

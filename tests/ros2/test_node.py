@@ -238,7 +238,8 @@ def test_five_minutes_at_30_hz_grow_neither_memory_nor_queue(ros, tiny_bundle):
     assert result["heard"] > 0
     assert result["wrong"] == 0
     assert int(result["last"]["values"]["in work"]) <= 6
-    # Until then DDS fills the histories of the topics, up to 10 images each. One image in 100 kept would be 20 MB.
-    settled = np.array(result["memory"][150:], float)
-    first, last = settled[: len(settled) // 4], settled[-len(settled) // 4 :]
-    assert np.median(last) - np.median(first) < 5e6
+    # DDS fills the histories of the topics in steps, the slower the machine the later. A leak grows all the time.
+    parts = np.array_split(np.array(result["memory"][60:], float), 6)
+    growth = np.diff([np.median(part) for part in parts])
+    images = int(result["last"]["values"]["received"]) * len(parts[0]) / len(result["memory"])
+    assert growth.min() < 640 * 480 * 3 * images / 200, "at least one image in 200 is kept"

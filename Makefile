@@ -4,14 +4,42 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PIP     = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test test-slow test-isa lint clean
+# The tests of the ROS 2 node, of the Triton server and of libm2h need environments of their own.
+# ROS 2 has wheels for Python 3.11 and 3.12, Triton needs the distribution's own Python.
+ROS_VENV       := .venv-ros2
+ROS_STAMP      := $(ROS_VENV)/.installed
+ROS_PYTHON     ?= $(shell for python in $(PYTHON) python3.11 python3.12; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$python && break; done)
+SERVING_VENV   := .venv-serving
+SERVING_STAMP  := $(SERVING_VENV)/.installed
+SERVING_PYTHON ?= /usr/bin/python3
+
+# SELECT=slow runs the slow tests of a group instead.
+SELECT ?= not slow
+PYTEST  = $(BIN)/python -m pytest -rs --junit-xml build/junit/$@.xml
+
+.PHONY: install demo test test-slow test-isa test-ros2 test-serving test-cpp lint clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	touch $(STAMP)
+	$(BIN)/python $(PIP) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(ROS_STAMP): pyproject.toml constraints.txt
+	@test -n "$(ROS_PYTHON)" || { echo "error: no Python 3.11 or 3.12 found: name one in ROS_PYTHON" >&2; exit 1; }
+	$(ROS_PYTHON) -m venv $(ROS_VENV)
+	$(ROS_VENV)/bin/python $(PIP) --constraint constraints.txt --editable '.[ros2,onnxruntime]' mcap-ros2-support
+	touch $@
+
+# Without constraints.txt: the wheel needs NumPy 1.
+$(SERVING_STAMP): pyproject.toml
+	@SERVING_PYTHON=$(SERVING_PYTHON) .ci/system-packages serving
+	$(SERVING_PYTHON) -m venv $(SERVING_VENV)
+	$(SERVING_VENV)/bin/python $(PIP) --editable '.[serve,onnxruntime]'
+	touch $@
 
 demo: install
 	$(BIN)/m2h-deploy quickstart --output build/demo
@@ -23,14 +51,24 @@ lint: install
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: install
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
+
+test-ros2: install $(ROS_STAMP)
+	M2H_ROS_PYTHON=$(CURDIR)/$(ROS_VENV)/bin/python $(PYTEST) tests/ros2 --require=ros2 -m "ros2 and $(SELECT)"
+
+test-serving: install $(SERVING_STAMP)
+	M2H_TRITON_PYTHON=$(CURDIR)/$(SERVING_VENV)/bin/python $(PYTEST) tests/serving --require=serving -m "serving and $(SELECT)"
+
+test-cpp: install
+	@.ci/system-packages cpp
+	$(PYTEST) tests/cpp --require=cpp -m "cpp and $(SELECT)"
 
 # The numeric tests as other processors would run them. Needs qemu-user.
 test-isa: install
 	$(BIN)/python -m tests.isa
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(ROS_VENV) $(SERVING_VENV) build dist *.egg-info

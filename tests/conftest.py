@@ -1,8 +1,9 @@
-"""What tests share: real data where it lies beside the repository, and one small network taken the whole way."""
+"""What tests share: groups with environments of their own, real data, and one small network taken the whole way."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,42 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+#: Marks of tests that need more than the project's own environment. `make test-GROUP` makes what they need.
+GROUPS = ("ros2", "serving", "cpp")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require",
+        action="append",
+        default=[],
+        choices=GROUPS,
+        help="run the tests of this group, and fail where one would be skipped",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip the tests of groups that are not required."""
+    for group in GROUPS:
+        if item.get_closest_marker(group) and group not in item.config.getoption("require"):
+            slow = " SELECT=slow" if item.get_closest_marker("slow") else ""
+            pytest.skip(f"`make test-{group}{slow}` runs it")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skip in a required group into a failure, except for data that is not in the repository."""
+    report = yield
+    required = [group for group in item.config.getoption("require") if item.get_closest_marker(group)]
+    skipped = call.excinfo is not None and call.excinfo.errisinstance(pytest.skip.Exception)
+    if required and skipped and "shared" not in getattr(item, "fixturenames", ()):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which --require {required[0]} does not allow: {call.excinfo.value}"
+    return report
 
 
 @pytest.fixture(scope="session")

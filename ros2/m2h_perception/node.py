@@ -17,7 +17,7 @@ import rclpy
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import NameValidationException, ParameterException
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -266,7 +266,7 @@ def main(args: Sequence[str] | None = None) -> int:
         _init(args)
         node = PerceptionNode()
         node.start()
-        rclpy.spin(node)
+        _spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except M2HError as error:
@@ -298,6 +298,25 @@ def _init(args: Sequence[str] | None) -> None:
         rclpy.init(args=None if args is None else list(args))
     except (RuntimeError, ValueError) as error:
         raise M2HError(_one_line(error)) from None
+
+
+class _Executor(SingleThreadedExecutor):
+    """An executor that SIGTERM may interrupt while it is made.
+
+    rclpy's constructor fails where ROS was shut down just before, and its destructor then reads an attribute that the
+    constructor did not set, and prints a traceback.
+    """
+
+    _sigint_gc = None
+
+
+def _spin(node: PerceptionNode) -> None:
+    """Run the node until ROS is shut down."""
+    executor = _Executor()
+    try:
+        rclpy.spin(node, executor)
+    finally:
+        executor.shutdown()
 
 
 def _one_line(error: Exception) -> str:

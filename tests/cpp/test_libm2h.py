@@ -1,6 +1,7 @@
 """libm2h gives Python's numbers, survives damage and misuse, and its page's commands work.
 
-Everything is built once, by the commands of docs/cpp.md, with AddressSanitizer and UndefinedBehaviorSanitizer.
+Everything is built once, by the commands of docs/cpp.md, with AddressSanitizer and UndefinedBehaviorSanitizer:
+`make test-cpp`.
 """
 
 from __future__ import annotations
@@ -54,20 +55,9 @@ class Built:
         return self.call("tools/m2h_driver", *words, expect=expect)
 
 
-def needs_compilers() -> None:
-    for program in ("cmake", "c++", "cc"):
-        if shutil.which(program) is None:
-            pytest.skip(f"no {program}")
-    if importlib.util.find_spec("openvino") is None:
-        pytest.skip("no openvino")
-    if not any(Path(f, "nlohmann", "json.hpp").is_file() for f in ("/usr/include", "/usr/local/include")):
-        pytest.skip("no nlohmann-json")
-
-
 @pytest.fixture(scope="session")
 def built(tmp_path_factory) -> Built:
     """The page from top to bottom, then the tests' own programs against what it installed."""
-    needs_compilers()
     folder = tmp_path_factory.mktemp("cpp")
     (folder / "suppressions").write_text(SUPPRESSIONS)
     flags = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
@@ -169,20 +159,32 @@ def test_a_plain_bundle_is_not_packaged_and_the_command_for_one_is_named(tiny_bu
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
-def test_the_pages_commands_gave_results_for_each_picture(built, runtime):
-    names = {path.stem for path in (built.folder / "out").iterdir()}
-    assert names == {"room0_depth", "room0_labels", "room1_depth", "room1_labels"}
+def assert_example_wrote(out: Path, suffix: str, runtime: Runtime) -> None:
+    names = {f"room{index}_{result}{suffix}" for index in range(2) for result in ("depth", "labels")}
+    assert {path.name for path in out.iterdir()} == names
     for index in range(2):
         expected = runtime(room(index))
-        labels = next((built.folder / "out").glob(f"room{index}_labels.*"))
-        depth = next((built.folder / "out").glob(f"room{index}_depth.*"))
+        labels, depth = (out / f"room{index}_{result}{suffix}" for result in ("labels", "depth"))
         assert np.mean(cv2.imread(str(labels), cv2.IMREAD_UNCHANGED) == expected.semantics) >= 0.999
         metres = cv2.imread(str(depth), cv2.IMREAD_UNCHANGED).astype(np.float32) / 1000
         assert np.abs(metres - expected.depth).max() <= 2e-3
 
 
-@pytest.mark.slow
+@pytest.mark.cpp
+def test_the_pages_commands_gave_results_for_each_picture(built, runtime):
+    assert_example_wrote(built.folder / "out", ".png", runtime)
+
+
+@pytest.mark.cpp
+def test_without_opencv_the_example_writes_pgm(built, runtime):
+    options = ["-DEXAMPLE_OPENCV=OFF", f"-DCMAKE_PREFIX_PATH={built.folder / 'prefix'}"]
+    built.call("cmake", "-S", "robot/libm2h/examples", "-B", "plain", *options)
+    built.call("cmake", "--build", "plain")
+    built.call("plain/m2h_run", built.bundle, "pictures", "out-plain")
+    assert_example_wrote(built.folder / "out-plain", ".pgm", runtime)
+
+
+@pytest.mark.cpp
 def test_results_are_pythons_on_rooms_in_every_layout(built, runtime):
     image = room(0)
     expected = runtime(image)
@@ -193,14 +195,14 @@ def test_results_are_pythons_on_rooms_in_every_layout(built, runtime):
     assert_pythons(frame(built, built.bundle, gaps, "bgr", 640 * 3 + 100), expected)
 
 
-@pytest.mark.slow
+@pytest.mark.cpp
 def test_results_are_pythons_on_the_real_frames(built, runtime, shared):
     for file in sorted((shared / "nyuv2_frames").glob("rgb_*.jpg")):
         image = cv2.imread(str(file))
         assert_pythons(frame(built, built.bundle, image, "bgr"), runtime(image))
 
 
-@pytest.mark.slow
+@pytest.mark.cpp
 def test_nv12_in_and_millimetres_out_are_pythons_too(built, tmp_path):
     import onnx
 
@@ -225,34 +227,32 @@ def test_nv12_in_and_millimetres_out_are_pythons_too(built, tmp_path):
     assert "export with --sensor uint8" in built.driver("frame", bundle, "pictures/room0.ppm", ".", "bgr", expect=2)
 
 
-@pytest.mark.slow
+@pytest.mark.cpp
 def test_a_hundred_frames_leave_no_error_of_memory(built):
     built.driver("soak", built.bundle, 100)
 
 
-@pytest.mark.slow
+@pytest.mark.cpp
 def test_two_threads_with_a_runtime_each_get_what_one_gets(built):
     assert "ok" in built.driver("threads", built.bundle, 4)
 
 
-@pytest.mark.slow
+@pytest.mark.cpp
 def test_misuse_gives_an_error_in_words(built):
     built.driver("misuse", built.bundle)
 
 
-@pytest.mark.slow
+@pytest.mark.cpp
 def test_the_header_is_c(built):
     assert "m2h-tiny" in built.call("tools/m2h_c_interface", built.bundle)
 
 
-@pytest.mark.slow
+@pytest.mark.cpp
 def test_matrices_of_opencv_go_in_and_come_out(built):
-    if not (built.folder / "tools" / "m2h_matrices").is_file():
-        pytest.skip("no OpenCV for C++")
     assert "ok" in built.call("tools/m2h_matrices", built.bundle)
 
 
-@pytest.mark.slow
+@pytest.mark.cpp
 @pytest.mark.parametrize("size", [0, 1, 55, 56, 63, 64, 65, 119, 120, 1000, 100_003])
 def test_sha256_is_the_standards(built, tmp_path, size):
     content = np.random.default_rng(size).integers(0, 256, size, np.uint8).tobytes()
@@ -280,7 +280,7 @@ def change(bundle: Path, edit) -> None:
     (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
-@pytest.mark.slow
+@pytest.mark.cpp
 def test_damaged_files_are_named(damaged):
     bundle, opened = damaged
     weights = bundle / "model.bin"
@@ -296,7 +296,7 @@ def test_damaged_files_are_named(damaged):
     assert "is not a bundle" in opened()
 
 
-@pytest.mark.slow
+@pytest.mark.cpp
 def test_a_file_that_the_manifest_does_not_name_is_refused(damaged):
     bundle, opened = damaged
     (bundle / "stranger").write_text("")
@@ -305,7 +305,7 @@ def test_a_file_that_the_manifest_does_not_name_is_refused(damaged):
     opened(expect=0)
 
 
-@pytest.mark.slow
+@pytest.mark.cpp
 def test_threads_of_the_engine_stay_on_the_bundles_processors_and_the_callers_do_not(damaged, built):
     bundle, opened = damaged
     usable = sorted(os.sched_getaffinity(0))
@@ -319,7 +319,7 @@ def test_threads_of_the_engine_stay_on_the_bundles_processors_and_the_callers_do
     assert f"asks for the processors {usable[-1]}, 8000, and this process may use {usable[0]}" in said
 
 
-@pytest.mark.slow
+@pytest.mark.cpp
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
@@ -349,7 +349,7 @@ def test_a_field_that_does_not_fit_is_named(damaged, edit, said):
     assert said in opened()
 
 
-@pytest.mark.slow
+@pytest.mark.cpp
 def test_an_engine_that_is_not_the_manifests_is_refused_before_it_runs(damaged):
     bundle, opened = damaged
 
@@ -366,14 +366,14 @@ def test_an_engine_that_is_not_the_manifests_is_refused_before_it_runs(damaged):
     assert "is not what the manifest says" in opened()
 
 
-@pytest.mark.slow
+@pytest.mark.cpp
 def test_wrong_numbers_fail_the_self_test(damaged):
     bundle, opened = damaged
     change(bundle, lambda m: m["self_test"]["outputs"]["depth"].update(values=[100.0] * 64))
     assert "self-test failed: depth" in opened(expect=1)
 
 
-@pytest.mark.slow
+@pytest.mark.cpp
 def test_a_broken_engine_file_with_a_sum_that_fits_is_an_error(damaged):
     bundle, opened = damaged
     for content in (b"", b"<net", b"<net><layers></net>", (bundle / "model.xml").read_bytes()[:5000]):
@@ -382,7 +382,7 @@ def test_a_broken_engine_file_with_a_sum_that_fits_is_an_error(damaged):
         opened()
 
 
-@pytest.mark.slow
+@pytest.mark.cpp
 def test_manifests_cut_anywhere_are_errors(damaged):
     bundle, opened = damaged
     text = (bundle / "manifest.json").read_bytes()

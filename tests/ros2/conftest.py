@@ -1,4 +1,4 @@
-"""The ROS package on the path, and an interpreter that has ROS 2, where there is one."""
+"""The ROS package on the path, and the interpreter that has ROS 2."""
 
 from __future__ import annotations
 
@@ -12,26 +12,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.interpreters import interpreter
+
 REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "ros2"
 sys.path.insert(0, str(PACKAGE))
 
-_MODULES = "rclpy, sensor_msgs.msg, diagnostic_msgs.msg, rosgraph_msgs.msg, cv2, pydantic, yaml, onnxruntime"
+#: Seconds that the slowest machine may take to start or end the node.
+PATIENCE = 300.0
 
-
-@cache
-def ros_python() -> str | None:
-    """This interpreter, or the one that M2H_ROS_PYTHON names, if it has all that the node needs."""
-    for python in (os.environ.get("M2H_ROS_PYTHON"), sys.executable):
-        if python and subprocess.run([python, "-c", f"import {_MODULES}"], capture_output=True).returncode == 0:
-            return python
-    return None
+_MODULES = "rclpy, sensor_msgs.msg, diagnostic_msgs.msg, rosgraph_msgs.msg, cv2, pydantic, yaml, onnxruntime, mcap_ros2"
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class Ros:
             command = [self.python, "-m", "m2h_perception.node", "--ros-args", *words]
             process = subprocess.Popen(command, env=self.environment, stdout=stream, stderr=stream, text=True)
         try:
-            deadline = time.monotonic() + 300
+            deadline = time.monotonic() + PATIENCE
             while ready and "self-test" not in log.read_text() and process.poll() is None:
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.1)
@@ -68,7 +63,7 @@ class Ros:
     def wait_for_handler(self, process: subprocess.Popen[str]) -> None:
         """Until a process catches SIGTERM."""
         status = Path(f"/proc/{process.pid}/status")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not int(re.findall(r"SigCgt:\s*(\w+)", status.read_text())[0], 16) >> (signal.SIGTERM - 1) & 1:
             assert process.poll() is None and time.monotonic() < deadline, self.log()
             time.sleep(0.005)
@@ -78,7 +73,11 @@ class Ros:
         process.send_signal(signal.SIGINT)
         time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        return process.wait(60)
+        return self.wait(process)
+
+    def wait(self, process: subprocess.Popen[str]) -> int:
+        """Wait until a node ends, and return its exit code."""
+        return process.wait(PATIENCE)
 
     def peer(self, scenario: str, *words: object) -> dict[str, Any]:
         """What `peer.py` wrote down."""
@@ -116,9 +115,7 @@ def _yaml(value: object) -> str:
 
 @pytest.fixture(scope="module")
 def ros(tmp_path_factory) -> Ros:
-    python = ros_python()
-    if python is None:
-        pytest.skip("no interpreter with rclpy: install m2h-deploy[ros2] on Python 3.11 or 3.12")
+    python = interpreter("M2H_ROS_PYTHON", f"import {_MODULES}")
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(PACKAGE))),

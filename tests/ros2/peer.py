@@ -38,7 +38,10 @@ TOPICS = {
 SYNCED_INFO = "/mono_hydra_perception/synced/camera_info"
 
 #: Seconds that the slowest machine may take for one answer.
-PATIENCE = 60.0
+PATIENCE = 300.0
+
+#: Seconds after which an image is sent again: the node takes images with best effort, and DDS may lose one.
+AGAIN = 2.0
 
 #: 2023, as a recording's stamps are.
 START = 1_700_000_000
@@ -74,6 +77,7 @@ class Peer(Node):
         self.images = self.create_publisher(Image, IMAGE, reliable)
         self.infos = self.create_publisher(CameraInfo, INFO, reliable)
         self.clock = self.create_publisher(Clock, "/clock", reliable)
+        self.info: CameraInfo | None = None
         self.heard: dict[str, list[Any]] = {name: [] for name in (*TOPICS, "info")}
         self.statuses: list[dict[str, Any]] = []
         for name, topic in TOPICS.items():
@@ -104,26 +108,40 @@ class Peer(Node):
             )
         )
         assert met, "the node was not found"
-        self.spin_until(lambda: False, 0.5)  # matching goes on behind discovery
+        # Subscriptions are announced in order. The node knows the last one, so it knows those for its answers too.
+        assert self.status(lambda status: True) is not None, "the node gives no diagnostics"
 
-    def send(self, message: Image, names: tuple[str, ...], attempts: int = 3) -> bool:
-        """Publish an image and wait for the answers to it; again if it was lost on the way."""
-        stamp = stamp_of(message)
-
-        def answered() -> bool:
-            return all(any(stamp_of(m) == stamp for m in self.heard[name]) for name in names)
-
-        for _ in range(attempts):
+    def publish_until(self, done: Callable[[], bool], message: Image) -> bool:
+        """Publish an image, and the CameraInfo if there is one, again and again until `done`."""
+        deadline = time.monotonic() + PATIENCE
+        while not done() and time.monotonic() < deadline:
+            if self.info is not None:
+                self.infos.publish(self.info)
             self.images.publish(message)
-            if self.spin_until(answered, PATIENCE / attempts):
-                return True
-        return False
+            self.spin_until(done, AGAIN)
+        return done()
 
-    def status(self, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
-        """The first status from now on that fits."""
+    def answered(self, message: Image, names: tuple[str, ...]) -> Callable[[], bool]:
+        """Return a function that says whether every topic has the answer to an image."""
+        stamp = stamp_of(message)
+        return lambda: all(any(stamp_of(m) == stamp for m in self.heard[name]) for name in names)
+
+    def send(self, message: Image, names: tuple[str, ...]) -> bool:
+        """Publish an image until it is answered."""
+        return self.publish_until(self.answered(message, names), message)
+
+    def status(self, fits: Callable[[dict[str, Any]], bool], message: Image | None = None) -> dict[str, Any] | None:
+        """Return the first status from now on that fits; publish an image meanwhile if one is given."""
         start = len(self.statuses)
-        self.spin_until(lambda: any(fits(status) for status in self.statuses[start:]), PATIENCE / 2)
-        return next((status for status in self.statuses[start:] if fits(status)), None)
+
+        def first() -> dict[str, Any] | None:
+            return next((status for status in self.statuses[start:] if fits(status)), None)
+
+        if message is None:
+            self.spin_until(lambda: first() is not None)
+        else:
+            self.publish_until(lambda: first() is not None, message)
+        return first()
 
 
 def info_message(width: int, height: int) -> CameraInfo:
@@ -138,9 +156,7 @@ def walk(peer: Peer, out: Path) -> dict[str, Any]:
     names = ("depth", "labels", "color", "normals", "edges", "synced")
     peer.meet()
     result: dict[str, Any] = {}
-    peer.infos.publish(info_message(128, 96))
-    peer.spin_until(lambda: False, 1.0)
-
+    peer.info = info_message(128, 96)
     kinds = [("bgr8", 0), ("rgb8", 0), ("rgba8", 0), ("mono8", 0), ("rgb8", 7)]
     result["sent"] = []
     for index, (encoding, padding) in enumerate(kinds):
@@ -148,22 +164,19 @@ def walk(peer: Peer, out: Path) -> dict[str, Any]:
         message = image_message(room(index), stamp, f"camera_{index}", encoding, padding)
         answered = peer.send(message, (*names, "info"))
         result["sent"].append({"stamp": stamp, "frame_id": f"camera_{index}", "encoding": encoding, "ok": answered})
-    result["steady"] = peer.status(lambda status: True)
+    result["steady"] = peer.status(lambda status: int(status["values"]["published"]) >= len(kinds))
 
     damaged = image_message(room(5), 1, "damaged")
     damaged.data = damaged.data[:100]
-    peer.images.publish(damaged)
-    result["after damage"] = peer.status(lambda status: status["values"]["unreadable"] != "0")
+    result["after damage"] = peer.status(lambda status: status["values"]["unreadable"] != "0", damaged)
     other = image_message(room(6, 72, 96), START * 10**9 + 7, "smaller")
     result["smaller"] = peer.send(other, names)
-    result["after change"] = peer.status(lambda status: "resolution" in status["message"] or status["level"] == 0)
-    result["changes"] = [s["message"] for s in peer.statuses if "resolution changed" in s["message"]]
-    result["held back"] = [s["message"] for s in peer.statuses if "held back" in s["message"]]
+    result["held back"] = peer.status(lambda status: "held back" in status["message"], other)
 
     result["dead"] = peer.status(lambda status: status["level"] == 2)
-    result["revived"] = peer.send(image_message(room(7), START * 10**9 + 8, "again"), names)
-    peer.spin_until(lambda: False, 0.5)
-    result["alive"] = peer.status(lambda status: status["level"] < 2)
+    again = image_message(room(7), START * 10**9 + 8, "again")
+    result["revived"] = peer.send(again, names)
+    result["alive"] = peer.status(lambda status: status["level"] < 2, again)
     _write_pixels(peer, out)
     return result
 
@@ -214,7 +227,8 @@ def replay(peer: Peer, out: Path, bag: Path) -> dict[str, Any]:
         message.data = array.array("B", bytes(recorded.data))
         message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 10**9)
         message.header.frame_id = recorded.header.frame_id
-        peer.send(message, ("depth", "labels"), attempts=1)
+        peer.images.publish(message)
+        peer.spin_until(peer.answered(message, ("depth", "labels")))
         sent.append(stamp)
     status = peer.status(lambda status: status["values"]["published"] != "0")
     _write_pixels(peer, out)
@@ -225,10 +239,16 @@ def topics(peer: Peer, out: Path) -> dict[str, Any]:
     """What the node publishes and listens to, when it has answered an image."""
     peer.meet(("depth",))
     answered = peer.send(image_message(room(0), START * 10**9, "camera"), ("depth",))
-    name, namespace = "m2h_perception", "/"
-    published = peer.get_publisher_names_and_types_by_node(name, namespace)
-    heard = peer.get_subscriber_names_and_types_by_node(name, namespace)
-    return {"answered": answered, "published": [t for t, _ in published], "subscribed": [t for t, _ in heard]}
+
+    def of_node(ask: Callable[[str, str], list[tuple[str, list[str]]]]) -> list[str]:
+        return [topic for topic, _ in ask("m2h_perception", "/")]
+
+    # The node makes these two last: whoever knows them knows the others.
+    peer.spin_until(lambda: "/diagnostics" in of_node(peer.get_publisher_names_and_types_by_node))
+    peer.spin_until(lambda: IMAGE in of_node(peer.get_subscriber_names_and_types_by_node))
+    published = of_node(peer.get_publisher_names_and_types_by_node)
+    subscribed = of_node(peer.get_subscriber_names_and_types_by_node)
+    return {"answered": answered, "published": published, "subscribed": subscribed}
 
 
 def write_bag(bag: Path, count: int) -> None:

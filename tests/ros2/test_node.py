@@ -1,4 +1,4 @@
-"""The node with real messages over real DDS on loopback. Skipped where no interpreter has rclpy."""
+"""The node with real messages over real DDS on loopback: `make test-ros2`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import pytest
 
 from m2h_deploy import Runtime
 from m2h_deploy.data.rooms import render_room
+
+pytestmark = pytest.mark.ros2
 
 TOPICS = ("depth", "labels", "color", "normals", "edges", "synced")
 
@@ -92,7 +94,7 @@ def test_diagnostics_tell_of_the_self_test_the_engine_and_the_frame_s_age(walk):
 
 
 def test_a_damaged_message_is_counted_and_survived(walk):
-    assert walk.result["after damage"]["values"]["unreadable"] == "1"
+    assert int(walk.result["after damage"]["values"]["unreadable"]) >= 1
     assert walk.result["smaller"]
 
 
@@ -140,14 +142,8 @@ def test_latest_only_keeps_no_queue(ros, tiny_bundle):
 
 def test_a_recording_is_answered_frame_by_frame_with_its_own_stamps(ros, tiny_bundle):
     bag = ros.folder / "rooms.mcap"
-    try:
-        peer = Path(__file__).with_name("peer.py")
-        command = [ros.python, str(peer), "write-bag", str(bag), "6"]
-        subprocess.run(command, env=ros.environment, check=True, capture_output=True, text=True)
-    except subprocess.CalledProcessError as error:
-        if "No module named 'mcap" in error.stderr:
-            pytest.skip("no mcap-ros2-support")
-        raise
+    peer = Path(__file__).with_name("peer.py")
+    subprocess.run([ros.python, str(peer), "write-bag", str(bag), "6"], env=ros.environment, check=True)
     with ros.node(tiny_bundle, latest_only=False, use_sim_time=True) as node:
         result = ros.peer("replay", bag)
         assert ros.interrupt(node) == 0, ros.log()
@@ -173,7 +169,7 @@ def test_a_recording_is_answered_frame_by_frame_with_its_own_stamps(ros, tiny_bu
 )
 def test_a_mistake_gives_one_line_and_exit_code_2(ros, tiny_bundle, parameters, words):
     with ros.node(**{"bundle": tiny_bundle, **parameters}) as node:
-        assert node.wait(60) == 2, ros.log()
+        assert ros.wait(node) == 2, ros.log()
     assert words in ros.log()
     assert ros.log().count("error: ") == 1
     assert ros.log().endswith("\n") and ros.log().splitlines()[-1].startswith("error: ")
@@ -208,9 +204,18 @@ def test_sigterm_ends_the_node_cleanly_while_it_starts_and_afterwards(ros, tiny_
             ros.wait_for_handler(node)
             time.sleep(delay)
         node.terminate()
-        assert node.wait(60) == 0, ros.log()
+        assert ros.wait(node) == 0, ros.log()
     assert "Traceback" not in ros.log()
     assert "terminate" not in ros.log()
+
+
+def test_sigterm_just_before_the_executor_is_made_prints_no_traceback(ros):
+    code = (
+        "import rclpy\nfrom m2h_perception.node import _Executor\nrclpy.init()\nrclpy.shutdown()\n"
+        "try:\n    _Executor()\nexcept Exception:\n    print('refused')\n"
+    )
+    done = subprocess.run([ros.python, "-c", code], env=ros.environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "refused\n", "")
 
 
 def test_a_bundle_that_fails_its_self_test_does_not_start(ros, tiny_bundle, tmp_path):
@@ -221,7 +226,7 @@ def test_a_bundle_that_fails_its_self_test_does_not_start(ros, tiny_bundle, tmp_
         output["values"] = [value + 100 for value in output["values"]]
     (broken / "manifest.json").write_text(json.dumps(manifest))
     with ros.node(broken) as node:
-        assert node.wait(60) == 1
+        assert ros.wait(node) == 1, ros.log()
     assert "self-test failed" in ros.log()
 
 
@@ -233,7 +238,8 @@ def test_five_minutes_at_30_hz_grow_neither_memory_nor_queue(ros, tiny_bundle):
     assert result["heard"] > 0
     assert result["wrong"] == 0
     assert int(result["last"]["values"]["in work"]) <= 6
-    # Until then DDS fills the histories of the topics, up to 10 images each. One image in 100 kept would be 20 MB.
-    settled = np.array(result["memory"][150:], float)
-    first, last = settled[: len(settled) // 4], settled[-len(settled) // 4 :]
-    assert np.median(last) - np.median(first) < 5e6
+    # DDS fills the histories of the topics in steps, the slower the machine the later. A leak grows all the time.
+    parts = np.array_split(np.array(result["memory"][60:], float), 6)
+    growth = np.diff([np.median(part) for part in parts])
+    images = int(result["last"]["values"]["received"]) * len(parts[0]) / len(result["memory"])
+    assert growth.min() < 640 * 480 * 3 * images / 200, "at least one image in 200 is kept"

@@ -1,4 +1,4 @@
-"""An interpreter that has Triton, where there is one, and a small bundle behind it."""
+"""The interpreter that has Triton, and a small bundle behind it."""
 
 from __future__ import annotations
 
@@ -7,41 +7,30 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from m2h_deploy.serving.processes import group_members
+from tests.interpreters import interpreter
 
 REPOSITORY = Path(__file__).parents[2]
 PEER = Path(__file__).with_name("peer.py")
+
+#: Seconds that the slowest machine may take for one step.
+PATIENCE = 300.0
 
 _CHECK = (
     "import onnxruntime, tritonclient.grpc, tritonclient.http\n"
     "from m2h_deploy.serving.environment import check_environment\n"
     "check_environment()"
 )
-
-
-@cache
-def triton_python() -> tuple[str | None, str]:
-    """The interpreter that M2H_TRITON_PYTHON names, or this one, if it can serve; and why not."""
-    reason = ""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    for python in filter(None, (os.environ.get("M2H_TRITON_PYTHON"), sys.executable)):
-        done = subprocess.run([python, "-c", _CHECK], capture_output=True, text=True, env=environment)
-        if done.returncode == 0:
-            return python, ""
-        reason = reason or (done.stderr.strip().splitlines() or ["it fails"])[-1]
-    return None, reason
 
 
 def free_ports(count: int = 3) -> list[int]:
@@ -69,7 +58,7 @@ class Server:
 
     def worker_group(self) -> int:
         """The process group that holds the runtime and Triton, once it is there."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and self.process.poll() is None:
             for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
                 with suppress(OSError):
@@ -131,7 +120,7 @@ class Triton:
     def wait(self, server: Server) -> tuple[int, str]:
         """The exit code and what was said, when the command has ended; it is killed where it does not."""
         try:
-            _, said = server.process.communicate(timeout=90)
+            _, said = server.process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             group = server.worker_group()
             server.process.kill()
@@ -167,10 +156,7 @@ class Triton:
 
 @pytest.fixture(scope="session")
 def triton(tmp_path_factory) -> Triton:
-    python, reason = triton_python()
-    if python is None:
-        pytest.skip(f"no interpreter that can serve; M2H_TRITON_PYTHON may name one: {reason}")
-    return Triton(python, tmp_path_factory.mktemp("serving"))
+    return Triton(interpreter("M2H_TRITON_PYTHON", _CHECK), tmp_path_factory.mktemp("serving"))
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,10 @@ from m2h_deploy import Prediction, Runtime
 from m2h_deploy.data.rooms import render_room
 
 OUTPUTS = ("labels", "depth", "normals", "edges")
+
+#: Seconds that the slowest machine may take for one answer.
+PATIENCE = 300.0
+
 TRITON = {"http": tritonclient.http, "grpc": tritonclient.grpc}
 
 
@@ -39,7 +43,9 @@ class Client:
 
     def __init__(self, protocol: str, port: str, model: str = "m2h") -> None:
         self._module, self._model = TRITON[protocol], model
-        self.raw = self._module.InferenceServerClient(f"127.0.0.1:{port}")
+        # The HTTP client gives up after a minute if it is not told otherwise, the gRPC client never does.
+        limits = {"connection_timeout": PATIENCE, "network_timeout": PATIENCE} if protocol == "http" else {}
+        self.raw = self._module.InferenceServerClient(f"127.0.0.1:{port}", **limits)
 
     def __call__(self, images: np.ndarray, dtype: str = "UINT8") -> dict[str, np.ndarray]:
         tensor = self._module.InferInput("image", list(images.shape), dtype)
@@ -130,7 +136,7 @@ def bad(bundle: str, http_port: str, grpc_port: str) -> dict[str, Any]:
     return report
 
 
-def _post(port: str, body: bytes, length: int, wait: float = 30) -> str:
+def _post(port: str, body: bytes, length: int, wait: float = PATIENCE) -> str:
     """A request whose header promises `length` bytes, and the answer's first line and body; none within `wait` s."""
     head = f"POST /v2/models/m2h/infer HTTP/1.1\r\nHost: robot\r\nContent-Length: {length}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", int(port)), timeout=wait) as connection:
@@ -145,7 +151,7 @@ def _post(port: str, body: bytes, length: int, wait: float = 30) -> str:
 
 def _pour(port: str, body: bytes) -> str:
     """Bytes that are no HTTP/2 into the gRPC port."""
-    with socket.create_connection(("127.0.0.1", int(port)), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", int(port)), timeout=PATIENCE) as connection:
         try:
             connection.sendall(body)
             return f"{len(connection.recv(4096))} bytes"
@@ -153,11 +159,12 @@ def _pour(port: str, body: bytes) -> str:
             return f"closed: {error}"
 
 
-def until_refused(protocol: str, port: str, clients: str, pid: str, seconds: str) -> dict[str, Any]:
-    """Clients that ask until they are refused, and a SIGTERM to `pid` in the middle: what each request got."""
+def until_refused(protocol: str, port: str, clients: str, pid: str) -> dict[str, Any]:
+    """Clients that ask until they are refused, and a SIGTERM to `pid` when each had an answer: what they got."""
     image = rooms(1, 48, 64)[0][np.newaxis]
     answered, refused, lost, late = 0, 0, [], 0
-    told: list[float] = []
+    told = False
+    waiting = set(range(int(clients)))
     lock = threading.Lock()
 
     def work(number: int) -> None:
@@ -175,13 +182,15 @@ def until_refused(protocol: str, port: str, clients: str, pid: str, seconds: str
                 return
             with lock:
                 answered += 1
-                late += bool(told)
+                late += told
+                waiting.discard(number)
 
     with ThreadPoolExecutor(int(clients)) as pool:
         works = [pool.submit(work, number) for number in range(int(clients))]
-        time.sleep(float(seconds))
+        while waiting and not any(one.done() for one in works):
+            time.sleep(0.01)
         os.kill(int(pid), signal.SIGTERM)
-        told.append(time.monotonic())
+        told = True
         for one in works:
             one.result()
     return {"answered": answered, "after_sigterm": late, "refused": refused, "lost": lost}

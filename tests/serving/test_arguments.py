@@ -15,7 +15,7 @@ from m2h_deploy.serving import environment, worker
 from m2h_deploy.serving.options import ServeOptions
 from m2h_deploy.serving.processes import group_members
 from m2h_deploy.serving.server import _last_words, check_ports
-from tests.serving.conftest import REPOSITORY, free_ports
+from tests.serving.conftest import PATIENCE, REPOSITORY, free_ports
 
 
 def command(*words: object) -> tuple[int, str]:
@@ -122,9 +122,9 @@ def test_the_line_that_tells_most_is_taken_from_tritons_log(tmp_path):
 
 
 def test_a_group_is_found_with_its_names_and_without_its_dead():
-    process = subprocess.Popen(["sh", "-c", "sleep 60 & sleep 0; wait"], start_new_session=True)
+    process = subprocess.Popen(["sh", "-c", "sleep 600 & sleep 0; wait"], start_new_session=True)
     try:
-        end = time.monotonic() + 20  # a child is called as its parent until it becomes another program
+        end = time.monotonic() + PATIENCE  # a child is called as its parent until it becomes another program
         while sorted(group_members(process.pid).values()) != ["sh", "sleep"] and time.monotonic() < end:
             time.sleep(0.01)
         assert sorted(group_members(process.pid).values()) == ["sh", "sleep"]

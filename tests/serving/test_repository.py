@@ -18,7 +18,7 @@ from m2h_deploy.bundle import OutputSpec, SensorInfo, load_bundle, write_manifes
 from m2h_deploy.errors import M2HError
 from m2h_deploy.serving import RepositoryOptions, write_repository
 from m2h_deploy.serving.repository import protobuf_text
-from tests.serving.conftest import free_ports
+from tests.serving.conftest import PATIENCE, free_ports
 from tests.serving.test_server import check_parity
 
 
@@ -161,6 +161,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.serving
 def test_triton_reads_the_configuration_and_serves_the_runtimes_numbers(triton, small_bundle, sensor_bundle, tmp_path):
     repository = tmp_path / "repository"
     folders = [
@@ -176,12 +177,12 @@ def test_triton_reads_the_configuration_and_serves_the_runtimes_numbers(triton, 
             wait_until_live(process, http)
             # The wheel's server has the Python backend alone: of the other model it says that, and nothing else.
             index = Request(f"http://127.0.0.1:{http}/v2/repository/index", method="POST")
-            states = urlopen(index, timeout=10).read().decode()
+            states = urlopen(index, timeout=PATIENCE).read().decode()
             assert "unable to find backend library for backend 'onnxruntime'" in states, states
             report = triton.peer("parity", small_bundle, "grpc", grpc, 4, 32, "64x48", "plain")
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(PATIENCE)
     check_parity(report, 32)
 
 
@@ -213,10 +214,10 @@ def bare_server(triton, repository, folder, log, http, grpc) -> subprocess.Popen
 
 
 def wait_until_live(process, http) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            urlopen(f"http://127.0.0.1:{http}/v2/models/plain/ready", timeout=5)
+            urlopen(f"http://127.0.0.1:{http}/v2/models/plain/ready", timeout=PATIENCE)
             return
         except (URLError, OSError):
             time.sleep(0.1)

@@ -13,7 +13,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.serving.conftest import PEER, free_ports
+from tests.serving.conftest import PATIENCE, PEER, free_ports
+
+pytestmark = pytest.mark.serving
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def test_metrics_show_that_frames_were_put_together(triton, server, small_bundle
 
 
 def metrics(server) -> dict[str, float]:
-    text = urlopen(server.line["metrics"], timeout=10).read().decode()
+    text = urlopen(server.line["metrics"], timeout=PATIENCE).read().decode()
     return {name: float(value) for name, value in re.findall(r'^(\w+)\{model="m2h",version="1"\} (\S+)$', text, re.M)}
 
 
@@ -106,25 +108,25 @@ def test_a_client_that_is_killed_in_the_middle_costs_nobody_else_a_request(trito
 
 def test_the_server_listens_on_one_address_alone(server):
     for port in (server.http, server.grpc, server.metrics):
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
         with pytest.raises(ConnectionRefusedError):  # every address of 127/8 is this machine's
-            socket.create_connection(("127.0.0.2", port), timeout=5)
+            socket.create_connection(("127.0.0.2", port), timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("door", ["repository/models/m2h/unload", "systemsharedmemory/region/x/register"])
 def test_nobody_else_takes_the_model_away_or_opens_shared_memory(server, door):
     request = Request(f"http://127.0.0.1:{server.http}/v2/{door}", data=b"{}", method="POST")
     with pytest.raises(HTTPError) as error:
-        urlopen(request, timeout=10)
+        urlopen(request, timeout=PATIENCE)
     assert error.value.code == 403
-    assert urlopen(f"http://127.0.0.1:{server.http}/v2/models/m2h/ready", timeout=10).status == 200
+    assert urlopen(f"http://127.0.0.1:{server.http}/v2/models/m2h/ready", timeout=PATIENCE).status == 200
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_sigterm_under_load_loses_no_accepted_request_and_leaves_nothing(triton, small_bundle, protocol):
     with triton.served(small_bundle) as server:
         group = server.worker_group()
-        report = triton.peer("until_refused", protocol, server.port(protocol), 32, server.pid, 2)
+        report = triton.peer("until_refused", protocol, server.port(protocol), 32, server.pid)
         code, said = triton.wait(server)
     assert report["lost"] == []
     assert report["refused"] == 32
@@ -137,7 +139,7 @@ def test_sigterm_under_load_loses_no_accepted_request_and_leaves_nothing(triton,
 def test_a_taken_port_is_named_in_one_line_before_anything_starts(triton, server, small_bundle):
     http, _, metrics_port = free_ports()
     second = triton.start(small_bundle, ports=[http, server.grpc, metrics_port])
-    _, said = second.process.communicate(timeout=60)
+    _, said = second.process.communicate(timeout=PATIENCE)
     assert second.process.returncode == 2
     assert said.count("\n") == 1
     assert f"cannot listen on 127.0.0.1:{server.grpc} for gRPC" in said
@@ -147,9 +149,9 @@ def test_a_taken_port_is_named_in_one_line_before_anything_starts(triton, server
 def test_two_signals_at_once_are_one_and_a_later_second_one_ends_it_at_once(triton, small_bundle):
     with triton.served(small_bundle) as server:
         group = server.worker_group()
-        for _ in range(2):
-            server.process.send_signal(signal.SIGINT)
-            time.sleep(0.1)
+        os.kill(server.pid, signal.SIGSTOP)  # both are there when it goes on
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+            server.process.send_signal(number)
         assert triton.wait(server)[0] == 0
     assert triton.left_behind(server, group) == []
     with triton.served(small_bundle) as server:
@@ -177,7 +179,7 @@ def test_told_to_end_while_it_starts_it_leaves_nothing(triton, small_bundle, sec
 def kill_one(group, name) -> None:
     from m2h_deploy.serving.processes import group_members
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         found = [pid for pid, member in group_members(group).items() if member == name]
         if found:
@@ -191,7 +193,7 @@ def test_a_triton_that_dies_while_it_starts_is_told_in_one_line(triton, small_bu
     server = triton.start(small_bundle)
     group = server.worker_group()
     kill_one(group, "tritonserver")
-    _, said = server.process.communicate(timeout=60)
+    _, said = server.process.communicate(timeout=PATIENCE)
     assert server.process.returncode == 2
     assert re.fullmatch(r"error: Triton did not start: .*\n", said)
     assert triton.left_behind(server, group) == []
@@ -206,7 +208,7 @@ def test_a_triton_that_dies_later_is_told_in_one_line_and_nothing_is_left(triton
             time.sleep(1)
             code, said = triton.end(server)
         else:
-            _, said = server.process.communicate(timeout=60)
+            _, said = server.process.communicate(timeout=PATIENCE)
             code = server.process.returncode
             assert "error: Triton ended on its own" in said
             assert code == 2
@@ -218,7 +220,7 @@ def test_the_command_killed_outright_takes_the_server_with_it(triton, small_bund
         group = server.worker_group()
         server.process.kill()
         server.process.communicate()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while (left := running(triton, server, group)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left == []
@@ -233,7 +235,7 @@ def test_a_sensor_bundle_takes_its_cameras_size_only(triton, sensor_bundle):
     with triton.served(sensor_bundle, "--name", "camera", "--max-batch", 4) as server:
         report = triton.peer("parity", sensor_bundle, "http", server.http, 4, 16, "64x48", "camera")
         check_parity(report, 16)
-        described = urlopen(f"http://127.0.0.1:{server.http}/v2/models/camera", timeout=10).read().decode()
+        described = urlopen(f"http://127.0.0.1:{server.http}/v2/models/camera", timeout=PATIENCE).read().decode()
     assert '"shape":[-1,48,64,3]' in described
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from m2h_deploy.data.rooms import render_room
 from tests.pages import Page
+from tests.serving.conftest import PATIENCE
 
 PAGE = Page("serving.md")
 
@@ -24,7 +25,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.serving
 def test_the_page_s_commands_work_from_top_to_bottom(folder):
     assert (folder / "repository" / "m2h" / "1" / "model.py").is_file()
     config = (folder / "repository" / "camera" / "config.pbtxt").read_text()
@@ -32,7 +33,7 @@ def test_the_page_s_commands_work_from_top_to_bottom(folder):
     assert "max_batch_size: 8" in config
 
 
-@pytest.mark.slow
+@pytest.mark.serving
 def test_the_page_s_client_gets_labels_and_metres(triton, folder):
     client = folder / "client.py"
     (program,) = PAGE.blocks("python")
@@ -46,7 +47,7 @@ def test_the_page_s_client_gets_labels_and_metres(triton, folder):
         for address in re.findall(r"curl -s (\S+)", PAGE.text):
             port = server.http if ":8000" in address else server.metrics
             url = "http://" + re.sub(r":800\d", f":{port}", address)
-            assert urlopen(url, timeout=10).status == 200
+            assert urlopen(url, timeout=PATIENCE).status == 200
 
 
 def test_every_option_of_the_page_is_one_of_the_command():

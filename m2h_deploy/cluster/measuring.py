@@ -83,7 +83,7 @@ def verify_on(
         work: folder of the measurements, seen by every worker. Bundles and data sets may share one.
         pictures: pictures of this many worst frames a task; those frames are run once more.
         progress: called as frames are done.
-        complain: called with the reason of each frame that could not be measured.
+        complain: called with the reason of each frame that could not be measured, and of each file that is no picture.
 
     Raises:
         M2HError: as `verify`, and where Ray is missing or not there. A frame that cannot be measured raises at the
@@ -92,6 +92,9 @@ def verify_on(
     path = Path(data).resolve() if isinstance(data, (str, os.PathLike)) else None
     source = open_dataset(path, split) if path is not None else data
     assert not isinstance(source, (str, os.PathLike))
+    for reason in getattr(source, "skipped", ()):
+        if complain is not None:
+            complain("skipped", reason)
     bundle = load_bundle(Path(bundle_path).resolve())
     indices = spread(len(source), limit, name_of(data))
     settings = _settings(bundle, reference, path or source, split, source, indices[0], cluster.threads)

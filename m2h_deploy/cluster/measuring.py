@@ -7,7 +7,6 @@ import dataclasses
 import io
 import json
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from m2h_deploy.arrays import DAMAGED_ARRAY
 from m2h_deploy.bundle import Bundle, load_bundle, record_result
 from m2h_deploy.cluster.digests import frame_digest, job_digest, reference_digest
 from m2h_deploy.cluster.jobs import Complain, FrameWorker, JobResult, Progress, Row, Status, run_job
@@ -258,7 +258,7 @@ def _decode(file: Path) -> tuple[FrameRecord, Sides]:
         tests = tuple(GateResult(**gate) for gate in sides["self_test"])
         record = FrameRecord(head["name"], tensors, tasks, head["differences"], frozenset(head["derived"]))
         return record, Sides(Side(**sides["reference"]), Side(**sides["engine"]), tests)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (*DAMAGED_ARRAY, TypeError) as error:
         raise M2HError(f"{file} is damaged: remove it and run again ({' '.join(str(error).split())[:100]})") from None
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
-from zipfile import BadZipFile
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from m2h_deploy.arrays import DAMAGED_ARRAY
 from m2h_deploy.data.classes import IGNORE_LABEL
 from m2h_deploy.errors import M2HError
 from m2h_deploy.image_files import decode, read_content
@@ -44,8 +43,7 @@ def read_array(path: Path, what: str) -> npt.NDArray[Any]:
     require_file(path, what)
     try:
         array = np.load(path, allow_pickle=False)
-    # A damaged header makes NumPy raise what its own parser stumbled over.
-    except (OSError, ValueError, EOFError, SyntaxError, TokenError, MemoryError, BadZipFile) as error:
+    except DAMAGED_ARRAY as error:
         raise M2HError(f"{path}: {what} is not a readable .npy file ({type(error).__name__})") from error
     if not isinstance(array, np.ndarray):
         raise M2HError(f"{path}: {what} is an archive of arrays, expected one array (.npy)")

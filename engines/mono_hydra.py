@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from engines.graph import ModelCard, load_graph, read_card
+from engines.interface import check_interface
 from m2h_deploy.bundle import load_bundle
 from m2h_deploy.data.rooms import render_room
 from m2h_deploy.errors import CheckFailed, M2HError
@@ -46,12 +47,13 @@ def package_mono_hydra(source: str | os.PathLike[str], out_dir: str | os.PathLik
     path = _onnx_file(Path(source))
     proto = load_graph(path)
     card = read_card(proto, path)
+    check_interface(proto, card, path)
     height, width = _check_graph(proto, card, path)
     out = Path(out_dir).resolve()
     with whole_folder(out) as temporary:
         original = proto.SerializeToString()
         renormalise(proto, card.preset)
-        _compare(original, proto.SerializeToString(), card, (height, width))
+        _compare(original, proto.SerializeToString(), card, (height, width), path)
         onnx.save(proto, temporary / MODEL)
         write_text(temporary / PARAMETERS, _parameters(out / MODEL, card, height, width))
     return out
@@ -117,23 +119,28 @@ def node_input(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
 
 
-def _compare(original: bytes, packaged: bytes, card: ModelCard, size: tuple[int, int]) -> None:
+def _compare(original: bytes, packaged: bytes, card: ModelCard, size: tuple[int, int], path: Path) -> None:
     image = render_room(0, 0, 240, 320).image
-    expected = _run(original, Preprocess(PRESETS[card.preset], *size)(image))
-    found = _run(packaged, node_input(image, *size))
+    expected = _run(original, Preprocess(PRESETS[card.preset], *size)(image), path)
+    found = _run(packaged, node_input(image, *size), path)
     for name, want, got in zip(_OUTPUTS, expected, found, strict=True):
+        if not np.isfinite(want).all():
+            raise M2HError(f"{path} gives NaN or infinity in {name}: its weights are damaged: export it again")
         error = float(np.mean(np.abs(got - want)) / max(float(np.sqrt(np.mean(want**2))), 1e-6))
         if not error <= _TOLERANCE:
             raise CheckFailed(f"the packaged graph's {name} is off by {error:.1e} of its size: please report it")
 
 
-def _run(graph: bytes, tensor: NDArray[np.float32]) -> list[NDArray[Any]]:
+def _run(graph: bytes, tensor: NDArray[np.float32], path: Path) -> list[NDArray[Any]]:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    outputs: list[NDArray[Any]] = session.run(list(_OUTPUTS), {session.get_inputs()[0].name: tensor})
+    try:
+        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        outputs: list[NDArray[Any]] = session.run(list(_OUTPUTS), {session.get_inputs()[0].name: tensor})
+    except Exception as error:  # ONNX Runtime raises its own unexported types
+        raise M2HError(f"ONNX Runtime cannot run {path}: {str(error).splitlines()[0]}") from None
     return outputs
 
 

@@ -77,7 +77,7 @@ def _wrong_card(card: ModelCard) -> str | None:
     if not isinstance(low, (int, float)) or not isinstance(high, (int, float)) or not 0 <= low < high < math.inf:
         return f"m2h.config has the depth range {low!r} to {high!r}"
     if isinstance(classes, bool) or not isinstance(classes, int) or not 1 <= classes <= MAX_CLASSES:
-        return f"m2h.config has {classes!r} classes"
+        return f"m2h.config has {classes!r} classes, expected 1 to {MAX_CLASSES}"
     if re.fullmatch(r"[0-9a-f]{64}", card.weights_sha256) is None:
         return "m2h.weights_sha256 is no sha256"
     if card.preset not in PRESETS:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, one_line
 from m2h_deploy.image_files import decode_picture, image_files, read_image
 from m2h_deploy.names import NAME_BYTES, is_file, is_folder, shorten
 from m2h_deploy.preprocess import as_color_image
@@ -46,6 +46,9 @@ class Skipped:
     """A file that is no picture and not meant to be: RGB-D folders hold depth maps beside their pictures."""
 
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", one_line(self.reason))
 
 
 Item = SourceFrame | Skipped | M2HError

@@ -225,3 +225,12 @@ def test_a_picture_of_any_name_has_results_of_its_own(tmp_path):
     for item in items:
         write_prediction(tmp_path / "out", item.name, item.image, prediction, class_list(40), npz=True)
     assert len(list((tmp_path / "out").iterdir())) == 4 * len(NAMES)
+
+
+def test_a_name_with_control_characters_is_said_in_one_line(tmp_path):
+    (tmp_path / "a\nb\x1b[31m.png").write_bytes(b"no picture")
+    (tmp_path / "depth\n.png").write_bytes(MAPS["a.png"][0])
+    broken, skipped = open_source(str(tmp_path)).read()
+    assert "a\\nb\\x1b[31m.png: image cannot be decoded" in str(broken)
+    assert "depth\\n.png is a 16-bit depth map" in skipped.reason
+    assert open_dataset(tmp_path).skipped == (skipped.reason,)

@@ -11,7 +11,7 @@ import numpy as np
 
 from m2h_deploy.data.frame import NYU_INTRINSICS, Frame, Intrinsics
 from m2h_deploy.data.reading import as_depth, read_plane
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, one_line
 from m2h_deploy.image_files import decode_picture, image_files, may_be_map, read_image
 
 
@@ -69,7 +69,7 @@ class ImageFolder(_Files):
         folder = Path(folder)
         kinds = {file: _kind(file) for file in image_files(folder)}
         files = tuple(file for file, kind in kinds.items() if kind is None)
-        skipped = tuple(f"{file} is a {kind}, not a picture: skipped" for file, kind in kinds.items() if kind)
+        skipped = tuple(one_line(f"{file} is a {kind}, not a picture: skipped") for file, kind in kinds.items() if kind)
         if not files:
             raise M2HError(f"{folder} holds no pictures: {skipped[0]}")
         return cls(folder, files, skipped)

@@ -10,6 +10,7 @@ from zipfile import BadZipFile
 #: size that no memory holds, an entry that is gone.
 DAMAGED_ARRAY: tuple[type[Exception], ...] = (
     OSError,
+    TypeError,
     ValueError,
     EOFError,
     LookupError,

@@ -258,7 +258,7 @@ def _decode(file: Path) -> tuple[FrameRecord, Sides]:
         tests = tuple(GateResult(**gate) for gate in sides["self_test"])
         record = FrameRecord(head["name"], tensors, tasks, head["differences"], frozenset(head["derived"]))
         return record, Sides(Side(**sides["reference"]), Side(**sides["engine"]), tests)
-    except (*DAMAGED_ARRAY, TypeError) as error:
+    except DAMAGED_ARRAY as error:
         raise M2HError(f"{file} is damaged: remove it and run again ({' '.join(str(error).split())[:100]})") from None
 
 

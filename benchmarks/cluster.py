@@ -31,9 +31,10 @@ from m2h_deploy import Runtime
 from m2h_deploy.cluster import Cluster, predict_folder
 from m2h_deploy.console import say
 from m2h_deploy.data.rooms import render_room
+from m2h_deploy.image_files import read_image
 from m2h_deploy.profiling.machine import describe_machine
 from m2h_deploy.results import write_prediction
-from m2h_deploy.sources import folder_images, read_image
+from m2h_deploy.sources import folder_images
 
 
 @dataclasses.dataclass(frozen=True)

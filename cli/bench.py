@@ -178,12 +178,10 @@ def _costs(bundle: Bundle, graphs: list[Path]) -> Mapping[str, BlockCost] | None
 
 def _source_of(bundle: Bundle, graphs: list[Path]) -> Path | None:
     """The graph that the bundle was built from. Raises M2HError where graphs were given and none of them is it."""
-    from m2h_deploy.bundle import file_sha256
+    from m2h_deploy.onnx_files import onnx_sha256
 
     for graph in graphs:
-        if not graph.is_file():
-            raise M2HError(f"no ONNX file at {graph}")
-        if file_sha256(graph) == bundle.manifest.model.onnx_sha256:
+        if onnx_sha256(graph) == bundle.manifest.model.onnx_sha256:
             return graph
     if graphs:
         raise M2HError(f"{bundle.path} was not built from {graphs[0]}: its sha256 is another")

@@ -177,22 +177,29 @@ def _run(runtime: Runtime, frames: Source, sinks: list[Any], limit: int | None) 
 def _predict(
     runtime: Runtime, frame: SourceFrame, sinks: list[Any], timings: list[dict[str, float]], progress: Progress
 ) -> bool:
-    """One frame; False where the engine does not take it, or its numbers are none."""
+    """One frame; False where the engine does not take it, its numbers are none, or the memory does not suffice."""
+    from m2h_deploy.image_files import OutOfMemoryError, enough_memory
     from m2h_deploy.results import all_finite
 
+    height, width = frame.image.shape[:2]
     try:
-        prediction = runtime(frame.image)
-    except M2HError as error:
-        text = str(error)
-        _complain(progress, M2HError(text if frame.name in text else f"{frame.name}: {text}"))
+        with enough_memory(f"{frame.name}, {width} x {height} pixels"):
+            try:
+                prediction = runtime(frame.image)
+            except M2HError as error:
+                text = str(error)
+                _complain(progress, M2HError(text if frame.name in text else f"{frame.name}: {text}"))
+                return False
+            if not all_finite(prediction, runtime.tasks):
+                _complain(progress, M2HError(f"{frame.name}: the engine gave values that are no numbers"))
+                return False
+            for sink in sinks:
+                if isinstance(sink, _Files):
+                    sink.name = frame.name
+                sink.add(frame.image, prediction)
+    except OutOfMemoryError as error:
+        _complain(progress, error)
         return False
-    if not all_finite(prediction, runtime.tasks):
-        _complain(progress, M2HError(f"{frame.name}: the engine gave values that are no numbers"))
-        return False
-    for sink in sinks:
-        if isinstance(sink, _Files):
-            sink.name = frame.name
-        sink.add(frame.image, prediction)
     timings.append(prediction.timings)
     return True
 

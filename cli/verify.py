@@ -77,8 +77,12 @@ def verify(
 def _compare(
     bundle: Path, reference: str, data: Path, gates: Gates, limit: int | None, split: str, threads: int | None
 ) -> VerifyResult:
+    from m2h_deploy.data import open_dataset
     from m2h_deploy.parity import verify as compare
 
+    source = open_dataset(data, split)
+    for reason in getattr(source, "skipped", ()):
+        say(reason, "yellow")
     with make_progress() as progress:
         task = progress.add_task("frames", total=None)
 
@@ -88,10 +92,10 @@ def _compare(
         return compare(
             bundle,
             reference,
-            data,
+            source,
             gates=gates,
             limit=limit,
-            split=split,
+            data_name=data.resolve().name,
             threads=threads,
             record=False,
             progress=advance,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from engines.compare import cpu_session
 from engines.frames import calibration_frames
 from engines.functions import inline_functions
 from engines.graph import ModelCard, default_opset, load_graph, read_card
+from engines.interface import OUTPUT_DTYPES, check_interface
 from engines.onnxruntime import build_onnxruntime
 from engines.openvino import Hint, build_openvino
 from engines.precision import PrecisionReport, to_fp16, to_int8
@@ -46,9 +48,11 @@ from m2h_deploy.bundle import (
     new_bundle_folder,
     write_manifest,
 )
+from m2h_deploy.consistency import inconsistency
 from m2h_deploy.data.classes import CITYSCAPES_CLASSES, NYU40_CLASSES, palette
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files import write_bytes
+from m2h_deploy.onnx_files import as_single_file, onnx_sha256
 from m2h_deploy.preprocess import PRESETS
 from m2h_deploy.selftest import check_self_test, make_self_test, pattern
 
@@ -62,14 +66,6 @@ _OUTPUTS = {
     "semantics": ("class logits; the largest is the class", "1"),
     "normals": ("surface normal, x left, y up, z towards the camera", "unit vector"),
     "edges": ("boundary logit; its sigmoid is the probability", "1"),
-}
-
-
-#: Types of a sensor graph's outputs.
-_DTYPES: dict[int, str] = {
-    onnx.TensorProto.FLOAT: "float32",
-    onnx.TensorProto.UINT8: "uint8",
-    onnx.TensorProto.UINT16: "uint16",
 }
 
 
@@ -120,27 +116,40 @@ def build_bundle(
     source = Path(onnx_path)
     proto = load_graph(source)
     card = read_card(proto, source)
+    check_interface(proto, card, source)
     spec = _input_spec(proto, card)
     _check_sensor(proto, card, engine, source)
     with new_bundle_folder(out_dir) as folder, tempfile.TemporaryDirectory(prefix="m2h-build-") as scratch:
-        model, report = source, None
+        whole = as_single_file(source, Path(scratch) / "whole")
+        model, report = whole, None
         if precision != "fp32":
             model = Path(scratch) / "model.onnx"
-            report = _lower(source, model, precision, lowering or Lowering(), card, spec)
+            with _named(source, whole):
+                report = _lower(whole, model, precision, lowering or Lowering(), card, spec)
         if graph is not None:
             write_bytes(graph, model.read_bytes())
-        if engine == "onnxruntime":
-            info = build_onnxruntime(model, folder, precision=precision, threads=threads, provider=provider)
-        elif engine == "openvino":
-            info = build_openvino(model, folder, precision=precision, threads=threads, hint=hint)
-        else:
-            info = build_tensorrt(model, folder, flavour=engine, precision=precision, options=tensorrt)
+        with _named(source, model):
+            if engine == "onnxruntime":
+                info = build_onnxruntime(model, folder, precision=precision, threads=threads, provider=provider)
+            elif engine == "openvino":
+                info = build_openvino(model, folder, precision=precision, threads=threads, hint=hint)
+            else:
+                info = build_tensorrt(model, folder, flavour=engine, precision=precision, options=tensorrt)
         if affinity:
             info = info.model_copy(update={"options": {**info.options, "affinity": list(affinity)}})
         write_manifest(folder, _manifest(proto, card, spec, info, report, source, model, folder))
         if _runs_here(info):
             _prove(folder, tensorrt.plugins if tensorrt is not None else ())
     return load_bundle(out_dir)
+
+
+@contextmanager
+def _named(source: Path, copy: Path) -> Iterator[None]:
+    """Let errors name the file that was given, and not the temporary copy that the engine reads."""
+    try:
+        yield
+    except M2HError as error:
+        raise type(error)(str(error).replace(os.fspath(copy), os.fspath(source))) from None
 
 
 def _refuse_idle_options(
@@ -204,7 +213,7 @@ def _manifest(
     folder: Path,
 ) -> Manifest:
     dtype = "float16" if report is not None and report.io == "fp16" else "float32"
-    return Manifest(
+    manifest = Manifest(
         created_by=f"m2h-deploy {__version__}",
         model=ModelInfo(
             variant=card.variant,
@@ -213,7 +222,7 @@ def _manifest(
             form=card.form,
             windows=card.windows,
             opset=default_opset(proto),
-            onnx_sha256=file_sha256(source),
+            onnx_sha256=onnx_sha256(source),
         ),
         input=spec if card.sensor else spec.model_copy(update={"dtype": dtype}),
         sensor=_sensor_info(card),
@@ -223,9 +232,13 @@ def _manifest(
         engine=info,
         lowering=_lowering_info(report),
         calibration=_calibration_info(report),
-        self_test=make_self_test(_run_graph(proto, spec), _run_rounded(proto, model, spec, info)),
+        self_test=make_self_test(_run_graph(proto, spec, source), _run_rounded(proto, model, spec, info)),
         files={file.name: file_sha256(file) for file in sorted(folder.iterdir())},
     )
+    problem = inconsistency(manifest)
+    if problem is not None:
+        raise M2HError(f"{source} was changed since its export: {problem}: export it again")
+    return manifest
 
 
 def _lowering_info(report: PrecisionReport | None) -> LoweringInfo | None:
@@ -288,7 +301,7 @@ def _output_spec(value: onnx.ValueInfoProto, dtype: str, card: ModelCard) -> Out
         if value.name == "edges":
             meaning = "probability of a boundary"
         kind = value.type.tensor_type.elem_type
-        dtype = _DTYPES[kind]
+        dtype = OUTPUT_DTYPES[kind]
         unit = "mm" if kind == onnx.TensorProto.UINT16 else unit
     shape = tuple(dim.dim_value or None for dim in value.type.tensor_type.shape.dim)
     return OutputSpec(name=value.name, meaning=meaning, unit=unit, dtype=dtype, shape=shape)  # type: ignore[arg-type]
@@ -308,15 +321,22 @@ def class_list(count: int) -> Classes:
     return Classes(names=names, palette=tuple(colours))
 
 
-def _run_graph(proto: onnx.ModelProto, spec: InputSpec) -> dict[str, NDArray[Any]]:
+def _run_graph(proto: onnx.ModelProto, spec: InputSpec, source: Path) -> dict[str, NDArray[Any]]:
     """What a graph gives on the self-test's input, on ONNX Runtime's CPU and as it is written."""
-    session = cpu_session(proto)
-    value = session.get_inputs()[0]
-    image = pattern(spec)
-    if value.type == "tensor(float16)":
-        image = image.astype(np.float16)
-    names = [node.name for node in session.get_outputs()]
-    return dict(zip(names, session.run(names, {value.name: image}), strict=True))
+    try:
+        session = cpu_session(proto)
+        value = session.get_inputs()[0]
+        image = pattern(spec)
+        if value.type == "tensor(float16)":
+            image = image.astype(np.float16)
+        names = [node.name for node in session.get_outputs()]
+        outputs = dict(zip(names, session.run(names, {value.name: image}), strict=True))
+    except Exception as error:  # ONNX Runtime raises its own unexported types
+        raise M2HError(f"ONNX Runtime cannot run {source}: {(str(error).splitlines() or ['no reason'])[0]}") from None
+    bad = [name for name, values in outputs.items() if not np.isfinite(values).all()]
+    if bad:
+        raise M2HError(f"{source} gives NaN or infinity in {', '.join(bad)}: its weights are damaged: export it again")
+    return outputs
 
 
 def _run_rounded(
@@ -328,11 +348,11 @@ def _run_rounded(
     lowered = load_graph(model)
     rounding = info.options.get("inference_precision", "f32")
     if rounding == "f32":
-        return _run_graph(lowered, spec)
+        return _run_graph(lowered, spec, model)
     graph = lowered if info.precision == "int8" else proto
     plain, _ = inline_functions(take_network(graph) if is_sensor(graph) else graph)
     rounded = round_values(shape_inference.infer_shapes(plain), rounding)
-    return _run_graph(put_network(graph, rounded) if is_sensor(graph) else rounded, spec)
+    return _run_graph(put_network(graph, rounded) if is_sensor(graph) else rounded, spec, model)
 
 
 def _runs_here(info: EngineInfo) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from engines.histograms import BINS, METHODS, PERCENTILE, Histogram, Method, threshold
+from m2h_deploy.arrays import DAMAGED_ARRAY
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files import make_folder, whole_file
 
@@ -267,7 +267,7 @@ def _read_cache(file: Path) -> dict[str, Histogram]:
         with np.load(file, allow_pickle=False) as stored:
             names, counts = stored["names"], stored["counts"]
             limits, largest = stored["limits"], stored["largest"]
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+    except DAMAGED_ARRAY:
         return {}
     if counts.shape != (len(names), BINS) or not len(names) == len(limits) == len(largest):
         return {}

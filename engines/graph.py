@@ -13,6 +13,7 @@ import onnx
 
 from m2h_deploy.consistency import MAX_CLASSES
 from m2h_deploy.errors import M2HError
+from m2h_deploy.onnx_files import read_onnx
 from m2h_deploy.preprocess import PRESETS
 
 
@@ -41,15 +42,8 @@ class ModelCard:
 
 
 def load_graph(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """The ONNX file at `path`. Raises M2HError when it is missing or not ONNX."""
-    try:
-        return onnx.load(os.fspath(path))
-    except FileNotFoundError:
-        raise M2HError(f"no ONNX file at {path}: make one with m2h-deploy export") from None
-    except Exception as error:  # protobuf's DecodeError has no stable place to import it from
-        raise M2HError(
-            f"{path} is not an ONNX file: {(str(error).splitlines() or [type(error).__name__])[0]}"
-        ) from None
+    """The ONNX file at `path` with all of its weights. Raises M2HError when it is missing, truncated or not ONNX."""
+    return read_onnx(path)
 
 
 def read_card(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> ModelCard:
@@ -83,7 +77,7 @@ def _wrong_card(card: ModelCard) -> str | None:
     if not isinstance(low, (int, float)) or not isinstance(high, (int, float)) or not 0 <= low < high < math.inf:
         return f"m2h.config has the depth range {low!r} to {high!r}"
     if isinstance(classes, bool) or not isinstance(classes, int) or not 1 <= classes <= MAX_CLASSES:
-        return f"m2h.config has {classes!r} classes"
+        return f"m2h.config has {classes!r} classes, expected 1 to {MAX_CLASSES}"
     if re.fullmatch(r"[0-9a-f]{64}", card.weights_sha256) is None:
         return "m2h.weights_sha256 is no sha256"
     if card.preset not in PRESETS:

@@ -24,6 +24,7 @@ from m2h_deploy.backends.tensorrt_api import load_tensorrt
 from m2h_deploy.bundle import Bundle, load_bundle
 from m2h_deploy.describe import describe_bundle
 from m2h_deploy.errors import M2HError
+from m2h_deploy.onnx_files import external_files
 
 #: Precisions in the order of the tables.
 PRECISIONS = ("float32", "float16", "int8")
@@ -73,7 +74,7 @@ def _onnx(path: Path) -> dict[str, Any]:
     return {
         "kind": "onnx",
         "path": str(path),
-        "bytes": path.stat().st_size,
+        "bytes": sum(file.stat().st_size for file in (path, *external_files(path))),
         "opset": default_opset(proto),
         "inputs": inputs,
         "outputs": outputs,

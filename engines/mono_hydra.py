@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from engines.graph import ModelCard, load_graph, read_card
+from engines.interface import check_interface
 from m2h_deploy.bundle import load_bundle
 from m2h_deploy.data.rooms import render_room
 from m2h_deploy.errors import CheckFailed, M2HError
@@ -48,12 +49,13 @@ def package_mono_hydra(source: str | os.PathLike[str], out_dir: str | os.PathLik
     path = _onnx_file(Path(source))
     proto = load_graph(path)
     card = read_card(proto, path)
+    check_interface(proto, card, path)
     height, width = _check_graph(proto, card, path)
     out = Path(out_dir).resolve()
     with whole_folder(out) as temporary:
         original = proto.SerializeToString()
         renormalise(proto, card.preset)
-        _compare(original, proto.SerializeToString(), card, (height, width))
+        _compare(original, proto.SerializeToString(), card, (height, width), path)
         onnx.save(proto, temporary / MODEL)
         write_text(temporary / PARAMETERS, _parameters(out / MODEL, card, height, width))
     return out
@@ -119,30 +121,35 @@ def node_input(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
 
 
-def _compare(original: bytes, packaged: bytes, card: ModelCard, size: tuple[int, int]) -> None:
+def _compare(original: bytes, packaged: bytes, card: ModelCard, size: tuple[int, int], path: Path) -> None:
     """Raises CheckFailed where the packaged graph differs by more than rounding of the image explains."""
     image = render_room(0, 0, 240, 320).image
     tensor = Preprocess(PRESETS[card.preset], *size)(image)
-    expected = _run(original, tensor)
+    expected = _run(original, tensor, path)
 
     @cache
     def run_original(index: int) -> list[NDArray[Any]]:
-        return _run(original, perturbed(tensor, index + 1, ulps=_ULPS))
+        return _run(original, perturbed(tensor, index + 1, ulps=_ULPS), path)
 
-    found = _run(packaged, node_input(image, *size))
+    found = _run(packaged, node_input(image, *size), path)
     for index, name in enumerate(_OUTPUTS):
+        if not np.isfinite(expected[index]).all():
+            raise M2HError(f"{path} gives NaN or infinity in {name}: its weights are damaged: export it again")
         difference = judge(found[index], expected[index], lambda k, index=index: run_original(k)[index])  # type: ignore[misc]
         if not difference.passed:
             raise CheckFailed(f"the packaged graph's {name} {difference.reason}: please report it")
 
 
-def _run(graph: bytes, tensor: NDArray[np.floating]) -> list[NDArray[Any]]:
+def _run(graph: bytes, tensor: NDArray[np.floating], path: Path) -> list[NDArray[Any]]:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    outputs: list[NDArray[Any]] = session.run(list(_OUTPUTS), {session.get_inputs()[0].name: tensor})
+    try:
+        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        outputs: list[NDArray[Any]] = session.run(list(_OUTPUTS), {session.get_inputs()[0].name: tensor})
+    except Exception as error:  # ONNX Runtime raises its own unexported types
+        raise M2HError(f"ONNX Runtime cannot run {path}: {str(error).splitlines()[0]}") from None
     return outputs
 
 

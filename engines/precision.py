@@ -34,9 +34,9 @@ from engines.modelopt import quiet_modelopt, require_modelopt
 from engines.quantization import QuantPolicy, candidates, chosen_layers, insert_qdq, insert_weight_dq, quantised_layers
 from engines.sensitivity import BlockCost, choose_blocks
 from engines.sensor import is_sensor, put_network, take_network
-from m2h_deploy.bundle import file_sha256
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files import whole_file
+from m2h_deploy.onnx_files import onnx_sha256
 
 Precision = Literal["fp16", "int8"]
 IO = Literal["fp32", "fp16"]
@@ -113,7 +113,7 @@ def to_int8(
     islands, risks = _islands_and_risks(plain, keep_fp32, None, 1.0)
     kept = {island.node for island in islands}
     layers = tuple(name for name in chosen_layers(plain, policy) if name not in kept)
-    digest = file_sha256(Path(onnx_path))
+    digest = onnx_sha256(onnx_path)
     costs: tuple[BlockCost, ...] = ()
     if policy.weights_only:
         if min_psnr is not None:

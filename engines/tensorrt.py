@@ -29,6 +29,7 @@ from m2h_deploy.backends.tensorrt_log import Messages, listen
 from m2h_deploy.bundle import EngineInfo, file_sha256
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files import write_bytes
+from m2h_deploy.onnx_files import onnx_sha256
 
 PLAN_FILE = "model.plan"
 WEIGHTS_FILE = "weights.onnx"
@@ -140,7 +141,7 @@ def build_plan(model: Path, plan: Path, *, flavour: str, options: BuildOptions |
         version=trt.__version__,
         precision=precision,
         options=options,
-        onnx_sha256=file_sha256(model),
+        onnx_sha256=onnx_sha256(model),
         plan_bytes=plan.stat().st_size,
         seconds=seconds,
         fused_attention=sum("Softmax" in name for name in messages.attention),

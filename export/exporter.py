@@ -25,6 +25,7 @@ from export.sensor_check import check_sensor
 from export.static_form import to_static
 from export.windows import add_function_bodies, use_functions
 from m2h_deploy import __version__
+from m2h_deploy.consistency import MAX_CLASSES
 from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.files import whole_file
 from m2h_deploy.model.checkpoint import weights_digest
@@ -89,6 +90,8 @@ def export_onnx(
     """
     path = Path(path)
     _check_options(height, width, batch, opset, tasks, windows, form, preset, path)
+    if model.config.num_classes > MAX_CLASSES:
+        raise M2HError(f"{model.config.num_classes} classes: labels have 8 bits, which hold at most {MAX_CLASSES}")
     tasks = [task for task in TASKS if task in (tasks if sensor is None else sensor.tasks)]
     proto = _trace(model, height, width, 1 if dynamic_batch else batch, opset, tasks, windows, form)
     graph.name_by_module(proto)

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files import is_temporary, whole_folder, write_text
+from m2h_deploy.names import shorten
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -333,7 +334,7 @@ def _take_place(new: Path, out: Path) -> None:
     if not out.exists():
         new.replace(out)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    old = Path(tempfile.mkdtemp(prefix=f".{shorten(out.name, 200)}.old.", dir=out.parent))
     try:
         out.replace(old)
         new.replace(out)

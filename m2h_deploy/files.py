@@ -8,10 +8,14 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from m2h_deploy.errors import M2HError
+from m2h_deploy.names import NAME_BYTES, shorten
+
+#: Bytes that a temporary name adds to the stem (process, random part, ".tmp"), and of a suffix that means a format.
+_ADDED_BYTES, _LONGEST_SUFFIX = 40, 16
 
 
 class NewFile:
@@ -21,7 +25,8 @@ class NewFile:
         self.path = Path(path)
         # Threads share a process id: the random part keeps two writers of one file apart.
         own = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self.temporary = self.path.with_name(f".{self.path.stem}.{own}.tmp{self.path.suffix}")
+        stem, suffix = _fitting(self.path)
+        self.temporary = self.path.with_name(f".{stem}.{own}.tmp{suffix}")
 
     def finish(self) -> None:
         """Let the file take its place. Raises M2HError that names `path` when that cannot be."""
@@ -35,13 +40,20 @@ class NewFile:
 
     def discard(self) -> None:
         """Forget what was written. Harmless after `finish`."""
-        self.temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # why it could not be written has been said
+            self.temporary.unlink()
 
 
 def is_temporary(name: str, of: str) -> bool:
     """Whether a file of this name is one that `NewFile` makes on the way to `of`."""
-    stem, suffix = re.escape(Path(of).stem), re.escape(Path(of).suffix)
+    stem, suffix = (re.escape(part) for part in _fitting(Path(of)))
     return re.fullmatch(rf"\.{stem}\.\d+-[0-9a-f]{{8}}\.tmp{suffix}", name) is not None
+
+
+def _fitting(path: Path) -> tuple[str, str]:
+    """Stem and suffix of a temporary name: a name that is legal by itself may have no room for what is added."""
+    suffix = path.suffix if len(os.fsencode(path.suffix)) <= _LONGEST_SUFFIX else ""
+    return shorten(path.stem, NAME_BYTES - _ADDED_BYTES - _LONGEST_SUFFIX), suffix
 
 
 @contextmanager
@@ -75,7 +87,7 @@ def whole_folder(
         raise M2HError(f"{path} exists: give a folder that does not")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{_fitting(path)[0]}.", dir=path.parent))
     except OSError as error:
         raise M2HError(f"cannot write {path}: {error.strerror or error}") from None
     try:
@@ -109,6 +121,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 def check_writable(path: str | os.PathLike[str]) -> Path:
     """Raises M2HError where a file cannot be written to `path`: before long work, not after it."""
     path = Path(path)
+    if len(os.fsencode(path.name)) > NAME_BYTES:
+        raise M2HError(f"cannot write {path}: the name is longer than {NAME_BYTES} bytes")
     if path.is_dir():
         raise M2HError(f"cannot write {path}: it is a folder")
     if not path.parent.is_dir():

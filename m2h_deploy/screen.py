@@ -60,7 +60,9 @@ class VideoFile:
         picture = self._panes.draw(image, prediction)
         if self._writer is None:
             size = (picture.shape[1], picture.shape[0])
-            self._writer = cv2.VideoWriter(str(self._file.temporary), cv2.VideoWriter.fourcc(*"mp4v"), self._rate, size)
+            # Absolute, for FFmpeg takes what stands before a colon for a protocol.
+            file = str(self._file.temporary.absolute())
+            self._writer = cv2.VideoWriter(file, cv2.VideoWriter.fourcc(*"mp4v"), self._rate, size)
             if not self._writer.isOpened():
                 self._writer = None
                 self._file.discard()

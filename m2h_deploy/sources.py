@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,20 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, one_line
+from m2h_deploy.image_files import decode_picture, image_files, read_image
+from m2h_deploy.names import NAME_BYTES, is_file, is_folder, shorten
 from m2h_deploy.preprocess import as_color_image
+from m2h_deploy.video_files import is_cut_short, states_frames
 
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
 STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://")
+
+#: Bytes that the number of a frame adds to the name of its video: "_000000", and some digits more.
+_INDEX_BYTES = 10
+
+#: OpenCV takes the index of a camera as a 32-bit integer.
+_LAST_CAMERA = (1 << 31) - 1
 
 #: Milliseconds that OpenCV waits for a network stream to open, and for a frame of it; its own default is 30 s.
 NETWORK_TIMEOUT = 5000
@@ -39,6 +47,9 @@ class Skipped:
 
     reason: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", one_line(self.reason))
+
 
 Item = SourceFrame | Skipped | M2HError
 
@@ -57,46 +68,32 @@ class Source:
     """Frames a second, where the source says so."""
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """The picture at `path` as uint8 (H, W, 3) BGR, upright as its EXIF data says; grey and alpha are converted.
-
-    Raises M2HError on a missing or unreadable file, 16-bit pixels, or a picture under 16 x 16 pixels.
-    """
-    return as_color_image(_decode(path), str(path))
-
-
-def _decode(path: Path) -> NDArray[Any]:
-    if not path.is_file():
-        raise M2HError(f"no image at {path}")
-    try:
-        content = np.fromfile(path, np.uint8)
-        # Not IMREAD_UNCHANGED: it leaves out the turn that a camera notes in EXIF.
-        image = cv2.imdecode(content, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR) if content.size else None
-    except (cv2.error, OSError):
-        image = None
-    if image is None:
-        raise M2HError(f"{path} is not a readable image")
-    return np.asarray(image)
-
-
 def open_source(what: str) -> Source:
-    """The frames of a path (image, folder of images, video), a camera's index ('0') or a network stream's address.
+    """Open the frames of a path (image, folder of images, video), a camera's index ('0') or a network stream.
 
     Raises M2HError when there is nothing to read; a broken file among many is reported in its turn.
     """
     if what.lower().startswith(STREAMS):
         return _video(what, "stream", live=True)
     path = Path(what)
-    if path.is_dir():
+    if is_folder(path):
         return _folder(path)
-    if path.is_file():
+    if is_file(path):
         if path.suffix.lower() in VIDEOS:
-            return _video(str(path), path.stem, live=False)
+            return _video_file(path)
         image = read_image(path)
-        return Source(1, lambda: iter([SourceFrame(path.stem, image)]))
+        return Source(1, lambda: iter([SourceFrame(result_name(path.stem), image)]))
     if what.isdecimal():
-        return _video(int(what), f"camera{what}", live=True)
+        return _camera(what)
     raise M2HError(f"no image, folder, video or camera at '{what}'")
+
+
+def result_name(name: str, more: int = 0) -> str:
+    """Return the name that the results of a file `name` get: its own, shortened where that would be too long.
+
+    Results append up to 12 bytes ("_overlay.png") and `more`; see `names.shorten` for the rule.
+    """
+    return shorten(name, NAME_BYTES - len("_overlay.png") - more)
 
 
 def without_password(address: str) -> str:
@@ -109,21 +106,20 @@ def folder_images(path: Path) -> list[tuple[str, Path]]:
 
     Raises M2HError when there is none.
     """
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES and file.is_file())
-    if not files:
-        raise M2HError(f"{path} holds no images ({', '.join(sorted(IMAGES))})")
+    files = image_files(path)
     stems = Counter(file.stem for file in files)
     full = {file.name for file in files}
     # room.png and room.jpg must not write over each other's results, nor room.png.jpg over room.png's.
-    return [(file.stem if stems[file.stem] == 1 and file.stem not in full else file.name, file) for file in files]
+    names = [file.stem if stems[file.stem] == 1 and file.stem not in full else file.name for file in files]
+    return [(result_name(name), file) for name, file in zip(names, files, strict=True)]
 
 
 def read_item(name: str, file: Path) -> Item:
     """One image of a folder, or why it gives none."""
     try:
-        pixels = _decode(file)
-        if pixels.dtype == np.uint16 and pixels.ndim == 2:
-            return Skipped(f"{file} is a 16-bit depth map, not a picture: skipped")
+        pixels, kind = decode_picture(file)
+        if kind is not None:
+            return Skipped(f"{file} is a {kind}, not a picture: skipped")
         return SourceFrame(name, as_color_image(pixels, str(file)))
     except M2HError as error:
         return error
@@ -134,33 +130,66 @@ def _folder(path: Path) -> Source:
     return Source(len(images), lambda: (read_item(name, file) for name, file in images))
 
 
-def _open_capture(handle: str | int) -> Any:
+def _camera(what: str) -> Source:
+    number = int(what)
+    if number > _LAST_CAMERA:
+        raise M2HError(f"no camera {what}: cameras are counted from 0")
+    return _video(number, f"camera{number}", live=True)
+
+
+def _video_file(path: Path) -> Source:
+    """The frames of a video file, and at their end what is known to be missing of them."""
+    # Absolute, for FFmpeg takes what stands before a colon for a protocol: 2024-05-01T12:30:00.mp4.
+    source = _video(str(path.absolute()), result_name(path.stem, _INDEX_BYTES), live=False, name=str(path))
+    short, counted = is_cut_short(path), states_frames(path)
+    stated = f" of {source.count}" if source.count else ""
+
+    def read_short() -> Iterator[Item]:
+        whole, last = 0, None
+        for item in source.read():
+            if last is not None:
+                yield last
+                whole += 1
+            last = item
+        # The last frame is left out: FFmpeg decodes what there is of it.
+        yield M2HError(f"{path} is cut short: it has {whole}{stated} frames; copy it again")
+
+    def read() -> Iterator[Item]:
+        index = 0
+        for item in source.read():
+            yield item
+            index += isinstance(item, SourceFrame)
+        if 0 < index < (source.count or 0) and counted:
+            yield Skipped(f"{path}: {index}{stated} frames could be read")
+
+    return replace(source, read=read_short if short else read)
+
+
+def _open_capture(handle: str | int, name: str) -> Any:
     """An open capture. Raises M2HError where there is none."""
-    kind, name = "camera", str(handle)
+    kind = "camera" if isinstance(handle, int) else "video"
     capture: Any
-    if isinstance(handle, int):
-        capture = cv2.VideoCapture(handle)
-    elif handle.lower().startswith(STREAMS):
-        kind, name = "stream", without_password(handle)
+    if isinstance(handle, str) and handle.lower().startswith(STREAMS):
+        kind = "stream"
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, NETWORK_TIMEOUT, cv2.CAP_PROP_READ_TIMEOUT_MSEC, NETWORK_TIMEOUT]
         capture = cv2.VideoCapture(handle, cv2.CAP_FFMPEG, limits)
     else:
-        kind = "video"
         capture = cv2.VideoCapture(handle)
     if not capture.isOpened():
         capture.release()
-        raise M2HError(f"cannot open {kind} {name}")
+        short = kind == "video" and is_cut_short(name)
+        raise M2HError(f"cannot open {kind} {name}" + (": it is cut short; copy it again" if short else ""))
     return capture
 
 
-def _video(handle: str | int, stem: str, *, live: bool) -> Source:
+def _video(handle: str | int, stem: str, *, live: bool, name: str | None = None) -> Source:
+    name = without_password(str(handle)) if name is None else name
     # Opened at once, so that a camera that is not there is known before an engine is loaded.
-    waiting = [_open_capture(handle)]
+    waiting = [_open_capture(handle, name)]
     count, rate = int(waiting[0].get(cv2.CAP_PROP_FRAME_COUNT)), float(waiting[0].get(cv2.CAP_PROP_FPS))
-    name = without_password(str(handle))
 
     def read() -> Iterator[Item]:
-        capture = waiting.pop() if waiting else _open_capture(handle)
+        capture = waiting.pop() if waiting else _open_capture(handle, name)
         try:
             index = 0
             while True:

@@ -17,6 +17,9 @@ _EDGE = (80, 230, 255)
 _AROUND = [(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1) if (x, y) != (0, 0)]
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
+#: Widest pane as a multiple of its height: a strip of 16 x 16384 pixels would get 300,000 columns. Narrowest in pixels.
+_WIDEST, _NARROWEST = 4, 160
+
 
 def draw_depth(depth: NDArray[np.float32], near: float, far: float) -> Picture:
     """Turbo colours, red near and blue far, BGR (H, W, 3); pixels without depth are black."""
@@ -48,7 +51,8 @@ def draw_prediction(image: Picture, prediction: Prediction, classes: Classes, *,
 
     `image` is uint8 (H, W, 3) BGR; a prediction of another size is drawn at its own.
     """
-    panes = [_pane("input", image, pane_height), *_task_panes(image, prediction, classes, pane_height, None)]
+    scaled = _resized(image, _pane_size(image, pane_height))
+    panes = [_pane("input", scaled), *_task_panes(scaled, prediction, classes, None)]
     if prediction.semantics is not None:
         panes.append(_legend(prediction.semantics, classes, panes[0].shape[0], panes[0].shape[1]))
     return grid(panes)
@@ -67,43 +71,42 @@ def draw_panes(
     The picture's size follows from `image` and `pane_height` alone. `span` is the depth in metres that the colours
     cover; without it each frame has its own, and colours flicker.
     """
-    panes = _task_panes(image, prediction, classes, pane_height, span, names=True)
-    blank = np.full_like(_pane("", image, pane_height), _BACKGROUND)
+    scaled = _resized(image, _pane_size(image, pane_height))
+    panes = _task_panes(scaled, prediction, classes, span, names=True)
+    blank = np.full_like(_pane("", scaled), _BACKGROUND)
     picture = grid([*panes, *[blank] * (4 - len(panes))], columns=2)
     # Video encoders want even sides.
     return picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
 
 
 def _task_panes(
-    image: Picture,
+    scaled: Picture,
     prediction: Prediction,
     classes: Classes,
-    height: int,
     span: tuple[float, float] | None,
     *,
     names: bool = False,
 ) -> list[Picture]:
-    """One pane a task that the prediction has; `names` writes the classes on their regions."""
+    """One pane of the size of `scaled` a task that the prediction has; `names` writes the classes on their regions."""
     panes = []
-    scaled = _scaled(image, height)
     size = (scaled.shape[1], scaled.shape[0])
     if prediction.depth is not None:
         near, far = span or depth_span(prediction.depth)
         colours = _resized(draw_depth(prediction.depth, near, far), size)
-        panes.append(_pane("depth", _with_scale(colours, near, far), height))
+        panes.append(_pane("depth", _with_scale(colours, near, far)))
     if prediction.semantics is not None:
         labels = np.asarray(cv2.resize(prediction.semantics, size, interpolation=cv2.INTER_NEAREST), np.uint8)
         mixed = np.asarray(cv2.addWeighted(scaled, 0.4, draw_semantics(labels, classes), 0.6, 0), np.uint8)
         if names:
             _write_names(mixed, labels, classes)
-        panes.append(_pane("semantics", mixed, height))
+        panes.append(_pane("semantics", mixed))
     if prediction.normals is not None:
-        panes.append(_pane("surface normals", _resized(draw_normals(prediction.normals), size), height))
+        panes.append(_pane("surface normals", _resized(draw_normals(prediction.normals), size)))
     if prediction.edges is not None:
         strength = np.asarray(cv2.resize(np.nan_to_num(prediction.edges).clip(0, 1), size))
         grey = np.repeat(cv2.cvtColor(scaled, cv2.COLOR_BGR2GRAY)[:, :, None], 3, axis=2) * 0.35
         lit = grey + strength[:, :, None] * (np.array(_EDGE, np.float32) - grey)
-        panes.append(_pane("edges", lit.clip(0, 255).astype(np.uint8), height))
+        panes.append(_pane("edges", lit.clip(0, 255).astype(np.uint8)))
     return panes
 
 
@@ -125,9 +128,16 @@ def grid(panes: list[Picture], columns: int = 3) -> Picture:
     return np.vstack(rows)
 
 
-def _scaled(picture: Picture, height: int) -> Picture:
-    width = max(1, round(picture.shape[1] * height / picture.shape[0]))
-    return _resized(picture, (width, height))
+def fit(picture: Picture, height: int, width: int) -> tuple[int, int]:
+    """Width and height of `picture` scaled to `height` rows, or to `width` columns where it would be wider."""
+    rows, columns = picture.shape[:2]
+    if columns * height <= width * rows:
+        return max(1, round(columns * height / rows)), height
+    return width, max(1, round(rows * width / columns))
+
+
+def _pane_size(image: Picture, height: int) -> tuple[int, int]:
+    return fit(image, height, _WIDEST * height)
 
 
 def _resized(picture: Picture, size: tuple[int, int]) -> Picture:
@@ -136,12 +146,13 @@ def _resized(picture: Picture, size: tuple[int, int]) -> Picture:
     return np.asarray(cv2.resize(picture, size, interpolation=kind), np.uint8)
 
 
-def _pane(title: str, picture: Picture, height: int) -> Picture:
-    """`picture` under a bar with its title."""
-    picture = _scaled(picture, height)
+def _pane(title: str, picture: Picture) -> Picture:
+    """`picture` under a bar with its title; a narrow one is padded, so that the title can be read."""
+    right = 8 + max(0, _NARROWEST - picture.shape[1])
     bar = np.full((34, picture.shape[1], 3), _BACKGROUND, np.uint8)
-    _text(bar, title, (10, 23), 0.6, outline=False)
-    return np.pad(np.vstack([bar, picture]), ((0, 8), (0, 8), (0, 0)), constant_values=_BACKGROUND[0])
+    framed = np.pad(np.vstack([bar, picture]), ((0, 8), (0, right), (0, 0)), constant_values=_BACKGROUND[0])
+    _text(framed, title, (10, 23), 0.6, outline=False)
+    return framed
 
 
 def _text(picture: Picture, text: str, at: tuple[int, int], scale: float, *, outline: bool = True) -> None:
@@ -156,7 +167,7 @@ def _with_scale(picture: Picture, near: float, far: float) -> Picture:
     """`picture` with a bar of the depth colours at its right side: the nearest at the bottom, as on the floor."""
     height, width = picture.shape[:2]
     bar, top, left = max(height - 60, 20), 30, width - 26
-    if width < 120:
+    if width < 120 or height < 90:
         return picture
     levels = np.linspace(far, near, bar, dtype=np.float32)[:, None]
     picture = picture.copy()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
 from m2h_deploy import M2HError
-from m2h_deploy.files import check_writable, whole_file, write_bytes
+from m2h_deploy.files import check_writable, is_temporary, whole_file, whole_folder, write_bytes
+from m2h_deploy.names import shorten
 
 
 def test_threads_that_write_one_file_do_not_meet(tmp_path):
@@ -50,6 +52,47 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
         raise KeyboardInterrupt
     assert (tmp_path / "file").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+LEGAL = [
+    "x" * 255,
+    "空" * 85,
+    "x" * 251 + ".png",
+    "." + "x" * 254,
+    "a." + "x" * 253,
+    "12:30 %d [*].png",
+    "-rf",
+    "é" * 127,
+]
+
+
+@pytest.mark.parametrize("name", LEGAL)
+def test_every_name_that_the_file_system_takes_is_written(name, tmp_path):
+    write_bytes(tmp_path / name, b"content")
+    with whole_file(tmp_path / name) as temporary:
+        assert is_temporary(temporary.name, name) and not is_temporary(name, name)
+        temporary.write_bytes(b"new")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {name: b"new"}
+    with whole_folder(tmp_path / "folder" / name) as folder:
+        (folder / "file").write_bytes(b"")
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == [name]
+
+
+def test_a_name_that_it_does_not_take_is_one_line(tmp_path):
+    for place in (tmp_path / ("x" * 256), tmp_path / ("空" * 86)):
+        with pytest.raises(M2HError, match="longer than 255 bytes"):
+            check_writable(place)
+        with pytest.raises(M2HError, match="cannot write"):
+            write_bytes(place, b"")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_are_shortened_the_same_way_each_time_and_stay_apart():
+    assert shorten("x" * 243, 243) == "x" * 243
+    long = [shorten(name, 243) for name in ("空" * 85, "空" * 84 + "间", "x" * 244, "x" * 243 + "y")]
+    assert len(set(long)) == 4 and all(len(os.fsencode(name)) <= 243 for name in long)
+    assert long[0] == shorten("空" * 85, 243) and long[0].startswith("空" * 78 + "~")
+    assert len(os.fsencode(shorten(os.fsdecode(b"\xff" * 250), 243))) <= 243
 
 
 def test_places_that_cannot_be_written_are_known_before(tmp_path):

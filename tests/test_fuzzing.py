@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from m2h_deploy import M2HError, Prediction, Runtime
 from m2h_deploy.bundle import file_sha256, load_bundle
-from m2h_deploy.sources import read_image
+from m2h_deploy.image_files import read_image
 from tests.engines_at_no_cost import NoCost
 
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

@@ -13,7 +13,9 @@ import pytest
 from m2h_deploy import M2HError, Prediction
 from m2h_deploy.bundle import load_bundle
 from m2h_deploy.camera import intrinsics_of_view, parse_intrinsics
+from m2h_deploy.data.frame import Frame
 from m2h_deploy.data.rooms import render_room
+from m2h_deploy.parity.pictures import draw_worst
 from m2h_deploy.rerun_log import RerunLog, point_cloud
 from m2h_deploy.screen import Panes, VideoFile
 from m2h_deploy.visualize import draw_panes, draw_prediction
@@ -69,6 +71,33 @@ def test_odd_frames_are_drawn_too(classes):
         )
         assert draw_prediction(image, nothing, classes).dtype == np.uint8
         assert draw_panes(image, nothing, classes).dtype == np.uint8
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16384), (16384, 16), (16, 32766), (300, 301)])
+def test_the_size_of_a_picture_is_bounded_for_any_shape(height, width, classes):
+    image = np.full((height, width, 3), 90, np.uint8)
+    plain = Prediction(
+        np.ones((height, width), np.float32),
+        np.full((height, width), 3, np.uint8),
+        np.ones((height, width, 3), np.float32),
+        np.ones((height, width), np.float32),
+    )
+    for picture in (draw_prediction(image, plain, classes), draw_panes(image, plain, classes)):
+        assert picture.shape[0] <= 1000 and picture.shape[1] <= 5000
+    worst = draw_worst("depth", Frame(image, "strip"), plain, plain, 0.0, classes)
+    for content in worst.pictures.values():
+        shown = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        assert shown.shape[0] <= 1440 and shown.shape[1] <= 360
+
+
+@pytest.mark.parametrize("name", ["12:30:00.mp4", "a%d.mp4", "-i.mp4", "two words.mp4", "房間.mp4", "x" * 251 + ".mp4"])
+def test_a_video_of_any_name_is_written(name, room, prediction, classes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    video = VideoFile(name, classes)
+    video.add(room.image, prediction)
+    video.close()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert cv2.VideoCapture(str(tmp_path / name)).read()[0]
 
 
 def test_the_colours_of_depth_do_not_flicker(room, prediction, classes):

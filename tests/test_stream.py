@@ -376,6 +376,16 @@ def test_a_video_is_a_stream(bundle, tmp_path):
     writer.release()
     with Runtime(bundle, NoCost(bundle)) as runtime, Stream(runtime, tmp_path / "v.avi") as stream:
         assert [answer.id for answer in stream] == list(range(5))
+    (tmp_path / "v.avi").write_bytes((tmp_path / "v.avi").read_bytes()[:-2000])
+    told: list[str] = []
+    with (
+        Runtime(bundle, NoCost(bundle)) as runtime,
+        Stream(runtime, tmp_path / "v.avi", on_problem=told.append) as stream,
+    ):
+        answers = list(stream)
+    assert 0 < len(answers) < 5
+    assert stream.health.corrupt == 1
+    assert told == [f"{tmp_path / 'v.avi'} is cut short: it has {len(answers)} of 5 frames; copy it again"]
 
 
 def test_a_network_stream_that_is_not_there_is_named_without_its_password(bundle):

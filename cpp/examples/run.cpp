@@ -11,6 +11,7 @@
 #include <fstream>
 #include <functional>
 #include <iostream>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -52,6 +53,39 @@ void write(const fs::path& out, const std::string& name, const m2h::Prediction& 
   if (!frame.labels.empty()) write_png(out / (name + "_labels.png"), frame.labels);
 }
 
+// Whether a JPEG lacks its end: OpenCV before 4.11 gives a whole picture for half of one.
+bool truncated_jpeg(const std::vector<std::uint8_t>& bytes) {
+  if (bytes.size() < 3 || bytes[0] != 0xFF || bytes[1] != 0xD8 || bytes[2] != 0xFF) return false;
+  for (std::size_t at = 2; at + 1 < bytes.size(); ++at) {
+    const int marker = bytes[at + 1];
+    // A stuffed zero, fill bytes and restart markers are part of the image's data.
+    const bool data = marker == 0 || marker == 0xFF || (marker >= 0xD0 && marker <= 0xD7);
+    if (bytes[at] != 0xFF || data) continue;
+    if (marker == 0xD9) return false;
+    const bool alone = marker == 0x01 || marker == 0xD8;  // the others open a segment that begins with its length
+    if (!alone && at + 3 >= bytes.size()) return true;
+    at += alone ? 1U : 1U + (static_cast<std::size_t>(bytes[at + 2]) << 8) + bytes[at + 3];
+  }
+  return true;
+}
+
+// BGR; empty for a depth map, of which RGB-D folders have one beside each picture.
+cv::Mat read_picture(const fs::path& file) {
+  std::ifstream stream(file, std::ios::binary);
+  const std::vector<std::uint8_t> bytes((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
+  cv::Mat image;
+  if (!bytes.empty() && !truncated_jpeg(bytes)) image = cv::imdecode(bytes, cv::IMREAD_ANYDEPTH | cv::IMREAD_ANYCOLOR);
+  if (image.empty()) throw std::runtime_error(file.string() + " is not a readable picture, or truncated");
+  if (image.depth() != CV_8U) {
+    if (image.channels() > 1) throw std::runtime_error(file.string() + " has more than 8 bits a color");
+    std::cerr << file.string() << " is a depth map, not a picture: skipped\n";
+    return {};
+  }
+  cv::Mat color;
+  if (image.channels() == 1) cv::merge(std::vector<cv::Mat>(3, image), color);
+  return image.channels() == 1 ? color : image;
+}
+
 // Calls `use` with each frame and its name; returns how many there were.
 int each_frame(const std::string& source, const std::function<void(const cv::Mat&, const std::string&)>& use) {
   const std::vector<std::string> suffixes = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"};
@@ -59,8 +93,8 @@ int each_frame(const std::string& source, const std::function<void(const cv::Mat
   int count = 0;
   if (fs::is_directory(source) || std::find(suffixes.begin(), suffixes.end(), suffix) != suffixes.end()) {
     for (const fs::path& file : pictures(source, suffixes)) {
-      const cv::Mat image = cv::imread(file.string(), cv::IMREAD_COLOR);
-      if (image.empty()) throw std::runtime_error(file.string() + " is not a readable picture");
+      const cv::Mat image = read_picture(file);
+      if (image.empty()) continue;
       use(image, file.stem().string());
       ++count;
     }
@@ -68,7 +102,9 @@ int each_frame(const std::string& source, const std::function<void(const cv::Mat
   }
   const auto digit = [](unsigned char c) { return std::isdigit(c) != 0; };
   const bool camera = !source.empty() && std::all_of(source.begin(), source.end(), digit);
-  cv::VideoCapture capture = camera ? cv::VideoCapture(std::stoi(source)) : cv::VideoCapture(source);
+  // Absolute, for FFmpeg takes what stands before a colon for a protocol.
+  const std::string opened = fs::exists(source) ? fs::absolute(source).string() : source;
+  cv::VideoCapture capture = camera ? cv::VideoCapture(std::stoi(source)) : cv::VideoCapture(opened);
   if (!capture.isOpened()) throw std::runtime_error("cannot open " + source);
   cv::Mat image;
   while (capture.read(image)) {

@@ -7,7 +7,6 @@ import dataclasses
 import io
 import json
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from m2h_deploy.arrays import DAMAGED_ARRAY
 from m2h_deploy.bundle import Bundle, load_bundle, record_result
 from m2h_deploy.cluster.digests import frame_digest, job_digest, reference_digest
 from m2h_deploy.cluster.jobs import Complain, FrameWorker, JobResult, Progress, Row, Status, run_job
@@ -83,7 +83,7 @@ def verify_on(
         work: folder of the measurements, seen by every worker. Bundles and data sets may share one.
         pictures: pictures of this many worst frames a task; those frames are run once more.
         progress: called as frames are done.
-        complain: called with the reason of each frame that could not be measured.
+        complain: called with the reason of each frame that could not be measured, and of each file that is no picture.
 
     Raises:
         M2HError: as `verify`, and where Ray is missing or not there. A frame that cannot be measured raises at the
@@ -92,6 +92,9 @@ def verify_on(
     path = Path(data).resolve() if isinstance(data, (str, os.PathLike)) else None
     source = open_dataset(path, split) if path is not None else data
     assert not isinstance(source, (str, os.PathLike))
+    for reason in getattr(source, "skipped", ()):
+        if complain is not None:
+            complain("skipped", reason)
     bundle = load_bundle(Path(bundle_path).resolve())
     indices = spread(len(source), limit, name_of(data))
     settings = _settings(bundle, reference, path or source, split, source, indices[0], cluster.threads)
@@ -255,7 +258,7 @@ def _decode(file: Path) -> tuple[FrameRecord, Sides]:
         tests = tuple(GateResult(**gate) for gate in sides["self_test"])
         record = FrameRecord(head["name"], tensors, tasks, head["differences"], frozenset(head["derived"]))
         return record, Sides(Side(**sides["reference"]), Side(**sides["engine"]), tests)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED_ARRAY as error:
         raise M2HError(f"{file} is damaged: remove it and run again ({' '.join(str(error).split())[:100]})") from None
 
 

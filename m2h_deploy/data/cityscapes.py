@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,14 @@ import numpy.typing as npt
 from m2h_deploy.data.classes import CITYSCAPES_CLASSES, IGNORE_LABEL
 from m2h_deploy.data.frame import Frame, Intrinsics
 from m2h_deploy.data.labels import boundaries
-from m2h_deploy.data.reading import as_depth, check_size, read_image, read_plane
+from m2h_deploy.data.reading import as_depth, check_median, check_size, read_plane
 from m2h_deploy.errors import M2HError
+from m2h_deploy.image_files import read_image
 
 #: Depth beyond this is treated as unknown.
 MAX_DEPTH_M = 80.0
+#: Meters between which the median depth of a street lies.
+_MEDIAN = (0.5, 80.0)
 
 # The camera of the recordings at 2048x1024 and its stereo baseline in metres, used where a frame has no
 # camera file of its own.
@@ -111,9 +115,12 @@ class Cityscapes:
             stored = json.loads(path.read_text())
             k = stored["intrinsic"]
             camera = Intrinsics(float(k["fx"]), float(k["fy"]), float(k["u0"]), float(k["v0"]))
-            return camera, float(stored["extrinsic"]["baseline"])
+            baseline = float(stored["extrinsic"]["baseline"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise M2HError(f"{path}: not a Cityscapes camera file ({error})") from error
+        if not all(0 < value < math.inf for value in (camera.fx, camera.fy, baseline)):
+            raise M2HError(f"{path}: focal lengths and the baseline must be finite and above 0")
+        return camera, baseline
 
 
 def _depth(
@@ -124,8 +131,9 @@ def _depth(
         raise M2HError(f"{where}: disparity is {stored.dtype}, expected 16 bits")
     disparity = (stored.astype(np.float64) - 1.0) / 256.0
     depth = np.divide(focal_times_baseline, disparity, out=np.zeros(stored.shape), where=disparity > 0)
+    check_median(depth, where, _MEDIAN)  # before what is far becomes unknown: whole pixels of disparity all would
     depth[depth > MAX_DEPTH_M] = 0.0
-    return as_depth(depth, size, where)
+    return as_depth(depth, size, where, _MEDIAN)
 
 
 def _semantics(stored: npt.NDArray[np.integer], size: tuple[int, int], where: str) -> npt.NDArray[np.uint8]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from m2h_deploy.data.frame import NYU_INTRINSICS, Frame, Intrinsics
-from m2h_deploy.data.reading import IMAGE_SUFFIXES, as_depth, read_image, read_plane
-from m2h_deploy.errors import M2HError
+from m2h_deploy.data.reading import as_depth, read_plane
+from m2h_deploy.errors import M2HError, one_line
+from m2h_deploy.image_files import decode_picture, image_files, may_be_map, read_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,19 +51,28 @@ class _Files(ABC):
 
 @dataclass(frozen=True, eq=False)
 class ImageFolder(_Files):
-    """The images directly in a folder, in the order of their names; no labels."""
+    """The pictures directly in a folder, in the order of their names; no labels.
+
+    Depth maps and label maps among them are left out (see `m2h_deploy.image_files`), and named in `skipped`. A file
+    that cannot be read is not: it is an error when its turn comes.
+    """
+
+    skipped: tuple[str, ...] = ()
+    """Why each file that was left out is no picture."""
 
     @classmethod
     def open(cls, folder: str | Path) -> ImageFolder:
         """
         Raises:
-            M2HError: the folder has no image.
+            M2HError: the folder has no picture.
         """
         folder = Path(folder)
-        files = tuple(sorted(p for p in _entries(folder) if p.suffix.lower() in IMAGE_SUFFIXES))
+        kinds = {file: _kind(file) for file in image_files(folder)}
+        files = tuple(file for file, kind in kinds.items() if kind is None)
+        skipped = tuple(one_line(f"{file} is a {kind}, not a picture: skipped") for file, kind in kinds.items() if kind)
         if not files:
-            raise M2HError(f"{folder}: no image ({', '.join(IMAGE_SUFFIXES)}) in this folder")
-        return cls(folder, files)
+            raise M2HError(f"{folder} holds no pictures: {skipped[0]}")
+        return cls(folder, files, skipped)
 
     def _read(self, file: Path) -> Frame:
         return Frame(read_image(file), file.stem)
@@ -108,7 +118,9 @@ def _depth_beside(file: Path) -> Path:
     return file.with_name("sync_depth_" + file.stem.removeprefix("rgb_") + ".png")
 
 
-def _entries(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise M2HError(f"{folder}: no such folder")
-    return [p for p in folder.iterdir() if p.is_file()]
+def _kind(file: Path) -> str | None:
+    """Which kind of map a file is; None for a picture, and for a file that cannot be read."""
+    try:
+        return decode_picture(file)[1] if may_be_map(file) else None
+    except M2HError:
+        return None

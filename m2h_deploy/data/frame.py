@@ -80,7 +80,8 @@ class Frame:
 class Dataset(Protocol):
     """A finite, ordered source of frames that reads one frame at a time.
 
-    One that reads files also has `files_of(index)`, the paths of a frame's files, labels included, there or not.
+    One that reads files also has `files_of(index)`, the paths of a frame's files, labels included, there or not. One
+    that leaves files out has `skipped`, a line for each that says why.
     """
 
     @property

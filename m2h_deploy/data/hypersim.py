@@ -14,11 +14,22 @@ import numpy.typing as npt
 from m2h_deploy.data.classes import NYU40_CLASSES
 from m2h_deploy.data.frame import Frame, Intrinsics
 from m2h_deploy.data.labels import boundaries
-from m2h_deploy.data.reading import as_depth, as_normals, as_semantics, check_size, read_image, require_file
+from m2h_deploy.data.reading import (
+    as_depth,
+    as_normals,
+    as_semantics,
+    check_median,
+    check_meters,
+    check_size,
+    require_file,
+)
 from m2h_deploy.errors import M2HError
+from m2h_deploy.image_files import read_image
 
 #: Depth beyond this is treated as unknown.
 MAX_DEPTH_M = 20.0
+#: Meters between which the median depth of a frame lies: some look at a thing close by, or out of a window.
+_MEDIAN = (0.01, 1000.0)
 #: The list of the official v1 split.
 SPLIT_NAME = "metadata_images_split_scene_v1.csv"
 # Focal length in pixels at 1024x768 (60 degrees across). Some scenes tilt their lens; this ignores that.
@@ -124,8 +135,10 @@ def _read_frame(preview: Path) -> Frame:
     # Published "depth" is the distance to the lens; along the axis it is shorter towards the corners.
     # Where a ray met nothing it is NaN by design, not by fault.
     distance, where = label("depth_meters")
+    check_meters(distance, where)
     depth = np.nan_to_num(distance.astype(np.float64), nan=0.0, posinf=0.0)
     depth /= np.linalg.norm(camera.rays(height, width), axis=-1)
+    check_median(depth, where, _MEDIAN)  # before what is far becomes unknown: in millimeters all of it would
     depth[depth > MAX_DEPTH_M] = 0.0
     # Hypersim's axes are x right, y up, z towards the camera; only x differs from `Frame.normals`.
     stored, where_normals = label("normal_cam")
@@ -137,7 +150,7 @@ def _read_frame(preview: Path) -> Frame:
     return Frame(
         image,
         "_".join(str(part) for part in _identity(preview)),
-        depth=as_depth(depth, size, where),
+        depth=as_depth(depth, size, where, _MEDIAN),
         normals=as_normals(normals, size, where_normals),
         semantics=semantics,
         edges=boundaries(segments),

@@ -29,10 +29,10 @@ from m2h_deploy.data.reading import (
     as_semantics,
     decode_normals,
     read_array,
-    read_image,
     read_plane,
 )
 from m2h_deploy.errors import M2HError
+from m2h_deploy.image_files import read_image
 
 #: The names of the official files.
 MAT_NAME, SPLITS_NAME, MAPPING_NAME = "nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat"
@@ -222,14 +222,18 @@ class _MatFile:
         where = f"{self.path} frame {number + 1}"
         with _hdf5(self.path) as file, _damage(where):
             image = np.ascontiguousarray(file["images"][number].transpose(2, 1, 0)[..., ::-1])
-            depth, labels = file["depths"][number].T, file["labels"][number].T.astype(np.int64)
+            depth, labels = file["depths"][number].T, file["labels"][number].T
             parts = file["instances"][number].T if self.has_instances else np.zeros_like(labels)
         if image.dtype != np.uint8:
             raise M2HError(f"{where}: image is {image.dtype}, expected uint8")
         size = (int(image.shape[0]), int(image.shape[1]))
         depth = as_depth(depth, size, where)
-        if labels.max() >= len(self.table):
-            raise M2HError(f"{where}: label {labels.max()}, but the class mapping ends at {len(self.table) - 1}")
+        if labels.dtype.kind not in "iu":
+            raise M2HError(f"{where}: labels are {labels.dtype}, expected integers")
+        labels = labels.astype(np.int64)
+        if labels.min() < 0 or labels.max() >= len(self.table):
+            wrong = labels.max() if labels.max() >= len(self.table) else labels.min()
+            raise M2HError(f"{where}: label {wrong}, but the class mapping ends at {len(self.table) - 1}")
         # Boundaries follow the objects (894 classes, instances), as annotators drew them, not the 40 classes.
         segments = np.where(labels > 0, labels * 256 + parts, 0).astype(np.int32)
         window = max(3, round(7 * size[0] / 480) | 1)

@@ -9,8 +9,9 @@ from m2h_deploy.data.folders import ImageFolder, RGBDPairs
 from m2h_deploy.data.frame import Dataset
 from m2h_deploy.data.hypersim import SPLIT_NAME, Hypersim
 from m2h_deploy.data.nyuv2 import MAT_NAME, NYUv2
-from m2h_deploy.data.reading import IMAGE_SUFFIXES
 from m2h_deploy.errors import M2HError
+from m2h_deploy.image_files import IMAGE_SUFFIXES
+from m2h_deploy.names import is_file, is_folder
 
 _KNOWN = (
     f"{MAT_NAME} (NYUv2), gt_sets/ (multi-task NYUv2), leftImg8bit/ (Cityscapes), ai_*/images/ (Hypersim), "
@@ -35,11 +36,11 @@ def open_dataset(path: str | Path, split: str = "val") -> Dataset:
         M2HError: nothing at `path`, or nothing known; the message says what was looked for.
     """
     path = Path(path)
-    if path.is_file():
+    if is_file(path):
         if path.suffix.lower() == ".mat":
             return NYUv2.from_mat(path, split=split)
         raise M2HError(f"{path}: a file, but not {MAT_NAME}; give a data set's folder. Looked for: {_KNOWN}")
-    if not path.is_dir():
+    if not is_folder(path):
         raise M2HError(f"{path}: no such file or folder")
     if (path / "gt_sets").is_dir():
         return NYUv2.from_folder(path, split)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from m2h_deploy.arrays import DAMAGED_ARRAY
 from m2h_deploy.data.classes import IGNORE_LABEL
 from m2h_deploy.errors import M2HError
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+from m2h_deploy.image_files import decode, read_content
 
 Size = tuple[int, int]
 
@@ -27,11 +26,6 @@ def require_file(path: Path, what: str) -> Path:
     if not path.is_file():
         raise M2HError(f"{path}: {what} is missing")
     return path
-
-
-def read_image(path: Path) -> npt.NDArray[np.uint8]:
-    """A colour image, uint8 (H, W, 3) BGR, turned upright if its EXIF data says so."""
-    return np.asarray(_decode(path, cv2.IMREAD_COLOR, "image"), np.uint8)
 
 
 def read_plane(path: Path, what: str) -> npt.NDArray[Any]:
@@ -49,8 +43,7 @@ def read_array(path: Path, what: str) -> npt.NDArray[Any]:
     require_file(path, what)
     try:
         array = np.load(path, allow_pickle=False)
-    # A damaged header makes NumPy raise what its own parser stumbled over.
-    except (OSError, ValueError, EOFError, SyntaxError, TokenError, MemoryError) as error:
+    except DAMAGED_ARRAY as error:
         raise M2HError(f"{path}: {what} is not a readable .npy file ({type(error).__name__})") from error
     if not isinstance(array, np.ndarray):
         raise M2HError(f"{path}: {what} is an archive of arrays, expected one array (.npy)")
@@ -67,23 +60,59 @@ def check_size(array: npt.NDArray[Any], size: Size, where: str, what: str) -> No
         raise M2HError(f"{where}: {what} is {found}, but its image is {size[0]}x{size[1]} (height x width)")
 
 
-def as_depth(array: npt.NDArray[Any], size: Size, where: str) -> npt.NDArray[np.float32]:
-    """Metric depth, float32 (H, W), 0 where unknown.
+#: Meters between which the median depth of a frame of rooms lies. One in centimeters or millimeters lies beyond.
+ROOM_MEDIAN = (0.05, 30.0)
+
+
+def as_depth(
+    array: npt.NDArray[Any], size: Size, where: str, median: tuple[float, float] = ROOM_MEDIAN
+) -> npt.NDArray[np.float32]:
+    """Metric depth, float32 (H, W), 0 where unknown; `median` as `check_median` takes it.
 
     Raises:
-        M2HError: wrong size or type, NaN or infinity, or a negative depth.
+        M2HError: wrong size or type, NaN or infinity, a negative depth, or another unit than meters.
     """
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
-    if array.ndim != 2 or array.dtype.kind not in "fiu":
+    if array.ndim != 2:
         raise M2HError(f"{where}: depth is {array.dtype} {array.shape}, expected numbers (height, width)")
+    check_meters(array, where)
     check_size(array, size, where, "depth")
     bad = int(np.count_nonzero(~np.isfinite(array)))
     if bad:
         raise M2HError(f"{where}: depth has {bad} NaN or infinite pixels; write 0 where it is unknown")
     if array.size and array.min() < 0:
         raise M2HError(f"{where}: depth goes down to {array.min():.3g} m; write 0 where it is unknown")
+    check_median(array, where, median)
     return np.ascontiguousarray(array, np.float32)
+
+
+def check_meters(array: npt.NDArray[Any], where: str) -> None:
+    """
+    Raises:
+        M2HError: depth is not floating-point. Whole numbers are some sensor's unit, and which one is not known.
+    """
+    if array.dtype.kind in "iu":
+        raise M2HError(
+            f"{where}: depth is {array.dtype}, expected floating-point meters; "
+            "whole numbers are mostly millimeters: store them as float32, divided by 1000"
+        )
+    if array.dtype.kind != "f":
+        raise M2HError(f"{where}: depth is {array.dtype}, expected floating-point meters")
+
+
+def check_median(depth: npt.NDArray[Any], where: str, bounds: tuple[float, float]) -> None:
+    """
+    Raises:
+        M2HError: the median of the known pixels (above 0) is not within `bounds`, in meters: another unit.
+    """
+    known = depth[depth > 0]
+    middle = float(np.median(known.astype(np.float64))) if known.size else bounds[0]
+    if not bounds[0] <= middle <= bounds[1]:
+        raise M2HError(
+            f"{where}: the median depth is {middle:.3g} m, expected {bounds[0]:g} to {bounds[1]:g} m: "
+            "it is stored in another unit than this layout has"
+        )
 
 
 def as_semantics(array: npt.NDArray[Any], size: Size, where: str, classes: int) -> npt.NDArray[np.uint8]:
@@ -106,32 +135,39 @@ def as_normals(array: npt.NDArray[np.floating], size: Size, where: str) -> npt.N
     """Unit normals, float32 (H, W, 3); vectors far from unit length are unknown and become (0, 0, 0).
 
     Raises:
-        M2HError: wrong size, or NaN.
+        M2HError: wrong size or type, NaN or infinity, or no vector of about unit length.
     """
     if array.ndim != 3 or array.shape[2] != 3:
         raise M2HError(f"{where}: normals are {array.shape}, expected (height, width, 3)")
     check_size(array, size, where, "normals")
+    if array.dtype.kind != "f":
+        raise M2HError(f"{where}: normals are {array.dtype}, expected floating-point unit vectors")
     vectors = array.astype(np.float64)
-    if np.isnan(vectors).any():
-        raise M2HError(f"{where}: normals have NaN; write (0, 0, 0) where they are unknown")
+    if not np.isfinite(vectors).all():
+        raise M2HError(f"{where}: normals have NaN or infinity; write (0, 0, 0) where they are unknown")
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     # Eight bits cannot store a zero vector, and black pixels decode to (-1, -1, -1): neither is a normal.
     known = (length > 0.5) & (length < 1.5)
+    black = (vectors == -1).all(axis=-1, keepdims=True)
+    if not known.any() and ((length >= 1.5) & ~black).any():
+        raise M2HError(f"{where}: no normal is a unit vector: the longest has length {length.max():.3g}")
     return np.divide(vectors, length, out=np.zeros_like(vectors), where=known).astype(np.float32)
 
 
 def as_edges(array: npt.NDArray[Any], size: Size, where: str) -> npt.NDArray[np.uint8]:
-    """Boundaries, uint8 (H, W), 0 or 1, from 0/255 or 0/1.
+    """Boundaries, uint8 (H, W), 0 or 1, from 0..255 or 0..1; half of the range and above is a boundary.
 
     Raises:
-        M2HError: wrong size or more than one channel.
+        M2HError: wrong size, more than one channel, or values of neither range, such as labels.
     """
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
-    if array.ndim != 2:
-        raise M2HError(f"{where}: edges are {array.shape}, expected (height, width)")
+    if array.ndim != 2 or array.dtype.kind not in "biuf":
+        raise M2HError(f"{where}: edges are {array.dtype} {array.shape}, expected numbers (height, width)")
     check_size(array, size, where, "edges")
-    top = float(array.max())
+    low, top = float(array.min()), float(array.max())
+    if not (low >= 0 and (top <= 1 or top == 255)):  # NaN fails it too
+        raise M2HError(f"{where}: edges are {low:g} to {top:g}, expected 0 and 1, or 0 and 255")
     return (array > (127 if top > 1 else 0.5)).astype(np.uint8)
 
 
@@ -142,17 +178,4 @@ def decode_normals(path: Path) -> npt.NDArray[np.float32]:
 
 
 def _decode(path: Path, flags: int, what: str) -> npt.NDArray[Any]:
-    require_file(path, what)
-    # imdecode, not imread: it also takes paths that OpenCV cannot spell on some platforms, and it tells
-    # an unreadable file from an undecodable one.
-    try:
-        data = np.frombuffer(path.read_bytes(), np.uint8)
-    except OSError as error:
-        raise M2HError(f"{path}: {what} cannot be read ({error.strerror})") from error
-    try:
-        decoded = cv2.imdecode(data, flags) if data.size else None
-    except cv2.error:
-        decoded = None
-    if decoded is None:
-        raise M2HError(f"{path}: {what} cannot be decoded; the file is damaged or not an image")
-    return np.asarray(decoded)
+    return decode(path, read_content(path, what), flags, what)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import re
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.files import whole_file
 from m2h_deploy.model.config import BACKBONES, VARIANTS, BackboneConfig, ModelConfig
 from m2h_deploy.model.network import M2H
+from m2h_deploy.model.weights import read_tensors
 
 #: Weights that ship with the package, by name: wherever a checkpoint's path is taken, the name means the file.
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -115,21 +113,32 @@ def load_checkpoint(path: str | os.PathLike[str]) -> M2H:
     `path` is a published state dict (`.pt`, pickled by torch and read with `weights_only=True`), a safetensors
     file of `save_checkpoint`, or the name of weights that ship with the package (`m2h-tiny`). Variant, backbone,
     channels and classes are read off the tensors. Raises M2HError when the file is missing, broken, would run
-    code, or is not exactly an M2H network: missing, unexpected and misshapen tensors are named.
+    code, holds tensors that are no weights (see `read_tensors`), or is not exactly an M2H network: missing, unexpected
+    and misshapen tensors are named.
     """
     file = resolve_checkpoint(path)
-    tensors, config = _read_safetensors(file) if _is_safetensors(file) else (_read_torch(file), None)
+    tensors, metadata = read_tensors(file)
     tensors = {rename_published(name): tensor for name, tensor in tensors.items()}
-    model = M2H(config or _infer_config(tensors, file))
+    model = M2H(_stated_config(metadata, file) or _infer_config(tensors, file))
     _check_tensors(model.state_dict(), tensors, file)
-    _check_finite(tensors, file)
-    model.load_state_dict(
-        {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    )
+    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    check_finite(tensors, file)
+    model.load_state_dict(tensors)
     return model.eval()
 
 
-def _check_finite(tensors: dict[str, Tensor], file: Path) -> None:
+def _stated_config(metadata: Mapping[str, str], file: Path) -> ModelConfig | None:
+    """The configuration in the header of a file of `save_checkpoint`."""
+    if _CONFIG_KEY not in metadata:
+        return None
+    try:
+        return ModelConfig.from_dict(json.loads(metadata[_CONFIG_KEY]))
+    except (ValueError, RecursionError, M2HError) as error:
+        raise M2HError(f"{file}: its metadata {_CONFIG_KEY} is damaged: {error}") from None
+
+
+def check_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Raises M2HError where a tensor, in float32, holds NaN or infinity."""
     bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if bad:
         more = f" and {len(bad) - 1} others" if len(bad) > 1 else ""
@@ -176,62 +185,6 @@ def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
     if file.is_dir():
         raise M2HError(f"{file} is a folder: give the checkpoint file in it")
     raise M2HError(f"no checkpoint at {file}: give a published .pt file or an m2h-deploy .safetensors file")
-
-
-def _is_safetensors(file: Path) -> bool:
-    with file.open("rb") as stream:
-        head = stream.read(9)
-    return len(head) == 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
-
-
-def _head(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return stream.read(2)
-
-
-def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
-        config = ModelConfig.from_dict(json.loads(metadata[_CONFIG_KEY])) if _CONFIG_KEY in metadata else None
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise M2HError(f"{file} is not a readable safetensors file (truncated?): {_first_line(error)}") from None
-    return tensors, config
-
-
-def _read_torch(file: Path) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is refused below
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error):
-            raise M2HError(
-                f"{file} holds more than tensors, would run code when unpickled, and was not opened: save it again "
-                "as a plain state dict, torch.save(model.state_dict(), path)"
-            ) from None
-        raise M2HError(f"{file} is not a checkpoint: expected a PyTorch state dict or safetensors") from None
-    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, zipfile.BadZipFile) as error:
-        if zipfile.is_zipfile(file) or _head(file) == b"PK":
-            raise M2HError(f"{file} is a damaged or truncated PyTorch checkpoint: {_first_line(error)}") from None
-        raise M2HError(f"{file} is not a checkpoint: expected a PyTorch state dict or safetensors") from None
-    except OSError as error:
-        raise M2HError(f"cannot read {file}: {error.strerror or error}") from None
-    if isinstance(loaded, Mapping):
-        for key in ("state_dict", "model"):
-            if isinstance(loaded.get(key), Mapping):
-                loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise M2HError(f"{file} holds no plain state dict (tensor names to tensors)")
-    return {str(name): tensor for name, tensor in loaded.items()}
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
 
 
 def _infer_config(tensors: dict[str, Tensor], file: Path) -> ModelConfig:
@@ -286,6 +239,7 @@ def _infer_backbone(tensors: dict[str, Tensor]) -> BackboneConfig:
 
 
 def _check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], file: Path) -> None:
+    """Raises M2HError that names missing, unexpected and misshapen tensors."""
     missing = [name for name in expected if name not in given]
     unexpected = [name for name in given if name not in expected]
     misshapen = [

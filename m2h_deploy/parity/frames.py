@@ -11,6 +11,7 @@ import numpy as np
 
 from m2h_deploy.bundle import Manifest
 from m2h_deploy.data.frame import Dataset, Frame
+from m2h_deploy.errors import M2HError
 from m2h_deploy.parity.pictures import difference
 from m2h_deploy.parity.reference import Outputs, Reference
 from m2h_deploy.parity.tasks import Against, State, TaskComparison, check_classes
@@ -123,7 +124,7 @@ class _Plain:
         runtime = self._runtime
         tensor = runtime.preprocess(frame.image)
         outputs = self._reference.run(tensor)
-        expected = {task: outputs[task][0] for task in runtime.manifest.tasks}
+        expected = _finite_reference({task: outputs[task][0] for task in runtime.manifest.tasks}, frame)
         batch = runtime.manifest.input.batch or 1
         raw = runtime.backend.run(np.repeat(tensor, batch, axis=0) if batch > 1 else tensor)
         given, bad = _finite({name: np.asarray(value[0], np.float32) for name, value in raw.items()})
@@ -149,10 +150,20 @@ class _Sensor:
         if manifest.input.layout == "NV12":
             image = nv12_to_bgr(bgr_to_nv12(image))
         outputs = self._reference.run(self._preprocess(image))
-        kept = {task: outputs[task][0] for task in manifest.tasks}
+        kept = _finite_reference({task: outputs[task][0] for task in manifest.tasks}, frame)
         before = self._postprocess(kept, frame.height, frame.width)
         given, bad = _finite(_maps(after))
         return BothSides(before, _maps(before), dataclasses.replace(after, **_arrays(given)), given, bad)
+
+
+def _finite_reference(outputs: Outputs, frame: Frame) -> Outputs:
+    """`outputs`. Raises M2HError where a reference gives NaN or infinity: nothing can be measured against it."""
+    bad = [name for name, value in outputs.items() if not np.isfinite(value).all()]
+    if bad:
+        raise M2HError(
+            f"the reference gives NaN or infinity in {', '.join(bad)} on {frame.name}: its weights are damaged"
+        )
+    return outputs
 
 
 def _maps(prediction: Prediction) -> Outputs:

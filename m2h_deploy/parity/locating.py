@@ -179,17 +179,13 @@ def _is_sensor(path: str | os.PathLike[str]) -> bool:
 
 def _load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     try:
-        import onnx
+        import onnx  # noqa: F401 (as below)
         import onnxruntime  # noqa: F401 (asked for here, so that one line names what is missing)
     except ModuleNotFoundError as error:
         raise M2HError(f"locating a difference needs {error.name}: pip install 'm2h-deploy[export]'") from None
-    try:
-        return onnx.load(os.fspath(path))
-    except FileNotFoundError:
-        raise M2HError(f"no ONNX file at {path}") from None
-    except Exception as error:  # protobuf's DecodeError has no stable place to import it from
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise M2HError(f"{path} is not an ONNX file: {reason}") from None
+    from m2h_deploy.onnx_files import read_onnx
+
+    return read_onnx(path)
 
 
 def _value_names(proto: onnx.ModelProto) -> list[str]:
@@ -216,14 +212,22 @@ class _Probe:
             self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises its own unexported types
             raise M2HError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from None
-        self._input = self._session.get_inputs()[0]
+        self._path = path
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1:
+            raise M2HError(f"{path} takes {len(inputs)} inputs, expected one image: export it again")
+        self._input = inputs[0]
 
     def run(self, names: list[str], image: NDArray[np.float32]) -> list[NDArray[Any]]:
         batch = self._input.shape[0]
         if isinstance(batch, int) and batch > len(image):
             image = np.resize(image, (batch, *image.shape[1:]))
         dtype = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}.get(self._input.type, np.float32)
-        values: list[NDArray[Any]] = self._session.run(names, {self._input.name: image.astype(dtype)})
+        try:
+            values: list[NDArray[Any]] = self._session.run(names, {self._input.name: image.astype(dtype)})
+        except Exception as error:  # ONNX Runtime raises its own unexported types
+            shape = " x ".join(map(str, image.shape))
+            raise M2HError(f"ONNX Runtime cannot run {self._path} on {shape}: {str(error).splitlines()[0]}") from None
         return values
 
 

@@ -14,10 +14,12 @@ from m2h_deploy.bundle import Classes
 from m2h_deploy.data.frame import Frame
 from m2h_deploy.metrics.normals import angles_between
 from m2h_deploy.postprocess import Prediction
-from m2h_deploy.visualize import Picture, depth_span, draw_depth, draw_edges, draw_normals, draw_semantics
+from m2h_deploy.visualize import Picture, depth_span, draw_depth, draw_edges, draw_normals, draw_semantics, fit
 
 #: Width of a picture in pixels; wide enough for half a phone, small enough for a page of forty.
 _WIDTH = 360
+#: Height at most: a strip of 16 x 16384 pixels would get 370,000 rows, more than a JPEG has.
+_TALLEST = 1440
 
 #: What one frame's difference is measured in, and the difference that gets the brightest colour.
 _DIFFERENCES = {
@@ -108,7 +110,7 @@ def _draw(task: str, reference: NDArray[Any], engine: NDArray[Any], classes: Cla
 
 
 def _jpeg(picture: Picture) -> bytes:
-    height = max(1, round(picture.shape[0] * _WIDTH / picture.shape[1]))
-    shrinks = picture.shape[1] >= _WIDTH
-    resized = cv2.resize(picture, (_WIDTH, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
+    size = fit(picture, _TALLEST, _WIDTH)
+    shrinks = picture.shape[1] >= size[0]
+    resized = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
     return bytes(cv2.imencode(".jpg", resized, [cv2.IMWRITE_JPEG_QUALITY, 85])[1])

@@ -14,6 +14,8 @@ from m2h_deploy.errors import M2HError
 
 Outputs = dict[str, NDArray[np.float32]]
 
+_TASKS = ("depth", "semantics", "normals", "edges")
+
 
 class Reference(Protocol):
     """What an engine is measured against."""
@@ -53,7 +55,7 @@ class _TorchReference:
         self._model = load_checkpoint(path)
         self.description = f"PyTorch {torch.__version__}, float32, {self._model.config.variant}"
         self.weights_sha256 = weights_digest(self._model)
-        self.tasks: tuple[str, ...] = ("depth", "semantics", "normals", "edges")
+        self.tasks: tuple[str, ...] = _TASKS
 
     def run(self, image: NDArray[np.float32]) -> Outputs:
         with self._torch.inference_mode():
@@ -77,8 +79,9 @@ class _OnnxReference:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # two engines share the cores
         # A reference computes the graph as it was written.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        content = _content(path)
         try:
-            self._session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises its own unexported types
             raise M2HError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from None
         card: dict[str, Any] = self._session.get_modelmeta().custom_metadata_map
@@ -86,7 +89,10 @@ class _OnnxReference:
             raise M2HError(f"{path} is a sensor graph: give the checkpoint, or the file of the same export without it")
         if "m2h.weights_sha256" not in card:
             raise M2HError(f"{path} was not made by m2h-deploy export: it does not name its weights")
-        given = self._session.get_inputs()[0]
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4:
+            raise M2HError(f"{path} does not take one image of N x 3 x height x width: export it again")
+        given = inputs[0]
         if list(given.shape[2:]) != [spec.height, spec.width]:
             size = "x".join(str(side) for side in given.shape[2:])
             raise M2HError(f"{path} takes {size} pixels, the engine {spec.height}x{spec.width}: export it at that size")
@@ -94,11 +100,27 @@ class _OnnxReference:
             raise M2HError(f"{path} takes {given.type}: a reference is float32")
         self._input = given.name
         self._batch = given.shape[0] if isinstance(given.shape[0], int) else 1
-        self.tasks = tuple(node.name for node in self._session.get_outputs())
+        self._path = path
+        self.tasks = tuple(node.name for node in self._session.get_outputs() if node.name in _TASKS)
         self.weights_sha256 = str(card["m2h.weights_sha256"])
         self.description = f"ONNX Runtime {ort.__version__}, float32 graph, {card.get('m2h.variant', 'M2H')}"
 
     def run(self, image: NDArray[np.float32]) -> Outputs:
         batch = np.repeat(image, self._batch, axis=0) if self._batch > 1 else image
-        values = self._session.run(list(self.tasks), {self._input: batch})
+        try:
+            values = self._session.run(list(self.tasks), {self._input: batch})
+        except Exception as error:  # as above
+            raise M2HError(f"ONNX Runtime cannot run {self._path}: {str(error).splitlines()[0]}") from None
         return {name: value[:1] for name, value in zip(self.tasks, values, strict=True)}
+
+
+def _content(path: Path) -> str | bytes:
+    """What ONNX Runtime opens: the path, or the whole graph where weights lie in other files.
+
+    It does not take the shapes of a graph from another file. A device without onnx leaves that to it.
+    """
+    try:
+        from m2h_deploy.onnx_files import external_files, read_onnx
+    except ModuleNotFoundError:
+        return os.fspath(path)
+    return read_onnx(path).SerializeToString() if external_files(path) else os.fspath(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +16,8 @@ from m2h_deploy.data.rooms import Rooms
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files import write_text
 from m2h_deploy.model import M2H, build_model, load_checkpoint, save_checkpoint
+from m2h_deploy.model.checkpoint import check_finite
+from m2h_deploy.model.weights import read_tensors
 from m2h_deploy.training.cache import FrameCache, open_cache
 from m2h_deploy.training.config import DataConfig, TrainConfig, load_config
 from m2h_deploy.training.evaluation import evaluate, table
@@ -188,9 +189,11 @@ def _quantise(model: M2H, config: TrainConfig, frames: FrameCache, validation: F
 
 
 def _load_backbone(model: M2H, file: Path) -> None:
+    tensors = {name: tensor.float() for name, tensor in read_tensors(file)[0].items()}
+    check_finite(tensors, file)
     try:
-        model.backbone.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, EOFError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        model.backbone.load_state_dict(tensors)
+    except RuntimeError as error:
         reason = (str(error).splitlines() or ["not a state dict"])[-1].strip()
         raise M2HError(f"{file} is not a DINOv2 state dict for {model.config.backbone.name}: {reason[:120]}") from None
 

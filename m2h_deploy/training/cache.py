@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from m2h_deploy.arrays import DAMAGED_ARRAY
 from m2h_deploy.data import IGNORE_LABEL, Dataset, Frame
 from m2h_deploy.errors import M2HError
 from m2h_deploy.training.progress import progress_bar
@@ -88,10 +89,26 @@ def open_cache(
         raise M2HError(f"{key}: no frames to train on")
     identity = json.dumps([_VERSION, key, frames, *size])
     folder = Path(root) / f"frames-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    if not folder.is_dir():
+    if (fields := _open_fields(folder, frames, size)) is None:
+        shutil.rmtree(folder, ignore_errors=True)  # damaged, if it is there
         _build(dataset, frames, key, folder, size, workers)
-    fields = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _FIELDS}
+        fields = _open_fields(folder, frames, size)
+    if fields is None:
+        raise M2HError(f"{folder} cannot be read, although it was just written: give another place for the cache")
     return FrameCache(**fields, class_names=tuple(dataset.class_names))
+
+
+def _open_fields(folder: Path, count: int, size: tuple[int, int]) -> dict[str, npt.NDArray] | None:
+    """The arrays in a folder, mapped into memory; None where one is missing, truncated or of another shape."""
+    try:
+        fields = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _FIELDS}
+    except DAMAGED_ARRAY:
+        return None
+    whole = all(
+        (fields[name].dtype, fields[name].shape) == (np.dtype(dtype), _shape(count, size, channels))
+        for name, (dtype, channels) in _FIELDS.items()
+    )
+    return fields if whole else None
 
 
 def _build(dataset: Dataset, count: int, key: str, folder: Path, size: tuple[int, int], workers: int) -> None:

@@ -20,9 +20,10 @@ from m2h_deploy.cluster.session import on_demand
 from m2h_deploy.cluster.state import MOST_TRIES, State
 from m2h_deploy.data.writing import write_multitask_folder
 from m2h_deploy.errors import M2HError
+from m2h_deploy.image_files import read_image
 from m2h_deploy.parity import to_json
 from m2h_deploy.results import write_prediction
-from m2h_deploy.sources import folder_images, read_image
+from m2h_deploy.sources import folder_images
 from tests.cluster.processes import add_picture, kill, workers_of
 
 ray = pytest.importorskip("ray", reason="needs the extra ray")
@@ -46,7 +47,7 @@ def test_the_files_are_those_of_one_process_and_only_what_is_new_is_done_again(t
     )  # fmt: skip
     assert (job.frames, job.reused, len(job.skipped), len(job.failed)) == (11, 0, 1, 1)
     assert sorted(kind for kind, _ in told) == ["failed", "skipped"]
-    assert "broken.png is not a readable image" in job.failed[0]
+    assert "broken.png: image cannot be decoded" in job.failed[0]
     assert seen[0] == (0, 13) and seen[-1] == (13, 13)
     with Runtime.load(tiny_bundle, threads=1) as runtime:
         for name, file in folder_images(pictures):

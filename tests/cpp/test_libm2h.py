@@ -176,6 +176,20 @@ def test_the_pages_commands_gave_results_for_each_picture(built, runtime):
 
 
 @pytest.mark.cpp
+def test_the_example_takes_neither_half_a_picture_nor_a_depth_map(built, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), room(0))
+    cv2.imwrite(str(tmp_path / "b.png"), np.full((480, 640), 2000, np.uint16))
+    said = built.call("build/examples/m2h_run", built.bundle, tmp_path, tmp_path / "out")
+    assert "b.png is a depth map, not a picture: skipped" in said
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a_depth.png", "a_labels.png"}
+    content = cv2.imencode(".jpg", room(0))[1].tobytes()
+    for cut in (len(content) // 2, len(content) - 2):
+        (tmp_path / "half.jpg").write_bytes(content[:cut])
+        said = built.call("build/examples/m2h_run", built.bundle, tmp_path / "half.jpg", tmp_path / "out", expect=2)
+        assert "half.jpg is not a readable picture, or truncated" in said
+
+
+@pytest.mark.cpp
 def test_without_opencv_the_example_writes_pgm(built, runtime):
     options = ["-DEXAMPLE_OPENCV=OFF", f"-DCMAKE_PREFIX_PATH={built.folder / 'prefix'}"]
     built.call("cmake", "-S", "robot/libm2h/examples", "-B", "plain", *options)

@@ -135,6 +135,17 @@ def _negative_depth(folder: Path) -> Path:
     return path
 
 
+def _scaled_depth(dtype: type, factor: float) -> Callable[[Path], Path]:
+    """The depth in another unit."""
+
+    def spoil(folder: Path) -> Path:
+        path = _first(folder, "depth", ".npy")
+        np.save(path, (np.load(path) * factor).astype(dtype))
+        return path
+
+    return spoil
+
+
 def _pickled_depth(folder: Path) -> Path:
     path = _first(folder, "depth", ".npy")
     np.save(path, np.array([{"no": "thanks"}], object), allow_pickle=True)
@@ -187,6 +198,17 @@ def _cut(kind: str, suffix: str) -> Callable[[Path], Path]:
         (_replaced("segmentation", ".png", np.dstack([np.full(SIZE, n, np.uint8) for n in (1, 2, 3)])), "3 colour"),
         (_replaced("normals", ".png", np.zeros((9, 9, 3), np.uint8)), "9x9"),
         (_replaced("edge", ".png", np.zeros((9, 9), np.uint8)), "9x9"),
+        (_replaced("edge", ".png", np.full(SIZE, 40, np.uint8)), "edges are 40 to 40, expected 0 and 1"),
+        (_replaced("images", ".png", np.zeros(SIZE, np.uint16)), "16-bit depth map, not a picture"),
+        (_replaced("images", ".png", np.arange(48, dtype=np.uint8)[:, None].repeat(64, 1) // 8 * 3), "label map"),
+        (_scaled_depth(np.uint16, 1000), "depth is uint16, expected floating-point meters"),
+        (_scaled_depth(np.int32, 1000), "depth is int32"),
+        (_scaled_depth(np.uint8, 1), "depth is uint8"),
+        (_scaled_depth(np.complex64, 1), "depth is complex64"),
+        (_scaled_depth(np.float32, 1000), "the median depth is"),
+        (_scaled_depth(np.float16, 100), "the median depth is"),
+        (_scaled_depth(np.float64, 0.001), "the median depth is"),
+        (_scaled_depth(np.float32, np.inf), "NaN or infinite"),
     ],
 )
 def test_a_broken_file_is_named_in_one_line(folder: Path, spoil: Callable[[Path], Path], says: str) -> None:
@@ -195,6 +217,53 @@ def test_a_broken_file_is_named_in_one_line(folder: Path, spoil: Callable[[Path]
         _ = open_dataset(folder)[0]
     message = str(caught.value)
     assert str(path) in message and says in message and "\n" not in message
+
+
+@pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8"])
+def test_meters_of_any_floating_point_type_are_read(folder: Path, dtype: str) -> None:
+    path = _first(folder, "depth", ".npy")
+    depth = np.load(path)
+    depth[:24] = 0
+    np.save(path, depth.astype(dtype))
+    read = open_dataset(folder)[0].depth
+    assert read is not None and read.dtype == np.float32 and np.allclose(read, depth, atol=0.01)
+
+
+def test_a_frame_without_any_depth_is_unknown_everywhere(folder: Path) -> None:
+    np.save(_first(folder, "depth", ".npy"), np.zeros(SIZE, np.float32))
+    read = open_dataset(folder)[0].depth
+    assert read is not None and not read.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda normals: np.rint((normals + 1) * 127.5).astype(np.uint8), "normals are uint8"),
+        (lambda normals: (normals + 3) * 100, "no normal is a unit vector"),
+        (lambda normals: np.where(normals > 0.9, np.inf, normals), "NaN or infinity"),
+    ],
+)
+def test_normals_of_another_coding_are_named(
+    folder: Path, change: Callable[[np.ndarray], np.ndarray], says: str
+) -> None:
+    _first(folder, "normals", ".png").unlink()
+    path = _first(folder, "normals", ".npy")
+    np.save(path, change(render_room(SEED, 0, *SIZE).normals))
+    with pytest.raises(M2HError, match=says) as caught:
+        _ = open_dataset(folder)[0]
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("save", [np.save, np.savez])
+def test_a_truncated_array_is_named(folder: Path, save: Callable[..., None], share: float) -> None:
+    path = _first(folder, "depth", ".npy")
+    depth = np.load(path)
+    with path.open("wb") as stream:
+        save(stream, depth)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(M2HError, match=r"depth is not a readable \.npy file"):
+        _ = open_dataset(folder)[0]
 
 
 def test_a_label_whose_folder_is_absent_is_none(folder: Path) -> None:
@@ -264,6 +333,27 @@ def test_a_broken_frame_of_the_mat_is_named(mat: Path, name: str, value: float, 
     with pytest.raises(M2HError) as caught:
         _ = NYUv2.from_mat(mat)[0]
     assert f"{mat} frame 2" in str(caught.value) and says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "factor", "says"),
+    [
+        ("depths", np.uint16, 1000, "depth is uint16"),
+        ("depths", np.float32, 1000, "the median depth is"),
+        ("labels", np.float32, 1, "labels are float32"),
+        ("labels", np.int32, -1, "label -"),
+    ],
+)
+def test_arrays_of_another_unit_or_type_in_the_mat_are_named(
+    mat: Path, name: str, dtype: type, factor: float, says: str
+) -> None:
+    with h5py.File(mat, "r+") as file:
+        changed = (file[name][()] * float(factor)).astype(dtype)
+        del file[name]
+        file[name] = changed
+    with pytest.raises(M2HError, match=says) as caught:
+        _ = NYUv2.from_mat(mat)[0]
+    assert f"{mat} frame 2" in str(caught.value)
 
 
 def test_other_files_in_place_of_the_mat_are_named(mat: Path) -> None:

@@ -27,7 +27,7 @@ def _png(path: Path, array: np.ndarray) -> None:
 
 def test_an_image_folder_gives_images_in_order_and_no_labels(tmp_path: Path) -> None:
     for number in (2, 1):
-        _png(tmp_path / f"{number}.png", np.full((5, 7, 3), (number, 0, 9), np.uint8))
+        _png(tmp_path / f"{number}.png", np.full((16, 18, 3), (number, 0, 9), np.uint8))
     (tmp_path / "notes.txt").write_text("not an image")
     data = open_dataset(tmp_path)
     assert isinstance(data, ImageFolder) and [f.name for f in data] == ["1", "2"]
@@ -60,11 +60,11 @@ def test_real_pairs_are_in_metres() -> None:
 
 def test_pairs_without_partner_or_of_other_size_are_named(tmp_path: Path) -> None:
     scene = tmp_path / "kitchen_0001"
-    _png(scene / "rgb_1.jpg", np.zeros((6, 8, 3), np.uint8))
-    _png(scene / "sync_depth_1.png", np.zeros((6, 9), np.uint16))
-    with pytest.raises(M2HError, match=r"sync_depth_1\.png: depth is 6x9, but its image is 6x8"):
+    _png(scene / "rgb_1.jpg", np.zeros((16, 18, 3), np.uint8))
+    _png(scene / "sync_depth_1.png", np.zeros((16, 19), np.uint16))
+    with pytest.raises(M2HError, match=r"sync_depth_1\.png: depth is 16x19, but its image is 16x18"):
         _ = open_dataset(tmp_path)[0]
-    _png(scene / "sync_depth_1.png", np.zeros((6, 8), np.uint8))
+    _png(scene / "sync_depth_1.png", np.zeros((16, 18), np.uint8))
     with pytest.raises(M2HError, match="expected 16-bit"):
         _ = open_dataset(tmp_path)[0]
     (scene / "sync_depth_1.png").unlink()
@@ -72,7 +72,15 @@ def test_pairs_without_partner_or_of_other_size_are_named(tmp_path: Path) -> Non
         _ = RGBDPairs.open(tmp_path)[0]
 
 
-HYPERSIM_SIZE = (12, 16)
+def test_pairs_in_another_unit_than_millimeters_are_named(tmp_path: Path) -> None:
+    _png(tmp_path / "rgb_1.jpg", np.zeros((16, 18, 3), np.uint8))
+    for meters in (2, 50_000):  # whole meters, and tenths of a millimeter
+        _png(tmp_path / "sync_depth_1.png", np.full((16, 18), meters, np.uint16))
+        with pytest.raises(M2HError, match=r"sync_depth_1\.png: the median depth is"):
+            _ = open_dataset(tmp_path)[0]
+
+
+HYPERSIM_SIZE = (16, 16)
 
 
 def _hypersim(root: Path) -> Path:
@@ -80,7 +88,7 @@ def _hypersim(root: Path) -> Path:
     _png(images / "scene_cam_00_final_preview" / "frame.0007.tonemap.jpg", np.zeros((*HYPERSIM_SIZE, 3), np.uint8))
     geometry = images / "scene_cam_00_geometry_hdf5"
     geometry.mkdir()
-    camera = Intrinsics(886.81 / 64, 886.81 / 64, 7.5, 5.5)
+    camera = Intrinsics(886.81 / 64, 886.81 / 64, 7.5, 7.5)
     distance = 4.0 * np.linalg.norm(camera.rays(*HYPERSIM_SIZE), axis=-1)
     distance[0, 0], distance[0, 1] = np.nan, 70.0
     normals = np.zeros((*HYPERSIM_SIZE, 3), np.float16)
@@ -106,6 +114,22 @@ def test_hypersim_distance_becomes_depth_along_the_axis(tmp_path: Path) -> None:
     assert frame.name == "ai_001_002_cam_00_7"
     assert frame.depth is not None and frame.depth[0, :2].tolist() == [0.0, 0.0], "no hit, and beyond 20 m"
     assert np.allclose(frame.depth[1:], 4.0, atol=0.01), "a wall straight ahead has one depth"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor", "says"),
+    [(np.float32, 1000, "the median depth is"), (np.uint16, 1000, "is uint16"), (np.float32, -1, "goes down to")],
+)
+def test_hypersim_depth_in_another_unit_is_named(tmp_path: Path, dtype: type, factor: float, says: str) -> None:
+    """Beyond 20 m depth is unknown: without a look at the unit a frame in millimeters would have none at all."""
+    path = _hypersim(tmp_path) / "frame.0007.depth_meters.hdf5"
+    with h5py.File(path, "r+") as file:
+        changed = np.nan_to_num(file["dataset"][()].astype(np.float32) * factor).astype(dtype)
+        del file["dataset"]
+        file["dataset"] = changed
+    with pytest.raises(M2HError, match=says) as caught:
+        _ = open_dataset(tmp_path)[0]
+    assert str(path) in str(caught.value)
 
 
 def test_hypersim_normals_and_labels_follow_the_conventions(tmp_path: Path) -> None:
@@ -143,11 +167,11 @@ def test_broken_hypersim_labels_are_named(tmp_path: Path) -> None:
 
 def _cityscapes(root: Path) -> str:
     name = "ulm_000001_000019"
-    _png(root / "leftImg8bit" / "val" / "ulm" / f"{name}_leftImg8bit.png", np.zeros((4, 8, 3), np.uint8))
-    disparity = np.full((4, 8), 20 * 256 + 1, np.uint16)
+    _png(root / "leftImg8bit" / "val" / "ulm" / f"{name}_leftImg8bit.png", np.zeros((16, 16, 3), np.uint8))
+    disparity = np.full((16, 16), 20 * 256 + 1, np.uint16)
     disparity[0, :3] = 0, 1, 2
     _png(root / "disparity" / "val" / "ulm" / f"{name}_disparity.png", disparity)
-    labels = np.full((4, 8), 7, np.uint8)
+    labels = np.full((16, 16), 7, np.uint8)
     labels[:, 4:], labels[3] = 26, 3
     _png(root / "gtFine" / "val" / "ulm" / f"{name}_gtFine_labelIds.png", labels)
     _png(
@@ -173,6 +197,24 @@ def test_cityscapes_disparity_becomes_depth(tmp_path: Path) -> None:
     assert logarithm[1, 1] == pytest.approx(np.log(20)) and logarithm[0, 0] == 0
 
 
+def test_cityscapes_disparity_in_whole_pixels_is_named(tmp_path: Path) -> None:
+    name = _cityscapes(tmp_path)
+    path = tmp_path / "disparity" / "val" / "ulm" / f"{name}_disparity.png"
+    _png(path, np.full((16, 16), 20, np.uint16))
+    with pytest.raises(M2HError, match="the median depth is 5") as caught:
+        _ = open_dataset(tmp_path)[0]
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_cityscapes_camera_without_a_baseline_is_named(tmp_path: Path, value: float) -> None:
+    name = _cityscapes(tmp_path)
+    path = tmp_path / "camera" / "val" / "ulm" / f"{name}_camera.json"
+    path.write_text(path.read_text().replace('"baseline": 0.2', f'"baseline": {json.dumps(value)}'))
+    with pytest.raises(M2HError, match=r"camera\.json: focal lengths and the baseline"):
+        _ = open_dataset(tmp_path)[0]
+
+
 def test_cityscapes_labels_are_train_ids(tmp_path: Path) -> None:
     _cityscapes(tmp_path)
     frame = open_dataset(tmp_path)[0]
@@ -190,8 +232,9 @@ def test_cityscapes_without_camera_files_uses_the_published_camera(tmp_path: Pat
     with pytest.raises(M2HError, match="not a Cityscapes camera file"):
         _ = open_dataset(tmp_path)[0]
     path.unlink()
+    _png(tmp_path / "disparity" / "val" / "ulm" / f"{name}_disparity.png", np.full((16, 16), 65, np.uint16))
     frame = open_dataset(tmp_path)[0]
-    assert frame.intrinsics is not None and frame.intrinsics.fx == pytest.approx(2262.52 * 8 / 2048)
+    assert frame.intrinsics is not None and frame.intrinsics.fx == pytest.approx(2262.52 * 16 / 2048)
     with pytest.raises(M2HError, match="for split 'train'"):
         open_dataset(tmp_path, "train")
 

@@ -165,5 +165,10 @@ def test_ranges_are_measured_once_for_a_graph_and_frames(calibration):
 def test_a_damaged_cache_is_measured_again(calibration):
     first = measure_ranges(small_graph(), "0" * 64, ["b"], calibration)
     (file,) = calibration.cache.iterdir()
-    file.write_bytes(b"damaged")
-    assert measure_ranges(small_graph(), "0" * 64, ["b"], calibration) == first
+    content = file.read_bytes()
+    beginnings = [b"damaged", content[: len(content) // 2], content[:-1]]
+    # A byte of each entry: its header, its data, and the directory at the end.
+    flipped = [content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :] for at in range(0, len(content), 97)]
+    for damaged in (*beginnings, *flipped):
+        file.write_bytes(damaged)
+        assert measure_ranges(small_graph(), "0" * 64, ["b"], calibration) == first

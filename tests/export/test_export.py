@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from export import check_export, export_onnx
 from export.static_form import to_static
 from m2h_deploy.errors import CheckFailed, M2HError
+from tests.networks import random_network
 
 
 def operators(path) -> Counter[str]:
@@ -160,4 +161,11 @@ def test_options_that_make_no_graph_are_refused_before_any_work(tiny_model, tmp_
     with pytest.raises(M2HError) as error:
         export_onnx(tiny_model, path, **options)
     assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_classes_than_labels_of_8_bits_hold_are_refused(tmp_path):
+    for classes in (256, 300):
+        with pytest.raises(M2HError, match=f"{classes} classes: labels have 8 bits, which hold at most 255"):
+            export_onnx(random_network(num_classes=classes), tmp_path / "m.onnx", height=28, width=28)
     assert list(tmp_path.iterdir()) == []

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import pickle
+import zipfile
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import build_model, load_checkpoint, save_checkpoint
@@ -86,6 +91,116 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(tiny_model, tmp_path
     message = _refused(tmp_path / "c.pt")
     for part in ("missing heads.edges.final.bias", "unexpected extra.weight", "heads.normals.final.bias (7,) instead"):
         assert part in message
+
+
+KINDS = {
+    "float8_e4m3fn": lambda tensor: tensor.to(torch.float8_e4m3fn),
+    "a sparse coo tensor": lambda tensor: tensor.to_sparse(),
+    "a sparse csr tensor": lambda tensor: tensor.to_sparse_csr(),
+    "a tensor without data": lambda tensor: tensor.to("meta"),
+    "quantized (qint8)": lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+    "complex64": lambda tensor: tensor.to(torch.complex64),
+    "int8": lambda tensor: (tensor * 127).round().to(torch.int8),
+    "int64": lambda tensor: tensor.round().to(torch.int64),
+    "bool": lambda tensor: tensor > 0,
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # about sparse and quantized tensors
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tensor_that_is_no_weight_is_named(tiny_model, tmp_path, kind):
+    name = _matrix(tiny_model)
+    state = dict(tiny_model.state_dict())
+    torch.save({**state, name: KINDS[kind](state[name])}, tmp_path / "c.pt")
+    message = _refused(tmp_path / "c.pt")
+    assert f"c.pt: {name} is {kind}" in message
+    assert "not a weight" in message
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "int8", "int64", "bool"])
+def test_a_tensor_that_is_no_weight_is_named_in_safetensors_too(tiny_model, tmp_path, kind):
+    name = _matrix(tiny_model)
+    state = dict(tiny_model.state_dict())
+    save_file({**state, name: KINDS[kind](state[name])}, tmp_path / "c.safetensors")
+    assert f"{name} is {kind}" in _refused(tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_floating_point_types_are_read(tiny_model, tmp_path, dtype):
+    state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tiny_model.state_dict().items()}
+    torch.save({"model": state, "epoch": 3}, tmp_path / "c.pt")
+    save_file(state, tmp_path / "c.safetensors")
+    for file in ("c.pt", "c.safetensors"):
+        loaded = load_checkpoint(tmp_path / file).state_dict()
+        for name, value in state.items():
+            assert torch.equal(loaded[name], value.float() if value.is_floating_point() else value)
+
+
+def test_a_weight_that_float32_cannot_hold_is_refused(tiny_model, tmp_path):
+    state = {name: t.double() if t.is_floating_point() else t for name, t in tiny_model.state_dict().items()}
+    state["heads.edges.final.bias"] = torch.full_like(state["heads.edges.final.bias"], 1e300)
+    torch.save(state, tmp_path / "c.pt")
+    assert "heads.edges.final.bias holds NaN or infinity" in _refused(tmp_path / "c.pt")
+
+
+def _matrix(model) -> str:
+    return next(name for name, tensor in model.state_dict().items() if tensor.dim() == 2)
+
+
+def _garbage(kind: str) -> bytes:
+    noise = torch.randint(256, (5000,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy().tobytes()
+    buffer = io.BytesIO()
+    if kind == "npz":
+        np.savez(buffer, a=np.zeros(3))
+    elif kind == "npy":
+        np.save(buffer, np.zeros(3))
+    elif kind == "zip":
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("notes.txt", "no tensors")
+    else:
+        beginnings = {"pickle": b"\x80\x02", "gzip": b"\x1f\x8b", "png": b"\x89PNG\r\n", "web page": b"<!DOCTYPE html>"}
+        buffer.write(beginnings.get(kind, b"") + (bytes(5000) if kind == "zeros" else noise))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["noise", "zeros", "npz", "npy", "zip", "pickle", "gzip", "png", "web page"])
+def test_garbage_is_not_a_checkpoint_and_not_code(tmp_path, kind):
+    (tmp_path / "c.pt").write_bytes(_garbage(kind))
+    message = _refused(tmp_path / "c.pt")
+    assert "not a checkpoint" in message
+    assert "code" not in message
+
+
+def test_a_pickle_without_tensors_is_not_a_checkpoint(tmp_path):
+    (tmp_path / "c.pt").write_bytes(pickle.dumps({"a": 1}))
+    assert "not a checkpoint" in _refused(tmp_path / "c.pt")
+
+
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
+def test_what_stands_in_the_place_of_a_checkpoint_is_named(tmp_path):
+    (tmp_path / "c.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert "run git lfs pull" in _refused(tmp_path / "c.pt")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), tmp_path / "c.pt")
+    assert "is a TorchScript program" in _refused(tmp_path / "c.pt")
+    torch.save(torch.nn.Linear(2, 3), tmp_path / "c.pt")
+    assert "(torch.nn.modules.linear.Linear), would run code" in _refused(tmp_path / "c.pt")
+    torch.save({"model": {}, "args": argparse.Namespace()}, tmp_path / "c.pt")
+    assert "(argparse.Namespace), would run code" in _refused(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 0.999])
+def test_a_truncated_file_of_the_old_format_is_damaged(tiny_model, tmp_path, share):
+    torch.save(tiny_model.state_dict(), tmp_path / "c.pt", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "c.pt").read_bytes()
+    (tmp_path / "c.pt").write_bytes(content[: int(len(content) * share)])
+    assert "damaged or truncated" in _refused(tmp_path / "c.pt")
+
+
+def test_a_damaged_description_names_the_file(tiny_model, tmp_path):
+    for text in ("{", "[]", "[" * 5000, '{"variant": 3}'):
+        save_file(dict(tiny_model.state_dict()), tmp_path / "c.safetensors", metadata={"m2h_config": text})
+        message = _refused(tmp_path / "c.safetensors")
+        assert f"{tmp_path / 'c.safetensors'}: its metadata m2h_config is damaged" in message
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])

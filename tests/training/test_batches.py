@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -114,3 +116,12 @@ def test_a_cache_is_built_once_whole_or_not_at_all(tmp_path: object) -> None:
     again = open_cache(Rooms(3, 1, 16, 16), "rooms", tmp_path, (16, 16), count=2)
     assert len(built) == 2 and len(list(tmp_path.iterdir())) == 1
     assert (built.image == again.image).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5])
+def test_a_truncated_cache_is_built_again(tmp_path: Path, share: float) -> None:
+    built = open_cache(Rooms(2, 1, 16, 16), "rooms", tmp_path, (16, 16))
+    expected = built.depth.copy()
+    (file,) = tmp_path.glob("frames-*/depth.npy")
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+    assert np.array_equal(open_cache(Rooms(2, 1, 16, 16), "rooms", tmp_path, (16, 16)).depth, expected)

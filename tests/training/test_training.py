@@ -61,6 +61,16 @@ def test_weights_of_another_backbone_are_refused(small: TrainConfig, frames: Pat
     assert "\n" not in str(error.value)
 
 
+def test_weights_of_a_backbone_that_are_no_weights_are_refused(
+    small: TrainConfig, frames: Path, tmp_path: Path
+) -> None:
+    state = dict(build_model("m2h-tiny").backbone.state_dict())
+    name = "blocks.0.attn.qkv.weight"
+    torch.save({**state, name: (state[name] * 127).to(torch.int8)}, tmp_path / "b.pth")
+    with pytest.raises(M2HError, match=rf"b\.pth: {name} is int8, not a weight"):
+        train(replace(small, backbone=str(tmp_path / "b.pth")), tmp_path / "run", cache=frames)
+
+
 def test_a_student_learns_from_its_teacher(small: TrainConfig, frames: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     teacher = save_checkpoint(build_model("m2h-tiny", channels=32, head_channels=(8, 8)), tmp_path / "t.safetensors")

@@ -1,0 +1,165 @@
+"""Read the tensors of a PyTorch state dict or a safetensors file without running code; refuse what is not a weight."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from m2h_deploy.errors import M2HError
+
+#: Types of numbers that weights have; all are read as float32.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: Whole numbers that belong to a network: batch norm counts its batches.
+_COUNTER = "num_batches_tracked"
+
+#: Modules whose classes and functions a plain state dict names.
+_TENSOR_MODULES = {"collections", "torch", "torch._utils", "torch._tensor", "torch.storage", "torch.nn.parameter"}
+
+#: What is looked at of a file to tell why it is no checkpoint: its pickles, which come before the numbers.
+_LARGEST_HEAD = 64 << 20
+#: The number that begins PyTorch's format before 1.6.
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors by name, and the metadata that safetensors have.
+
+    A state dict inside of `state_dict` or `model`, as training scripts save it, is found.
+
+    Raises:
+        M2HError: missing, truncated or foreign file, one that would run code, or a tensor of another kind than the
+            weights of a network have: sparse, quantized, complex, without data, float8, or whole numbers.
+    """
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(64)
+    except OSError as error:
+        raise M2HError(f"cannot read {file}: {error.strerror or error}") from None
+    safe = len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
+    tensors, metadata = _read_safetensors(file) if safe else (_read_torch(file), {})
+    for name, tensor in tensors.items():
+        kind = _foreign_kind(name, tensor)
+        if kind is not None:
+            raise M2HError(f"{file}: {name} is {kind}, not a weight: save the network in float32, float16 or bfloat16")
+    return tensors, metadata
+
+
+def _foreign_kind(name: str, tensor: Tensor) -> str | None:
+    """What a tensor is that is no weight, in words; None for a weight."""
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return f"a {str(tensor.layout).removeprefix('torch.').replace('_', ' ')} tensor"
+    if tensor.device.type == "meta":
+        return "a tensor without data (on the device 'meta')"
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_quantized:
+        return f"quantized ({dtype})"
+    if tensor.dtype in _FLOATS:
+        return None
+    counts = name.endswith(_COUNTER) and not (tensor.is_floating_point() or tensor.is_complex())
+    return None if counts else dtype
+
+
+def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as handle:
+            names = handle.keys()
+            return {name: handle.get_tensor(name) for name in names}, dict(handle.metadata() or {})
+    except (SafetensorError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise M2HError(f"{file} is not a readable safetensors file (truncated?): {_first_line(error)}") from None
+
+
+def _read_torch(file: Path) -> dict[str, Tensor]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is refused below
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise M2HError(f"cannot read {file}: {error.strerror or error}") from None
+    except MemoryError:
+        raise
+    # Damaged pickles make PyTorch raise whatever its parser stumbles over.
+    except Exception as error:
+        raise M2HError(f"{file} {_why_unreadable(file, error)}") from None
+    if isinstance(loaded, Mapping):
+        for key in ("state_dict", "model"):
+            if isinstance(loaded.get(key), Mapping):
+                loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise M2HError(f"{file} holds no plain state dict (tensor names to tensors)")
+    return {str(name): tensor for name, tensor in loaded.items()}
+
+
+def _why_unreadable(file: Path, error: Exception) -> str:
+    """What a file is that PyTorch cannot read, judged by its structure: PyTorch takes garbage for code, too."""
+    with file.open("rb") as stream:
+        head = stream.read(_LARGEST_HEAD)
+    if head.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the checkpoint itself: run git lfs pull"
+    damaged = f"is a damaged or truncated PyTorch checkpoint: {_first_line(error)}"
+    if head.startswith(b"PK"):
+        try:
+            with zipfile.ZipFile(file) as archive:
+                names = archive.namelist()
+                found = next((name for name in names if name.endswith("/data.pkl")), None)
+                if found is None:
+                    return "is a zip archive, not a checkpoint: expected a PyTorch state dict or safetensors"
+                if any("/code/" in name for name in names):
+                    return "is a TorchScript program, not a checkpoint: save the state dict of its network"
+                head = archive.read(found)
+        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):
+            return damaged
+        pickles = list(_pickles(head))
+    else:
+        pickles = list(_pickles(head))
+        if not pickles:
+            return "is not a checkpoint: expected a PyTorch state dict or safetensors"
+    foreign = next((name for names, _ in pickles for name in names if _is_foreign(name)), None)
+    if foreign is not None and isinstance(error, pickle.UnpicklingError):
+        return (
+            f"holds more than tensors ({foreign}), would run code when unpickled, and was not opened: save it again "
+            "as a plain state dict, torch.save(model.state_dict(), path)"
+        )
+    if head.startswith(b"PK") or len(pickles) > 1 or any(magic for _, magic in pickles):
+        return damaged
+    return "is not a checkpoint: expected a PyTorch state dict or safetensors"
+
+
+def _pickles(content: bytes) -> Iterator[tuple[list[str], bool]]:
+    """Yield what each whole pickle at the beginning of `content` names (module.name), and whether it is the magic
+    number; nothing is executed."""
+    stream = io.BytesIO(content)
+    while True:
+        names: list[str] = []
+        texts: list[str] = []
+        magic = False
+        try:
+            for operation, argument, _ in pickletools.genops(stream):
+                if operation.name in ("GLOBAL", "INST"):
+                    names.append(str(argument).replace(" ", "."))
+                elif operation.name == "STACK_GLOBAL":
+                    names.append(".".join(texts[-2:]))
+                elif isinstance(argument, str):
+                    texts.append(argument)
+                magic = magic or argument == _LEGACY_MAGIC
+        except Exception:  # garbage makes its parser raise whatever it stumbles over
+            return
+        yield names, magic
+
+
+def _is_foreign(name: str) -> bool:
+    return name.rpartition(".")[0] not in _TENSOR_MODULES
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__

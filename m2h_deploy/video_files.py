@@ -1,0 +1,93 @@
+"""Recognize video files that are cut short, by the sizes that their containers state.
+
+A reader of frames cannot tell: the last frame of half a file looks like the last frame of a whole one. What is not
+known to be short counts as whole, so a recording without an end (a container that was never closed, or one made for
+streaming) does.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"pnot"}
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+
+
+def is_cut_short(path: str | os.PathLike[str]) -> bool:
+    """Return whether the MP4, MOV, AVI, Matroska or WebM file at `path` has fewer bytes than its container states."""
+    try:
+        size = Path(path).stat().st_size
+        with Path(path).open("rb") as stream:
+            head = stream.read(12)
+            stream.seek(0)
+            if head[4:8] in _BOXES:
+                return _boxes_end(stream, size) > size
+            if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+                return _chunks_end(stream, size) > size
+            if head[:4] == _EBML:
+                return _segment_end(stream) > size
+    except OSError:  # whoever reads the frames says why
+        pass
+    return False
+
+
+def states_frames(path: str | os.PathLike[str]) -> bool:
+    """Return whether the container counts its frames; Matroska and WebM only state a duration."""
+    with Path(path).open("rb") as stream:
+        return stream.read(4) != _EBML
+
+
+def _boxes_end(stream: BinaryIO, size: int) -> int:
+    """Where the boxes of ISO/IEC 14496-12 end, as far as they can be followed."""
+    end = 0
+    while end + 8 <= size:
+        stream.seek(end)
+        head = stream.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        if length < 8:  # 0: up to the end of the file; others are no box
+            return size
+        end += length
+    return end
+
+
+def _chunks_end(stream: BinaryIO, size: int) -> int:
+    """Where the RIFF chunks of an AVI end; large files have several."""
+    end = 0
+    while end + 8 <= size:
+        stream.seek(end)
+        head = stream.read(8)
+        length = int.from_bytes(head[4:8], "little")
+        if head[:4] != b"RIFF" or length in (0, 0xFFFFFFFF):  # never closed
+            return size
+        end += 8 + length
+        if end == size + 1:  # the padding of the last chunk may be missing
+            return size
+        end += length % 2
+    return min(end, size) if end == size + 1 else end
+
+
+def _segment_end(stream: BinaryIO) -> int:
+    """Where the segment of an EBML file (RFC 8794) ends; 0 where its size is unknown."""
+    stream.seek(4)
+    header = _size(stream)
+    if header is None:
+        return 0
+    stream.seek(header, os.SEEK_CUR)
+    if stream.read(4) != _SEGMENT:
+        return 0
+    segment = _size(stream)
+    return 0 if segment is None else stream.tell() + segment
+
+
+def _size(stream: BinaryIO) -> int | None:
+    """A variable-length size of EBML; None where it is unknown."""
+    first = stream.read(1)
+    if not first or not first[0]:
+        return None
+    more = 8 - first[0].bit_length()
+    value = int.from_bytes(first + stream.read(more), "big") & ((1 << 7 * (more + 1)) - 1)
+    return None if value == (1 << 7 * (more + 1)) - 1 else value

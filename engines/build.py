@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,14 +37,16 @@ from m2h_deploy.bundle import (
     ModelInfo,
     OutputSpec,
     SensorInfo,
+    check_bundle_place,
     file_sha256,
     load_bundle,
     new_bundle_folder,
     write_manifest,
 )
+from m2h_deploy.causes import failure
 from m2h_deploy.data.classes import CITYSCAPES_CLASSES, NYU40_CLASSES, palette
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import write_bytes
+from m2h_deploy.files import scratch_folder, write_bytes
 from m2h_deploy.preprocess import PRESETS
 from m2h_deploy.selftest import check_self_test, make_self_test, pattern
 
@@ -114,17 +116,20 @@ def build_bundle(
     BackendOptions(threads=threads)  # refuses a number of threads that is none
     _refuse_idle_options(engine, precision, threads, affinity, provider, hint, lowering, tensorrt)
     source = Path(onnx_path)
+    check_bundle_place(out_dir, source)
     proto = load_graph(source)
     card = read_card(proto, source)
     spec = _input_spec(proto, card)
     _check_sensor(proto, card, engine, source)
-    with new_bundle_folder(out_dir) as folder, tempfile.TemporaryDirectory(prefix="m2h-build-") as scratch:
+    # In this order: an error of writing names the innermost place that has no space.
+    with scratch_folder("m2h-build-") as scratch, ExitStack() as stack:
         model, report = source, None
         if precision != "fp32":
-            model = Path(scratch) / "model.onnx"
+            model = scratch / "model.onnx"
             report = _lower(source, model, precision, lowering or Lowering(), card, spec)
         if graph is not None:
             write_bytes(graph, model.read_bytes())
+        folder = stack.enter_context(new_bundle_folder(out_dir))
         if engine == "onnxruntime":
             info = build_onnxruntime(model, folder, precision=precision, threads=threads, provider=provider)
         elif engine == "openvino":
@@ -305,7 +310,10 @@ def class_list(count: int) -> Classes:
 
 def _run_reference(source: Path, spec: InputSpec) -> dict[str, NDArray[np.float32]]:
     """What the float32 graph gives on the self-test's input."""
-    session = ort.InferenceSession(os.fspath(source), providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(os.fspath(source), providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises its own unexported types
+        raise failure(error, f"ONNX Runtime cannot load {source}") from None
     names = [node.name for node in session.get_outputs()]
     return dict(zip(names, session.run(names, {spec.name: pattern(spec)}), strict=True))
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import onnx
 
+from m2h_deploy.causes import failure, first_line
 from m2h_deploy.consistency import MAX_CLASSES
 from m2h_deploy.errors import M2HError
 from m2h_deploy.preprocess import PRESETS
@@ -47,9 +48,7 @@ def load_graph(path: str | os.PathLike[str]) -> onnx.ModelProto:
     except FileNotFoundError:
         raise M2HError(f"no ONNX file at {path}: make one with m2h-deploy export") from None
     except Exception as error:  # protobuf's DecodeError has no stable place to import it from
-        raise M2HError(
-            f"{path} is not an ONNX file: {(str(error).splitlines() or [type(error).__name__])[0]}"
-        ) from None
+        raise failure(error, f"cannot read {path}", f"{path} is not an ONNX file: {first_line(error)}") from None
 
 
 def read_card(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> ModelCard:

@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from m2h_deploy.backends.onnxruntime import PROVIDERS
 from m2h_deploy.bundle import EngineInfo
+from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError
 
 ENGINE_FILE = "model.onnx"
@@ -48,7 +49,7 @@ def build_onnxruntime(
     try:
         ort.InferenceSession(os.fspath(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise M2HError(f"ONNX Runtime cannot load {model}: {str(error).splitlines()[0]}") from None
+        raise failure(error, f"ONNX Runtime cannot load {model}") from None
     return _info(precision, threads, provider, provider_options)
 
 

@@ -26,7 +26,7 @@ from export.static_form import to_static
 from export.windows import add_function_bodies, use_functions
 from m2h_deploy import __version__
 from m2h_deploy.errors import CheckFailed, M2HError
-from m2h_deploy.files import whole_file
+from m2h_deploy.files import check_writable, whole_file
 from m2h_deploy.model.checkpoint import weights_digest
 from m2h_deploy.model.config import TASKS
 from m2h_deploy.model.network import M2H
@@ -145,8 +145,7 @@ def _check_options(
         raise M2HError(f"form '{form}': choose reference or deploy")
     if preset not in PRESETS:
         raise M2HError(f"preset '{preset}': choose one of {', '.join(PRESETS)}")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise M2HError(f"cannot write {path}: give a file in a folder that exists")
+    check_writable(path)
 
 
 def _trace(

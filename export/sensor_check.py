@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from export.check import CheckReport, OutputDifference, compare
-from m2h_deploy.errors import M2HError
+from m2h_deploy.causes import failure
 from m2h_deploy.postprocess import Postprocess, Prediction
 from m2h_deploy.preprocess import PRESETS, Preprocess
 from m2h_deploy.sensor import bgr_to_nv12, nv12_to_bgr
@@ -62,7 +62,7 @@ def _open(model: str | os.PathLike[str] | bytes) -> ort.InferenceSession:
         return ort.InferenceSession(content, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own unexported types
         what = "the graph" if isinstance(model, bytes) else model
-        raise M2HError(f"ONNX Runtime cannot load {what}: {str(error).splitlines()[0]}") from None
+        raise failure(error, f"ONNX Runtime cannot load {what}") from None
 
 
 def _pictures(images: Sequence[np.ndarray], camera: tuple[int, int]) -> dict[str, np.ndarray]:

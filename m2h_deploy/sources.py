@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError
 from m2h_deploy.preprocess import as_color_image
 
@@ -55,6 +56,18 @@ class Source:
     """A camera or a network stream: its frames do not wait, and its end is a failure."""
     rate: float | None = None
     """Frames a second, where the source says so."""
+    names: Container[str] = ()
+    """Names that frames may have."""
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """The names of a video's frames: its stem and a number."""
+
+    stem: str
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and re.fullmatch(rf"{re.escape(self.stem)}_\d{{6,}}", name) is not None
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -72,8 +85,8 @@ def _decode(path: Path) -> NDArray[Any]:
         content = np.fromfile(path, np.uint8)
         # Not IMREAD_UNCHANGED: it leaves out the turn that a camera notes in EXIF.
         image = cv2.imdecode(content, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR) if content.size else None
-    except (cv2.error, OSError):
-        image = None
+    except (cv2.error, OSError, MemoryError) as error:
+        raise failure(error, f"cannot read {path}", f"{path} is not a readable image") from None
     if image is None:
         raise M2HError(f"{path} is not a readable image")
     return np.asarray(image)
@@ -93,7 +106,7 @@ def open_source(what: str) -> Source:
         if path.suffix.lower() in VIDEOS:
             return _video(str(path), path.stem, live=False)
         image = read_image(path)
-        return Source(1, lambda: iter([SourceFrame(path.stem, image)]))
+        return Source(1, lambda: iter([SourceFrame(path.stem, image)]), names={path.stem})
     if what.isdecimal():
         return _video(int(what), f"camera{what}", live=True)
     raise M2HError(f"no image, folder, video or camera at '{what}'")
@@ -131,7 +144,8 @@ def read_item(name: str, file: Path) -> Item:
 
 def _folder(path: Path) -> Source:
     images = folder_images(path)
-    return Source(len(images), lambda: (read_item(name, file) for name, file in images))
+    names = {name for name, _ in images}
+    return Source(len(images), lambda: (read_item(name, file) for name, file in images), names=names)
 
 
 def _open_capture(handle: str | int) -> Any:
@@ -174,4 +188,5 @@ def _video(handle: str | int, stem: str, *, live: bool) -> Source:
         finally:
             capture.release()
 
-    return Source(count if not live and count > 0 else None, read, live, rate if 0 < rate <= 1000 else None)
+    known = count if not live and count > 0 else None
+    return Source(known, read, live, rate if 0 < rate <= 1000 else None, _Numbered(stem))

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from m2h_deploy.causes import failure
 from m2h_deploy.data.classes import IGNORE_LABEL
 from m2h_deploy.errors import M2HError
 
@@ -49,12 +50,24 @@ def read_array(path: Path, what: str) -> npt.NDArray[Any]:
     require_file(path, what)
     try:
         array = np.load(path, allow_pickle=False)
-    # A damaged header makes NumPy raise what its own parser stumbled over.
+    # A damaged header makes NumPy raise what its own parser stumbled over, or ask for more memory than there is.
     except (OSError, ValueError, EOFError, SyntaxError, TokenError, MemoryError) as error:
-        raise M2HError(f"{path}: {what} is not a readable .npy file ({type(error).__name__})") from error
+        damaged = f"{path}: {what} is not a readable .npy file ({type(error).__name__})"
+        if isinstance(error, MemoryError) and not _holds_array(path):
+            raise M2HError(damaged) from error
+        raise failure(error, f"cannot read {path}", damaged) from error
     if not isinstance(array, np.ndarray):
         raise M2HError(f"{path}: {what} is an archive of arrays, expected one array (.npy)")
     return array
+
+
+def _holds_array(path: Path) -> bool:
+    """Whether the file is as long as its header says."""
+    try:
+        np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def check_size(array: npt.NDArray[Any], size: Size, where: str, what: str) -> None:
@@ -151,8 +164,9 @@ def _decode(path: Path, flags: int, what: str) -> npt.NDArray[Any]:
         raise M2HError(f"{path}: {what} cannot be read ({error.strerror})") from error
     try:
         decoded = cv2.imdecode(data, flags) if data.size else None
-    except cv2.error:
-        decoded = None
+    except cv2.error as error:
+        damaged = f"{path}: {what} cannot be decoded; the file is damaged or not an image"
+        raise failure(error, f"{path}: {what} cannot be decoded", damaged) from None
     if decoded is None:
         raise M2HError(f"{path}: {what} cannot be decoded; the file is damaged or not an image")
     return np.asarray(decoded)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from m2h_deploy.causes import MachineError, failure, machine_fault, reason
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files import whole_file
 from m2h_deploy.model.config import BACKBONES, VARIANTS, BackboneConfig, ModelConfig
@@ -118,7 +119,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> M2H:
     code, or is not exactly an M2H network: missing, unexpected and misshapen tensors are named.
     """
     file = resolve_checkpoint(path)
-    tensors, config = _read_safetensors(file) if _is_safetensors(file) else (_read_torch(file), None)
+    try:
+        tensors, config = _read_safetensors(file) if _is_safetensors(file) else (_read_torch(file), None)
+    except (OSError, MemoryError) as error:
+        raise MachineError(f"cannot read {file}: {reason(error)}") from None
     tensors = {rename_published(name): tensor for name, tensor in tensors.items()}
     model = M2H(config or _infer_config(tensors, file))
     _check_tensors(model.state_dict(), tensors, file)
@@ -198,7 +202,8 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], ModelConfig | None
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
         config = ModelConfig.from_dict(json.loads(metadata[_CONFIG_KEY])) if _CONFIG_KEY in metadata else None
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise M2HError(f"{file} is not a readable safetensors file (truncated?): {_first_line(error)}") from None
+        damaged = f"{file} is not a readable safetensors file (truncated?): {_first_line(error)}"
+        raise failure(error, f"cannot read {file}", damaged) from None
     return tensors, config
 
 
@@ -215,11 +220,11 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
             ) from None
         raise M2HError(f"{file} is not a checkpoint: expected a PyTorch state dict or safetensors") from None
     except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, zipfile.BadZipFile) as error:
+        if (fault := machine_fault(error)) is not None:
+            raise MachineError(f"cannot read {file}: {fault}") from None
         if zipfile.is_zipfile(file) or _head(file) == b"PK":
             raise M2HError(f"{file} is a damaged or truncated PyTorch checkpoint: {_first_line(error)}") from None
         raise M2HError(f"{file} is not a checkpoint: expected a PyTorch state dict or safetensors") from None
-    except OSError as error:
-        raise M2HError(f"cannot read {file}: {error.strerror or error}") from None
     if isinstance(loaded, Mapping):
         for key in ("state_dict", "model"):
             if isinstance(loaded.get(key), Mapping):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.bundle import Bundle
+from m2h_deploy.causes import failure, first_line
 from m2h_deploy.errors import M2HError
 from m2h_deploy.selftest import pattern
 
@@ -188,8 +189,7 @@ def _load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     except FileNotFoundError:
         raise M2HError(f"no ONNX file at {path}") from None
     except Exception as error:  # protobuf's DecodeError has no stable place to import it from
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise M2HError(f"{path} is not an ONNX file: {reason}") from None
+        raise failure(error, f"cannot read {path}", f"{path} is not an ONNX file: {first_line(error)}") from None
 
 
 def _value_names(proto: onnx.ModelProto) -> list[str]:
@@ -215,7 +215,7 @@ class _Probe:
         try:
             self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises its own unexported types
-            raise M2HError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from None
+            raise failure(error, f"ONNX Runtime cannot load {path}") from None
         self._input = self._session.get_inputs()[0]
 
     def run(self, names: list[str], image: NDArray[np.float32]) -> list[NDArray[Any]]:

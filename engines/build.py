@@ -46,7 +46,7 @@ from m2h_deploy.bundle import (
 from m2h_deploy.causes import failure
 from m2h_deploy.data.classes import CITYSCAPES_CLASSES, NYU40_CLASSES, palette
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import scratch_folder, write_bytes
+from m2h_deploy.files import library_path, scratch_folder, write_bytes
 from m2h_deploy.preprocess import PRESETS
 from m2h_deploy.selftest import check_self_test, make_self_test, pattern
 
@@ -311,7 +311,8 @@ def class_list(count: int) -> Classes:
 def _run_reference(source: Path, spec: InputSpec) -> dict[str, NDArray[np.float32]]:
     """What the float32 graph gives on the self-test's input."""
     try:
-        session = ort.InferenceSession(os.fspath(source), providers=["CPUExecutionProvider"])
+        with library_path(source) as name:
+            session = ort.InferenceSession(name, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own unexported types
         raise failure(error, f"ONNX Runtime cannot load {source}") from None
     names = [node.name for node in session.get_outputs()]

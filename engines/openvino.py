@@ -16,6 +16,7 @@ from engines.functions import inline_functions
 from engines.graph import load_graph
 from m2h_deploy.bundle import EngineInfo
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import library_path
 
 ENGINE_FILE = "model.xml"
 
@@ -40,7 +41,8 @@ def build_openvino(
     proto, _ = inline_functions(load_graph(model))
     network = _read(ov, proto, model)
     try:
-        ov.save_model(network, folder / ENGINE_FILE, compress_to_fp16=precision == "fp16")
+        with library_path(folder / ENGINE_FILE) as file:
+            ov.save_model(network, file, compress_to_fp16=precision == "fp16")
     except RuntimeError as error:
         raise M2HError(f"cannot write {folder / ENGINE_FILE}: {_reason(error)}") from None
     return EngineInfo(

@@ -26,7 +26,7 @@ from export.static_form import to_static
 from export.windows import add_function_bodies, use_functions
 from m2h_deploy import __version__
 from m2h_deploy.errors import CheckFailed, M2HError
-from m2h_deploy.files import check_writable, whole_file
+from m2h_deploy.files import check_writable, library_path, whole_file
 from m2h_deploy.model.checkpoint import weights_digest
 from m2h_deploy.model.config import TASKS
 from m2h_deploy.model.network import M2H
@@ -100,11 +100,14 @@ def export_onnx(
 
     with whole_file(path) as temporary:
         onnx.save(proto, temporary)
-        _require(check_export(model, temporary, images=images), "the exported graph", "the checkpoint", on_check)
+        with library_path(temporary) as file:
+            report = check_export(model, file, images=images)
+        _require(report, "the exported graph", "the checkpoint", on_check)
         if sensor is not None:
             plain = proto.SerializeToString()
             onnx.save(add_sensor(proto, sensor), temporary)
-            report = check_sensor(plain, temporary, images=images)
+            with library_path(temporary) as file:
+                report = check_sensor(plain, file, images=images)
             _require(report, "the sensor graph", "preprocess, network and postprocess", on_check)
     return path
 

@@ -307,18 +307,26 @@ def check_space(folder: Path, target: str | os.PathLike[str]) -> None:
 @contextmanager
 def library_path(path: str | os.PathLike[str]) -> Iterator[str]:
     """Give `path` as a string for a library that takes names in UTF-8 alone: its own, or that of a link to it."""
-    name = os.fspath(path)
-    try:
-        fits = os.fsencode(name) == name.encode()
-    except UnicodeEncodeError:
-        fits = False
-    if fits:
-        yield name
+    if _fits(os.fspath(path)):
+        yield os.fspath(path)
         return
+    full = Path(path).absolute()
     with scratch_folder("m2h-name-") as folder:
-        link = folder / f"file{Path(path).suffix}"
-        link.symlink_to(Path(path).absolute())
-        yield os.fspath(link)
+        link = folder / "link"
+        if _fits(full.name):  # what lies beside the file is found, too
+            link.symlink_to(full.parent)
+            yield os.fspath(link / full.name)
+        else:
+            link = link.with_suffix(full.suffix if _fits(full.suffix) else "")
+            link.symlink_to(full)
+            yield os.fspath(link)
+
+
+def _fits(name: str) -> bool:
+    try:
+        return os.fsencode(name) == name.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def _check_access(folder: Path, target: Path) -> None:

@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.causes import failure
+from m2h_deploy.causes import MachineError, failure, reason
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import library_path
 from m2h_deploy.preprocess import as_color_image
 
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
@@ -148,6 +149,14 @@ def _folder(path: Path) -> Source:
     return Source(len(images), lambda: (read_item(name, file) for name, file in images), names=names)
 
 
+def _check_readable(file: Path) -> None:
+    """Raises M2HError, with the reason, for a file that cannot be opened: OpenCV gives none."""
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise MachineError(f"cannot read {file}: {reason(error)}") from None
+
+
 def _open_capture(handle: str | int) -> Any:
     """An open capture. Raises M2HError where there is none."""
     kind, name = "camera", str(handle)
@@ -160,7 +169,9 @@ def _open_capture(handle: str | int) -> Any:
         capture = cv2.VideoCapture(handle, cv2.CAP_FFMPEG, limits)
     else:
         kind = "video"
-        capture = cv2.VideoCapture(handle)
+        _check_readable(Path(handle))
+        with library_path(handle) as file:
+            capture = cv2.VideoCapture(file)
     if not capture.isOpened():
         capture.release()
         raise M2HError(f"cannot open {kind} {name}")

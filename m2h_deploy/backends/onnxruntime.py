@@ -15,6 +15,7 @@ from m2h_deploy.backends.outputs import OutputArrays, Outputs, check_image, chec
 from m2h_deploy.bundle import Bundle
 from m2h_deploy.causes import failure, reason
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import library_path
 
 #: What a bundle calls a provider, and what ONNX Runtime does.
 PROVIDERS = {
@@ -123,9 +124,9 @@ def open_session(
         session_options.profile_file_prefix = profile
     providers = [(wanted, {str(key): str(value) for key, value in provider_options.items()})]
     try:
-        with threads_where_asked(bundle):
+        with threads_where_asked(bundle), library_path(bundle.engine_file) as file:
             session_options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-            session = ort.InferenceSession(os.fspath(bundle.engine_file), session_options, providers=providers)
+            session = ort.InferenceSession(file, session_options, providers=providers)
     except M2HError:
         raise
     except Exception as error:  # ONNX Runtime raises its own unexported types

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from m2h_deploy.bundle import InputSpec
 from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import library_path
 
 Outputs = dict[str, NDArray[np.float32]]
 
@@ -79,7 +80,8 @@ class _OnnxReference:
         # A reference computes the graph as it was written.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         try:
-            self._session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+            with library_path(path) as name:
+                self._session = ort.InferenceSession(name, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises its own unexported types
             raise failure(error, f"ONNX Runtime cannot load {path}") from None
         card: dict[str, Any] = self._session.get_modelmeta().custom_metadata_map

@@ -137,7 +137,7 @@ def run_scenario(
         summary_file = folder / _SUMMARY
         if not summary_file.is_file():
             raise M2HError(f"LoadGen ended {settings.scenario} without a summary")
-        summary = parse_summary(summary_file.read_text(errors="replace"))
+        summary = parse_summary(summary_file.read_text(encoding="utf-8", errors="replace"))
         if logs is not None:
             _keep(folder, logs)
     return LoadRun(subject.name, settings, summary, driver.samples, driver.queries, str(logs) if logs else None)

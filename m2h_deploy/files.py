@@ -322,6 +322,11 @@ def library_path(path: str | os.PathLike[str]) -> Iterator[str]:
             yield os.fspath(link)
 
 
+def printable(name: str) -> str:
+    """Return a name as text that every format takes: bytes that are not UTF-8 are written as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _fits(name: str) -> bool:
     try:
         return os.fsencode(name) == name.encode()

@@ -35,7 +35,7 @@ def write_multitask_folder(
     width: int = 320,
     split: str = "val",
     progress: Progress | None = None,
-    overwrite: bool = True,
+    overwrite: bool = False,
 ) -> Path:
     """Rooms 0..frames-1 of series `seed` as one split of a multi-task folder (see `NYUv2.from_folder`).
 
@@ -50,7 +50,7 @@ def write_multitask_folder(
         width: pixels.
         split: "train" or "val".
         progress: called after each frame.
-        overwrite: whether a room's files may replace others than an earlier room's.
+        overwrite: replace the split, and files that are no rooms.
 
     Returns:
         `folder`.
@@ -64,10 +64,10 @@ def write_multitask_folder(
         raise M2HError(f"{folder}: {frames} frames asked for, expected at least 1")
     if split not in ("train", "val"):
         raise M2HError(f"{folder}: split '{split}', expected train or val")
-    if listing.exists():
-        raise M2HError(f"{listing}: this split is there already; remove the folder or name another")
+    if listing.exists() and not overwrite:
+        raise M2HError(f"{listing}: this split is there already; name another folder, or overwrite it")
     for other in (folder / "gt_sets").glob("*.txt"):
-        if any(name.startswith(f"room_{seed}_") for name in other.read_text(encoding="utf-8").split()):
+        if other != listing and any(name.startswith(f"room_{seed}_") for name in other.read_text(encoding="utf-8").split()):
             raise M2HError(f"{other}: already has rooms of seed {seed}; use another seed for '{split}'")
     for kind in (*_FILES, "gt_sets"):
         check_folder(folder / kind)
@@ -75,6 +75,7 @@ def write_multitask_folder(
         _check_room(folder, room_name(seed, index))
     for kind in (*_FILES, "gt_sets"):
         make_folder(folder / kind)
+    listing.unlink(missing_ok=True)
     names = []
     for index in range(frames):
         frame = render_room(seed, index, height, width)

@@ -38,7 +38,7 @@ def test_closed_streams_are_no_hindrance(tiny_bundle, tmp_path):
 
 
 def test_a_reader_that_goes_ends_no_work(tiny_bundle, tmp_path):
-    """`| head -0` closes the pipe long before the result; the results in files must be there, and the exit code good."""
+    """`| head -c 0` closes the pipe long before the result: files are written all the same, and the exit code is 0."""
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))
     script = 'set -o pipefail; m2h run "$B" a.png -o o --json | head -c 0; m2h doctor 2>&1 | head -c 1 > /dev/null'
     ran = shell(script, cwd=tmp_path, env=environment(B=str(tiny_bundle)))

@@ -67,7 +67,8 @@ def write_multitask_folder(
     if listing.exists() and not overwrite:
         raise M2HError(f"{listing}: this split is there already; name another folder, or overwrite it")
     for other in (folder / "gt_sets").glob("*.txt"):
-        if other != listing and any(name.startswith(f"room_{seed}_") for name in other.read_text(encoding="utf-8").split()):
+        names = other.read_text(encoding="utf-8").split()
+        if other != listing and any(name.startswith(f"room_{seed}_") for name in names):
             raise M2HError(f"{other}: already has rooms of seed {seed}; use another seed for '{split}'")
     for kind in (*_FILES, "gt_sets"):
         check_folder(folder / kind)

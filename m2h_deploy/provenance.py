@@ -82,11 +82,11 @@ def _onnx(file: IO[bytes]) -> bool:
         else:
             return False
         end = file.tell() + length
+        if not position < end <= size:
+            return False
         if tag == (14 << 3 | 2) and b"m2h.version" in file.read(min(length, _SIGHT)):
             return True
         file.seek(end)
-        if file.tell() <= position:
-            return False
     return False
 
 

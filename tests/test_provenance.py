@@ -113,6 +113,7 @@ def test_what_is_read_is_never_replaced(tiny_onnx, tmp_path):
     for place in (model, tmp_path / "link.onnx"):
         with pytest.raises(M2HError, match="is read by this command"):
             check_output(place, "onnx", overwrite=True, sources=[model])
+    (tmp_path / "x").mkdir()
     with pytest.raises(M2HError, match="one file"):
         check_outputs({"json": tmp_path / "r", "html": tmp_path / "x" / ".." / "r"} | {"csv": None})
 

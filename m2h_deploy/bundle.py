@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from m2h_deploy.causes import failure
+from m2h_deploy.causes import MachineError, failure, reason
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files import check_whole_folder, is_temporary, whole_folder, write_text
 
@@ -272,7 +272,11 @@ def _check_file(folder: Path, name: str, expected: str) -> None:
         raise M2HError(f"{folder}: {name} is missing; build or copy the bundle again")
     if file.resolve().parent != folder.resolve():
         raise M2HError(f"{folder}: {name} leads out of the bundle's folder")
-    if file_sha256(file) != expected:
+    try:
+        found = file_sha256(file)
+    except OSError as error:
+        raise MachineError(f"cannot read {file}: {reason(error)}") from None
+    if found != expected:
         raise M2HError(f"{folder}: {name} does not have the manifest's sha256 (damaged, exchanged?): build it again")
 
 

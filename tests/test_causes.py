@@ -173,6 +173,8 @@ mkdir m; mount -t tmpfs -o size=300k t m
 
 def test_a_full_disk_is_named_by_every_command_that_writes(tiny_bundle, tiny_onnx, tiny_checkpoint, tmp_path):
     cv2.imwrite(str(tmp_path / "room.png"), render_room(0, 0, height=480, width=640).image)
+    rooms = '[data]\nsource = "rooms"\ncount = 4\n[validation]\nsource = "rooms"\ncount = 4\n'
+    (tmp_path / "c.toml").write_text(rooms, encoding="utf-8")
     files = {"BUNDLE": tiny_bundle, "ONNX": tiny_onnx, "CHECKPOINT": tiny_checkpoint}
     env = environment(**{name: str(path) for name, path in files.items()})
     for command, blamed in {
@@ -182,7 +184,8 @@ def test_a_full_disk_is_named_by_every_command_that_writes(tiny_bundle, tiny_onn
         'm2h build "$ONNX" -o m/b --engine openvino': "/m/b:",
         "m2h rooms m/r --frames 40": "m/r/",
         'TMPDIR=$PWD/m m2h build "$ONNX" -o there --precision fp16': "temporary folder",
-        'TMPDIR=$PWD/m m2h bench "$BUNDLE" --duration 0.2 --scenario single-stream': "temporary folder",
+        'TMPDIR=$PWD/m m2h evaluate "$CHECKPOINT" c.toml': "cannot keep frames in",
+        "m2h train c.toml -o m/run": "cannot keep frames in",
     }.items():
         message = one_line(
             shell_with_mounts(f"{FULL} {command}; rc=$?; ls -A m | grep -v '^[or]$'; exit $rc", cwd=tmp_path, env=env)
@@ -190,7 +193,7 @@ def test_a_full_disk_is_named_by_every_command_that_writes(tiny_bundle, tiny_onn
         assert blamed in message, message
         assert NO_SPACE in message, message
         (tmp_path / "m").rmdir()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["room.png"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["c.toml", "room.png"]
 
 
 def test_a_recording_ends_whole_where_the_disk_is_full(tiny_bundle, tmp_path):

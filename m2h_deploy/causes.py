@@ -80,13 +80,13 @@ def failure(error: BaseException, action: str, otherwise: str | None = None) -> 
     return MachineError(f"{action}: {fault}")
 
 
-def no_space(place: str | os.PathLike[str]) -> bool:
-    """Return whether the file system of `place` has less than 1 MiB or no inode left."""
+def no_space(place: str | os.PathLike[str], needed: int = 1 << 20) -> bool:
+    """Return whether the file system of `place` has less than `needed` bytes or no inode left."""
     try:
         found = os.statvfs(place)
     except OSError:
         return False
-    return found.f_bavail * found.f_frsize < 1 << 20 or (found.f_files > 0 and found.f_favail == 0)
+    return found.f_bavail * found.f_frsize < needed or (found.f_files > 0 and found.f_favail == 0)
 
 
 def _chain(error: BaseException) -> Iterator[tuple[BaseException, bool]]:

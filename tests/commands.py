@@ -66,6 +66,18 @@ def _can_mount() -> bool:
         return False
 
 
+def as_stranger() -> list[str]:
+    """The start of a command for a user without an entry in passwd. Skips the test where that cannot be."""
+    start = ["unshare", "--user", "--map-user=4242", "--map-group=4242"]
+    try:
+        possible = subprocess.run([*start, "true"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        possible = False
+    if not possible:
+        pytest.skip("another user needs unshare and user namespaces")
+    return start
+
+
 def one_line(result: subprocess.CompletedProcess[bytes]) -> str:
     """Return the error of a command that ended with exit code 2, one line and no traceback."""
     said = result.stderr.decode(errors="replace")

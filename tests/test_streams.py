@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.commands import COMMAND, ROOT, environment, m2h, one_line, shell
+from tests.commands import COMMAND, ROOT, as_stranger, environment, m2h, one_line, shell
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252", "utf-8"])
@@ -70,29 +70,26 @@ def test_strange_environments(tmp_path):
     assert "working directory was removed" in one_line(shell("rmdir ../gone; m2h export m2h-tiny", cwd=gone))
 
 
-def test_a_user_without_a_home_or_an_entry(tiny_bundle, tmp_path):
-    if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
-    shutil.copytree(tiny_bundle, tmp_path / "b")
+def test_a_user_without_a_home_or_an_entry(tiny_checkpoint, tiny_bundle, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))
     (tmp_path / "work").mkdir()
-    for place in (tmp_path, *tmp_path.rglob("*"), *tmp_path.parents):
-        if place.is_relative_to("/tmp"):
-            place.chmod(place.stat().st_mode | (0o055 if place.is_dir() else 0o044))
-    (tmp_path / "work").chmod(0o777)
-    program = f"import os; os.setgid(4242); os.setuid(4242); os.umask(0o077)\n{COMMAND[2]}"
     env = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
-    command = [sys.executable, "-c", program, "run", "../b", "../a.png", "-o", "o"]
-    ran = subprocess.run(command, capture_output=True, cwd=tmp_path / "work", env=env, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert [file.name for file in (tmp_path / "work").iterdir()] == ["o"]  # no folder called ~
-    assert {oct(file.stat().st_mode & 0o777) for file in (tmp_path / "work" / "o").iterdir()} == {"0o600"}
-    where = "from m2h_deploy.backends.cache import user_cache_folder; print(user_cache_folder('x'))"
-    asked = subprocess.run(
-        [sys.executable, "-c", program.replace(COMMAND[2], where)],
-        capture_output=True, text=True, cwd=tmp_path / "work", env=env, check=False,
-    )  # fmt: skip
-    assert asked.stdout.strip() == "None", asked.stderr
+
+    def stranger(program: str, *arguments: object) -> str:
+        command = [*as_stranger(), sys.executable, "-c", program, *map(str, arguments)]
+        ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "work", env=env, check=False)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    private = f"import os; assert os.getuid() == 4242; os.umask(0o077)\n{COMMAND[2]}"
+    stranger(private, "run", tiny_bundle, "../a.png", "-o", "o")
+    stranger(private, "export", tiny_checkpoint, "-o", "m.onnx", "--height", 56, "--width", 70)
+    stranger(private, "build", "m.onnx", "-o", "b")
+    work = tmp_path / "work"
+    assert {entry.name for entry in work.iterdir()} == {"o", "m.onnx", "b"}  # and no folder called ~
+    assert {oct(file.stat().st_mode & 0o777) for file in work.rglob("*") if file.is_file()} == {"0o600"}
+    cache = "from m2h_deploy.backends.cache import user_cache_folder; print(user_cache_folder('x'))"
+    assert stranger(cache).strip() == "None"
 
 
 def test_a_locale_with_a_decimal_comma(tiny_onnx, tmp_path):
@@ -149,7 +146,8 @@ def started(bundle: Path, folder: Path, *, frames: int = 3000, ignored: bool = F
     for _ in range(frames):
         writer.write(np.zeros((64, 64, 3), np.uint8))
     writer.release()
-    start = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" if ignored else ""
+    handler = "SIG_IGN" if ignored else "SIG_DFL"  # whatever the tests were started with
+    start = f"import signal; signal.signal(signal.SIGHUP, signal.{handler})\n"
     command = [sys.executable, "-c", start + COMMAND[2], "run", str(bundle), "v.avi", "-o", "o", "--video", "o.mp4"]
     pipe = subprocess.PIPE
     program = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=pipe, cwd=folder, env=environment())

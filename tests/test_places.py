@@ -71,8 +71,40 @@ def test_read_only_places_are_named_before_the_work(tiny_checkpoint, tiny_onnx, 
     files = {"BUNDLE": tiny_bundle, "ONNX": tiny_onnx, "CHECKPOINT": tiny_checkpoint}
     env = environment(**{name: str(path) for name, path in files.items()})
     (tmp_path / "m").mkdir()
-    rooms = '[data]\nsource = "rooms"\ncount = 1\n[validation]\nsource = "rooms"\ncount = 1\n'
-    (tmp_path / "c.toml").write_text(rooms, encoding="utf-8")
+    (tmp_path / "c.toml").write_text(
+        '[data]\nsource = "rooms"\ncount = 1\n[validation]\nsource = "rooms"\ncount = 1\n', encoding="utf-8"
+    )
+    for command in (
+        'm2h export "$CHECKPOINT" -o m/x.onnx',
+        'm2h build "$ONNX" -o m',
+        'm2h build "$ONNX" -o m/b',
+        "m2h rooms m/o --frames 1",
+        'm2h verify "$BUNDLE" --reference "$ONNX" --data . --html m/p.html',
+        'm2h bench "$BUNDLE" --csv m/b.csv',
+        "m2h quickstart -o m/q",
+        "m2h train c.toml -o m/run",
+        'm2h run "$BUNDLE" room.png --no-files --video m/v.mp4',
+    ):
+        message = one_line(shell_with_mounts(f"mount -t tmpfs -o ro t m; {command}", cwd=tmp_path, env=env))
+        assert "is on a read-only file system" in message, message
+
+
+def test_pipes_and_devices_are_written_to_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_bytes(tmp_path / "pipe", b"content")
+    assert os.read(reader, 100) == b"content"
+    os.close(reader)
+    write_bytes(os.devnull, b"content")
+    assert Path(os.devnull).is_char_device()
+    assert [file.name for file in tmp_path.iterdir()] == ["pipe"]
+    said = m2h("bench", "--help", cwd=tmp_path)
+    assert said.returncode == 0
+
+
+def test_folders_with_something_in_them_stay(tiny_onnx, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(M2HError, match=r"not a bundle \(it holds notes\.txt\)"):
         check_bundle_place(tmp_path / "mine")
     with pytest.raises(M2HError, match="not empty"), whole_folder(tmp_path / "mine"):

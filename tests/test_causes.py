@@ -173,7 +173,7 @@ mkdir m; mount -t tmpfs -o size=300k t m
 
 def test_a_full_disk_is_named_by_every_command_that_writes(tiny_bundle, tiny_onnx, tiny_checkpoint, tmp_path):
     cv2.imwrite(str(tmp_path / "room.png"), render_room(0, 0, height=480, width=640).image)
-    rooms = '[data]\nsource = "rooms"\ncount = 4\n[validation]\nsource = "rooms"\ncount = 4\n'
+    rooms = '[data]\nsource = "rooms"\ncount = 4\n[validation]\nsource = "rooms"\nseed = 1\ncount = 4\n'
     (tmp_path / "c.toml").write_text(rooms, encoding="utf-8")
     files = {"BUNDLE": tiny_bundle, "ONNX": tiny_onnx, "CHECKPOINT": tiny_checkpoint}
     env = environment(**{name: str(path) for name, path in files.items()})

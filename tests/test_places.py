@@ -72,7 +72,7 @@ def test_read_only_places_are_named_before_the_work(tiny_checkpoint, tiny_onnx, 
     env = environment(**{name: str(path) for name, path in files.items()})
     (tmp_path / "m").mkdir()
     (tmp_path / "c.toml").write_text(
-        '[data]\nsource = "rooms"\ncount = 1\n[validation]\nsource = "rooms"\ncount = 1\n', encoding="utf-8"
+        '[data]\nsource = "rooms"\ncount = 1\n[validation]\nsource = "rooms"\nseed = 1\ncount = 1\n', encoding="utf-8"
     )
     for command in (
         'm2h export "$CHECKPOINT" -o m/x.onnx',

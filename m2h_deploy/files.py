@@ -288,7 +288,7 @@ def check_whole_folder(path: str | os.PathLike[str], *, replace: bool = False) -
         check_folder(path.parent)
         return path
     if not replace and any(path.iterdir()):
-        raise M2HError(f"{path} exists and is not empty: give a folder that does not exist")
+        raise M2HError(f"{path} exists: give a folder that does not, or an empty one")
     _check_access(path if _only_inside(path) else path.parent, path)
     return path
 

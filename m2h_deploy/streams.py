@@ -90,15 +90,15 @@ def _open_closed() -> None:
 def end_on_signals(numbers: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGHUP)) -> None:
     """Let these signals end a command as Ctrl-C does: temporary files go, what was finished stays.
 
-    A signal that the parent process has set to be ignored, as nohup does with SIGHUP, stays ignored.
+    SIGHUP that the parent process has set to be ignored, as nohup does, stays ignored.
     """
     for number in wanted_signals(numbers):
         signal.signal(number, _interrupt)
 
 
 def wanted_signals(numbers: tuple[signal.Signals, ...]) -> list[signal.Signals]:
-    """Return those of `numbers` that are not ignored."""
-    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    """Return `numbers`, without SIGHUP where the parent process has set it to be ignored."""
+    return [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

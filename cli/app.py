@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import signal
+import os
 import sys
-from types import FrameType
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from m2h_deploy.console import err, say
+from m2h_deploy.causes import reason
+from m2h_deploy.console import say
 from m2h_deploy.errors import M2HError
+from m2h_deploy.streams import end_on_signals, prepare_streams
 
 app = typer.Typer(
     help="Take an M2H checkpoint to a verified engine and run it.",
@@ -32,16 +34,23 @@ _EXTRAS = {
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a command as Ctrl-C does: temporary files go, what was finished stays."""
-    raise KeyboardInterrupt
+OverwriteFlag = Annotated[
+    bool, typer.Option("--overwrite", help="Also replace files that m2h-deploy did not write.", show_default=False)
+]
 
 
 def main() -> None:
     """Entry point of the console script: exit code 0 good, 1 a check failed, 2 bad input or environment."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    prepare_streams()
+    end_on_signals()
     try:
-        app()
+        _check_working_folder()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except M2HError as error:
         say(f"error: {error}", "red")
         sys.exit(error.exit_code)
@@ -49,7 +58,22 @@ def main() -> None:
         extra = _EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
             raise
-        err.print(
-            f"error: this command needs {error.name}: pip install 'm2h-deploy[{extra}]'", style="red", markup=False
-        )
+        say(f"error: this command needs {error.name}: pip install 'm2h-deploy[{extra}]'", "red")
         sys.exit(2)
+    except (OSError, MemoryError) as error:  # of places that no command names better
+        say(f"error: {_machine_words(error)}", "red")
+        sys.exit(2)
+
+
+def _machine_words(error: OSError | MemoryError) -> str:
+    """An error of the operating system in one line, with the file that it is about."""
+    name = getattr(error, "filename", None)
+    return f"{os.fsdecode(name)}: {reason(error)}" if isinstance(name, (str, bytes)) else reason(error)
+
+
+def _check_working_folder() -> None:
+    """Raises M2HError where there is none: paths mean nothing, and libraries end the process."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise M2HError("the working directory was removed: change to one that exists") from None

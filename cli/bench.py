@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.app import app
+from cli.app import OverwriteFlag, app
 from m2h_deploy.console import err, out, print_json, say
 from m2h_deploy.errors import M2HError
 
@@ -50,10 +50,15 @@ def bench(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON ('-': stdout).")] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write every sample.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with charts.")] = None,
+    overwrite: OverwriteFlag = False,
 ) -> None:
-    """Measure latency: percentiles, stages, a camera's frame age, LoadGen's scenarios, where the time goes."""
+    """Measure latency: percentiles, stages, a camera's frame age, LoadGen's scenarios, where the time goes.
+
+    Earlier results of the same kind are replaced by --json, --csv, --html and --logs.
+    """
     from m2h_deploy.profiling import BenchSettings
     from m2h_deploy.profiling import bench as measure
+    from m2h_deploy.provenance import check_outputs
 
     if peers and reference is None:
         raise M2HError("--peers needs the checkpoint that the bundle was made from: give --reference")
@@ -76,7 +81,7 @@ def bench(
         layers=layers,
         logs=logs,
     )
-    files = [file for file in (json_file, csv_file, html) if file is not None and str(file) != "-"]
+    files = check_outputs({"json": json_file, "csv": csv_file, "html": html}, overwrite=overwrite)
     _check_places(bundles, files, html)
     with ExitStack() as stack:
         make_peers = None
@@ -129,10 +134,8 @@ def _size(text: str) -> tuple[int, int]:
 def _check_places(bundles: list[Path], files: list[Path], html: Path | None) -> None:
     """Raises M2HError where a result could not be written at the end of a long measurement."""
     from m2h_deploy.bundle import check_outside
-    from m2h_deploy.files import check_writable
 
     for file in files:
-        check_writable(file)
         for bundle in bundles:
             check_outside(bundle, file)
     if html is not None:

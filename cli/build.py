@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from cli.app import app
+from cli.app import OverwriteFlag, app
 from m2h_deploy.console import out, say
 from m2h_deploy.errors import M2HError
+from m2h_deploy.provenance import check_output
 
 
 @app.command()
@@ -40,13 +41,19 @@ def build(
     plugins: Annotated[list[Path] | None, typer.Option(help="TensorRT: plug-in library; may repeat.")] = None,
     graph: Annotated[Path | None, typer.Option(help="Keep the FP16 or INT8 graph as this ONNX file.")] = None,
     trtexec: Annotated[bool, typer.Option(help="TensorRT: print the equal trtexec command.")] = False,
+    overwrite: OverwriteFlag = False,
 ) -> None:
-    """Build an engine from an exported graph and put it into a bundle."""
+    """Build an engine from an exported graph and put it into a bundle. An earlier bundle at --output is replaced.
+
+    A folder that is not a bundle is never replaced, --overwrite or not; that is about the file of --graph.
+    """
     from engines import BuildOptions, Lowering, build_bundle, load_policy, parse_targets
     from m2h_deploy.backends.affinity import parse_processors
 
     if trtexec and precision != "fp32" and graph is None:
         raise M2HError(f"trtexec needs the {precision} graph that is compiled: keep it with --graph FILE.onnx")
+    if graph is not None:
+        check_output(graph, "onnx", overwrite=overwrite, sources=[model])
     if io not in ("fp32", "fp16"):
         raise M2HError(f"io '{io}': choose fp32 or fp16")
     lowering = Lowering(

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from cli.app import JsonFlag, app
+from cli.app import JsonFlag, OverwriteFlag, app
 from m2h_deploy.console import err, out, print_json, say
 from m2h_deploy.errors import M2HError
+from m2h_deploy.provenance import check_output
 
 if TYPE_CHECKING:
     from export import CheckReport
@@ -50,9 +51,11 @@ def export(
     outputs: Annotated[str, typer.Option(help="With --sensor: outputs to keep.")] = "labels,depth,normals,edges",
     depth: Annotated[str, typer.Option(help="With --sensor: float32 (metres) or uint16 (millimetres).")] = "float32",
     variant: Annotated[str | None, typer.Option(help="Refuse a checkpoint of another variant.")] = None,
+    overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write a checkpoint as ONNX and check the file against it."""
+    """Write a checkpoint as ONNX and check the file against it. An earlier export at --output is replaced."""
+    check_output(output, "onnx", overwrite=overwrite, sources=[checkpoint])
     with err.status("loading"):
         from export import DEFAULT_OPSET, Sensor, export_onnx, parse_camera_size
         from m2h_deploy.model import load_checkpoint

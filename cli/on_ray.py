@@ -103,6 +103,7 @@ def run_on_ray(
     limit: int | None,
     self_test: bool,
     plugins: list[Path],
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """`run` with its frames on a pool of workers."""
@@ -119,6 +120,7 @@ def run_on_ray(
             limit=limit,
             self_test=self_test,
             plugins=plugins,
+            overwrite=overwrite,
             progress=reporter.advance,
             complain=reporter.complain,
         )

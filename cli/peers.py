@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,10 @@ from numpy.typing import NDArray
 
 from m2h_deploy.backends import BackendOptions, open_backend
 from m2h_deploy.bundle import Bundle, EngineInfo, file_sha256
+from m2h_deploy.causes import reason
 from m2h_deploy.console import say
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import scratch_folder
 from m2h_deploy.profiling import Subject, subject_of
 from m2h_deploy.runtime import Runtime
 
@@ -37,10 +38,10 @@ def open_peers(checkpoint: str, threads: int | None) -> Iterator[Callable[[Runti
     model = load_checkpoint(checkpoint).eval().requires_grad_(False)
     if threads is not None:
         torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory(prefix="m2h-peers-") as folder:
+    with scratch_folder("m2h-peers-") as folder:
 
         def make(runtime: Runtime) -> list[Subject]:
-            return list(_peers(model, runtime, Path(folder), threads))
+            return list(_peers(model, runtime, folder, threads))
 
         yield make
 
@@ -62,7 +63,7 @@ def _peers(model: M2H, runtime: Runtime, folder: Path, threads: int | None) -> I
         compiled.run(np.zeros((spec.batch or 1, 3, spec.height, spec.width), np.float32))
         yield subject_of(Runtime(bundle, compiled), "torch.compile", threads=used, peer=True)
     except Exception as error:  # its errors share no type; a machine without a C++ compiler has no such peer
-        say(f"torch.compile is left out: {(str(error).splitlines() or [type(error).__name__])[0][:150]}", "yellow")
+        say(f"torch.compile is left out: {reason(error)[:150]}", "yellow")
     model.to("cpu")
     try:
         plain = plain_bundle(model, bundle, folder, threads)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.app import JsonFlag, app
+from cli.app import JsonFlag, OverwriteFlag, app
 from cli.export import print_check
 from m2h_deploy.console import err, make_progress, print_json, print_values, timing_summary
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import make_folder
+from m2h_deploy.files import check_folder, make_folder
 
 if TYPE_CHECKING:
     from export import CheckReport
@@ -23,16 +23,24 @@ def quickstart(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for what it makes.")] = Path("quickstart"),
     variant: Annotated[str, typer.Option(help="Network to use.")] = "m2h-tiny",
     frames: Annotated[int, typer.Option(help="How many rooms to look at.", min=1)] = 3,
+    overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """The whole way on the embedded default: checkpoint, ONNX, bundle, predictions, a picture."""
     from engines import build_bundle
     from export import export_onnx
     from m2h_deploy import Runtime
-    from m2h_deploy.data.rooms import render_room
+    from m2h_deploy.bundle import check_bundle_place
+    from m2h_deploy.data.rooms import render_room, room_name
     from m2h_deploy.model import build_model, load_checkpoint
-    from m2h_deploy.results import write_prediction
+    from m2h_deploy.provenance import check_output
+    from m2h_deploy.results import check_results, write_prediction
 
+    check_folder(output)
+    check_bundle_place(output / "bundle")
+    check_output(output / "model.onnx", "onnx", overwrite=overwrite, access=False)
+    if not overwrite:
+        check_results(output, {room_name(0, index) for index in range(frames)})
     make_folder(output)
     start = perf_counter()
     reports: list[CheckReport] = []

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cli.app import app
+from cli.app import OverwriteFlag, app
 from m2h_deploy.console import make_progress, say
-from m2h_deploy.files import make_folder
 
 
 @app.command()
@@ -20,16 +19,16 @@ def rooms(
     height: Annotated[int, typer.Option(min=16)] = 240,
     width: Annotated[int, typer.Option(min=16)] = 320,
     split: Annotated[str, typer.Option(help="Split to write: train or val.")] = "val",
+    overwrite: OverwriteFlag = False,
 ) -> None:
-    """Write synthetic rooms with exact labels: data for a first look and for tests."""
+    """Write synthetic rooms with exact labels: data for a first look and for tests. A split that is there stays."""
     from m2h_deploy.data.writing import write_multitask_folder
 
-    make_folder(folder)
     with make_progress() as progress:
         task = progress.add_task("rooms", total=frames)
 
         def advance(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-        write_multitask_folder(folder, frames, seed, height, width, split=split, progress=advance)
+        write_multitask_folder(folder, frames, seed, height, width, split=split, progress=advance, overwrite=overwrite)
     say(f"wrote {frames} rooms to {folder}")

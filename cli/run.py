@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.app import JsonFlag, app
+from cli.app import JsonFlag, OverwriteFlag, app
 from cli.on_ray import GpusOption, RayOption, WorkersOption, cluster_of, run_on_ray
 from m2h_deploy.console import make_progress, print_json, print_values, say, timing_summary
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import make_folder
+from m2h_deploy.files import check_folder, make_folder
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -41,32 +41,40 @@ def run(
     workers: WorkersOption = None,
     gpus: GpusOption = 0.0,
     parquet: Annotated[bool, typer.Option(help="Ray: the results as Parquet.")] = False,
+    overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Predict on frames: a picture, depth (16-bit PNG, millimetres) and labels (PNG) for each.
 
-    Ctrl-C ends a camera; what was written so far is finished and kept.
+    Ctrl-C ends a camera; what was written so far is finished and kept. Earlier results of the same names are replaced.
     """
     from m2h_deploy import Runtime
     from m2h_deploy.bundle import check_outside
+    from m2h_deploy.provenance import check_outputs
+    from m2h_deploy.results import check_results
     from m2h_deploy.sources import open_source
 
     cluster = cluster_of(ray, workers, threads, gpus)
     for place in (output if files else None, video, rerun):
         if place is not None:
             check_outside(bundle, place)
+    check_outputs({"mp4": video, "rrd": rerun}, overwrite=overwrite, sources=[source])
     if npz and not files:
         raise M2HError("--npz is one of the files that --no-files leaves out: give one of the two")
     if cluster is not None:
         _refuse_with_ray(video, rerun, show=show, files=files)
         run_on_ray(cluster, bundle, source, output, parquet=parquet, npz=npz, limit=limit, self_test=self_test,
-                   plugins=plugins or [], as_json=as_json)  # fmt: skip
+                   plugins=plugins or [], overwrite=overwrite, as_json=as_json)  # fmt: skip
         return
     if parquet:
         raise M2HError("--parquet belongs to a job on Ray: give --ray local too")
     frames = open_source(source)
     if files and Path(source).is_dir() and Path(source).resolve() == output.resolve():
         raise M2HError(f"{output} is the source itself: results could overwrite its files; give another --output")
+    if files:
+        check_folder(output)
+        if not overwrite:
+            check_results(output, frames.names, npz=npz)
     with ExitStack() as stack:
         runtime = stack.enter_context(
             Runtime.load(bundle, threads=threads, self_test=self_test, plugins=tuple(plugins or ()))
@@ -76,7 +84,7 @@ def run(
             stack.callback(sink.close)
         if files:
             make_folder(output)
-            sinks.append(_Files(output, runtime, npz=npz))
+            sinks.append(_Files(output, runtime, npz=npz, overwrite=overwrite))
         summary = _run(runtime, frames, sinks, limit)
     summary["output"] = str(output) if files else None
     written = {"video": video, "rerun": rerun} if summary["read"] > summary["failed"] else {}
@@ -97,13 +105,15 @@ def _refuse_with_ray(video: Path | None, rerun: Path | None, *, show: bool, file
 class _Files:
     """The results of each frame as files."""
 
-    def __init__(self, folder: Path, runtime: Runtime, *, npz: bool) -> None:
-        self._folder, self._classes, self._npz = folder, runtime.manifest.classes, npz
+    def __init__(self, folder: Path, runtime: Runtime, *, npz: bool, overwrite: bool) -> None:
+        self._folder, self._classes, self._npz, self._overwrite = folder, runtime.manifest.classes, npz, overwrite
         self.name = ""
 
     def add(self, image: Any, prediction: Prediction) -> None:
-        from m2h_deploy.results import write_prediction
+        from m2h_deploy.results import check_result, write_prediction
 
+        if not self._overwrite:  # again: a file may have come meanwhile
+            check_result(self._folder, self.name, npz=self._npz)
         write_prediction(self._folder, self.name, image, prediction, self._classes, npz=self._npz)
 
 

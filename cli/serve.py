@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.app import JsonFlag, app
+from cli.app import JsonFlag, OverwriteFlag, app
 from m2h_deploy.console import print_json, say
 
 
@@ -23,15 +23,19 @@ def serve(
     delay_ms: Annotated[float, typer.Option(help="Milliseconds that a frame waits for others.")] = 2.0,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the engine.", min=1)] = None,
     log: Annotated[Path | None, typer.Option(help="Keep what Triton writes in this file.")] = None,
+    overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Serve a bundle over HTTP and gRPC (KServe v2) until Ctrl-C or SIGTERM; accepted requests are answered first.
 
     Clients send raw pixels: image, uint8 (N, H, W, 3) BGR; they get labels, depth, normals and edges.
     """
+    from m2h_deploy.provenance import check_output
     from m2h_deploy.serving.options import ServeOptions
     from m2h_deploy.serving.server import serve as serve_bundle
 
+    if log is not None:
+        check_output(log, "log", overwrite=overwrite)
     options = ServeOptions(
         bundle, name, host, http_port, grpc_port, metrics_port, max_batch=max_batch, delay_ms=delay_ms, threads=threads
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.app import JsonFlag, app
+from cli.app import JsonFlag, OverwriteFlag, app
 from m2h_deploy.console import out, print_json, say
 
 ConfigArgument = Annotated[Path, typer.Argument(help="TOML file that describes the run; see configs/.")]
@@ -24,13 +24,19 @@ def train(
     cache: Annotated[Path | None, typer.Option(help="Where frames are kept (default: in the folder).")] = None,
     workers: WorkersOption = 1,
     qat: Annotated[bool, typer.Option("--qat", help="Fine-tune the config's checkpoint for INT8.")] = False,
+    overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train a network with the paper's recipe and evaluate it. Ctrl-C saves the state; go on with --resume."""
+    """Train a network with the paper's recipe and evaluate it. Ctrl-C saves the state; go on with --resume.
+
+    An earlier run in the folder is replaced only with --overwrite.
+    """
     from m2h_deploy.training import run as train_network
     from m2h_deploy.training import table
 
-    result = train_network(config, output, resume=resume, device=device, cache=cache, workers=workers, qat=qat)
+    result = train_network(
+        config, output, resume=resume, device=device, cache=cache, workers=workers, qat=qat, overwrite=overwrite
+    )
     if as_json:
         print_json(result)
     else:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.app import app
+from cli.app import OverwriteFlag, app
 from cli.on_ray import GpusOption, RayOption, WorkersOption, cluster_of, reporting, tell
 from m2h_deploy.console import err, make_progress, out, print_json, say
 from m2h_deploy.errors import CheckFailed, M2HError
@@ -42,17 +41,21 @@ def verify(
     workers: WorkersOption = None,
     gpus: GpusOption = 0.0,
     work: Annotated[Path | None, typer.Option(help="Ray: folder of each frame's measurements. [BUNDLE.parity]")] = None,
+    overwrite: OverwriteFlag = False,
 ) -> None:
-    """Compare an engine with its checkpoint on data, task by task; exit 1 when a gate fails."""
+    """Compare an engine with its checkpoint on data, task by task; exit 1 when a gate fails.
+
+    Earlier results of the same kind are replaced by --json, --junit and --html.
+    """
     import os
 
     from m2h_deploy.bundle import check_outside, load_bundle, record_result
-    from m2h_deploy.files import check_writable
     from m2h_deploy.parity import Gates
+    from m2h_deploy.provenance import Kind, check_outputs
 
-    for file in (json_file, junit, html):
-        if file is not None and str(file) != "-":
-            check_outside(bundle, check_writable(file))
+    places: dict[Kind, Path | None] = {"json": json_file, "junit": junit, "html": html}
+    for file in check_outputs(places, overwrite=overwrite, sources=[reference]):
+        check_outside(bundle, file)
     if work is not None and ray is None:
         raise M2HError("--work belongs to a job on Ray: give --ray local too")
     cluster = cluster_of(ray, workers, threads, gpus)
@@ -178,16 +181,17 @@ def _write(result: VerifyResult, located: LocateResult | None, json_file: Path |
 def _locate(bundle: Bundle, reference: str) -> LocateResult:
     """Export the reference as the bundle's graph was exported, and compare the two value by value."""
     from export import export_onnx
+    from m2h_deploy.files import scratch_folder
     from m2h_deploy.model import load_checkpoint
     from m2h_deploy.parity import locate_in_bundle
 
     if reference.endswith(".onnx"):
         return locate_in_bundle(bundle, reference)
     manifest = bundle.manifest
-    with tempfile.TemporaryDirectory(prefix="m2h-locate-") as folder, err.status("exporting the reference"):
+    with scratch_folder("m2h-locate-") as folder, err.status("exporting the reference"):
         path = export_onnx(
             load_checkpoint(reference),
-            Path(folder) / "reference.onnx",
+            folder / "reference.onnx",
             height=manifest.network_input.height,
             width=manifest.network_input.width,
             batch=manifest.input.batch or 1,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,15 +42,17 @@ from m2h_deploy.bundle import (
     ModelInfo,
     OutputSpec,
     SensorInfo,
+    check_bundle_place,
     file_sha256,
     load_bundle,
     new_bundle_folder,
     write_manifest,
 )
+from m2h_deploy.causes import failure
 from m2h_deploy.consistency import inconsistency
 from m2h_deploy.data.classes import CITYSCAPES_CLASSES, NYU40_CLASSES, palette
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import write_bytes
+from m2h_deploy.files import scratch_folder, write_bytes
 from m2h_deploy.onnx_files import as_single_file, onnx_sha256
 from m2h_deploy.preprocess import PRESETS
 from m2h_deploy.selftest import check_self_test, make_self_test, pattern
@@ -114,20 +115,23 @@ def build_bundle(
     BackendOptions(threads=threads)  # refuses a number of threads that is none
     _refuse_idle_options(engine, precision, threads, affinity, provider, hint, lowering, tensorrt)
     source = Path(onnx_path)
+    check_bundle_place(out_dir, source)
     proto = load_graph(source)
     card = read_card(proto, source)
     check_interface(proto, card, source)
     spec = _input_spec(proto, card)
     _check_sensor(proto, card, engine, source)
-    with new_bundle_folder(out_dir) as folder, tempfile.TemporaryDirectory(prefix="m2h-build-") as scratch:
-        whole = as_single_file(source, Path(scratch) / "whole")
+    # In this order: an error of writing names the innermost place that has no space.
+    with scratch_folder("m2h-build-") as scratch, ExitStack() as stack:
+        whole = as_single_file(source, scratch / "whole")
         model, report = whole, None
         if precision != "fp32":
-            model = Path(scratch) / "model.onnx"
+            model = scratch / "model.onnx"
             with _named(source, whole):
                 report = _lower(whole, model, precision, lowering or Lowering(), card, spec)
         if graph is not None:
             write_bytes(graph, model.read_bytes())
+        folder = stack.enter_context(new_bundle_folder(out_dir))
         with _named(source, model):
             if engine == "onnxruntime":
                 info = build_onnxruntime(model, folder, precision=precision, threads=threads, provider=provider)
@@ -332,7 +336,7 @@ def _run_graph(proto: onnx.ModelProto, spec: InputSpec, source: Path) -> dict[st
         names = [node.name for node in session.get_outputs()]
         outputs = dict(zip(names, session.run(names, {value.name: image}), strict=True))
     except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise M2HError(f"ONNX Runtime cannot run {source}: {(str(error).splitlines() or ['no reason'])[0]}") from None
+        raise failure(error, f"ONNX Runtime cannot run {source}") from None
     bad = [name for name, values in outputs.items() if not np.isfinite(values).all()]
     if bad:
         raise M2HError(f"{source} gives NaN or infinity in {', '.join(bad)}: its weights are damaged: export it again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from engines.histograms import BINS, METHODS, PERCENTILE, Histogram, Method, threshold
 from m2h_deploy.arrays import DAMAGED_ARRAY
+from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files import make_folder, whole_file
 
@@ -218,7 +220,7 @@ def _open_with_outputs(proto: onnx.ModelProto, tensors: Sequence[str]) -> ort.In
     try:
         return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise M2HError(f"ONNX Runtime cannot load the graph to calibrate: {str(error).splitlines()[0]}") from None
+        raise failure(error, "ONNX Runtime cannot load the graph to calibrate") from None
 
 
 def _run_in_groups(
@@ -278,8 +280,8 @@ def _read_cache(file: Path) -> dict[str, Histogram]:
 
 
 def _write_cache(file: Path, histograms: Mapping[str, Histogram]) -> None:
-    make_folder(file.parent)
-    with whole_file(file) as temporary:
+    # A cache that cannot be written only costs time, the next time.
+    with contextlib.suppress(M2HError), whole_file(make_folder(file.parent) / file.name) as temporary:
         np.savez_compressed(
             temporary,
             names=np.array(list(histograms)),

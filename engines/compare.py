@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from m2h_deploy.errors import M2HError
+from m2h_deploy.causes import failure
 from m2h_deploy.numerics import psnr, span_of
 
 
@@ -51,7 +51,7 @@ def cpu_session(proto: onnx.ModelProto) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise M2HError(f"ONNX Runtime cannot load the graph: {str(error).splitlines()[0]}") from None
+        raise failure(error, "ONNX Runtime cannot load the graph") from None
 
 
 def _run(session: ort.InferenceSession, frame: NDArray[np.float32]) -> list[NDArray[np.float32]]:

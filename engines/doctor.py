@@ -16,6 +16,7 @@ from engines.hardware import Cpu, Nvidia, read_cpu, read_nvidia
 from engines.known_issues import KNOWN_ISSUES, Installed, KnownIssue, applies
 from m2h_deploy import __version__
 from m2h_deploy.backends import EXTRAS
+from m2h_deploy.causes import reason
 
 #: Engine kind to the distributions that carry it (the first found counts) and the module they install.
 _DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -99,8 +100,7 @@ def _engine(kind: str, nvidia: Nvidia) -> EngineStatus:
         module = importlib.import_module(module_name)
         devices = _devices(kind, module, nvidia)
     except Exception as error:  # a broken native library raises whatever it likes
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        return EngineStatus(kind, None, (), None, f"{version} is installed but does not load: {first}")
+        return EngineStatus(kind, None, (), None, f"{version} is installed but does not load: {reason(error)}")
     details = ", ".join(devices)
     if kind in _NEED_GPU and not devices:
         details = "builds here; running needs an NVIDIA GPU" if kind == "tensorrt-rtx" else "needs an NVIDIA GPU"

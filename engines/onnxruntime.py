@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,9 @@ import onnxruntime as ort
 
 from m2h_deploy.backends.onnxruntime import PROVIDERS
 from m2h_deploy.bundle import EngineInfo
+from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import library_path
 
 ENGINE_FILE = "model.onnx"
 
@@ -44,11 +45,12 @@ def build_onnxruntime(
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.optimized_model_filepath = os.fspath(folder / ENGINE_FILE)
     try:
-        ort.InferenceSession(os.fspath(model), options, providers=["CPUExecutionProvider"])
+        with library_path(model) as name, library_path(folder / ENGINE_FILE) as optimized:
+            options.optimized_model_filepath = optimized
+            ort.InferenceSession(name, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise M2HError(f"ONNX Runtime cannot load {model}: {str(error).splitlines()[0]}") from None
+        raise failure(error, f"ONNX Runtime cannot load {model}") from None
     return _info(precision, threads, provider, provider_options)
 
 

@@ -7,6 +7,8 @@ the importer ends the process (seen with 2026.4.1) on a graph with local functio
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,7 +17,9 @@ import onnx
 from engines.functions import inline_functions
 from engines.graph import load_graph
 from m2h_deploy.bundle import EngineInfo
+from m2h_deploy.causes import NO_SPACE, no_space
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import library_path
 
 ENGINE_FILE = "model.xml"
 
@@ -42,8 +46,12 @@ def build_openvino(
     proto, _ = inline_functions(load_graph(model))
     network = _read(ov, proto, model)
     try:
-        ov.save_model(network, folder / ENGINE_FILE, compress_to_fp16=precision == "fp16")
+        with library_path(folder / ENGINE_FILE) as file:
+            ov.save_model(network, file, compress_to_fp16=precision == "fp16")
     except RuntimeError as error:
+        # OpenVINO gives no cause, and removes what it had written.
+        if no_space(folder, 2 * model.stat().st_size):
+            raise OSError(errno.ENOSPC, NO_SPACE, os.fspath(folder / ENGINE_FILE)) from None
         raise M2HError(f"cannot write {folder / ENGINE_FILE}: {_reason(error)}") from None
     return EngineInfo(
         kind="openvino",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,8 +33,9 @@ from engines.modelopt import quiet_modelopt, require_modelopt
 from engines.quantization import QuantPolicy, candidates, chosen_layers, insert_qdq, insert_weight_dq, quantised_layers
 from engines.sensitivity import BlockCost, choose_blocks
 from engines.sensor import is_sensor, put_network, take_network
+from m2h_deploy.causes import reason
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import whole_file
+from m2h_deploy.files import scratch_folder, whole_file
 from m2h_deploy.onnx_files import onnx_sha256
 
 Precision = Literal["fp16", "int8"]
@@ -167,8 +167,8 @@ def _autocast(proto: onnx.ModelProto, islands: Sequence[Island], io: IO) -> onnx
     """ModelOpt's conversion to FP16, with casts around the islands."""
     from modelopt.onnx.autocast import convert_to_mixed_precision
 
-    with tempfile.TemporaryDirectory(prefix="m2h-fp16-") as folder, quiet_modelopt():
-        source = Path(folder) / "float.onnx"
+    with scratch_folder("m2h-fp16-") as folder, quiet_modelopt():
+        source = folder / "float.onnx"
         onnx.save(proto, source)
         try:
             return convert_to_mixed_precision(
@@ -182,8 +182,7 @@ def _autocast(proto: onnx.ModelProto, islands: Sequence[Island], io: IO) -> onnx
                 providers=["cpu"],
             )
         except Exception as error:  # ModelOpt raises whatever its parts raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise M2HError(f"NVIDIA ModelOpt cannot convert the graph to FP16: {reason}") from error
+            raise M2HError(f"NVIDIA ModelOpt cannot convert the graph to FP16: {reason(error)}") from error
 
 
 def _finish(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,9 @@ from engines.blocks import check_patterns, matches
 from engines.functions import drop_unused_initializers
 from engines.modelopt import quiet_modelopt
 from m2h_deploy.blocks import KEPT_IN_FLOAT
+from m2h_deploy.causes import reason
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import scratch_folder
 
 #: Layers that INT8 speeds up, with their weight as a constant second input.
 QUANTISABLE = ("Conv", "MatMul", "Gemm")
@@ -109,10 +110,10 @@ def insert_qdq(
     """
     from modelopt.onnx.quantization import quantize
 
-    with tempfile.TemporaryDirectory(prefix="m2h-int8-") as folder, quiet_modelopt():
-        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+    with scratch_folder("m2h-int8-") as folder, quiet_modelopt():
+        source, target = folder / "float.onnx", folder / "int8.onnx"
         onnx.save(proto, source)
-        cache = Path(folder) / "ranges.cache"
+        cache = folder / "ranges.cache"
         _write_tensorrt_cache(cache, ranges)
         try:
             quantize(
@@ -136,8 +137,7 @@ def insert_qdq(
             )
             return _only_layers_read_quantised(onnx.load(target), layers)
         except Exception as error:  # ModelOpt raises whatever its parts raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise M2HError(f"NVIDIA ModelOpt cannot quantise the graph: {reason}") from error
+            raise M2HError(f"NVIDIA ModelOpt cannot quantise the graph: {reason(error)}") from error
 
 
 def insert_weight_dq(proto: onnx.ModelProto, layers: Sequence[str]) -> onnx.ModelProto:

@@ -28,7 +28,7 @@ from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
 from m2h_deploy.backends.tensorrt_log import Messages, listen
 from m2h_deploy.bundle import EngineInfo, file_sha256
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import write_bytes
+from m2h_deploy.files import library_path, write_bytes
 from m2h_deploy.onnx_files import onnx_sha256
 
 PLAN_FILE = "model.plan"
@@ -205,7 +205,9 @@ def _parse(trt: Any, builder: Any, logger: Any, model: Path, flavour: str, optio
                 f"{NAMES[flavour]} {trt.__version__} cannot let a plug-in replace an ONNX function: use 10.13 or later"
             )
         parser.set_flag(override)
-    if not parser.parse_from_file(os.fspath(model)):
+    with library_path(model) as file:
+        parsed = parser.parse_from_file(file)
+    if not parsed:
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         raise M2HError(
             f"{NAMES[flavour]} {trt.__version__} cannot parse {model}: {'; '.join(map(_parser_error, errors))}"

@@ -27,7 +27,7 @@ from export.windows import add_function_bodies, use_functions
 from m2h_deploy import __version__
 from m2h_deploy.consistency import MAX_CLASSES
 from m2h_deploy.errors import CheckFailed, M2HError
-from m2h_deploy.files import whole_file
+from m2h_deploy.files import check_writable, library_path, whole_file
 from m2h_deploy.model.checkpoint import weights_digest
 from m2h_deploy.model.config import TASKS
 from m2h_deploy.model.network import M2H
@@ -103,11 +103,14 @@ def export_onnx(
 
     with whole_file(path) as temporary:
         onnx.save(proto, temporary)
-        _require(check_export(model, temporary, images=images), "the exported graph", "the checkpoint", on_check)
+        with library_path(temporary) as file:
+            report = check_export(model, file, images=images)
+        _require(report, "the exported graph", "the checkpoint", on_check)
         if sensor is not None:
             plain = proto.SerializeToString()
             onnx.save(add_sensor(proto, sensor), temporary)
-            report = check_sensor(plain, temporary, images=images)
+            with library_path(temporary) as file:
+                report = check_sensor(plain, file, images=images)
             _require(report, "the sensor graph", "preprocess, network and postprocess", on_check)
     return path
 
@@ -148,8 +151,7 @@ def _check_options(
         raise M2HError(f"form '{form}': choose reference or deploy")
     if preset not in PRESETS:
         raise M2HError(f"preset '{preset}': choose one of {', '.join(PRESETS)}")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise M2HError(f"cannot write {path}: give a file in a folder that exists")
+    check_writable(path)
 
 
 def _trace(

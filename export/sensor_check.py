@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from export.check import CheckReport, OutputDifference
-from m2h_deploy.errors import M2HError
+from m2h_deploy.causes import failure
 from m2h_deploy.numerics import judge, judge_labels, perturbed
 from m2h_deploy.postprocess import Postprocess, Prediction
 from m2h_deploy.preprocess import PRESETS, Preprocess
@@ -73,7 +73,7 @@ def _open(model: str | os.PathLike[str] | bytes) -> ort.InferenceSession:
         return ort.InferenceSession(content, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own unexported types
         what = "the graph" if isinstance(model, bytes) else model
-        raise M2HError(f"ONNX Runtime cannot load {what}: {str(error).splitlines()[0]}") from None
+        raise failure(error, f"ONNX Runtime cannot load {what}") from None
 
 
 def _pictures(images: Sequence[np.ndarray], camera: tuple[int, int]) -> dict[str, np.ndarray]:

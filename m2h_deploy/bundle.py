@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,9 +24,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from m2h_deploy.causes import MachineError, failure, reason
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import is_temporary, whole_folder, write_text
-from m2h_deploy.names import shorten
+from m2h_deploy.files import check_whole_folder, is_temporary, whole_folder, write_text
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -243,7 +242,8 @@ def _read_manifest(path: Path) -> Manifest:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         words = " ".join(str(error).split())
-        raise M2HError(f"{file} is not readable JSON ({words}): build or copy the bundle again") from None
+        damaged = f"{file} is not readable JSON ({words}): build or copy the bundle again"
+        raise failure(error, f"cannot read {file}", damaged) from None
     if not isinstance(content, dict):
         raise M2HError(f"{file} is not a manifest: expected a JSON object")
     version = content.get("schema_version")
@@ -273,7 +273,11 @@ def _check_file(folder: Path, name: str, expected: str) -> None:
         raise M2HError(f"{folder}: {name} is missing; build or copy the bundle again")
     if file.resolve().parent != folder.resolve():
         raise M2HError(f"{folder}: {name} leads out of the bundle's folder")
-    if file_sha256(file) != expected:
+    try:
+        found = file_sha256(file)
+    except OSError as error:
+        raise MachineError(f"cannot read {file}: {reason(error)}") from None
+    if found != expected:
         raise M2HError(f"{folder}: {name} does not have the manifest's sha256 (damaged, exchanged?): build it again")
 
 
@@ -308,17 +312,31 @@ def new_bundle_folder(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
     An existing bundle at `out_dir` is replaced as a whole, and comes back if that fails. Any other folder or file is
     refused, and so is a bundle with files that its manifest does not name: they are somebody's.
     """
-    out = Path(out_dir).resolve()
-    _check_replaceable(out)
-    with whole_folder(out, _take_place) as temporary:
+    out = check_bundle_place(out_dir)
+    with whole_folder(out, replace=True, last=MANIFEST) as temporary:
         yield temporary
 
 
+def check_bundle_place(out_dir: str | os.PathLike[str], *sources: str | os.PathLike[str]) -> Path:
+    """Return `out_dir`, absolute. Raises M2HError where no bundle can be built there: before the work.
+
+    `sources` are files that the build reads: a bundle that holds one of them is not replaced.
+    """
+    out = Path(out_dir).resolve()
+    _check_replaceable(out)
+    for source in sources:
+        if Path(source).resolve().is_relative_to(out):
+            raise M2HError(f"{source} lies in {out}, which would be replaced: choose another place")
+    return check_whole_folder(out, replace=True)
+
+
 def _check_replaceable(out: Path) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    held = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else None
+    if not out.exists() or held == []:
         return
     if not (out / MANIFEST).is_file():
-        raise M2HError(f"{out} exists and is not a bundle: choose another place")
+        holds = f" (it holds {held[0]})" if held else ""
+        raise M2HError(f"{out} exists and is not a bundle{holds}: choose another place")
     try:
         others = _unnamed(out, _read_manifest(out))
     except M2HError as error:
@@ -327,23 +345,6 @@ def _check_replaceable(out: Path) -> None:
         raise M2HError(
             f"{out} holds {others[0]}, which its manifest does not name: choose another place or move it out"
         )
-
-
-def _take_place(new: Path, out: Path) -> None:
-    """Rename `new` to `out`; what was there is put back if that fails, or is interrupted."""
-    if not out.exists():
-        new.replace(out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{shorten(out.name, 200)}.old.", dir=out.parent))
-    try:
-        out.replace(old)
-        new.replace(out)
-    except BaseException:
-        if not out.exists() and any(old.iterdir()):
-            old.replace(out)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -18,7 +18,8 @@ _PIPED = 1000
 
 def _piped_width() -> int | None:
     """Rich takes 80 columns where there is no terminal, and cuts tables to them."""
-    return None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPED
+    terminal = sys.stdout is not None and sys.stdout.isatty()  # None: closed
+    return None if terminal or "COLUMNS" in os.environ else _PIPED
 
 
 out = Console(highlight=False, width=_piped_width())

@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from m2h_deploy.causes import NO_MEMORY, MachineError, reason
 from m2h_deploy.errors import M2HError
 from m2h_deploy.names import is_file
 from m2h_deploy.preprocess import MAX_SIDE, as_color_image
@@ -65,7 +66,7 @@ def image_files(folder: Path) -> list[Path]:
     try:
         entries = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     except OSError as error:
-        raise M2HError(f"{folder} cannot be listed: {error.strerror or error}") from None
+        raise MachineError(f"{folder} cannot be listed: {reason(error)}") from None
     files = [file for file in entries if file.is_file() or (file.is_symlink() and not file.exists())]
     if not files:
         raise M2HError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
@@ -115,7 +116,7 @@ def read_content(path: Path, what: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise M2HError(f"{path}: {what} cannot be read ({error.strerror})") from error
+        raise MachineError(f"{path}: {what} cannot be read ({reason(error)})") from error
 
 
 def decode(path: Path, content: bytes, flags: int, what: str) -> NDArray[Any]:
@@ -138,7 +139,7 @@ def decode(path: Path, content: bytes, flags: int, what: str) -> NDArray[Any]:
     return np.asarray(decoded)
 
 
-class OutOfMemoryError(M2HError):
+class OutOfMemoryError(MachineError):
     """An image is too large for the memory that is left."""
 
 
@@ -148,11 +149,11 @@ def enough_memory(what: str) -> Iterator[None]:
     try:
         yield
     except MemoryError:
-        raise OutOfMemoryError(f"{what}: not enough memory") from None
+        raise OutOfMemoryError(f"{what}: {NO_MEMORY}") from None
     except cv2.error as error:
         if error.code != cv2.Error.STS_NO_MEM:
             raise
-        raise OutOfMemoryError(f"{what}: not enough memory") from None
+        raise OutOfMemoryError(f"{what}: {NO_MEMORY}") from None
 
 
 def is_truncated_jpeg(content: bytes) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 import onnx
 
 from m2h_deploy.bundle import file_sha256
+from m2h_deploy.causes import MachineError, failure, first_line, reason
 from m2h_deploy.errors import M2HError
 
 #: An ONNX file is a protobuf message, which holds no more.
@@ -74,13 +75,9 @@ def _read_message(path: Path) -> onnx.ModelProto:
         proto = onnx.load(os.fspath(path), load_external_data=False)
     except FileNotFoundError:
         raise M2HError(f"no ONNX file at {path}: make one with m2h-deploy export") from None
-    except OSError as error:
-        raise M2HError(f"cannot read {path}: {error.strerror or error}") from None
-    except MemoryError:
-        raise
     except Exception as error:  # protobuf's DecodeError has no stable place to import it from
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise M2HError(f"{path} is not an ONNX file, or truncated: {reason}") from None
+        other = f"{path} is not an ONNX file, or truncated: {first_line(error)}"
+        raise failure(error, f"cannot read {path}", other) from None
     if not proto.graph.node or not proto.opset_import:
         part = "nodes" if not proto.graph.node else "opset"
         raise M2HError(f"{path} is not an ONNX file, or truncated: it has no {part}")
@@ -116,10 +113,10 @@ def _read_part(path: Path, name: str, file: Path, offset: int, length: int) -> b
         with file.open("rb") as stream:
             stream.seek(offset)
             content = stream.read(length)
+    except FileNotFoundError:
+        raise M2HError(f"{path}: its weights in {file} are missing; keep both files together") from None
     except OSError as error:
-        raise M2HError(
-            f"{path}: its weights in {file} cannot be read: {error.strerror or error}; keep both files together"
-        ) from None
+        raise MachineError(f"{path}: its weights in {file} cannot be read: {reason(error)}") from None
     if len(content) < length:
         raise M2HError(f"{path}: its weights in {file} are truncated: {name} has {len(content)} of {length} bytes")
     return content

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from m2h_deploy.bundle import Classes
 from m2h_deploy.camera import ASSUMED_FOV, intrinsics_of_view
 from m2h_deploy.data.frame import Intrinsics
-from m2h_deploy.files import NewFile, check_writable
+from m2h_deploy.files import NewFile, check_space, check_writable, library_path
 from m2h_deploy.postprocess import Prediction
 from m2h_deploy.visualize import draw_edges, draw_normals
 
@@ -50,7 +50,8 @@ class RerunLog:
         self._file = NewFile(self.path)
         check_writable(self.path)
         self._recording: Any = rr.RecordingStream("m2h-deploy", send_properties=False)
-        self._recording.save(self._file.temporary)
+        with library_path(self._file.temporary) as name:
+            self._recording.save(name)
         colours = [rr.AnnotationInfo(id=i, label=classes.names[i], color=classes.palette[i]) for i in _indices(classes)]
         self._recording.log("/", rr.AnnotationContext(colours), static=True)
         self._recording.log("/", rr.ViewCoordinates.RDF, static=True)
@@ -58,6 +59,7 @@ class RerunLog:
 
     def add(self, image: NDArray[np.uint8], prediction: Prediction) -> None:
         """Log one frame; `image` is uint8 (H, W, 3) BGR, the prediction of its size."""
+        check_space(self._file.temporary.parent, self.path)  # Rerun does not say that it could not write
         rr, log = self._rr, self._recording.log
         self._recording.set_time("frame", sequence=self._count)
         self._count += 1

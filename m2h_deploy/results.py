@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from m2h_deploy.bundle import Classes
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files import write_bytes
 from m2h_deploy.postprocess import Prediction
+from m2h_deploy.provenance import Kind, check_output, mark_npz, mark_png
 from m2h_deploy.visualize import draw_prediction
 
 
@@ -23,14 +24,38 @@ def write_prediction(
 ) -> list[Path]:
     """Write `<name>_overlay.png`, `<name>_depth.png`, `<name>_labels.png` and, if asked, `<name>.npz`.
 
-    Depth is uint16 millimetres (0 to 65.5 m), labels are uint8 class indices. Each file appears whole or not at all.
+    Depth is uint16 millimetres (0 to 65.5 m), labels are uint8 class indices. Each file appears whole or not at all,
+    and replaces what is there: see `check_results`.
     Returns the paths; raises M2HError when the folder cannot be written.
     """
     pictures = {"overlay": draw_prediction(image, prediction, classes), **maps_of(prediction)}
-    written = [write_png(folder / f"{name}_{kind}.png", picture) for kind, picture in pictures.items()]
+    written = [
+        write_bytes(folder / f"{name}_{kind}.png", mark_png(encode_png(picture))) for kind, picture in pictures.items()
+    ]
     if npz:
-        written.append(write_bytes(folder / f"{name}.npz", encode_npz(prediction)))
+        written.append(write_bytes(folder / f"{name}.npz", mark_npz(encode_npz(prediction))))
     return written
+
+
+_ENDINGS: dict[str, Kind] = {"_overlay.png": "png", "_depth.png": "png", "_labels.png": "png", ".npz": "npz"}
+
+
+def check_result(folder: Path, name: str, *, npz: bool = False) -> None:
+    """Raises M2HError where `write_prediction` would replace a file that it did not write."""
+    for ending, kind in _ENDINGS.items():
+        if npz or kind != "npz":
+            check_output(folder / f"{name}{ending}", kind, access=False)
+
+
+def check_results(folder: Path, names: Container[str], *, npz: bool = False) -> None:
+    """Raises the M2HError of `check_result` for any frame of `names`: before the first of them is predicted."""
+    if not folder.is_dir():
+        return
+    for file in sorted(entry.name for entry in folder.iterdir()):
+        endings = [ending for ending in _ENDINGS if file.endswith(ending) and (npz or _ENDINGS[ending] != "npz")]
+        for ending in endings:
+            if file.removesuffix(ending) in names:
+                check_output(folder / file, _ENDINGS[ending], access=False)
 
 
 def maps_of(prediction: Prediction) -> dict[str, NDArray[Any]]:
@@ -46,11 +71,6 @@ def maps_of(prediction: Prediction) -> dict[str, NDArray[Any]]:
 def all_finite(prediction: Prediction, tasks: Iterable[str]) -> bool:
     """Whether every value of these tasks is a number."""
     return all(np.isfinite(getattr(prediction, task)).all() for task in tasks)
-
-
-def write_png(path: Path, picture: NDArray) -> Path:
-    """`picture` (uint8 or uint16; grey or BGR) as PNG, in one step."""
-    return write_bytes(path, encode_png(picture))
 
 
 def encode_png(picture: NDArray) -> bytes:

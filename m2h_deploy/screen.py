@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.bundle import Classes
+from m2h_deploy.causes import MachineError, reason
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import NewFile, check_writable
+from m2h_deploy.files import NewFile, check_space, check_writable, library_path
 from m2h_deploy.postprocess import Prediction
+from m2h_deploy.provenance import mark_mp4
 from m2h_deploy.visualize import depth_span, draw_panes
 
 #: How much of the depth span of the frames before stays: colours follow a scene within a second and do not flicker.
@@ -58,11 +60,12 @@ class VideoFile:
 
     def add(self, image: NDArray[np.uint8], prediction: Prediction) -> None:
         picture = self._panes.draw(image, prediction)
+        check_space(self._file.temporary.parent, self.path)  # OpenCV does not say that it could not write
         if self._writer is None:
             size = (picture.shape[1], picture.shape[0])
             # Absolute, for FFmpeg takes what stands before a colon for a protocol.
-            file = str(self._file.temporary.absolute())
-            self._writer = cv2.VideoWriter(file, cv2.VideoWriter.fourcc(*"mp4v"), self._rate, size)
+            with library_path(self._file.temporary.absolute()) as name:
+                self._writer = cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*"mp4v"), self._rate, size)
             if not self._writer.isOpened():
                 self._writer = None
                 self._file.discard()
@@ -75,6 +78,11 @@ class VideoFile:
             return
         self._writer.release()
         self._writer = None
+        try:
+            mark_mp4(self._file.temporary)
+        except OSError as error:
+            self._file.discard()
+            raise MachineError(f"cannot write {self.path}: {reason(error)}") from None
         self._file.finish()
 
 

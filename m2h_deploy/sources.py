@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from m2h_deploy.causes import MachineError, reason
 from m2h_deploy.errors import M2HError, one_line
+from m2h_deploy.files import library_path
 from m2h_deploy.image_files import decode_picture, image_files, read_image
 from m2h_deploy.names import NAME_BYTES, is_file, is_folder, shorten
 from m2h_deploy.preprocess import as_color_image
@@ -66,6 +68,18 @@ class Source:
     """A camera or a network stream: its frames do not wait, and its end is a failure."""
     rate: float | None = None
     """Frames a second, where the source says so."""
+    names: Container[str] = ()
+    """Names that frames may have."""
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """The names of a video's frames: its stem and a number."""
+
+    stem: str
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and re.fullmatch(rf"{re.escape(self.stem)}_\d{{6,}}", name) is not None
 
 
 def open_source(what: str) -> Source:
@@ -82,7 +96,8 @@ def open_source(what: str) -> Source:
         if path.suffix.lower() in VIDEOS:
             return _video_file(path)
         image = read_image(path)
-        return Source(1, lambda: iter([SourceFrame(result_name(path.stem), image)]))
+        name = result_name(path.stem)
+        return Source(1, lambda: iter([SourceFrame(name, image)]), names={name})
     if what.isdecimal():
         return _camera(what)
     raise M2HError(f"no image, folder, video or camera at '{what}'")
@@ -127,7 +142,16 @@ def read_item(name: str, file: Path) -> Item:
 
 def _folder(path: Path) -> Source:
     images = folder_images(path)
-    return Source(len(images), lambda: (read_item(name, file) for name, file in images))
+    names = {name for name, _ in images}
+    return Source(len(images), lambda: (read_item(name, file) for name, file in images), names=names)
+
+
+def _check_readable(file: Path) -> None:
+    """Raises M2HError, with the reason, for a file that cannot be opened: OpenCV gives none."""
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise MachineError(f"cannot read {file}: {reason(error)}") from None
 
 
 def _camera(what: str) -> Source:
@@ -173,8 +197,12 @@ def _open_capture(handle: str | int, name: str) -> Any:
         kind = "stream"
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, NETWORK_TIMEOUT, cv2.CAP_PROP_READ_TIMEOUT_MSEC, NETWORK_TIMEOUT]
         capture = cv2.VideoCapture(handle, cv2.CAP_FFMPEG, limits)
-    else:
+    elif isinstance(handle, int):
         capture = cv2.VideoCapture(handle)
+    else:
+        _check_readable(Path(handle))
+        with library_path(handle) as file:
+            capture = cv2.VideoCapture(file)
     if not capture.isOpened():
         capture.release()
         short = kind == "video" and is_cut_short(name)
@@ -203,4 +231,5 @@ def _video(handle: str | int, stem: str, *, live: bool, name: str | None = None)
         finally:
             capture.release()
 
-    return Source(count if not live and count > 0 else None, read, live, rate if 0 < rate <= 1000 else None)
+    known = count if not live and count > 0 else None
+    return Source(known, read, live, rate if 0 < rate <= 1000 else None, _Numbered(stem))

@@ -17,7 +17,10 @@ def user_cache_folder(kind: str) -> Path | None:
 
     Not the bundle: its files are fixed by its manifest. Made for the user alone, because engines run what lies there.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (never raises)
+    places = (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache"))  # noqa: PTH111 (never raises)
+    base = next((place for place in places if Path(place).is_absolute()), None)  # "~" stays for a user without a home
+    if base is None:
+        return None
     folder = Path(base) / "m2h-deploy" / kind
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

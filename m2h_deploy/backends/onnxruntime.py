@@ -13,7 +13,9 @@ from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.affinity import threads_where_asked
 from m2h_deploy.backends.outputs import OutputArrays, Outputs, check_image, check_tensor
 from m2h_deploy.bundle import Bundle
+from m2h_deploy.causes import failure, reason
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import library_path
 
 #: What a bundle calls a provider, and what ONNX Runtime does.
 PROVIDERS = {
@@ -67,7 +69,7 @@ class OnnxRuntimeBackend:
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # ONNX Runtime raises its own unexported types
-            raise M2HError(f"{self._where}: ONNX Runtime could not run: {_first_line(error)}") from None
+            raise M2HError(f"{self._where}: ONNX Runtime could not run: {reason(error)}") from None
         return self._outputs.finish()
 
     def _bind_input(self, image: NDArray[Any]) -> None:
@@ -87,10 +89,6 @@ class OnnxRuntimeBackend:
     def close(self) -> None:
         self._session = self._binding = self._bound = self._converted = None
         self._outputs.clear()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def open_session(
@@ -126,13 +124,13 @@ def open_session(
         session_options.profile_file_prefix = profile
     providers = [(wanted, {str(key): str(value) for key, value in provider_options.items()})]
     try:
-        with threads_where_asked(bundle):
+        with threads_where_asked(bundle), library_path(bundle.engine_file) as file:
             session_options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-            session = ort.InferenceSession(os.fspath(bundle.engine_file), session_options, providers=providers)
+            session = ort.InferenceSession(file, session_options, providers=providers)
     except M2HError:
         raise
     except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise M2HError(f"ONNX Runtime cannot load {bundle.engine_file}: {_first_line(error)}") from None
+        raise failure(error, f"ONNX Runtime cannot load {bundle.engine_file}") from None
     if session.get_providers()[0] != wanted:
         raise M2HError(f"{bundle.path}: the provider '{provider}' does not start on this machine")
     return session, provider

@@ -19,6 +19,7 @@ from m2h_deploy.backends.cache import user_cache_folder
 from m2h_deploy.backends.outputs import OutputArrays, Outputs, check_tensor
 from m2h_deploy.bundle import Bundle
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import library_path
 
 #: Kinds of device that choose among others, and so are in no list of what is there.
 _VIRTUAL_DEVICES = ("AUTO", "HETERO", "MULTI", "BATCH")
@@ -208,7 +209,8 @@ def read_ir(bundle: Bundle, core: Any = None) -> Any:
     if file.suffix != ".xml" or b"<net" not in head:
         raise M2HError(f"OpenVINO cannot read {file}: it is not an OpenVINO IR; build the bundle again")
     try:
-        return (core or ov.Core()).read_model(os.fspath(file), os.fspath(bundle.path / weights))
+        with library_path(file) as name:
+            return (core or ov.Core()).read_model(name, os.fspath(Path(name).with_name(weights)))
     except RuntimeError as error:
         raise M2HError(f"OpenVINO cannot read {file}: {reason(error)}") from None
 

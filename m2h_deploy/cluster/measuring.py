@@ -17,6 +17,7 @@ import numpy as np
 
 from m2h_deploy.arrays import DAMAGED_ARRAY
 from m2h_deploy.bundle import Bundle, load_bundle, record_result
+from m2h_deploy.causes import failure
 from m2h_deploy.cluster.digests import frame_digest, job_digest, reference_digest
 from m2h_deploy.cluster.jobs import Complain, FrameWorker, JobResult, Progress, Row, Status, run_job
 from m2h_deploy.cluster.session import Cluster, Session, on_demand
@@ -259,7 +260,8 @@ def _decode(file: Path) -> tuple[FrameRecord, Sides]:
         record = FrameRecord(head["name"], tensors, tasks, head["differences"], frozenset(head["derived"]))
         return record, Sides(Side(**sides["reference"]), Side(**sides["engine"]), tests)
     except DAMAGED_ARRAY as error:
-        raise M2HError(f"{file} is damaged: remove it and run again ({' '.join(str(error).split())[:100]})") from None
+        damaged = f"{file} is damaged: remove it and run again ({' '.join(str(error).split())[:100]})"
+        raise failure(error, f"cannot read {file}", damaged) from None
 
 
 def _read_all(state: State, rows: Sequence[Row]) -> tuple[list[FrameRecord], Sides]:

@@ -9,6 +9,7 @@ and it is several times smaller. Any Parquet reader takes the folder as one tabl
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m2h_deploy.causes import failure
 from m2h_deploy.cluster.jobs import Row
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files import whole_file
@@ -27,6 +29,7 @@ from m2h_deploy.results import encode_npz, encode_png, maps_of
 PART_FRAMES = 32
 
 _ENDING = ".parquet"
+_PART = re.compile(r"part-[0-9a-f]{16}\.parquet")
 
 
 def part_row(row: Row, image: NDArray[np.uint8], prediction: Prediction, *, npz: bool) -> dict[str, Any]:
@@ -70,9 +73,11 @@ def settle_parts(folder: Path, rows: Sequence[Row]) -> list[Row]:
     wanted = {row.name: row.key for row in rows}
     there: set[str] = set()
     for path in sorted(folder.glob(f"*{_ENDING}")):
-        if path.name.startswith("."):  # a writer that died left it
+        if path.name.startswith(".part-"):  # a writer that died left it
             path.unlink(missing_ok=True)
             continue
+        if _PART.fullmatch(path.name) is None:
+            raise M2HError(f"{path} is not a part of such results: give another folder")
         digests = _settle(path, wanted)
         there |= digests
     return [row for row in rows if row.key not in there]
@@ -85,7 +90,8 @@ def _settle(path: Path, wanted: dict[str, str]) -> set[str]:
         pairs = list(zip(table["name"].to_pylist(), table["digest"].to_pylist(), strict=True))
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are these
         words = " ".join(str(error).split())[:200]
-        raise M2HError(f"{path} is not a part of such results: give another folder ({words})") from None
+        other = f"{path} is not a part of such results: give another folder ({words})"
+        raise failure(error, f"cannot read {path}", other) from None
     current = [wanted.get(name, digest) == digest for name, digest in pairs]
     if not any(current):
         path.unlink()

@@ -21,9 +21,9 @@ from m2h_deploy.cluster.parts import PART_FRAMES, part_row, settle_parts, write_
 from m2h_deploy.cluster.session import Cluster, on_demand
 from m2h_deploy.cluster.state import State
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import make_folder, write_text
+from m2h_deploy.files import check_folder, make_folder, write_text
 from m2h_deploy.postprocess import Prediction
-from m2h_deploy.results import all_finite, write_prediction
+from m2h_deploy.results import all_finite, check_results, write_prediction
 from m2h_deploy.runtime import Runtime
 from m2h_deploy.sources import Skipped, folder_images, read_item
 
@@ -54,6 +54,7 @@ def predict_folder(
     limit: int | None = None,
     self_test: bool = True,
     plugins: Sequence[str | os.PathLike[str]] = (),
+    overwrite: bool = True,
     progress: Progress | None = None,
     complain: Complain | None = None,
 ) -> JobResult:
@@ -74,12 +75,13 @@ def predict_folder(
         limit: only this many images, the first by name.
         self_test: prove the engine's numbers on each worker before its first frame.
         plugins: libraries that a TensorRT plan needs.
+        overwrite: replace files in `output` that are no results of m2h-deploy, too.
         progress: called as frames are done.
         complain: called with the reason of each frame that gives no result.
 
     Raises:
-        M2HError: Ray is missing or not there, a bundle or a folder that is broken. A frame that cannot be read is in
-            `JobResult.failed`.
+        M2HError: Ray is missing or not there, a bundle or a folder that is broken, or a file that is in the
+            way. A frame that cannot be read is in `JobResult.failed`.
     """
     cluster = cluster or Cluster()
     folder, results = Path(source).resolve(), Path(output).resolve()
@@ -89,6 +91,9 @@ def predict_folder(
         raise M2HError(f"{output} is the source itself: results could overwrite its files; give another folder")
     manifest = load_bundle(bundle).manifest
     rows = _rows(folder, limit, job_digest(manifest, {"kind": "parquet" if parquet else "files", "npz": npz}))
+    check_folder(results)
+    if not parquet and not overwrite:
+        check_results(results, {row.name for row in rows}, npz=npz)
     libraries = tuple(Path(plugin).resolve() for plugin in plugins)
     settings = PredictSettings(Path(bundle).resolve(), results, npz, cluster.threads, self_test, libraries)
     with on_demand(cluster) as connect:

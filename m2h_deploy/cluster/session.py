@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import scratch_folder
+from m2h_deploy.streams import error_stream
 
 #: Address of a cluster of this machine alone, started for one job.
 LOCAL = "local"
@@ -85,8 +85,7 @@ def connected(cluster: Cluster) -> Iterator[Session]:
         return
     with contextlib.ExitStack() as stack:
         # Unix sockets lie in it, whose paths may not be long: not the user's TMPDIR.
-        logs = Path(tempfile.mkdtemp(prefix="m2h-ray-", dir="/tmp"))
-        stack.callback(shutil.rmtree, logs, ignore_errors=True)
+        logs = stack.enter_context(scratch_folder("m2h-ray-", "/tmp"))
         stack.enter_context(_quiet(logs))
         stack.callback(ray.shutdown)
         _start(ray, cluster, logs)
@@ -145,7 +144,7 @@ def _knock(address: str) -> None:
 def _handlers() -> dict[signal.Signals, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    return {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
 
 
 def _session(ray: Any, cluster: Cluster) -> Session:
@@ -212,9 +211,9 @@ def _native_stderr_to(file: Path) -> Iterator[None]:
         return
     sys.stderr.flush()
     saved, kept = os.dup(2), sys.stderr
-    with file.open("wb") as sink, os.fdopen(os.dup(saved), "w", buffering=1, errors="replace") as own:
+    with file.open("wb") as sink:
         os.dup2(sink.fileno(), 2)
-        sys.stderr = own
+        sys.stderr = error_stream(saved)
         try:
             yield
         finally:

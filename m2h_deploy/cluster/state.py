@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import make_folder, write_text
+from m2h_deploy.files import is_temporary, make_folder, write_text
 
 #: A frame during which this many workers died is not tried again: it would take down every worker there is.
 MOST_TRIES = 3
@@ -28,6 +29,7 @@ class State:
     @classmethod
     def begin(cls, folder: Path) -> State:
         """A new job in `folder`, absolute; results of earlier ones stay. Raises M2HError when it cannot be written."""
+        _check_own(folder)
         make_folder(folder)
         shutil.rmtree(folder / "tries", ignore_errors=True)
         make_folder(folder / "tries")
@@ -37,12 +39,12 @@ class State:
 
     @property
     def _sign(self) -> Path:
-        return self.folder / "job.json"
+        return self.folder / _SIGN
 
     def check(self) -> None:
         """Raises M2HError where this process does not see the job's folder, or another job has begun in it."""
         try:
-            token = json.loads(self._sign.read_text())["token"]
+            token = json.loads(self._sign.read_text(encoding="utf-8"))["token"]
         except (OSError, ValueError, KeyError, TypeError):
             raise M2HError(
                 f"the worker on {socket.gethostname()} does not see {self.folder}: bundle, frames and results must lie "
@@ -69,3 +71,22 @@ class State:
             mark.unlink(missing_ok=True)
             raise
         mark.unlink(missing_ok=True)
+
+
+def _check_own(folder: Path) -> None:
+    """Raises M2HError where `folder` holds something else than what a job keeps there."""
+    other = f"{folder} is not the folder of a job"
+    try:
+        names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+        others = sorted(name for name in names - _KEPT if not is_temporary(name, _SIGN))
+        if others:
+            raise M2HError(f"{other} (it holds {others[0]}): give another one")
+        if names and "token" not in json.loads((folder / _SIGN).read_bytes()):
+            raise M2HError(f"{other}: give another one")
+    except (OSError, ValueError, TypeError) as error:
+        raise failure(error, f"cannot read {folder}", f"{other}: give another one") from None
+
+
+#: What a job keeps in its folder.
+_SIGN = "job.json"
+_KEPT = {_SIGN, "tries", "done", "frames"}

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from m2h_deploy.causes import failure
 from m2h_deploy.data.classes import CITYSCAPES_CLASSES, IGNORE_LABEL
 from m2h_deploy.data.frame import Frame, Intrinsics
 from m2h_deploy.data.labels import boundaries
@@ -112,12 +113,13 @@ class Cityscapes:
         if not path.is_file():
             return _CAMERA.scaled(height, width, 1024, 2048), _BASELINE
         try:
-            stored = json.loads(path.read_text())
+            stored = json.loads(path.read_text(encoding="utf-8"))
             k = stored["intrinsic"]
             camera = Intrinsics(float(k["fx"]), float(k["fy"]), float(k["u0"]), float(k["v0"]))
             baseline = float(stored["extrinsic"]["baseline"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise M2HError(f"{path}: not a Cityscapes camera file ({error})") from error
+            damaged = f"{path}: not a Cityscapes camera file ({error})"
+            raise failure(error, f"cannot read {path}", damaged) from error
         if not all(0 < value < math.inf for value in (camera.fx, camera.fy, baseline)):
             raise M2HError(f"{path}: focal lengths and the baseline must be finite and above 0")
         return camera, baseline

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from m2h_deploy.causes import failure
 from m2h_deploy.data.classes import NYU40_CLASSES
 from m2h_deploy.data.frame import Frame, Intrinsics
 from m2h_deploy.data.labels import boundaries
@@ -110,7 +111,8 @@ def _official_split(path: Path, split: str) -> set[tuple[str, str, int]]:
             if row["split_partition_name"] == split
         }
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
-        raise M2HError(f"{path}: not the list of Hypersim's split (no usable column {error})") from error
+        damaged = f"{path}: not the list of Hypersim's split (no usable column {error})"
+        raise failure(error, f"cannot read {path}", damaged) from error
     if not wanted:
         raise M2HError(f"{path}: no split '{split}'")
     return wanted
@@ -167,5 +169,6 @@ def _dataset(path: Path) -> npt.NDArray[Any]:
     try:
         with h5py.File(require_file(path, "label"), "r") as file:
             return np.asarray(file["dataset"])
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise M2HError(f"{path}: not a Hypersim label (HDF5 with one array 'dataset'), or damaged") from error
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError) as error:
+        damaged = f"{path}: not a Hypersim label (HDF5 with one array 'dataset'), or damaged"
+        raise failure(error, f"cannot read {path}", damaged) from error

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from m2h_deploy.causes import failure
 from m2h_deploy.data.classes import NYU40_CLASSES
 from m2h_deploy.data.frame import NYU_INTRINSICS, Frame, Intrinsics
 from m2h_deploy.data.labels import boundaries, normals_from_depth
@@ -151,7 +152,8 @@ def _read_lists(folder: Path, split: str) -> tuple[str, ...]:
     try:
         lines = [line.strip() for path in found for line in path.read_text("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise M2HError(f"{found[0]}: not a readable list of names, one a line") from error
+        damaged = f"{found[0]}: not a readable list of names, one a line"
+        raise failure(error, f"cannot read {found[0]}", damaged) from error
     names = [line for line in lines if line]
     if not names:
         raise M2HError(f"{found[0]}: the list is empty")
@@ -254,8 +256,9 @@ def _damage(where: str) -> Iterator[None]:
     """Whatever h5py raises for a damaged file, as one line."""
     try:
         yield
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise M2HError(f"{where}: cannot be read, the file is damaged or cut short") from error
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError) as error:
+        damaged = f"{where}: cannot be read, the file is damaged or cut short"
+        raise failure(error, f"cannot read {where}", damaged) from error
 
 
 def _hdf5(path: Path) -> Any:
@@ -268,7 +271,8 @@ def _hdf5(path: Path) -> Any:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise M2HError(f"{path}: not an HDF5 file, or damaged; expected {MAT_NAME} as NYU distributes it") from error
+        damaged = f"{path}: not an HDF5 file, or damaged; expected {MAT_NAME} as NYU distributes it"
+        raise failure(error, f"cannot read {path}", damaged) from error
 
 
 def _side_file(path: Path, key: str, what: str) -> npt.NDArray[np.int64]:

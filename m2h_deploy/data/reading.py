@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m2h_deploy.arrays import DAMAGED_ARRAY
+from m2h_deploy.causes import failure
 from m2h_deploy.data.classes import IGNORE_LABEL
 from m2h_deploy.errors import M2HError
 from m2h_deploy.image_files import decode, read_content
@@ -44,10 +45,23 @@ def read_array(path: Path, what: str) -> npt.NDArray[Any]:
     try:
         array = np.load(path, allow_pickle=False)
     except DAMAGED_ARRAY as error:
-        raise M2HError(f"{path}: {what} is not a readable .npy file ({type(error).__name__})") from error
+        damaged = f"{path}: {what} is not a readable .npy file ({type(error).__name__})"
+        # A damaged header can ask for more memory than there is.
+        if isinstance(error, MemoryError) and not _holds_array(path):
+            raise M2HError(damaged) from error
+        raise failure(error, f"cannot read {path}", damaged) from error
     if not isinstance(array, np.ndarray):
         raise M2HError(f"{path}: {what} is an archive of arrays, expected one array (.npy)")
     return array
+
+
+def _holds_array(path: Path) -> bool:
+    """Whether the file is as long as its header says."""
+    try:
+        np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def check_size(array: npt.NDArray[Any], size: Size, where: str, what: str) -> None:

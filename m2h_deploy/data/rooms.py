@@ -34,6 +34,11 @@ ROOM_CLASSES: tuple[int, ...] = tuple(
 _FACE_CLASSES = tuple(nyu_class(n) for n in ("wall", "wall", "wall", "wall", "floor", "ceiling"))
 
 
+def room_name(seed: int, index: int) -> str:
+    """Return the name of room `index` of series `seed`."""
+    return f"room_{seed}_{index:05d}"
+
+
 def room_intrinsics(height: int, width: int) -> Intrinsics:
     """NYUv2's field of view at another width, with square pixels and the centre in the middle."""
     f = NYU_INTRINSICS.fx / 640 * width
@@ -77,7 +82,7 @@ def render_room_with_instances(
     semantics, instances = _labels(room, hits)
     frame = Frame(
         image=image,
-        name=f"room_{seed}_{index:05d}",
+        name=room_name(seed, index),
         depth=depth.astype(np.float32),
         # Into the surface, as `m2h_deploy.data.frame` says; the ray caster's normals face the camera.
         normals=(-(hits.normals @ camera.rotation)).astype(np.float32),

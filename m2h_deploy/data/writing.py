@@ -15,9 +15,10 @@ from m2h_deploy.data.classes import IGNORE_LABEL, NYU40_CLASSES
 from m2h_deploy.data.frame import Frame
 from m2h_deploy.data.mat5 import write_numbers
 from m2h_deploy.data.nyuv2 import MAPPING_NAME, SPLITS_NAME
-from m2h_deploy.data.rooms import render_room, render_room_with_instances, room_intrinsics
+from m2h_deploy.data.rooms import render_room, render_room_with_instances, room_intrinsics, room_name
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import whole_file, write_bytes
+from m2h_deploy.files import check_folder, make_folder, whole_file, write_bytes
+from m2h_deploy.provenance import check_output, mark_png
 
 #: Called after each frame with how many are done and how many there will be.
 Progress = Callable[[int, int], None]
@@ -34,6 +35,7 @@ def write_multitask_folder(
     width: int = 320,
     split: str = "val",
     progress: Progress | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Rooms 0..frames-1 of series `seed` as one split of a multi-task folder (see `NYUv2.from_folder`).
 
@@ -48,12 +50,13 @@ def write_multitask_folder(
         width: pixels.
         split: "train" or "val".
         progress: called after each frame.
+        overwrite: replace the split, and files that are no rooms.
 
     Returns:
         `folder`.
 
     Raises:
-        M2HError: the split is there already, or shares rooms with another one.
+        M2HError: the split is there already, shares rooms with another one, or a file is in the way.
     """
     folder = Path(folder)
     listing = folder / "gt_sets" / f"{split}.txt"
@@ -61,13 +64,19 @@ def write_multitask_folder(
         raise M2HError(f"{folder}: {frames} frames asked for, expected at least 1")
     if split not in ("train", "val"):
         raise M2HError(f"{folder}: split '{split}', expected train or val")
-    if listing.exists():
-        raise M2HError(f"{listing}: this split is there already; remove the folder or name another")
+    if listing.exists() and not overwrite:
+        raise M2HError(f"{listing}: this split is there already; name another folder, or overwrite it")
     for other in (folder / "gt_sets").glob("*.txt"):
-        if any(name.startswith(f"room_{seed}_") for name in other.read_text().split()):
+        names = other.read_text(encoding="utf-8").split()
+        if other != listing and any(name.startswith(f"room_{seed}_") for name in names):
             raise M2HError(f"{other}: already has rooms of seed {seed}; use another seed for '{split}'")
-    for kind in ("images", "depth", "normals", "segmentation", "edge", "gt_sets"):
-        (folder / kind).mkdir(parents=True, exist_ok=True)
+    for kind in (*_FILES, "gt_sets"):
+        check_folder(folder / kind)
+    for index in range(0 if overwrite else frames):
+        _check_room(folder, room_name(seed, index))
+    for kind in (*_FILES, "gt_sets"):
+        make_folder(folder / kind)
+    listing.unlink(missing_ok=True)
     names = []
     for index in range(frames):
         frame = render_room(seed, index, height, width)
@@ -77,6 +86,18 @@ def write_multitask_folder(
             progress(index + 1, frames)
     write_bytes(listing, "".join(f"{name}\n" for name in names).encode())
     return folder
+
+
+_FILES = {"images": ".png", "segmentation": ".png", "normals": ".png", "edge": ".png", "depth": ".npy"}
+
+
+def _check_room(folder: Path, name: str) -> None:
+    """Raises M2HError where a room's files would replace others. Arrays have no mark: they go by their image."""
+    image = folder / "images" / f"{name}.png"
+    for kind, suffix in _FILES.items():
+        file = folder / kind / f"{name}{suffix}"
+        if file.is_file():
+            check_output(file if suffix == ".png" or not image.is_file() else image, "room", access=False)
 
 
 def _write_frame(folder: Path, frame: Frame) -> None:
@@ -175,4 +196,4 @@ def _write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
     written, data = cv2.imencode(".png", np.ascontiguousarray(image), [cv2.IMWRITE_PNG_COMPRESSION, 3])
     if not written:
         raise M2HError(f"{path}: cannot be encoded as PNG")
-    write_bytes(path, data.tobytes())
+    write_bytes(path, mark_png(data.tobytes(), room=True))

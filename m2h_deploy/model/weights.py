@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from m2h_deploy.causes import MachineError, failure, first_line, machine_fault, reason
 from m2h_deploy.errors import M2HError
 
 #: Types of numbers that weights have; all are read as float32.
@@ -42,7 +43,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with file.open("rb") as stream:
             head = stream.read(64)
     except OSError as error:
-        raise M2HError(f"cannot read {file}: {error.strerror or error}") from None
+        raise MachineError(f"cannot read {file}: {reason(error)}") from None
     safe = len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
     tensors, metadata = _read_safetensors(file) if safe else (_read_torch(file), {})
     for name, tensor in tensors.items():
@@ -70,12 +71,14 @@ def _foreign_kind(name: str, tensor: Tensor) -> str | None:
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
+    damaged = (SafetensorError, OSError, MemoryError, LookupError, AttributeError, TypeError, ValueError, RuntimeError)
     try:
         with safe_open(file, framework="pt") as handle:
             names = handle.keys()
             return {name: handle.get_tensor(name) for name in names}, dict(handle.metadata() or {})
-    except (SafetensorError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise M2HError(f"{file} is not a readable safetensors file (truncated?): {_first_line(error)}") from None
+    except damaged as error:
+        other = f"{file} is not a readable safetensors file (truncated?): {first_line(error)[:160]}"
+        raise failure(error, f"cannot read {file}", other) from None
 
 
 def _read_torch(file: Path) -> dict[str, Tensor]:
@@ -83,12 +86,10 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is refused below
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise M2HError(f"cannot read {file}: {error.strerror or error}") from None
-    except MemoryError:
-        raise
     # Damaged pickles make PyTorch raise whatever its parser stumbles over.
     except Exception as error:
+        if (fault := machine_fault(error)) is not None:
+            raise MachineError(f"cannot read {file}: {fault}") from None
         raise M2HError(f"{file} {_why_unreadable(file, error)}") from None
     if isinstance(loaded, Mapping):
         for key in ("state_dict", "model"):
@@ -105,7 +106,7 @@ def _why_unreadable(file: Path, error: Exception) -> str:
         head = stream.read(_LARGEST_HEAD)
     if head.startswith(b"version https://git-lfs"):
         return "is a pointer of Git LFS, not the checkpoint itself: run git lfs pull"
-    damaged = f"is a damaged or truncated PyTorch checkpoint: {_first_line(error)}"
+    damaged = f"is a damaged or truncated PyTorch checkpoint: {first_line(error)[:160]}"
     if head.startswith(b"PK"):
         try:
             with zipfile.ZipFile(file) as archive:
@@ -158,8 +159,3 @@ def _pickles(content: bytes) -> Iterator[tuple[list[str], bool]]:
 
 def _is_foreign(name: str) -> bool:
     return name.rpartition(".")[0] not in _TENSOR_MODULES
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__

@@ -12,6 +12,7 @@ import numpy as np
 from m2h_deploy.bundle import Manifest
 from m2h_deploy.data.frame import Dataset, Frame
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import printable
 from m2h_deploy.parity.pictures import difference
 from m2h_deploy.parity.reference import Outputs, Reference
 from m2h_deploy.parity.tasks import Against, State, TaskComparison, check_classes
@@ -73,7 +74,7 @@ class Measurer:
     def record(self, frame: Frame, both: BothSides) -> FrameRecord:
         """Raises M2HError, naming the frame, when its labels do not fit its image."""
         return FrameRecord(
-            frame.name,
+            printable(frame.name),
             {name: tensor_sums(name, both.expected[name], both.given[name], both.bad[name])
              for name in compared_outputs(self._manifest)},
             {task.task: task.states(frame, both.before, both.after) for task in self._tasks},

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.bundle import Bundle
+from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError
 from m2h_deploy.selftest import pattern
 
@@ -211,7 +212,7 @@ class _Probe:
         try:
             self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises its own unexported types
-            raise M2HError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from None
+            raise failure(error, f"ONNX Runtime cannot load {path}") from None
         self._path = path
         inputs = self._session.get_inputs()
         if len(inputs) != 1:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from m2h_deploy.bundle import Classes
 from m2h_deploy.data.frame import Frame
+from m2h_deploy.files import printable
 from m2h_deploy.metrics.normals import angles_between
 from m2h_deploy.postprocess import Prediction
 from m2h_deploy.visualize import Picture, depth_span, draw_depth, draw_edges, draw_normals, draw_semantics, fit
@@ -81,7 +82,9 @@ def draw_worst(
     heat = cv2.applyColorMap((255 * np.clip(error / brightest, 0, 1)).astype(np.uint8), cv2.COLORMAP_INFERNO)
     pictures = {"input": frame.image, "reference": a, "engine": b, "difference": np.asarray(heat, np.uint8)}
     scale = "bright: another class" if task == "semantics" else f"brightest: {brightest:g} {unit.split()[0]} or more"
-    return WorstFrame(task, frame.name, mean, unit, scale, {key: _jpeg(value) for key, value in pictures.items()})
+    return WorstFrame(
+        task, printable(frame.name), mean, unit, scale, {key: _jpeg(value) for key, value in pictures.items()}
+    )
 
 
 def difference(task: str, reference: Prediction, engine: Prediction) -> float:

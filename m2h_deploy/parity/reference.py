@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.bundle import InputSpec
+from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError
 
 Outputs = dict[str, NDArray[np.float32]]
@@ -83,7 +84,7 @@ class _OnnxReference:
         try:
             self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises its own unexported types
-            raise M2HError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from None
+            raise failure(error, f"ONNX Runtime cannot load {path}") from None
         card: dict[str, Any] = self._session.get_modelmeta().custom_metadata_map
         if "m2h.sensor" in card:
             raise M2HError(f"{path} is a sensor graph: give the checkpoint, or the file of the same export without it")

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from m2h_deploy import __version__
 from m2h_deploy.parity.gates import GateResult, Gates, Verdict
 from m2h_deploy.parity.pictures import WorstFrame
 from m2h_deploy.parity.tasks import TaskResult
@@ -84,7 +85,12 @@ def to_json(result: VerifyResult, located: LocateResult | None = None) -> dict[s
     """
     content = dataclasses.asdict(dataclasses.replace(result, worst=()))
     del content["worst"]
-    head = {"schema_version": RESULT_VERSION, "verdict": result.verdict, "passed": result.passed}
+    head = {
+        "tool": f"m2h-deploy {__version__}",
+        "schema_version": RESULT_VERSION,
+        "verdict": result.verdict,
+        "passed": result.passed,
+    }
     if located is not None:
         blocks = [dataclasses.asdict(block) for block in located.blocks]
         names = ("block", "value", "summary", "compared", "of", "unseen")

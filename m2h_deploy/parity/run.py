@@ -12,6 +12,7 @@ from m2h_deploy.bundle import Bundle, record_result
 from m2h_deploy.data.frame import Dataset, Frame
 from m2h_deploy.data.opening import open_dataset
 from m2h_deploy.errors import CheckFailed, M2HError
+from m2h_deploy.files import printable
 from m2h_deploy.parity.bootstrap import FEW_FRAMES, RESAMPLES, draws
 from m2h_deploy.parity.frames import Comparison, FrameRecord, Measurer, choose_targets
 from m2h_deploy.parity.gates import GateResult, Gates, Rule, judge
@@ -127,7 +128,7 @@ def conclude(
     tensors = tuple(tensor.result(weights) for tensor in comparison.tensors)
     measured = [task.result(weights, gates) for task in comparison.tasks]
     return VerifyResult(
-        bundle=bundle.path.name or str(bundle.path),
+        bundle=printable(bundle.path.name or str(bundle.path)),
         precision=bundle.manifest.engine.precision,
         reference=sides.reference,
         engine=sides.engine,
@@ -174,7 +175,7 @@ def _psnr_gate(tensor: TensorResult, limit: float) -> GateResult:
 
 def name_of(data: Dataset | str | os.PathLike[str]) -> str:
     """What to call `data` in a result."""
-    return Path(data).resolve().name if isinstance(data, (str, os.PathLike)) else type(data).__name__
+    return printable(Path(data).resolve().name) if isinstance(data, (str, os.PathLike)) else type(data).__name__
 
 
 def check_pair(runtime: Runtime, reference: Reference, name: str, *, allow_other_weights: bool) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import make_folder
+from m2h_deploy.files import make_folder, scratch_folder
 from m2h_deploy.profiling.measure import Samples, Subject, Timer
 
 Scenario = Literal["single-stream", "multi-stream", "offline", "server"]
@@ -131,15 +131,15 @@ def run_scenario(
     and leaves no logs. Raises M2HError where LoadGen is not installed or gives no result.
     """
     load_loadgen()
-    with tempfile.TemporaryDirectory(prefix="m2h-loadgen-") as folder:
+    with scratch_folder("m2h-loadgen-") as folder:
         driver = _Driver(subject, timer, progress)
-        driver.run(settings, images, folder)
-        summary_file = Path(folder) / _SUMMARY
+        driver.run(settings, images, str(folder))
+        summary_file = folder / _SUMMARY
         if not summary_file.is_file():
             raise M2HError(f"LoadGen ended {settings.scenario} without a summary")
-        summary = parse_summary(summary_file.read_text(errors="replace"))
+        summary = parse_summary(summary_file.read_text(encoding="utf-8", errors="replace"))
         if logs is not None:
-            _keep(Path(folder), logs)
+            _keep(folder, logs)
     return LoadRun(subject.name, settings, summary, driver.samples, driver.queries, str(logs) if logs else None)
 
 

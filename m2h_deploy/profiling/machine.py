@@ -64,7 +64,7 @@ def describe_machine(root: Path = Path("/"), gpu: str | None = None) -> Machine:
 def read_text(path: Path) -> str | None:
     """A small file of the kernel's, without the line break; None where it cannot be read."""
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except (OSError, ValueError):
         return None
 

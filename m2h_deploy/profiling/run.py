@@ -12,6 +12,7 @@ from pathlib import Path
 
 from m2h_deploy.bundle import Bundle, load_bundle, record_result
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import printable
 from m2h_deploy.profiling.camera import Camera, Policy, run_camera
 from m2h_deploy.profiling.cautions import find_warnings
 from m2h_deploy.profiling.layers import BlockCost, LayerProfile, profile_layers, summarise_layers
@@ -189,7 +190,7 @@ def _names(bundles: Sequence[Bundle]) -> list[str]:
     """Short names that differ: the folder's, with a number where another has the same."""
     names: list[str] = []
     for bundle in bundles:
-        base = bundle.path.resolve().name
+        base = printable(bundle.path.resolve().name)
         name, number = base, 2
         while name in names:
             name, number = f"{base} ({number})", number + 1

@@ -14,7 +14,7 @@ def group_members(group: int) -> dict[int, str]:
     members: dict[int, str] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has ended
-            fields = _STAT.match(stat.read_text(errors="replace"))
+            fields = _STAT.match(stat.read_text(encoding="utf-8", errors="replace"))
             if fields is not None and int(fields[4]) == group and fields[3] not in "ZX":
                 members[int(fields[1])] = fields[2]
     return members

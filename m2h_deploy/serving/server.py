@@ -11,12 +11,10 @@ import json
 import math
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,10 +24,14 @@ from pathlib import Path
 from typing import IO
 
 from m2h_deploy.bundle import load_bundle
+from m2h_deploy.causes import MachineError, reason
 from m2h_deploy.errors import CheckFailed, M2HError
+from m2h_deploy.files import scratch_folder
+from m2h_deploy.provenance import LOG_MARK
 from m2h_deploy.serving.environment import check_environment
 from m2h_deploy.serving.options import ServeOptions
 from m2h_deploy.serving.processes import group_members
+from m2h_deploy.streams import wanted_signals
 
 #: Seconds for the engine's self-test and Triton's start.
 START = 120.0
@@ -52,12 +54,9 @@ def serve(options: ServeOptions, *, ready: Callable[[], None], log: Path | None 
         check_environment()
         load_bundle(options.bundle)
         check_ports(options)
-        folder = Path(tempfile.mkdtemp(prefix="m2h-serve-"))  # short: sockets lie in it, and their names have a limit
-        try:
-            with _log_file(log or folder / "log") as stream:
-                _serve(_Worker(options, folder / "triton", stream), stops, ready)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        # A short name: sockets lie in it, and their names have a limit.
+        with scratch_folder("m2h-serve-") as folder, _log_file(log or folder / "log") as stream:
+            _serve(_Worker(options, folder / "triton", stream), stops, ready)
 
 
 def _serve(worker: _Worker, stops: _Stops, ready: Callable[[], None]) -> None:
@@ -87,9 +86,10 @@ def check_ports(options: ServeOptions) -> None:
 
 @contextmanager
 def _stop_signals() -> Iterator[_Stops]:
-    """Counts SIGTERM and SIGINT instead of ending the process while the block runs."""
+    """Counts SIGTERM, SIGINT and SIGHUP instead of ending the process while the block runs."""
     stops = _Stops()
-    before = {number: signal.signal(number, stops.count) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = wanted_signals((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    before = {number: signal.signal(number, stops.count) for number in numbers}
     try:
         yield stops
     finally:
@@ -124,8 +124,9 @@ def _log_file(path: Path) -> Iterator[IO[str]]:
     try:
         stream = path.open("w+", encoding="utf-8", errors="replace")
     except OSError as error:
-        raise M2HError(f"cannot write {path}: {error.strerror or error}") from None
+        raise MachineError(f"cannot write {path}: {reason(error)}") from None
     with stream:
+        print(LOG_MARK, file=stream, flush=True)
         yield stream
 
 
@@ -213,7 +214,8 @@ class _Worker:
 
 def _last_words(log: Path) -> str:
     """The line of Triton's log that says most about its end."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    text = log.read_text(encoding="utf-8", errors="replace").removeprefix(LOG_MARK)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     by_weight = ([line for line in lines if re.search(pattern, line)] for pattern in _TELLING)
     telling = next(filter(None, by_weight), ["it wrote nothing"])
     return " ".join(telling[-1].split())[:300]

@@ -127,7 +127,7 @@ def main() -> int:
     options = ServeOptions(**{**fields, "bundle": Path(fields["bundle"])})
 
     def report(line: str) -> None:
-        os.write(int(descriptor), f"{line}\n".encode())
+        os.write(int(descriptor), f"{line}\n".encode("utf-8", "backslashreplace"))
 
     try:
         run(options, Path(folder), report)

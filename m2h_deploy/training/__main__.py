@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
+from m2h_deploy.causes import reason
 from m2h_deploy.errors import M2HError
+from m2h_deploy.streams import prepare_streams
 from m2h_deploy.training import run, table
 
 
@@ -18,7 +20,9 @@ def main() -> int:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--cache", help="where frames are kept (default: in the folder)")
     parser.add_argument("--workers", type=int, default=1, help="processes that read or render frames")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in the folder")
     parser.add_argument("--qat", action="store_true", help="fine-tune the config's checkpoint for INT8")
+    prepare_streams()
     arguments = parser.parse_args()
     try:
         result = run(
@@ -29,7 +33,11 @@ def main() -> int:
             cache=arguments.cache,
             workers=arguments.workers,
             qat=arguments.qat,
+            overwrite=arguments.overwrite,
         )
+    except (OSError, MemoryError) as error:
+        print(f"error: {reason(error)}", file=sys.stderr)
+        return 2
     except M2HError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from m2h_deploy.data import Dataset, open_dataset
 from m2h_deploy.data.rooms import Rooms
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import write_text
+from m2h_deploy.files import make_folder, scratch_folder, write_text
 from m2h_deploy.model import M2H, build_model, load_checkpoint, save_checkpoint
 from m2h_deploy.model.checkpoint import check_finite
 from m2h_deploy.model.weights import read_tensors
@@ -24,7 +23,7 @@ from m2h_deploy.training.evaluation import evaluate, table
 from m2h_deploy.training.loop import STATE, Run, run_stages
 from m2h_deploy.training.parallel import join_group
 from m2h_deploy.training.qat import calibration_batches, check_qat, insert_quantisers, without_quantisers
-from m2h_deploy.training.record import Record, plot_record
+from m2h_deploy.training.record import Record, is_record, plot_record
 from m2h_deploy.training.speed import keep_freed_memory
 from m2h_deploy.training.state import Position, load_state
 from m2h_deploy.training.warmstart import prepare_fresh
@@ -39,10 +38,13 @@ def run(
     cache: str | os.PathLike[str] | None = None,
     workers: int = 1,
     qat: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """`train` with the run that a TOML file describes; what `m2h-deploy train` calls."""
     config = load_config(config_path)
-    return train(config, output, resume=resume, device=device, cache=cache, workers=workers, qat=qat)
+    return train(
+        config, output, resume=resume, device=device, cache=cache, workers=workers, qat=qat, overwrite=overwrite
+    )
 
 
 def train(
@@ -54,6 +56,7 @@ def train(
     cache: str | os.PathLike[str] | None = None,
     workers: int = 1,
     qat: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Train, evaluate, and return what `evaluate` says of the result on the validation frames.
 
@@ -65,6 +68,7 @@ def train(
     With `qat` the config's checkpoint is fine-tuned as INT8 will see it: layers round their inputs and weights, and the
     evaluation is of that network, with the one before the fine-tuning as `before`; the checkpoint is an ordinary one.
     Under `torchrun` each process takes its share of every batch; those that do not lead return nothing.
+    A run begins in a folder that holds none of these files; with `overwrite` it replaces them.
     Raises M2HError for a folder that holds another run, data that cannot be read, a loss that is not finite, or `qat`
     without a checkpoint or without ModelOpt;
     KeyboardInterrupt after Ctrl-C, with the state saved.
@@ -74,7 +78,7 @@ def train(
     place = _device(device)
     group = join_group()
     folder = Path(output)
-    state = _prepare_folder(folder, config, resume=resume, qat=qat)
+    state = _prepare_folder(folder, config, resume=resume, qat=qat, overwrite=overwrite)
     keep_freed_memory()
     frames_root = Path(cache) if cache is not None else folder / "frames"
     if not group.leads:
@@ -125,29 +129,38 @@ def evaluate_checkpoint(
     config = load_config(config_path)
     model = load_checkpoint(checkpoint).to(_device(device))
     with ExitStack() as stack:
-        root = cache if cache is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="m2h-frames-"))
+        root = cache if cache is not None else stack.enter_context(scratch_folder("m2h-frames-"))
         frames = _frames(config.validation, Path(root), workers)
         return evaluate(model, frames.frames(), preset=config.preset)
 
 
-def _prepare_folder(folder: Path, config: TrainConfig, *, resume: bool, qat: bool) -> dict[str, Any] | None:
+#: What a finished run leaves in its folder, the network last.
+_RESULTS = ["losses.csv", "losses.png", "evaluation.json", "evaluation.md", "model.safetensors"]
+
+
+def _prepare_folder(
+    folder: Path, config: TrainConfig, *, resume: bool, qat: bool, overwrite: bool
+) -> dict[str, Any] | None:
     """The state to go on from, if there is one."""
+    if resume and overwrite:
+        raise M2HError("--resume goes on with the run that --overwrite would replace: give one of the two")
     state_file = folder / STATE
-    if state_file.is_file():
+    if state_file.is_file() and not overwrite:
         if not resume:
-            raise M2HError(f"{folder} holds an unfinished run: resume it, or give another folder")
+            raise M2HError(f"{folder} holds an unfinished run: give --resume, another folder, or --overwrite")
         state = load_state(state_file)
         if state["config"] != repr(config):
             raise M2HError(f"{folder} holds a run with another config: resume it with its own, or give another folder")
         if state.get("qat", False) != qat:
             raise M2HError(f"{folder} holds a run {'without' if qat else 'with'} --qat: resume it as it was begun")
         return state
-    if (folder / "model.safetensors").exists():
-        raise M2HError(f"{folder} holds a finished run: give another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise M2HError(f"cannot make the folder {folder}: {error.strerror or error}") from None
+    there = [name for name in _RESULTS if (folder / name).exists()]
+    begun = there == _RESULTS[:1] and is_record(folder / there[0])  # stopped before a state was saved
+    if there and not begun and not overwrite:
+        held = f"{folder} holds a finished run, or other files of these names ({there[-1]})"
+        raise M2HError(f"{held}: give another folder, or --overwrite")
+    state_file.unlink(missing_ok=True)
+    make_folder(folder)
     return None
 
 
@@ -193,9 +206,9 @@ def _load_backbone(model: M2H, file: Path) -> None:
     check_finite(tensors, file)
     try:
         model.backbone.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = (str(error).splitlines() or ["not a state dict"])[-1].strip()
-        raise M2HError(f"{file} is not a DINOv2 state dict for {model.config.backbone.name}: {reason[:120]}") from None
+    except (RuntimeError, TypeError, AttributeError) as error:
+        last = (str(error).splitlines() or ["not a state dict"])[-1].strip()
+        raise M2HError(f"{file} is not a DINOv2 state dict for {model.config.backbone.name}: {last[:120]}") from None
 
 
 def _teacher(config: TrainConfig, device: torch.device) -> M2H | None:

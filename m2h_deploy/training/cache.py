@@ -19,8 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from m2h_deploy.arrays import DAMAGED_ARRAY
+from m2h_deploy.causes import MachineError, reason
 from m2h_deploy.data import IGNORE_LABEL, Dataset, Frame
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import write_text
 from m2h_deploy.training.progress import progress_bar
 
 #: Edge value of pixels that have no edge label.
@@ -116,9 +118,7 @@ def _build(dataset: Dataset, count: int, key: str, folder: Path, size: tuple[int
     try:
         temporary.mkdir(parents=True)
         arrays = {
-            name: np.lib.format.open_memmap(
-                temporary / f"{name}.npy", "w+", np.dtype(dtype), _shape(count, size, channels)
-            )
+            name: _new_array(temporary / f"{name}.npy", dtype, _shape(count, size, channels))
             for name, (dtype, channels) in _FIELDS.items()
         }
         with progress_bar() as bar:
@@ -130,12 +130,20 @@ def _build(dataset: Dataset, count: int, key: str, folder: Path, size: tuple[int
         for array in arrays.values():
             array.flush()
         del arrays
-        (temporary / "about.json").write_text(json.dumps({"key": key, "frames": count, "size": size}) + "\n")
+        write_text(temporary / "about.json", json.dumps({"key": key, "frames": count, "size": size}))
         temporary.replace(folder)
     except OSError as error:
-        raise M2HError(f"cannot keep frames in {folder.parent}: {error.strerror or error}") from None
+        raise MachineError(f"cannot keep frames in {folder.parent}: {reason(error)}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _new_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.memmap:
+    """A memory-mapped array on disk that is really there: a page without a block on the disk would end the process."""
+    array = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _shape(count: int, size: tuple[int, int], channels: int) -> tuple[int, ...]:

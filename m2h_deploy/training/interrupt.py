@@ -7,9 +7,11 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from m2h_deploy.streams import wanted_signals
+
 
 class Interrupt:
-    """Context in which the first Ctrl-C (or SIGTERM) only sets `requested`; a second one ends the program at once."""
+    """Context in which the first Ctrl-C, SIGTERM or SIGHUP only sets `requested`; a second one ends the program."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -18,7 +20,7 @@ class Interrupt:
     def __enter__(self) -> Interrupt:
         # Python delivers signals to the main thread only, and lets only it set handlers.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in wanted_signals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 

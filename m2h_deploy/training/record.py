@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from m2h_deploy.causes import MachineError, reason
 from m2h_deploy.files import whole_file
 from m2h_deploy.training.objective import BALANCED
 
@@ -36,10 +37,18 @@ class Record:
             writer.writerows(row for row in rows if int(row["step"]) <= after)
 
     def add(self, values: dict[str, float | int | str]) -> None:
-        with self.path.open("a", newline="", encoding="utf-8") as stream:
-            csv.DictWriter(stream, COLUMNS).writerow(
-                {key: f"{value:.7g}" if isinstance(value, float) else value for key, value in values.items()}
-            )
+        row = {key: f"{value:.7g}" if isinstance(value, float) else value for key, value in values.items()}
+        try:
+            with self.path.open("a", newline="", encoding="utf-8") as stream:
+                csv.DictWriter(stream, COLUMNS).writerow(row)
+        except OSError as error:
+            raise MachineError(f"cannot write {self.path}: {reason(error)}") from None
+
+
+def is_record(path: Path) -> bool:
+    """Return whether the file begins as a record does."""
+    with path.open("rb") as stream:
+        return stream.read(20) == ",".join(COLUMNS).encode()[:20]
 
 
 def read_record(path: Path) -> list[dict[str, str]]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files import whole_file
 
@@ -42,8 +43,9 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
         version, values, states = (loaded[key] for key in ("version", "values", "random"))
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError):
-        raise M2HError(f"{path} is not a training state: delete it to start the run anew") from None
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        damaged = f"{path} is not a training state: delete it to start the run anew"
+        raise failure(error, f"cannot read {path}", damaged) from None
     if version != _VERSION:
         raise M2HError(f"{path} is a training state of version {version}, this program writes {_VERSION}: start anew")
     _set_random_state(states)

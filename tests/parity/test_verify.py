@@ -61,8 +61,8 @@ def test_two_frames_of_a_good_engine_are_a_first_look_and_its_manifest_says_so(b
             assert task.engine == pytest.approx(scale * task.engine_figures[figure])
     recorded = load_bundle(bundle).manifest.parity
     assert set(recorded) == {
-        "schema_version", "verdict", "passed", "bundle", "precision", "reference", "engine", "data", "tensors", "tasks",
-        "limits", "gates",
+        "tool", "schema_version", "verdict", "passed", "bundle", "precision", "reference", "engine", "data", "tensors",
+        "tasks", "limits", "gates",
     }  # fmt: skip
     assert recorded == json.loads(json.dumps(to_json(result)))
     assert (recorded["passed"], recorded["verdict"]) == (False, "unsure")

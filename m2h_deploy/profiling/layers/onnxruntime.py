@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ import numpy as np
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.onnxruntime import open_session
 from m2h_deploy.bundle import Bundle
+from m2h_deploy.causes import reason
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files import scratch_folder
 from m2h_deploy.profiling.layers import LayerTime, Run
 
 _SUFFIX = "_kernel_time"
@@ -24,8 +25,8 @@ _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(ui
 
 def profile(bundle: Bundle, options: BackendOptions, runs: int) -> list[Run]:
     """Layers of `runs` runs. See `profile_layers`."""
-    with tempfile.TemporaryDirectory(prefix="m2h-profile-") as folder:
-        session, _ = open_session(bundle, options, profile=str(Path(folder) / "profile"))
+    with scratch_folder("m2h-profile-") as folder:
+        session, _ = open_session(bundle, options, profile=str(folder / "profile"))
         image = session.get_inputs()[0]
         shape = [side if isinstance(side, int) else 1 for side in image.shape]
         feed = {image.name: np.zeros(shape, _TYPES[image.type])}
@@ -33,7 +34,7 @@ def profile(bundle: Bundle, options: BackendOptions, runs: int) -> list[Run]:
             for _ in range(runs):
                 session.run(None, feed)
         except Exception as error:  # ONNX Runtime raises its own unexported types
-            raise M2HError(f"{bundle.path}: cannot be profiled: {(str(error).splitlines() or [''])[0]}") from None
+            raise M2HError(f"{bundle.path}: cannot be profiled: {reason(error)}") from None
         return read_events(json.loads(Path(session.end_profiling()).read_bytes()))
 
 

@@ -1,0 +1,114 @@
+"""Tell a fault of the machine (a full disk, no permission, no memory) from a fault of the input."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+
+from m2h_deploy.errors import M2HError
+
+#: Errors of the operating system that libraries report as text.
+_CODES = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EIO,
+    errno.EFBIG,
+)
+
+#: Errors that have nothing to do with what a file holds, also where they were only the context of another one.
+_EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+NO_SPACE = os.strerror(errno.ENOSPC)
+NO_MEMORY = "not enough memory"
+_NO_MEMORY = re.compile(
+    r"bad_alloc|bad allocation|(?:not enough|out of|insufficient) memory|(?:can't|cannot|failed to) allocate memory",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(r"system error number (\d+)|errno = (\d+)|os error (\d+)")
+
+
+class MachineError(M2HError):
+    """The machine refused: no space, no memory, no permission. The message names the place and the true cause."""
+
+
+def machine_fault(error: BaseException) -> str | None:
+    """Return the operating system's words for the fault behind `error`, or None where the machine is not at fault.
+
+    Follows the chain of causes. Libraries that hide the number of an error are read by their message.
+    """
+    for link, direct in _chain(error):
+        if isinstance(link, MemoryError):
+            return NO_MEMORY
+        if isinstance(link, OSError) and link.errno is not None and link.strerror:
+            if direct or link.errno in _EXHAUSTED:
+                return link.strerror
+        elif direct and (words := _fault_in_text(str(link))) is not None:
+            return words
+    return None
+
+
+def reason(error: BaseException) -> str:
+    """Return the fault of the machine behind `error`, or else the first line of its message."""
+    return machine_fault(error) or first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; its type where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def failure(error: BaseException, action: str, otherwise: str | None = None) -> M2HError:
+    """Return the error to raise for `error`, which a library raised.
+
+    Args:
+        error: what was caught.
+        action: what failed, as "cannot read FILE". Named with the cause where the machine is at fault.
+        otherwise: the whole message where it is not, as "FILE is not an ONNX file"; by default the action and the
+            first line of the error.
+    """
+    fault = machine_fault(error)
+    if fault is None:
+        return M2HError(otherwise or f"{action}: {first_line(error)}")
+    return MachineError(f"{action}: {fault}")
+
+
+def no_space(place: str | os.PathLike[str], needed: int = 1 << 20) -> bool:
+    """Return whether the file system of `place` has less than `needed` bytes or no inode left."""
+    try:
+        found = os.statvfs(place)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < needed or (found.f_files > 0 and found.f_favail == 0)
+
+
+def _chain(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
+    """`error` and what caused it; False for what was only being handled when another error came."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    direct = True
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link, direct
+        if link.__cause__ is not None:
+            link = link.__cause__
+        elif not link.__suppress_context__:
+            link, direct = link.__context__, False
+        else:
+            link = None
+
+
+def _fault_in_text(text: str) -> str | None:
+    if _NO_MEMORY.search(text):
+        return NO_MEMORY
+    number = _NUMBER.search(text)
+    if number is not None:
+        return os.strerror(int(next(filter(None, number.groups()))))
+    return next((words for code in _CODES if (words := os.strerror(code)) in text), None)

@@ -1,0 +1,110 @@
+"""Standard streams that work closed, into a pipe that ends, onto a full disk, and in any encoding."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import os
+import signal
+import sys
+from types import FrameType
+from typing import TextIO
+
+from m2h_deploy.causes import MachineError, reason
+
+#: What stands for a character that the encoding of a stream lacks.
+_PLAIN = {
+    "✓": "+",
+    "✗": "x",
+    "…": "...",
+    "∞": "inf",
+    "°": " degrees",
+    "·": ".",
+}
+
+
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Error handler for encoding: plain marks, and the bytes of file names that are not text as they are."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character = error.object[error.start]
+    if "\udc80" <= character <= "\udcff":
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    return _PLAIN.get(character, "?"), error.start + 1
+
+
+codecs.register_error("m2h-plain", _plain)
+
+
+class _Output(io.TextIOWrapper):
+    """stdout or stderr. Once nobody reads it (a closed pipe, a lost terminal), the rest is dropped."""
+
+    def __init__(self, number: int, *, results: bool, encoding: str) -> None:
+        raw = io.FileIO(number, "wb", closefd=False)
+        self._number, self._results = number, results
+        self._gone = {errno.EPIPE, errno.EBADF} | ({errno.EIO, errno.ENXIO} if raw.isatty() else set())
+        # A full disk is told while there is a command to tell it, and a terminal sees each line at once.
+        super().__init__(io.BufferedWriter(raw), encoding, "m2h-plain", line_buffering=not results or raw.isatty())
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._drop(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        """Lead the stream to nowhere. Raises M2HError where results are lost to somebody who waits for them."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._number)
+        os.close(nowhere)
+        super().flush()
+        if self._results and error.errno not in self._gone:
+            raise MachineError(f"cannot write to standard output: {reason(error)}") from None
+
+
+def prepare_streams() -> None:
+    """Make stdin, stdout and stderr safe to use for the rest of the process; call it first in a program."""
+    _open_closed()
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        given: TextIO | None = getattr(sys, name)
+        if given is None or isinstance(given, io.TextIOWrapper):  # else somebody has taken it over
+            encoding = given.encoding if given is not None else "utf-8"
+            setattr(sys, name, _Output(number, results=number == 1, encoding=encoding))
+
+
+def _open_closed() -> None:
+    """Open the null device in the place of each closed standard stream: the next file would get its number."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+
+
+def end_on_signals(numbers: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGHUP)) -> None:
+    """Let these signals end a command as Ctrl-C does: temporary files go, what was finished stays.
+
+    SIGHUP that the parent process has set to be ignored, as nohup does, stays ignored.
+    """
+    for number in wanted_signals(numbers):
+        signal.signal(number, _interrupt)
+
+
+def wanted_signals(numbers: tuple[signal.Signals, ...]) -> list[signal.Signals]:
+    """Return `numbers`, without SIGHUP where the parent process has set it to be ignored."""
+    return [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def error_stream(number: int) -> TextIO:
+    """Return a text stream to the open file descriptor `number` that behaves as stderr does."""
+    return _Output(number, results=False, encoding=sys.stderr.encoding)

@@ -1,0 +1,88 @@
+"""The command line as a process of its own, also on a small or read-only file system that only it sees."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+#: `m2h-deploy` in this environment.
+COMMAND = (sys.executable, "-c", "import cli; cli.main()")
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment without the width of a terminal, which readline sets for children."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    paths = (str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")]))
+    return kept | {"PYTHONPATH": os.pathsep.join(paths)} | changes
+
+
+def m2h(
+    *arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the command line; what it says is bytes, for it need not be text."""
+    command = [*COMMAND, *(a if isinstance(a, bytes) else str(a) for a in arguments)]
+    return subprocess.run(command, capture_output=True, cwd=cwd, env=env or environment(), check=False)
+
+
+def shell(script: str, *, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run a script of bash in which `m2h` is the command line."""
+    start = f'm2h() {{ {shlex.join(COMMAND)} "$@"; }}\n'
+    return subprocess.run(
+        ["bash", "-c", start + script], capture_output=True, cwd=cwd, env=env or environment(), check=False
+    )
+
+
+def shell_with_mounts(
+    script: str, *, cwd: Path, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """As `shell`, with mounts that only the script sees. Skips the test where the machine does not allow them."""
+    if not _can_mount():
+        pytest.skip("file systems of its own need root and unshare")
+    start = f'm2h() {{ {shlex.join(COMMAND)} "$@"; }}\n'
+    return subprocess.run(
+        ["unshare", "-m", "bash", "-c", start + script],
+        capture_output=True,
+        cwd=cwd,
+        env=env or environment(),
+        check=False,
+    )
+
+
+@functools.cache
+def _can_mount() -> bool:
+    try:
+        command = ["unshare", "-m", "sh", "-c", "mount -t tmpfs t /mnt"]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def as_stranger() -> list[str]:
+    """The start of a command for a user without an entry in passwd. Skips the test where that cannot be."""
+    start = ["unshare", "--user", "--map-user=4242", "--map-group=4242"]
+    try:
+        possible = subprocess.run([*start, "true"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        possible = False
+    if not possible:
+        pytest.skip("another user needs unshare and user namespaces")
+    return start
+
+
+def one_line(result: subprocess.CompletedProcess[bytes]) -> str:
+    """Return the error of a command that ended with exit code 2, one line and no traceback."""
+    said = result.stderr.decode(errors="replace")
+    assert result.returncode == 2, said
+    assert "Traceback" not in said
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, said
+    return lines[0]

@@ -35,8 +35,8 @@ def build_openvino(
     weights in half their size whatever the hint is. Raises M2HError where OpenVINO does not take the graph, and where
     a `hint` other than f32 would make a bundle of precision fp32 untrue.
     """
-    chosen = _check_hint(precision, hint)
-    ov = _load_openvino()
+    chosen = check_hint(precision, hint)
+    ov = load_openvino()
     proto, _ = inline_functions(load_graph(model))
     network = _read(ov, proto, model)
     try:
@@ -57,7 +57,8 @@ def build_openvino(
     )
 
 
-def _check_hint(precision: str, hint: Hint | None) -> Hint:
+def check_hint(precision: str, hint: Hint | None) -> Hint:
+    """What to compute in. Raises M2HError where `hint` is unknown or would make the precision untrue."""
     if precision not in _DEFAULT_HINTS:
         raise M2HError(f"precision '{precision}': choose one of {', '.join(_DEFAULT_HINTS)}")
     chosen = hint or _DEFAULT_HINTS[precision]
@@ -68,7 +69,8 @@ def _check_hint(precision: str, hint: Hint | None) -> Hint:
     return chosen
 
 
-def _load_openvino() -> Any:
+def load_openvino() -> Any:
+    """The module. Raises M2HError, naming the extra, where it is not installed."""
     try:
         import openvino
     except ImportError as error:

@@ -12,7 +12,7 @@ import torch
 
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model.network import M2H
-from m2h_deploy.preprocess import PRESETS, Preprocess
+from m2h_deploy.preprocess import Normalisation, Preprocess
 
 #: Least deviation as a share of the root mean square: of an output that does not vary, such as the depth of untrained
 #: weights at the end of its range, only rounding is left, which goes with the size of the values.
@@ -84,7 +84,8 @@ def check_export(
     if failures:
         return CheckReport(tuple(failures))
     batch, _, height, width = session.get_inputs()[0].shape
-    inputs = _inputs(images, metadata["m2h.preset"], height, width, seed)
+    normalization = Normalisation.from_json(metadata["m2h.normalization"])
+    inputs = _inputs(images, normalization, height, width, seed)
     if isinstance(batch, int):
         inputs = {name: np.repeat(image, batch, axis=0) for name, image in inputs.items()}
     else:
@@ -121,11 +122,13 @@ def _name_failures(session: ort.InferenceSession, tasks: list[str]) -> list[str]
     return failures
 
 
-def _inputs(images: Sequence[np.ndarray], preset: str, height: int, width: int, seed: int) -> dict[str, np.ndarray]:
+def _inputs(
+    images: Sequence[np.ndarray], normalization: Normalisation, height: int, width: int, seed: int
+) -> dict[str, np.ndarray]:
     from m2h_deploy.data.rooms import render_room
 
     pictures = list(images) or [render_room(seed, 0, height=240, width=320).image]
-    preprocess = Preprocess(PRESETS[preset], height, width)
+    preprocess = Preprocess(normalization, height, width)
     named = {f"image {index + 1}" if images else "a room": preprocess(p).copy() for index, p in enumerate(pictures)}
     noise = np.random.default_rng(seed).standard_normal((1, 3, height, width), dtype=np.float32)
     return {**named, "noise": noise}

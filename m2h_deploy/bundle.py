@@ -153,6 +153,11 @@ class SelfTest(_Record):
     tolerance: Annotated[float, Field(gt=0)]
     """Largest mean error over the values, as a share of the output's deviation."""
     outputs: dict[str, SelfTestOutput]
+    reference: Literal["float32 graph", "lowered graph"] = "float32 graph"
+    """What gave the values, on ONNX Runtime's CPU. "lowered graph": the FP16 or INT8 graph itself, of another tool, so
+    that a passed test proves what the engine made of that graph and not how far the graph is from float32."""
+    made_with: dict[str, Any] = Field(default_factory=dict)
+    """The fields of this manifest that the numbers depend on, by path, as they were when the bundle was built."""
 
 
 class Manifest(_Record):

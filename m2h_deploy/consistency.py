@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from m2h_deploy.bundle import Manifest, OutputSpec
 
@@ -14,9 +15,45 @@ _CHANNELS = {"depth": 1, "normals": 3, "edges": 1}
 MAX_CLASSES = 255
 
 
+#: Fields that an engine's numbers, and so the self-test, depend on: what goes in, and what is computed in.
+_NUMERIC = ("input", "sensor", "engine.precision", "engine.options.inference_precision", "engine.options.provider")
+
+
 def inconsistency(manifest: Manifest) -> str | None:
     """The first field that does not fit the others, in words; None where all fit."""
-    return next(_problems(manifest), None)
+    problem, edited = next(_problems(manifest), None), edited_field(manifest)
+    return f"{problem}; {edited}" if problem and edited else problem
+
+
+def record_fields(manifest: Manifest) -> Manifest:
+    """`manifest` with the fields that its self-test depends on recorded in it."""
+    if manifest.self_test is None:
+        return manifest
+    test = manifest.self_test.model_copy(update={"made_with": _numeric_fields(manifest)})
+    return manifest.model_copy(update={"self_test": test})
+
+
+def edited_field(manifest: Manifest) -> str | None:
+    """The first field that is not as the self-test was made with, in words; None where all are."""
+    if manifest.self_test is None:
+        return None
+    present = _numeric_fields(manifest)
+    for path, value in manifest.self_test.made_with.items():
+        if present.get(path) != value:
+            return f"{path} is {present.get(path)!r} and was {value!r} when the bundle was built"
+    return None
+
+
+def _numeric_fields(manifest: Manifest) -> dict[str, Any]:
+    """Values of `_NUMERIC` by path, such as `input.mean`, as JSON has them; absent fields are left out."""
+    fields: dict[str, Any] = {}
+    for path in _NUMERIC:
+        value: Any = manifest.model_dump(mode="json", include={path.split(".")[0]})
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        inner = value if isinstance(value, dict) else {"": value}
+        fields |= {f"{path}.{key}".rstrip("."): entry for key, entry in inner.items() if entry is not None}
+    return fields
 
 
 def _problems(manifest: Manifest) -> Iterator[str]:

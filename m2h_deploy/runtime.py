@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.backends import Backend, BackendOptions, open_backend
-from m2h_deploy.bundle import Bundle, Manifest, load_bundle
-from m2h_deploy.errors import M2HError
+from m2h_deploy.bundle import MANIFEST, Bundle, Manifest, load_bundle
+from m2h_deploy.consistency import edited_field
+from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.postprocess import RESOLUTIONS, Prediction, Resolution, empty_prediction
 from m2h_deploy.preprocess import as_color_image, preprocess_for
 from m2h_deploy.selftest import check_self_test, pattern
@@ -117,9 +118,18 @@ class Runtime:
         return self.manifest.tasks
 
     def self_test(self) -> None:
-        """Run the bundle's golden self-test, if it has one. Raises CheckFailed when the numbers are wrong."""
+        """Run the bundle's golden self-test, if it has one.
+
+        Raises CheckFailed when the numbers are wrong, or the manifest is not what the test was made with.
+        """
         test = self.manifest.self_test
         if test is not None:
+            edited = edited_field(self.manifest)
+            if edited is not None:
+                raise CheckFailed(
+                    f"self-test failed: {self.bundle.path / MANIFEST} was edited: {edited}; put it back, or export and "
+                    "build again"
+                )
             engine = self.engine
             with engine.lock:
                 self._check(engine)

@@ -283,7 +283,7 @@ def test_a_device_without_onnx_inspects_its_bundle(tiny_bundle):
     assert "onnxruntime" in said
     report = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
     assert report["manifest"]["model"]["variant"] == "m2h-tiny"
-    assert "m2h-deploy[export]" in report["engine"]["note"]
+    assert "m2h-deploy[build]" in report["engine"]["note"]
 
 
 def test_verify_looks_at_the_places_to_write_first(tiny_bundle, tmp_path):

@@ -129,6 +129,8 @@ def _check_graph(request: BuildRequest, proto: onnx.ModelProto, card: ModelCard,
         raise M2HError(f"{source} is {found}, not {wanted}: give the float32 file, or leave the precision out")
     if found != "fp32" and (lowering != Lowering() or request.graph is not None):
         raise M2HError(f"{source} is {found} already: calibration, policy, io and a graph to keep are of a float32 one")
+    if found != wanted == "int8" and lowering.frames is None:
+        raise M2HError("int8 needs calibration frames: give --calibration a folder, a video, or NYUv2")
     if card.sensor and lowering.io == "fp16":
         raise M2HError(f"{source} is a sensor graph, whose inputs and outputs have their types: leave io at fp32")
     kinds = {value.type.tensor_type.elem_type for value in proto.graph.output}

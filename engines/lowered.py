@@ -49,9 +49,7 @@ class Lowering:
         return (64 if self.count is None else self.count) if precision == "int8" else 1
 
     def check(self, precision: str) -> None:
-        """Raises M2HError on options that have no effect in `precision`, or that lack another one."""
-        if precision == "int8" and self.frames is None:
-            raise M2HError("int8 needs calibration frames: give --calibration a folder, a video, or NYUv2")
+        """Raises M2HError on options that have no effect in `precision`, or without another one."""
         int8 = {
             "calibrator": self.method,
             "number of calibration frames": self.count,

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from m2h_deploy.data.classes import default_classes
+from m2h_deploy.preprocess import PRESETS
 
 SIDE = 16
 
@@ -62,6 +67,25 @@ def small_graph(*, functions: bool = False, batch: int | str = 1, scale: float =
     proto.metadata_props.add(key="m2h.variant", value="small")
     onnx.checker.check_model(proto)
     return onnx.shape_inference.infer_shapes(proto)
+
+
+def exported_small_graph(**options) -> onnx.ModelProto:
+    """`small_graph` with the metadata that m2h-deploy export writes, so that bundles are built of it."""
+    proto = small_graph(**options)
+    del proto.metadata_props[:]
+    entries = {
+        "m2h.variant": "small",
+        "m2h.config": json.dumps({"min_depth": 1e-3, "max_depth": 10.0, "num_classes": 4}),
+        "m2h.weights_sha256": "0" * 64,
+        "m2h.tasks": "depth,semantics",
+        "m2h.normalization": PRESETS["published"].to_json(),
+        "m2h.classes": default_classes(4).model_dump_json(),
+        "m2h.form": "deploy",
+        "m2h.windows": "standard",
+    }
+    for key, value in entries.items():
+        proto.metadata_props.add(key=key, value=value)
+    return proto
 
 
 def _node(operator: str, inputs: list[str], output: str, name: str, **attributes) -> onnx.NodeProto:

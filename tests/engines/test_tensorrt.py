@@ -250,13 +250,6 @@ class TestBuilds:
             assert bool(row.record.notes) == (precision == "int8")
 
 
-def test_precision_is_read_off_the_graph():
-    proto = small_graph()
-    assert precision_of(proto) == "fp32"
-    proto.graph.node.append(helper.make_node("DequantizeLinear", ["q", "s"], ["d"]))
-    assert precision_of(proto) == "int8"
-
-
 def test_progress_follows_nested_phases():
     with BuildProgress("build") as progress:
         progress.start("outer", 2)

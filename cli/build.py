@@ -128,13 +128,13 @@ def choose_targets(engine: str, target: str | None) -> tuple[str, ...]:
 
 def check_trtexec(engine: str, precision: str | None, graph: Path | None) -> None:
     """Raises M2HError where there is no trtexec command to print."""
-    if not engine.startswith("tensorrt"):
-        raise M2HError(f"trtexec builds no engine for {engine}: choose --engine tensorrt or tensorrt-rtx")
     if precision in ("fp16", "int8") and graph is None:
         raise M2HError(
             f"trtexec needs the {precision} graph that is compiled: keep it with --graph FILE.onnx, or leave out "
             "--precision where the file is lowered already"
         )
+    if not engine.startswith("tensorrt"):
+        raise M2HError(f"trtexec builds no engine for {engine}: choose --engine tensorrt or tensorrt-rtx")
 
 
 def tell(bundle: Bundle) -> None:

@@ -16,7 +16,14 @@ MAX_CLASSES = 255
 
 
 #: Fields that an engine's numbers, and so the self-test, depend on: what goes in, and what is computed in.
-_NUMERIC = ("input", "sensor", "engine.precision", "engine.options.inference_precision", "engine.options.provider")
+_NUMERIC = (
+    "input",
+    "sensor",
+    "engine.kind",
+    "engine.precision",
+    "engine.options.inference_precision",
+    "engine.options.provider",
+)
 
 
 def inconsistency(manifest: Manifest) -> str | None:
@@ -37,23 +44,30 @@ def edited_field(manifest: Manifest) -> str | None:
     """The first field that is not as the self-test was made with, in words; None where all are."""
     if manifest.self_test is None:
         return None
-    present = _numeric_fields(manifest)
+    present = manifest.model_dump(mode="json")
     for path, value in manifest.self_test.made_with.items():
-        if present.get(path) != value:
-            return f"{path} is {present.get(path)!r} and was {value!r} when the bundle was built"
+        if (found := _at(present, path)) != value:
+            return f"{path:.100} is {found!r:.100} and was {value!r:.100} when the bundle was built"
     return None
 
 
 def _numeric_fields(manifest: Manifest) -> dict[str, Any]:
     """Values of `_NUMERIC` by path, such as `input.mean`, as JSON has them; absent fields are left out."""
+    present = manifest.model_dump(mode="json")
+    # A sensor graph holds the range of depth itself; of another one it may be changed.
+    paths = [*_NUMERIC, *(["depth_range"] if manifest.sensor is not None else [])]
     fields: dict[str, Any] = {}
-    for path in _NUMERIC:
-        value: Any = manifest.model_dump(mode="json", include={path.split(".")[0]})
-        for part in path.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        inner = value if isinstance(value, dict) else {"": value}
-        fields |= {f"{path}.{key}".rstrip("."): entry for key, entry in inner.items() if entry is not None}
-    return fields
+    for path in paths:
+        value = _at(present, path)
+        fields |= {f"{path}.{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {path: value}
+    return {path: value for path, value in fields.items() if value is not None}
+
+
+def _at(values: Any, path: str) -> Any:
+    """The value at a path such as `input.mean`; None where there is none."""
+    for part in path.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
 
 
 def _problems(manifest: Manifest) -> Iterator[str]:

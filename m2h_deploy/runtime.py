@@ -95,7 +95,14 @@ class Runtime:
         bundle = load_bundle(path)
         options = BackendOptions(threads=threads, device=device, plugins=tuple(Path(plugin) for plugin in plugins))
         reopen = partial(open_backend, bundle, options)
-        runtime = cls(bundle, reopen(), color=color, reopen=reopen)
+        try:
+            backend = reopen()
+        except M2HError as error:
+            edited = edited_field(bundle.manifest)
+            if edited is None:
+                raise
+            raise M2HError(f"{error}; {bundle.path / MANIFEST} was edited: {edited}") from None
+        runtime = cls(bundle, backend, color=color, reopen=reopen)
         try:
             if self_test:
                 runtime.self_test()

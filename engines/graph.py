@@ -162,7 +162,7 @@ _PLAIN = frozenset(
 )  # fmt: skip
 
 
-def precision_of(proto: onnx.ModelProto, path: str | os.PathLike[str] = "the graph") -> str:
+def graph_precision(proto: onnx.ModelProto, path: str | os.PathLike[str] = "the graph") -> str:
     """`int8`, `fp16` or `fp32`: the precision that a strongly typed graph has, whatever its metadata says.
 
     Q/DQ makes it int8; a weight, constant, cast, input or output of float16 makes it fp16. Raises M2HError on types
@@ -177,8 +177,8 @@ def precision_of(proto: onnx.ModelProto, path: str | os.PathLike[str] = "the gra
 
 
 def read_precision(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> str:
-    """The precision of a graph, as `precision_of`. Raises M2HError where its metadata says another one."""
-    found, said = precision_of(proto, path), metadata_of(proto).get(PRECISION)
+    """The precision of a graph, as `graph_precision`. Raises M2HError where its metadata says another one."""
+    found, said = graph_precision(proto, path), metadata_of(proto).get(PRECISION)
     if said is not None and said != found:
         raise M2HError(
             f"{path} is {found} by its nodes and weights, and its metadata says {said}: another tool has changed it; "

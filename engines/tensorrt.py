@@ -22,7 +22,7 @@ import onnx
 
 from engines.blocks import block_of
 from engines.build_progress import BuildProgress
-from engines.graph import load_graph, precision_of
+from engines.graph import graph_precision, load_graph
 from engines.targets import check_rtx_targets, describe_target
 from m2h_deploy.backends.cuda import missing_gpu
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
@@ -91,7 +91,7 @@ def build_tensorrt(
     """Compile the ONNX file `model`, which is already in `precision`, into `folder`; what a bundle says about it."""
     options = options or BuildOptions()
     proto = load_graph(model)
-    found = precision_of(proto, model)
+    found = graph_precision(proto, model)
     if found != precision:
         raise M2HError(f"{model} is {found}, not {precision}: convert it before it is compiled")
     record = build_plan(model, folder / PLAN_FILE, flavour=flavour, options=options)
@@ -143,7 +143,7 @@ def build_plan(model: Path, plan: Path, *, flavour: str, options: BuildOptions |
             f"{NAMES[flavour]} {trt.__version__} cannot build {model}: {_reason(messages, flavour, options)}"
         )
     write_bytes(plan, memoryview(serialized))
-    precision = precision_of(proto)
+    precision = graph_precision(proto)
     return BuildRecord(
         flavour=flavour,
         version=trt.__version__,

@@ -85,7 +85,7 @@ def export_onnx(
     options = ExportOptions(
         height, width, batch, dynamic_batch, opset, tasks, windows, form, normalization, classes, sensor
     )
-    options.check_model(model.config.num_classes)
+    options.check_model(model.config)
     proto = _trace(model, options)
     graph.name_by_module(proto)
     if dynamic_batch:

@@ -9,7 +9,7 @@ from typing import Literal
 from export.sensor import Sensor
 from m2h_deploy.bundle import Classes
 from m2h_deploy.errors import M2HError
-from m2h_deploy.model.config import TASKS
+from m2h_deploy.model.config import TASKS, ModelConfig
 from m2h_deploy.preprocess import PRESETS, Normalisation
 
 #: TensorRT 10.3 (JetPack 6) parses opset 9 to 20, ONNX Runtime and OpenVINO go further: 20 is the newest that all
@@ -76,12 +76,15 @@ class ExportOptions:
                     "for pixels of 0 to 255 divide by 255"
                 )
 
-    def check_model(self, num_classes: int) -> None:
-        """Raises M2HError where the classes do not fit a network of `num_classes`."""
-        given = len(self.classes.names) if self.classes is not None else num_classes
-        if given != num_classes:
-            missing = "; its first class may be 'unknown'" if given == num_classes - 1 else ""
-            raise M2HError(f"{given} classes are named, the checkpoint has {num_classes}: name each{missing}")
+    def check_model(self, config: ModelConfig) -> None:
+        """Raises M2HError where the options do not fit the network of `config`."""
+        count = config.num_classes
+        given = len(self.classes.names) if self.classes is not None else count
+        if given != count:
+            missing = "; its first class may be 'unknown'" if given == count - 1 else ""
+            raise M2HError(f"{given} classes are named, the checkpoint has {count}: name each{missing}")
+        if self.windows == "functions" and config.cross_task != "wmca":
+            raise M2HError("the network has no windows to keep as functions (its cross_task is not wmca): leave it out")
 
     @property
     def network_tasks(self) -> tuple[str, ...]:

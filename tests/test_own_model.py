@@ -211,8 +211,7 @@ def test_a_class_list_of_another_length_names_both(folder, tmp_path):
     assert not (tmp_path / "m.onnx").exists()
 
 
-@pytest.mark.parametrize("sensor", [(), ("--sensor", "uint8")])
-@pytest.mark.parametrize("name", ["labels", "semantics"])
+@pytest.mark.parametrize(("sensor", "name"), [((), "labels"), (("--sensor", "uint8"), "semantics")])
 def test_one_option_chooses_the_outputs_of_both_kinds_of_graph(folder, sensor, name, tmp_path):
     size = ("--height", 28, "--width", 28, *((*sensor, "--camera-size", "32x32") if sensor else ()))
     graph = tmp_path / "m.onnx"

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines import Lowering, build_bundle
-from engines.graph import LOWERED, PRECISION, precision_of, read_precision, set_metadata
+from engines.graph import LOWERED, PRECISION, graph_precision, read_precision, set_metadata
 from m2h_deploy import CheckFailed, M2HError, Runtime
 from m2h_deploy.bundle import load_bundle
 from m2h_deploy.parity.reference import open_reference
@@ -79,12 +79,12 @@ def with_half_input() -> onnx.ModelProto:
     ],
 )
 def test_precision_is_read_off_nodes_and_weights(make, precision):
-    assert precision_of(make()) == precision
+    assert graph_precision(make()) == precision
 
 
 @pytest.mark.parametrize(("kind", "name"), [(TensorProto.BFLOAT16, "bfloat16"), (TensorProto.FLOAT8E4M3FN, "float8")])
 def test_types_that_no_bundle_has_are_named(kind, name):
-    assert name in refused(precision_of, with_constant(kind))
+    assert name in refused(graph_precision, with_constant(kind))
 
 
 def test_metadata_that_says_another_precision_is_a_contradiction():
@@ -162,7 +162,12 @@ def test_a_device_without_onnx_runtime_compiles_it_too(lowered, tmp_path):
     pytest.importorskip("tensorrt_rtx")
     precision, before, graph = lowered
     done = build_without(
-        "torch,modelopt,onnxruntime,openvino", graph, "-o", tmp_path / "bundle", "--engine", "tensorrt-rtx"
+        "torch,modelopt,onnxruntime,openvino,onnxscript,safetensors,scipy,h5py",
+        graph,
+        "-o",
+        tmp_path / "bundle",
+        "--engine",
+        "tensorrt-rtx",
     )
     assert done.returncode == 0, done.stderr
     manifest = load_bundle(tmp_path / "bundle").manifest

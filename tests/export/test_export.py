@@ -166,3 +166,11 @@ def test_options_that_make_no_graph_are_refused_before_any_work(tiny_model, tmp_
         export_onnx(tiny_model, path, **options)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_functions_of_a_network_without_windows_are_refused(tmp_path):
+    from m2h_deploy.model import build_model
+
+    with pytest.raises(M2HError, match="no windows"):
+        export_onnx(build_model("m2h-tiny", cross_task="none"), tmp_path / "m.onnx", windows="functions")
+    assert list(tmp_path.iterdir()) == []

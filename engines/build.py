@@ -19,8 +19,8 @@ from engines.request import NEED_GPU, BuildRequest
 from engines.tensorrt import PLAN_FILE, BuildOptions, build_tensorrt, free_batch_of, trtexec_command
 from m2h_deploy.backends import BackendOptions, open_backend
 from m2h_deploy.backends.cuda import capability_here, missing_gpu
-from m2h_deploy.bundle import Bundle, EngineInfo, InputSpec, Manifest, load_bundle, new_bundle_folder, write_manifest
-from m2h_deploy.errors import M2HError
+from m2h_deploy.bundle import Bundle, EngineInfo, InputSpec, load_bundle, new_bundle_folder, write_manifest
+from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.files import write_bytes
 from m2h_deploy.selftest import check_self_test, pattern
 
@@ -63,10 +63,13 @@ def build_bundle(
     pictures = request.pictures()
     with new_bundle_folder(out_dir) as folder, tempfile.TemporaryDirectory(prefix="m2h-build-") as scratch:
         prepared = _prepare(request, pictures, Path(scratch) / "model.onnx")
+        lowered = read_lowered(prepared.proto, prepared.file)
+        test = lowered.self_test if lowered else self_test_of(prepared.file, prepared.precision, prepared.spec)
         info = _compile(request, prepared, folder)
-        write_manifest(folder, _manifest(request, prepared, info, folder))
+        manifest = make_manifest(prepared.proto, prepared.card, request.source, info, test, lowered, folder)
+        write_manifest(folder, manifest)
         if _runs_here(info):
-            _prove(folder, request)
+            _prove(folder, request, brought=prepared.file == request.source and lowered is not None)
     return load_bundle(out_dir)
 
 
@@ -158,13 +161,6 @@ def _compile(request: BuildRequest, prepared: _Prepared, folder: Path) -> Engine
     return info
 
 
-def _manifest(request: BuildRequest, prepared: _Prepared, info: EngineInfo, folder: Path) -> Manifest:
-    proto, file = prepared.proto, prepared.file
-    test = self_test_of(proto, file, prepared.precision, prepared.spec)
-    lowered = read_lowered(proto, file)
-    return make_manifest(proto, prepared.card, request.source, info, test, lowered, folder)
-
-
 def _runs_here(info: EngineInfo) -> bool:
     if info.kind not in NEED_GPU:
         return True
@@ -175,12 +171,19 @@ def _runs_here(info: EngineInfo) -> bool:
         return False
 
 
-def _prove(folder: Path, request: BuildRequest) -> None:
-    """Run the new bundle's self-test with the engine itself, before the bundle gets its place."""
+def _prove(folder: Path, request: BuildRequest, *, brought: bool) -> None:
+    """Run the new bundle's self-test with the engine itself, before the bundle gets its place.
+
+    `brought`: the user's file came with the test.
+    """
     bundle = load_bundle(folder)
     backend = open_backend(bundle, BackendOptions(plugins=request.tensorrt.plugins))
     try:
         assert bundle.manifest.self_test is not None
         check_self_test(bundle.manifest.self_test, backend.run(pattern(bundle.manifest.input)))
+    except CheckFailed as error:
+        raise CheckFailed(
+            f"{error}; or {request.source} was changed after it was lowered" if brought else error
+        ) from None
     finally:
         backend.close()

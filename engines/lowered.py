@@ -167,14 +167,11 @@ def read_lowered(proto: onnx.ModelProto, path: Path) -> Lowered | None:
     return record
 
 
-def self_test_of(proto: onnx.ModelProto, path: Path, precision: str, spec: InputSpec) -> SelfTest:
-    """The self-test of a graph: what it brings, or else what it gives itself on ONNX Runtime's CPU.
+def self_test_of(path: Path, precision: str, spec: InputSpec) -> SelfTest:
+    """The self-test of a graph that brings none: what it gives itself on ONNX Runtime's CPU.
 
-    Raises M2HError where it brings none and ONNX Runtime is not installed.
+    Raises M2HError where ONNX Runtime is not installed.
     """
-    lowered = read_lowered(proto, path)
-    if lowered is not None:
-        return lowered.self_test
     test = make_self_test(run_on_cpu(path, spec), precision)
     return test if precision == "fp32" else test.model_copy(update={"reference": "lowered graph"})
 

@@ -23,7 +23,8 @@ app = typer.Typer(
 
 #: What a device leaves out on purpose, and the extra that has it.
 _EXTRAS = {
-    **dict.fromkeys(("torch", "onnx", "onnxscript", "safetensors", "onnxruntime"), "export"),
+    "onnx": "build",
+    **dict.fromkeys(("torch", "onnxscript", "safetensors", "onnxruntime"), "export"),
     "openvino": "openvino",
     "kornia": "train",
     "rerun": "rerun",

@@ -164,7 +164,7 @@ def _costs(bundle: Bundle, graphs: list[Path]) -> Mapping[str, BlockCost] | None
         from engines.costs import node_costs, total
         from engines.graph import load_graph
     except ModuleNotFoundError as error:
-        say(f"MACs and bytes are not counted: {error.name} is not installed (extra 'export')", "yellow")
+        say(f"MACs and bytes are not counted: {error.name} is not installed (extra 'build')", "yellow")
         return None
     file = bundle.engine_file if bundle.engine_file.suffix == ".onnx" else _source_of(bundle, graphs)
     if file is None:

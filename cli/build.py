@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,88 +13,146 @@ from m2h_deploy.console import out, say
 from m2h_deploy.errors import M2HError
 from m2h_deploy.provenance import check_output
 
+if TYPE_CHECKING:
+    from m2h_deploy.bundle import Bundle
+
 
 @app.command()
 def build(
-    model: Annotated[Path, typer.Argument(help="ONNX file of m2h-deploy export.")],
+    model: Annotated[Path, typer.Argument(help="ONNX file of m2h-deploy export, or the lowered one of --graph.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to write.")] = Path("bundle"),
     engine: Annotated[str, typer.Option(help="onnxruntime, openvino, tensorrt or tensorrt-rtx.")] = "onnxruntime",
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16 or int8: lowers a float32 graph.", show_default="as the graph is")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads that the bundle asks for.", min=1)] = None,
     affinity: Annotated[str | None, typer.Option(help="Processors that those threads stay on, as 0,2-3.")] = None,
     provider: Annotated[str, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, nv-tensorrt-rtx.")] = "cpu",
     hint: Annotated[str | None, typer.Option(help="OpenVINO: compute in f32, bf16 or f16.")] = None,
     calibration: Annotated[str | None, typer.Option(help="INT8: folder, video or NYUv2 to calibrate on.")] = None,
-    calibration_frames: Annotated[int, typer.Option(help="INT8: how many frames.", min=1)] = 64,
-    calibrator: Annotated[str, typer.Option(help="INT8: max, entropy or percentile.")] = "max",
-    seed: Annotated[int, typer.Option(help="INT8: other seeds choose other frames.")] = 0,
+    calibration_frames: Annotated[
+        int | None, typer.Option(help="INT8: how many frames.", min=1, show_default="64")
+    ] = None,
+    calibrator: Annotated[
+        str | None, typer.Option(help="INT8: max, entropy or percentile.", show_default="max")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Other seeds choose other frames.", show_default="0")] = None,
     policy: Annotated[Path | None, typer.Option(help="INT8: JSON with the blocks to quantise and to keep.")] = None,
     min_psnr: Annotated[float | None, typer.Option(help="INT8: keep costly blocks in FP16 up to this (dB).")] = None,
-    io: Annotated[str, typer.Option(help="Type of inputs and outputs: fp32 or fp16.")] = "fp32",
-    target: Annotated[str, typer.Option(help="TensorRT-RTX: 8.6,rtx4090,orin,... or portable.")] = "portable",
+    io: Annotated[str, typer.Option(help="Lowering: type of inputs and outputs, fp32 or fp16.")] = "fp32",
+    target: Annotated[
+        str | None, typer.Option(help="TensorRT-RTX: 8.6,rtx4090,... or portable.", show_default="portable")
+    ] = None,
     workspace: Annotated[int | None, typer.Option(help="TensorRT: workspace in MB.", min=1)] = None,
     level: Annotated[int | None, typer.Option(help="TensorRT: builder level 0 to 5.")] = None,
     version_compatible: Annotated[bool, typer.Option(help="TensorRT: let later versions run the plan.")] = False,
     hardware_compatible: Annotated[bool, typer.Option(help="TensorRT: let every GPU from Ampere on run it.")] = False,
     strip_weights: Annotated[bool, typer.Option(help="TensorRT: leave the weights beside the plan.")] = False,
-    max_batch: Annotated[int, typer.Option(help="TensorRT: largest batch of a free batch.", min=1)] = 4,
+    max_batch: Annotated[
+        int | None, typer.Option(help="TensorRT: largest batch of a free batch.", min=1, show_default="4")
+    ] = None,
     plugins: Annotated[list[Path] | None, typer.Option(help="TensorRT: plug-in library; may repeat.")] = None,
-    graph: Annotated[Path | None, typer.Option(help="Keep the FP16 or INT8 graph as this ONNX file.")] = None,
-    trtexec: Annotated[bool, typer.Option(help="TensorRT: print the equal trtexec command.")] = False,
+    graph: Annotated[
+        Path | None, typer.Option(help="Keep the lowered graph as this ONNX file, which a device can build.")
+    ] = None,
+    trtexec: Annotated[
+        bool,
+        typer.Option(help="TensorRT: print the equal trtexec command; nothing is built where TensorRT is missing."),
+    ] = False,
     overwrite: OverwriteFlag = False,
 ) -> None:
     """Build an engine from an exported graph and put it into a bundle. An earlier bundle at --output is replaced.
 
     A folder that is not a bundle is never replaced, --overwrite or not; that is about the file of --graph.
     """
-    from engines import BuildOptions, Lowering, build_bundle, load_policy, parse_targets
+    from engines import BuildOptions, Lowering, build_bundle, load_policy, trtexec_of
+    from engines.tensorrt import why_not_here
     from m2h_deploy.backends.affinity import parse_processors
 
-    if trtexec and precision != "fp32" and graph is None:
-        raise M2HError(f"trtexec needs the {precision} graph that is compiled: keep it with --graph FILE.onnx")
     if graph is not None:
         check_output(graph, "onnx", overwrite=overwrite, sources=[model])
     if io not in ("fp32", "fp16"):
         raise M2HError(f"io '{io}': choose fp32 or fp16")
-    lowering = Lowering(
-        frames=calibration,
-        count=calibration_frames,
-        seed=seed,
-        method=calibrator,
-        policy=load_policy(policy) if policy else None,
-        min_psnr=min_psnr,
-        io="fp16" if io == "fp16" else "fp32",
-    )
-    options = BuildOptions(
-        targets=parse_targets(target),
-        workspace_mb=workspace,
-        level=level,
-        version_compatible=version_compatible,
-        hardware_compatible=hardware_compatible,
-        strip_weights=strip_weights,
-        max_batch=max_batch,
-        plugins=tuple(plugins or ()),
-    )
-    say(f"building {engine} in {precision}")
+    graph_options: dict[str, Any] = {
+        "engine": engine,
+        "precision": precision,
+        "graph": graph,
+        "lowering": Lowering(
+            frames=calibration,
+            count=calibration_frames,
+            seed=seed,
+            method=calibrator,
+            policy=load_policy(policy) if policy else None,
+            min_psnr=min_psnr,
+            io="fp16" if io == "fp16" else "fp32",
+        ),
+        "tensorrt": BuildOptions(
+            targets=choose_targets(engine, target),
+            workspace_mb=workspace,
+            level=level,
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+            strip_weights=strip_weights,
+            max_batch=max_batch,
+            plugins=tuple(plugins or ()),
+        ),
+    }
+    processors = parse_processors(affinity) if affinity else ()
+    if trtexec:
+        check_trtexec(engine, precision, graph)
+        reason = why_not_here(engine)
+        if reason is not None:
+            out.print(trtexec_of(model, **graph_options), markup=False, soft_wrap=True)
+            say(f"no bundle was built: {reason}", "yellow")
+            return
+    say(f"building for {engine}")
     bundle = build_bundle(
         model,
         output,
-        engine=engine,
-        precision=precision,
         threads=threads,
-        affinity=parse_processors(affinity) if affinity else (),
+        affinity=processors,
         provider=provider,
         hint=hint,  # type: ignore[arg-type]
-        lowering=lowering,
-        tensorrt=options,
-        graph=graph,
+        **graph_options,
     )
+    tell(bundle)
+    if trtexec:
+        command = str(bundle.manifest.engine.options["trtexec"])
+        out.print(command.replace("model.onnx", shlex.quote((graph or model).name)), markup=False, soft_wrap=True)
+
+
+def choose_targets(engine: str, target: str | None) -> tuple[str, ...]:
+    """The compute capabilities of `--target`. Raises M2HError where the engine cannot be for all."""
+    from engines import parse_targets
+
+    if target is None:
+        return ()
+    targets = parse_targets(target)
+    if not targets and engine != "tensorrt-rtx":
+        raise M2HError(f"{engine} has no portable plans: leave --target out, or use --engine tensorrt-rtx")
+    return targets
+
+
+def check_trtexec(engine: str, precision: str | None, graph: Path | None) -> None:
+    """Raises M2HError where there is no trtexec command to print."""
+    if precision in ("fp16", "int8") and graph is None:
+        raise M2HError(
+            f"trtexec needs the {precision} graph that is compiled: keep it with --graph FILE.onnx, or leave out "
+            "--precision where the file is lowered already"
+        )
+    if not engine.startswith("tensorrt"):
+        raise M2HError(f"trtexec builds no engine for {engine}: choose --engine tensorrt or tensorrt-rtx")
+
+
+def tell(bundle: Bundle) -> None:
+    """Say what was built, what lowering costs, and what its user should know."""
     manifest = bundle.manifest
     size = sum((bundle.path / name).stat().st_size for name in manifest.files) / 1e6
-    say(f"wrote {bundle.path} ({manifest.engine.kind} {manifest.engine.version}, {precision}, {size:.1f} MB)")
+    engine, test = manifest.engine, manifest.self_test
+    say(f"wrote {bundle.path} ({engine.kind} {engine.version}, {engine.precision}, {size:.1f} MB)")
     if manifest.lowering is not None:
         psnr = ", ".join(f"{name} {value:.1f} dB" for name, value in manifest.lowering.psnr.items())
-        say(f"PSNR against float32: {psnr}" if psnr else "PSNR against float32: give --calibration to measure it")
+        say(f"PSNR against float32: {psnr or 'not measured; lower the graph with --calibration'}")
         risky = manifest.lowering.weights_beyond_fp16
         if risky:
             more = f" and {len(risky) - 3} more" if len(risky) > 3 else ""
@@ -103,9 +161,11 @@ def build(
                 f"{', '.join(risky[:3])}{more}; the PSNR says what that costs",
                 "yellow",
             )
-    for note in manifest.engine.options.get("notes", ()):
+    if test is not None and test.reference != "float32 graph":
+        say(
+            f"{manifest.model.variant} was lowered by another tool: its self-test is made from the {engine.precision} "
+            "graph itself, and m2h-deploy verify compares it with the checkpoint",
+            "yellow",
+        )
+    for note in engine.options.get("notes", ()):
         say(note, "yellow")
-    if trtexec and "trtexec" in manifest.engine.options:
-        command = str(manifest.engine.options["trtexec"])
-        file = shlex.quote((graph or model).name)
-        out.print(command.replace("model.onnx", file), markup=False, soft_wrap=True)

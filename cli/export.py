@@ -16,7 +16,8 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.provenance import check_output
 
 if TYPE_CHECKING:
-    from export import CheckReport
+    from export import CheckReport, Sensor
+    from m2h_deploy.preprocess import Normalisation
 
 
 class Windows(str, Enum):
@@ -38,18 +39,33 @@ def export(
     batch: Annotated[int, typer.Option(help="Frames in a batch.")] = 1,
     dynamic_batch: Annotated[bool, typer.Option(help="Leave the batch size free.")] = False,
     opset: Annotated[int | None, typer.Option(help="ONNX opset.", show_default="20")] = None,
-    tasks: Annotated[str, typer.Option(help="Outputs to keep.")] = "depth,semantics,normals,edges",
+    outputs: Annotated[
+        str | None, typer.Option(help="Outputs to keep.", show_default="depth,semantics,normals,edges")
+    ] = None,
     windows: Annotated[Windows, typer.Option(help="WMCA's partition as plain operators or ONNX functions.")] = (
         Windows.standard
     ),
     form: Annotated[str, typer.Option(help="deploy: same function, less work; reference: as published.")] = "deploy",
-    preset: Annotated[str, typer.Option(help="Normalisation of the training: published or imagenet.")] = "published",
+    preset: Annotated[
+        str | None, typer.Option(help="Normalization of the training: published or imagenet.", show_default="published")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Instead of --preset: mean of R,G,B in units of 0 to 1, such as 0.5,0.5,0.5.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="With --mean: standard deviation of R,G,B.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="JSON list of the class names, or of {name, color}.", metavar="FILE")
+    ] = None,
     sensor: Annotated[
         Sensors | None, typer.Option(help="Take raw camera pixels and give finished results: all inside the graph.")
     ] = None,
-    camera_size: Annotated[str, typer.Option(help="With --sensor: the camera's width x height.")] = "640x480",
-    outputs: Annotated[str, typer.Option(help="With --sensor: outputs to keep.")] = "labels,depth,normals,edges",
-    depth: Annotated[str, typer.Option(help="With --sensor: float32 (metres) or uint16 (millimetres).")] = "float32",
+    camera_size: Annotated[
+        str | None, typer.Option(help="With --sensor: the camera's width x height.", show_default="640x480")
+    ] = None,
+    depth: Annotated[
+        str | None,
+        typer.Option(help="With --sensor: float32 (metres) or uint16 (millimetres).", show_default="float32"),
+    ] = None,
     variant: Annotated[str | None, typer.Option(help="Refuse a checkpoint of another variant.")] = None,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
@@ -57,38 +73,84 @@ def export(
     """Write a checkpoint as ONNX and check the file against it. An earlier export at --output is replaced."""
     check_output(output, "onnx", overwrite=overwrite, sources=[checkpoint])
     with err.status("loading"):
-        from export import DEFAULT_OPSET, Sensor, export_onnx, parse_camera_size
+        from export import ExportOptions, export_onnx
+        from m2h_deploy.data.classes import load_classes
+        from m2h_deploy.files import check_writable
         from m2h_deploy.model import load_checkpoint
 
-        camera = None
-        if sensor is not None:
-            kept = tuple(name.strip() for name in outputs.split(","))
-            camera = Sensor(parse_camera_size(camera_size), sensor.value, kept, depth)  # type: ignore[arg-type]
+        check_writable(output)
+        camera = make_sensor(sensor, camera_size, depth, outputs)
+        options: dict[str, Any] = {
+            "height": height,
+            "width": width,
+            "batch": batch,
+            "dynamic_batch": dynamic_batch,
+            "windows": windows.value,
+            "form": form,
+            "normalization": choose_normalization(preset, mean, std),
+            "classes": load_classes(classes) if classes is not None else None,
+            "sensor": camera,
+            "tasks": output_names(outputs) if outputs is not None and camera is None else None,
+            **({"opset": opset} if opset is not None else {}),
+        }
+        ExportOptions(**options)  # refuses what makes no graph before the checkpoint is loaded
         model = load_checkpoint(checkpoint)
     if variant is not None and variant != model.config.variant:
         raise M2HError(f"{checkpoint} holds {model.config.variant}, not {variant}")
     reports: list[CheckReport] = []
     try:
         with err.status(f"exporting {model.config.variant} at {width} x {height} and checking it"):
-            path = export_onnx(
-                model,
-                output,
-                height=height,
-                width=width,
-                batch=batch,
-                dynamic_batch=dynamic_batch,
-                opset=opset or DEFAULT_OPSET,
-                tasks=[task.strip() for task in tasks.split(",")],
-                windows=windows.value,
-                form=form,  # type: ignore[arg-type]
-                preset=preset,
-                sensor=camera,
-                on_check=reports.append,
-            )
+            path = export_onnx(model, output, on_check=reports.append, **options)
     finally:
         if reports:
             print_check(_joined(reports), as_json)
     say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def choose_normalization(preset: str | None, mean: str | None, std: str | None) -> Normalisation:
+    """The normalization that the options name. Raises M2HError where they contradict each other."""
+    from m2h_deploy.preprocess import PRESETS, parse_normalization
+
+    if (mean is None) != (std is None):
+        raise M2HError("--mean and --std belong together: give both")
+    if mean is not None and std is not None:
+        if preset is not None:
+            raise M2HError("--preset is a short name for a mean and a std: give it, or --mean and --std, not both")
+        return parse_normalization(mean, std)
+    if preset is not None and preset not in PRESETS:
+        raise M2HError(f"preset '{preset}': choose one of {', '.join(PRESETS)}, or give --mean and --std")
+    return PRESETS[preset or "published"]
+
+
+def make_sensor(
+    sensor: Sensors | None, camera_size: str | None, depth: str | None, outputs: str | None
+) -> Sensor | None:
+    """The sensor that the options describe. Raises M2HError on an option that has no effect without one."""
+    if sensor is None:
+        for name, value in (("--camera-size", camera_size), ("--depth", depth)):
+            if value is not None:
+                raise M2HError(f"{name} is of a graph that takes a camera's pixels: give --sensor uint8 or nv12 too")
+        return None
+    from export import Sensor, parse_camera_size
+
+    given: dict[str, Any] = {"depth": depth} if depth is not None else {}
+    if outputs is not None:
+        names = output_names(outputs)
+        given["outputs"] = tuple("labels" if name == "semantics" else name for name in names)
+    return Sensor(parse_camera_size(camera_size or "640x480"), sensor.value, **given)
+
+
+def output_names(text: str) -> list[str]:
+    """Tasks of a list such as `depth,labels`. Plain graphs give class scores, `semantics`, sensor graphs `labels`:
+    both names are taken for both. Raises M2HError on others."""
+    from m2h_deploy.model.config import TASKS
+
+    names = [name.strip() for name in text.split(",")]
+    tasks = ["semantics" if name == "labels" else name for name in names]
+    unknown = [name for name, task in zip(names, tasks, strict=True) if task not in TASKS]
+    if unknown:
+        raise M2HError(f"output '{unknown[0]}': choose from {', '.join(TASKS)}")
+    return tasks
 
 
 def _joined(reports: list[CheckReport]) -> CheckReport:

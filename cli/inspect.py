@@ -44,7 +44,7 @@ def _print_bundle(path: Path, as_json: bool) -> None:
     """A bundle on a device, which has no onnx to look into its graph."""
     from m2h_deploy.describe import describe_bundle, facts
 
-    note = "graph not read: onnx is not installed: pip install 'm2h-deploy[export]'"
+    note = "graph not read: onnx is not installed: pip install 'm2h-deploy[build]'"
     report = describe_bundle(path)
     report["engine"] = {"kind": report["manifest"]["engine"]["kind"], "note": note}
     print_json(report) if as_json else print_values(facts(report) | {"note": note})

@@ -184,6 +184,7 @@ def _locate(bundle: Bundle, reference: str) -> LocateResult:
     from m2h_deploy.files import scratch_folder
     from m2h_deploy.model import load_checkpoint
     from m2h_deploy.parity import locate_in_bundle
+    from m2h_deploy.preprocess import normalization_of
 
     if reference.endswith(".onnx"):
         return locate_in_bundle(bundle, reference)
@@ -197,9 +198,11 @@ def _locate(bundle: Bundle, reference: str) -> LocateResult:
             batch=manifest.input.batch or 1,
             dynamic_batch=manifest.input.batch is None,
             opset=manifest.model.opset,
-            tasks=manifest.tasks,
+            tasks=manifest.tasks if manifest.sensor is None else None,
             windows=manifest.model.windows,  # type: ignore[arg-type]
             form=manifest.model.form,  # type: ignore[arg-type]
+            normalization=normalization_of(manifest.network_input),
+            classes=manifest.classes,
             sensor=_sensor_of(manifest),
         )
         return locate_in_bundle(bundle, path)

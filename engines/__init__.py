@@ -9,15 +9,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engines.build import ENGINES, Lowering, build_bundle
+    from engines.build import build_bundle, trtexec_of
+    from engines.lowered import Lowering
     from engines.quantization import QuantPolicy, load_policy
+    from engines.request import ENGINES
     from engines.targets import parse_targets
     from engines.tensorrt import BuildOptions
 
-__all__ = ["ENGINES", "BuildOptions", "Lowering", "QuantPolicy", "build_bundle", "load_policy", "parse_targets"]
+__all__ = [
+    "ENGINES",
+    "BuildOptions",
+    "Lowering",
+    "QuantPolicy",
+    "build_bundle",
+    "load_policy",
+    "parse_targets",
+    "trtexec_of",
+]
 
 _HOMES = {
-    **dict.fromkeys(("ENGINES", "Lowering", "build_bundle"), "engines.build"),
+    **dict.fromkeys(("build_bundle", "trtexec_of"), "engines.build"),
+    "ENGINES": "engines.request",
+    "Lowering": "engines.lowered",
     **dict.fromkeys(("QuantPolicy", "load_policy"), "engines.quantization"),
     "parse_targets": "engines.targets",
     "BuildOptions": "engines.tensorrt",

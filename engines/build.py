@@ -7,82 +7,32 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import shape_inference
 
-from engines.calibration import Calibration, select_frames
-from engines.compare import cpu_session
-from engines.frames import calibration_frames
-from engines.functions import inline_functions
-from engines.graph import ModelCard, default_opset, load_graph, read_card
-from engines.interface import OUTPUT_DTYPES, check_interface
-from engines.onnxruntime import build_onnxruntime
-from engines.openvino import Hint, build_openvino
-from engines.precision import PrecisionReport, to_fp16, to_int8
-from engines.quantization import QuantPolicy
-from engines.rounding import round_values
-from engines.sensor import is_sensor, put_network, take_network
-from engines.tensorrt import BuildOptions, build_tensorrt
-from m2h_deploy import __version__
+from engines.frames import Pictures
+from engines.graph import ModelCard, load_graph, read_card, read_precision
+from engines.interface import check_interface
+from engines.lowered import Float32Graph, Lowering, lower, read_lowered, self_test_of, with_rounding
+from engines.manifest import input_spec, make_manifest
+from engines.openvino import Hint, build_openvino, check_hint
+from engines.request import NEED_GPU, BuildRequest
+from engines.tensorrt import PLAN_FILE, BuildOptions, build_tensorrt, free_batch_of, trtexec_command
 from m2h_deploy.backends import BackendOptions, open_backend
-from m2h_deploy.backends.cache import user_cache_folder
 from m2h_deploy.backends.cuda import capability_here, missing_gpu
 from m2h_deploy.bundle import (
     Bundle,
-    CalibrationInfo,
-    Classes,
     EngineInfo,
     InputSpec,
-    LoweringInfo,
-    Manifest,
-    ModelInfo,
-    OutputSpec,
-    SensorInfo,
     check_bundle_place,
-    file_sha256,
     load_bundle,
     new_bundle_folder,
     write_manifest,
 )
-from m2h_deploy.causes import failure
-from m2h_deploy.consistency import inconsistency
-from m2h_deploy.data.classes import CITYSCAPES_CLASSES, NYU40_CLASSES, palette
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.files import scratch_folder, write_bytes
-from m2h_deploy.onnx_files import as_single_file, onnx_sha256
-from m2h_deploy.preprocess import PRESETS
-from m2h_deploy.selftest import check_self_test, make_self_test, pattern
-
-ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
-PRECISIONS = ("fp32", "fp16", "int8")
-_NEED_GPU = ("tensorrt", "tensorrt-rtx")
-
-_OUTPUTS = {
-    "depth": ("metric depth along the optical axis", "m"),
-    "labels": ("class index", "1"),
-    "semantics": ("class logits; the largest is the class", "1"),
-    "normals": ("surface normal, x left, y up, z towards the camera", "unit vector"),
-    "edges": ("boundary logit; its sigmoid is the probability", "1"),
-}
-
-
-@dataclass(frozen=True)
-class Lowering:
-    """How a graph leaves float32; see `engines.precision`."""
-
-    frames: str | None = None
-    """Calibration frames: a folder, a video, or NYUv2. INT8 needs them; FP16 is only measured on them."""
-    count: int = 64
-    held_out: int = 2
-    seed: int = 0
-    method: str = "max"
-    policy: QuantPolicy | None = None
-    min_psnr: float | None = None
-    io: Literal["fp32", "fp16"] = "fp32"
+from m2h_deploy.onnx_files import as_single_file
+from m2h_deploy.selftest import check_self_test, pattern
 
 
 def build_bundle(
@@ -90,7 +40,7 @@ def build_bundle(
     out_dir: str | os.PathLike[str],
     *,
     engine: str = "onnxruntime",
-    precision: str = "fp32",
+    precision: str | None = None,
     threads: int | None = None,
     affinity: Sequence[int] = (),
     provider: str = "cpu",
@@ -101,49 +51,44 @@ def build_bundle(
 ) -> Bundle:
     """Build an engine from an exported ONNX file and put it into a bundle at `out_dir`.
 
-    FP16 and INT8 are made in the graph first (`lowering`), and that graph is compiled; `graph` keeps it, to look into
-    or to compile elsewhere. `threads` and `affinity` (processors that those threads stay on) are recorded as the
-    defaults of an engine on the CPU, `provider` is ONNX Runtime's, `hint` OpenVINO's. The bundle holds a golden self-
-    test made from the float32 graph on ONNX Runtime's CPU; where the engine runs on this machine it has passed it
-    (TensorRT needs a GPU for that). An older bundle at `out_dir` is replaced only when the new one is whole. Raises
-    M2HError on bad input, CheckFailed when the engine's numbers are wrong.
+    The precision is the graph's own. With `precision` fp16 or int8 a float32 graph is lowered first (`lowering`), and
+    that graph is compiled; `graph` keeps it, to look into or to compile on a device. A graph that is lowered already is
+    compiled as it is. `threads` and `affinity` (processors that those threads stay on) are recorded as the defaults of
+    an engine on the CPU, `provider` is ONNX Runtime's, `hint` OpenVINO's.
+
+    The bundle holds a golden self-test made from the float32 graph on ONNX Runtime's CPU; a file that was lowered here
+    brings it along. A graph that another tool lowered brings none: then the self-test is what that graph gives on ONNX
+    Runtime's CPU, and its `reference` in the manifest says so. Where the engine runs on this machine it has passed the
+    test (TensorRT needs a GPU for that).
+
+    An older bundle at `out_dir` is replaced only when the new one is whole. Raises M2HError on bad input, before any
+    work where it can be known, and CheckFailed when the engine's numbers are wrong.
     """
-    if engine not in ENGINES:
-        raise M2HError(f"engine '{engine}': choose one of {', '.join(ENGINES)}")
-    if precision not in PRECISIONS:
-        raise M2HError(f"precision '{precision}': choose one of {', '.join(PRECISIONS)}")
-    BackendOptions(threads=threads)  # refuses a number of threads that is none
-    _refuse_idle_options(engine, precision, threads, affinity, provider, hint, lowering, tensorrt)
-    source = Path(onnx_path)
-    check_bundle_place(out_dir, source)
-    proto = load_graph(source)
-    card = read_card(proto, source)
-    check_interface(proto, card, source)
-    spec = _input_spec(proto, card)
-    _check_sensor(proto, card, engine, source)
+    lowering, tensorrt = lowering or Lowering(), tensorrt or BuildOptions()
+    request = BuildRequest(
+        Path(onnx_path), engine, precision, threads, tuple(affinity), provider, hint, lowering, tensorrt, graph
+    )
+    request.check_engine()
+    request.check_graph_place(Path(out_dir))
+    check_bundle_place(out_dir, request.source)
+    pictures = request.pictures()
     # In this order: an error of writing names the innermost place that has no space.
     with scratch_folder("m2h-build-") as scratch, ExitStack() as stack:
-        whole = as_single_file(source, scratch / "whole")
-        model, report = whole, None
-        if precision != "fp32":
-            model = scratch / "model.onnx"
-            with _named(source, whole):
-                report = _lower(whole, model, precision, lowering or Lowering(), card, spec)
-        if graph is not None:
-            write_bytes(graph, model.read_bytes())
-        folder = stack.enter_context(new_bundle_folder(out_dir))
-        with _named(source, model):
-            if engine == "onnxruntime":
-                info = build_onnxruntime(model, folder, precision=precision, threads=threads, provider=provider)
-            elif engine == "openvino":
-                info = build_openvino(model, folder, precision=precision, threads=threads, hint=hint)
-            else:
-                info = build_tensorrt(model, folder, flavour=engine, precision=precision, options=tensorrt)
-        if affinity:
-            info = info.model_copy(update={"options": {**info.options, "affinity": list(affinity)}})
-        write_manifest(folder, _manifest(proto, card, spec, info, report, source, model, folder))
+        prepared = _prepare(request, pictures, scratch)
+        with _named(request.source, prepared.file):
+            lowered = read_lowered(prepared.proto, prepared.file)
+            test = (
+                lowered.self_test
+                if lowered
+                else self_test_of(prepared.proto, prepared.file, prepared.precision, prepared.spec)
+            )
+            folder = stack.enter_context(new_bundle_folder(out_dir))
+            info = _compile(request, prepared, folder)
+            test = with_rounding(test, prepared.proto, prepared.file, prepared.spec, info)
+        manifest = make_manifest(prepared.proto, prepared.card, request.source, info, test, lowered, folder)
+        write_manifest(folder, manifest)
         if _runs_here(info):
-            _prove(folder, tensorrt.plugins if tensorrt is not None else ())
+            _prove(folder, request, brought=lowered is not None and not prepared.lowered_here)
     return load_bundle(out_dir)
 
 
@@ -156,211 +101,100 @@ def _named(source: Path, copy: Path) -> Iterator[None]:
         raise type(error)(str(error).replace(os.fspath(copy), os.fspath(source))) from None
 
 
-def _refuse_idle_options(
+def trtexec_of(
+    onnx_path: str | os.PathLike[str],
+    *,
     engine: str,
-    precision: str,
-    threads: int | None,
-    affinity: Sequence[int],
-    provider: str,
-    hint: str | None,
-    lowering: Lowering | None,
-    tensorrt: BuildOptions | None,
-) -> None:
-    """Raises M2HError for an option that this engine or precision would not look at."""
-    gpu = engine in _NEED_GPU
-    idle = {
-        "a number of threads": threads is not None and gpu,
-        "the affinity of threads": bool(affinity) and gpu,
-        f"the provider {provider}": provider != "cpu" and engine != "onnxruntime",
-        f"the hint {hint}": hint is not None and engine != "openvino",
-        "an option of TensorRT": tensorrt not in (None, BuildOptions()) and not gpu,
-    }
-    for what in (what for what, given in idle.items() if given):
-        raise M2HError(f"{what} means nothing to {engine}: leave it out, or choose the engine that has it")
-    if precision == "fp32" and lowering not in (None, Lowering()):
-        raise M2HError("calibration, policy and types of inputs mean nothing in fp32: choose fp16 or int8")
+    precision: str | None = None,
+    lowering: Lowering | None = None,
+    tensorrt: BuildOptions | None = None,
+    graph: Path | None = None,
+) -> str:
+    """The command of NVIDIA's own tool that compiles the graph on a machine with TensorRT; needs none here.
+
+    A graph that is to be lowered is lowered first and kept as `graph`. Raises M2HError as `build_bundle` does.
+    """
+    source, lowering, tensorrt = Path(onnx_path), lowering or Lowering(), tensorrt or BuildOptions()
+    request = BuildRequest(source, engine, precision, lowering=lowering, tensorrt=tensorrt, graph=graph)
+    request.check_graph_place(None)
+    pictures = request.pictures()
+    with scratch_folder("m2h-build-") as scratch:
+        prepared = _prepare(request, pictures, scratch)
+    batch = free_batch_of(prepared.proto)
+    file = (graph or source).name
+    return trtexec_command(file, PLAN_FILE, flavour=engine, options=tensorrt, free_batch=batch)
 
 
-def _lower(
-    source: Path, target: Path, precision: str, lowering: Lowering, card: ModelCard, spec: InputSpec
-) -> PrecisionReport:
-    """Write the graph of `source` in `precision` to `target`."""
-    if precision == "int8" and lowering.frames is None:
+@dataclass(frozen=True)
+class _Prepared:
+    """The graph that is compiled."""
+
+    file: Path
+    proto: onnx.ModelProto
+    card: ModelCard
+    spec: InputSpec
+    precision: str
+    lowered_here: bool
+
+
+def _prepare(request: BuildRequest, pictures: Pictures | None, scratch: Path) -> _Prepared:
+    """Load the graph, and lower it where it is not in the precision that was asked for; `scratch` takes copies."""
+    source, target = request.source, scratch / "model.onnx"
+    proto = load_graph(source)
+    card = read_card(proto, source)
+    check_interface(proto, card, source)
+    found = read_precision(proto, source)
+    spec = input_spec(proto, card, source)
+    _check_graph(request, proto, card, found)
+    whole = as_single_file(source, scratch / "whole")
+    if request.precision in (None, found):
+        return _Prepared(whole, proto, card, spec, found, lowered_here=False)
+    with _named(source, whole):
+        lower(Float32Graph(whole, card, spec), target, request.precision, request.lowering, pictures)
+    if request.graph is not None:
+        write_bytes(request.graph, target.read_bytes())
+    proto = load_graph(target)
+    return _Prepared(target, proto, card, input_spec(proto, card, target), request.precision, lowered_here=True)
+
+
+def _check_graph(request: BuildRequest, proto: onnx.ModelProto, card: ModelCard, found: str) -> None:
+    """Raises M2HError on a request that does not fit the graph, which is in the precision `found`."""
+    source, wanted, lowering = request.source, request.precision, request.lowering
+    if found != "fp32" and wanted not in (None, found):
+        raise M2HError(f"{source} is {found}, not {wanted}: give the float32 file, or leave the precision out")
+    if found != "fp32" and (lowering != Lowering() or request.graph is not None):
+        raise M2HError(f"{source} is {found} already: calibration, policy, io and a graph to keep are of a float32 one")
+    if found != wanted == "int8" and lowering.frames is None:
         raise M2HError("int8 needs calibration frames: give --calibration a folder, a video, or NYUv2")
-    frames = None
-    if lowering.frames is not None:
-        width, height = card.sensor.network if card.sensor else (spec.width, spec.height)
-        pictures = calibration_frames(lowering.frames, preset=card.preset, height=height, width=width)
-        count = lowering.count if precision == "int8" else 1
-        frames = select_frames(
-            pictures, count=count, held_out=lowering.held_out, seed=lowering.seed, source=lowering.frames
-        )
-    if precision == "fp16":
-        return to_fp16(source, target, io=lowering.io, frames=frames)
-    assert frames is not None
-    # Kept by the digests of graph and frames, so that another policy or another engine need not measure again.
-    cache = user_cache_folder("calibration")
-    calibration = Calibration(frames, method=lowering.method, cache=cache)  # type: ignore[arg-type]
-    return to_int8(
-        source, target, calibration=calibration, policy=lowering.policy, min_psnr=lowering.min_psnr, io=lowering.io
-    )
-
-
-def _manifest(
-    proto: onnx.ModelProto,
-    card: ModelCard,
-    spec: InputSpec,
-    info: EngineInfo,
-    report: PrecisionReport | None,
-    source: Path,
-    model: Path,
-    folder: Path,
-) -> Manifest:
-    dtype = "float16" if report is not None and report.io == "fp16" else "float32"
-    manifest = Manifest(
-        created_by=f"m2h-deploy {__version__}",
-        model=ModelInfo(
-            variant=card.variant,
-            weights_sha256=card.weights_sha256,
-            config=card.config,
-            form=card.form,
-            windows=card.windows,
-            opset=default_opset(proto),
-            onnx_sha256=onnx_sha256(source),
-        ),
-        input=spec if card.sensor else spec.model_copy(update={"dtype": dtype}),
-        sensor=_sensor_info(card),
-        outputs=tuple(_output_spec(value, dtype, card) for value in proto.graph.output),
-        depth_range=(card.config["min_depth"], card.config["max_depth"]),
-        classes=class_list(card.config["num_classes"]),
-        engine=info,
-        lowering=_lowering_info(report),
-        calibration=_calibration_info(report),
-        self_test=make_self_test(_run_graph(proto, spec, source), _run_rounded(proto, model, spec, info)),
-        files={file.name: file_sha256(file) for file in sorted(folder.iterdir())},
-    )
-    problem = inconsistency(manifest)
-    if problem is not None:
-        raise M2HError(f"{source} was changed since its export: {problem}: export it again")
-    return manifest
-
-
-def _lowering_info(report: PrecisionReport | None) -> LoweringInfo | None:
-    if report is None:
-        return None
-    return LoweringInfo(
-        psnr=report.psnr,
-        float32_nodes=len(report.islands),
-        int8_layers=len(report.quantised),
-        weights_beyond_fp16=tuple(dict.fromkeys(risk.node for risk in report.risks)),
-    )
-
-
-def _calibration_info(report: PrecisionReport | None) -> CalibrationInfo | None:
-    if report is None or report.calibration is None:
-        return None
-    record = report.calibration
-    return CalibrationInfo(
-        method=record.method, frames=record.frames, seed=record.seed, frames_sha256=record.frames_sha256
-    )
-
-
-def _input_spec(proto: onnx.ModelProto, card: ModelCard) -> InputSpec:
-    value = proto.graph.input[0]
-    batch, *sides = (dim.dim_value for dim in value.type.tensor_type.shape.dim)
-    normalisation = PRESETS[card.preset]
-    raw: dict[str, Any] = {}
-    width, height = card.sensor.camera if card.sensor else (sides[-1], sides[-2])
-    if card.sensor:
-        nv12 = card.sensor.format == "nv12"
-        raw = {"dtype": "uint8", "layout": "NV12" if nv12 else "NHWC", "color": "YCbCr" if nv12 else "BGR"}
-    return InputSpec(
-        name=value.name,
-        batch=batch or None,
-        height=height,
-        width=width,
-        mean=normalisation.mean,
-        std=normalisation.std,
-        **raw,
-    )
-
-
-def _sensor_info(card: ModelCard) -> SensorInfo | None:
-    if card.sensor is None:
-        return None
-    width, height = card.sensor.network
-    return SensorInfo(format=card.sensor.format, network_height=height, network_width=width)
-
-
-def _check_sensor(proto: onnx.ModelProto, card: ModelCard, engine: str, source: Path) -> None:
-    """Raises M2HError where an engine lacks a type of the sensor graph."""
+    if card.sensor and lowering.io == "fp16":
+        raise M2HError(f"{source} is a sensor graph, whose inputs and outputs have their types: leave io at fp32")
     kinds = {value.type.tensor_type.elem_type for value in proto.graph.output}
-    if card.sensor and onnx.TensorProto.UINT16 in kinds and engine in _NEED_GPU:
+    if card.sensor and onnx.TensorProto.UINT16 in kinds and request.engine in NEED_GPU:
         raise M2HError(f"{source} gives depth as uint16, which TensorRT lacks: export it with --depth float32")
+    if request.tensorrt.max_batch is not None and free_batch_of(proto) is None:
+        raise M2HError(f"{source} has a fixed batch: leave the largest batch out, or export it with --dynamic-batch")
+    if request.engine == "openvino":
+        check_hint(wanted or found, request.hint)
 
 
-def _output_spec(value: onnx.ValueInfoProto, dtype: str, card: ModelCard) -> OutputSpec:
-    meaning, unit = _OUTPUTS[value.name]
-    if card.sensor is not None:
-        if value.name == "edges":
-            meaning = "probability of a boundary"
-        kind = value.type.tensor_type.elem_type
-        dtype = OUTPUT_DTYPES[kind]
-        unit = "mm" if kind == onnx.TensorProto.UINT16 else unit
-    shape = tuple(dim.dim_value or None for dim in value.type.tensor_type.shape.dim)
-    return OutputSpec(name=value.name, meaning=meaning, unit=unit, dtype=dtype, shape=shape)  # type: ignore[arg-type]
+def _compile(request: BuildRequest, prepared: _Prepared, folder: Path) -> EngineInfo:
+    """Build the engine of the graph into `folder`."""
+    model, precision, threads = prepared.file, prepared.precision, request.threads
+    if request.engine == "onnxruntime":
+        from engines.onnxruntime import build_onnxruntime
 
-
-def class_list(count: int) -> Classes:
-    """Names and colours for a network of `count` classes: NYUv2's 40, the same after `unknown`, or Cityscapes' 19."""
-    known: dict[int, tuple[str, ...]] = {
-        len(NYU40_CLASSES): NYU40_CLASSES,
-        len(NYU40_CLASSES) + 1: ("unknown", *NYU40_CLASSES),
-        len(CITYSCAPES_CLASSES): CITYSCAPES_CLASSES,
-    }
-    names = known.get(count) or tuple(f"class {index}" for index in range(count))
-    colours: list[Any] = [tuple(int(v) for v in colour) for colour in palette(count)]
-    if names[0] == "unknown":
-        colours = [(0, 0, 0), *colours[:-1]]
-    return Classes(names=names, palette=tuple(colours))
-
-
-def _run_graph(proto: onnx.ModelProto, spec: InputSpec, source: Path) -> dict[str, NDArray[Any]]:
-    """What a graph gives on the self-test's input, on ONNX Runtime's CPU and as it is written."""
-    try:
-        session = cpu_session(proto)
-        value = session.get_inputs()[0]
-        image = pattern(spec)
-        if value.type == "tensor(float16)":
-            image = image.astype(np.float16)
-        names = [node.name for node in session.get_outputs()]
-        outputs = dict(zip(names, session.run(names, {value.name: image}), strict=True))
-    except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise failure(error, f"ONNX Runtime cannot run {source}") from None
-    bad = [name for name, values in outputs.items() if not np.isfinite(values).all()]
-    if bad:
-        raise M2HError(f"{source} gives NaN or infinity in {', '.join(bad)}: its weights are damaged: export it again")
-    return outputs
-
-
-def _run_rounded(
-    proto: onnx.ModelProto, model: Path, spec: InputSpec, info: EngineInfo
-) -> dict[str, NDArray[Any]] | None:
-    """What the graph gives when it is rounded as the engine rounds it; None in float32."""
-    if info.precision == "fp32":
-        return None
-    lowered = load_graph(model)
-    rounding = info.options.get("inference_precision", "f32")
-    if rounding == "f32":
-        return _run_graph(lowered, spec, model)
-    graph = lowered if info.precision == "int8" else proto
-    plain, _ = inline_functions(take_network(graph) if is_sensor(graph) else graph)
-    rounded = round_values(shape_inference.infer_shapes(plain), rounding)
-    return _run_graph(put_network(graph, rounded) if is_sensor(graph) else rounded, spec, model)
+        info = build_onnxruntime(model, folder, precision=precision, threads=threads, provider=request.provider)
+    elif request.engine == "openvino":
+        info = build_openvino(model, folder, precision=precision, threads=threads, hint=request.hint)
+    else:
+        info = build_tensorrt(model, folder, flavour=request.engine, precision=precision, options=request.tensorrt)
+    if request.affinity:
+        info = info.model_copy(update={"options": {**info.options, "affinity": list(request.affinity)}})
+    return info
 
 
 def _runs_here(info: EngineInfo) -> bool:
-    if info.kind not in _NEED_GPU:
+    if info.kind not in NEED_GPU:
         return True
     try:
         # A plan for other cards is to be proved on one of those, by the runtime.
@@ -369,13 +203,19 @@ def _runs_here(info: EngineInfo) -> bool:
         return False
 
 
-def _prove(folder: Path, plugins: tuple[Path, ...]) -> None:
-    """Run the new bundle's self-test with the engine itself, before the bundle gets its place."""
+def _prove(folder: Path, request: BuildRequest, *, brought: bool) -> None:
+    """Run the new bundle's self-test with the engine itself, before the bundle gets its place.
+
+    `brought`: the user's file came with the test.
+    """
     bundle = load_bundle(folder)
-    backend = open_backend(bundle, BackendOptions(plugins=plugins))
+    backend = open_backend(bundle, BackendOptions(plugins=request.tensorrt.plugins))
     try:
         assert bundle.manifest.self_test is not None
         outputs = backend.run(pattern(bundle.manifest.input))
         check_self_test(bundle.manifest.self_test, outputs, bundle.manifest.engine.precision)
+    except CheckFailed as error:
+        changed = f"; or {request.source} was changed after it was lowered" if brought else ""
+        raise CheckFailed(f"{error}{changed}") from None
     finally:
         backend.close()

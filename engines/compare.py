@@ -42,8 +42,11 @@ def _span(values: NDArray[np.float32]) -> float:
     return span_of(float(values.min()), float(values.max()), float(np.mean(np.square(values, dtype=np.float64))))
 
 
-def cpu_session(proto: onnx.ModelProto) -> ort.InferenceSession:
-    """Return a session that computes Q/DQ as written. Raises M2HError where ONNX Runtime does not take the graph."""
+def cpu_session(proto: onnx.ModelProto, name: str = "the graph") -> ort.InferenceSession:
+    """Return a session that computes Q/DQ as written.
+
+    Raises M2HError, which names the graph `name`, where ONNX Runtime does not take it.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 3
     # The CPU's own integer kernels saturate differently.
@@ -51,7 +54,7 @@ def cpu_session(proto: onnx.ModelProto) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise failure(error, "ONNX Runtime cannot load the graph") from None
+        raise failure(error, f"ONNX Runtime cannot load {name}") from None
 
 
 def _run(session: ort.InferenceSession, frame: NDArray[np.float32]) -> list[NDArray[np.float32]]:

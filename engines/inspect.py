@@ -18,7 +18,7 @@ from rich.text import Text
 
 from engines.costs import NodeCost, node_costs, operator, precision_of, total, uncounted
 from engines.functions import inline_functions
-from engines.graph import default_opset, load_graph
+from engines.graph import default_opset, graph_precision, load_graph
 from m2h_deploy.backends.cuda import missing_gpu
 from m2h_deploy.backends.tensorrt_api import load_tensorrt
 from m2h_deploy.bundle import Bundle, load_bundle
@@ -33,10 +33,10 @@ PRECISIONS = ("float32", "float16", "int8")
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A bundle or an ONNX file as plain values that JSON takes. Raises M2HError when it is neither.
 
-    Of an ONNX file: `inputs`, `outputs`, `dynamic` (free sides by input and output), `opset`, `metadata`, `functions`,
-    `nodes` (count by operator), `nodes_inlined` (the same with the functions' bodies in place of their calls),
-    `parameters`, `macs` and `bytes_moved` a frame (see `engines.costs`), `blocks` (the same by block of the paper, with
-    the share of nodes and weights by precision), and `uncounted` (operators whose shapes are not known).
+    Of an ONNX file: `inputs`, `outputs`, `dynamic` (free sides by input and output), `precision`, `opset`, `metadata`,
+    `functions`, `nodes` (count by operator), `nodes_inlined` (the same with the functions' bodies in place of their
+    calls), `parameters`, `macs` and `bytes_moved` a frame (see `engines.costs`), `blocks` (the same by block of the
+    paper, with the share of nodes and weights by precision), and `uncounted` (operators whose shapes are not known).
 
     Of a bundle: `manifest`, `sizes` of its files, and `engine`: the same figures where the engine is an ONNX file, and
     otherwise the engine's own `layers`, or a `note` that says why they could not be read.
@@ -75,6 +75,7 @@ def _onnx(path: Path) -> dict[str, Any]:
         "kind": "onnx",
         "path": str(path),
         "bytes": sum(file.stat().st_size for file in (path, *external_files(path))),
+        "precision": _precision(proto),
         "opset": default_opset(proto),
         "inputs": inputs,
         "outputs": outputs,
@@ -90,6 +91,14 @@ def _onnx(path: Path) -> dict[str, Any]:
         "functions": [f"{function.domain}::{function.name}" for function in proto.functions],
         "metadata": {entry.key: entry.value for entry in proto.metadata_props},
     }
+
+
+def _precision(proto: onnx.ModelProto) -> str | None:
+    """fp32, fp16 or int8; None of a graph of other types."""
+    try:
+        return graph_precision(proto)
+    except M2HError:
+        return None
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[int | str]:
@@ -183,6 +192,7 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
         }
     else:
         rows["variant"] = report["metadata"].get("m2h.variant")
+        rows["precision"] = report["precision"]
         rows["input"] = ", ".join(" x ".join(map(str, dims)) for dims in report["inputs"].values())
     if graph["kind"] == "onnx":
         rows |= {key: graph[key] for key in ("opset", "parameters", "macs", "bytes_moved")}

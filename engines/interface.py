@@ -15,8 +15,8 @@ _SENSOR_OUTPUTS = ("depth", "labels", "normals", "edges")
 #: As manifests have it.
 _LARGEST_SIDE = 16384
 
-#: Types of outputs, and what a manifest calls them.
-OUTPUT_DTYPES: dict[int, str] = {
+#: Types of inputs and outputs, and what a manifest calls them.
+DTYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.UINT8: "uint8",
@@ -52,7 +52,7 @@ def _problem(proto: onnx.ModelProto, card: ModelCard) -> str | None:
         kind = value.type.tensor_type.elem_type
         if value.name not in made:
             return f"no node computes {value.name}"
-        if kind not in OUTPUT_DTYPES:
+        if kind not in DTYPES:
             return f"{value.name} is {onnx.TensorProto.DataType.Name(kind).lower()}"
     return None
 

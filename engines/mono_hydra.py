@@ -21,14 +21,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from engines.graph import ModelCard, load_graph, read_card
+from engines.graph import LOWERED, ModelCard, load_graph, read_card, set_metadata
 from engines.interface import check_interface
 from m2h_deploy.bundle import load_bundle
 from m2h_deploy.data.rooms import render_room
 from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.files import whole_folder, write_text
 from m2h_deploy.numerics import judge, perturbed
-from m2h_deploy.preprocess import PRESETS, Preprocess
+from m2h_deploy.preprocess import PRESETS, Normalisation, Preprocess
 
 #: What the node normalises with where nobody says otherwise.
 NODE_PRESET = "imagenet"
@@ -54,7 +54,7 @@ def package_mono_hydra(source: str | os.PathLike[str], out_dir: str | os.PathLik
     out = Path(out_dir).resolve()
     with whole_folder(out) as temporary:
         original = proto.SerializeToString()
-        renormalise(proto, card.preset)
+        renormalise(proto, card.normalization)
         _compare(original, proto.SerializeToString(), card, (height, width), path)
         onnx.save(proto, temporary / MODEL)
         write_text(temporary / PARAMETERS, _parameters(out / MODEL, card, height, width))
@@ -90,11 +90,11 @@ def _check_graph(proto: onnx.ModelProto, card: ModelCard, path: Path) -> tuple[i
     return shape[2], shape[3]
 
 
-def renormalise(proto: onnx.ModelProto, preset: str) -> None:
-    """Let a graph trained with `preset` take images normalised as the node does: one Mul and one Add on its input."""
-    if preset == NODE_PRESET:
+def renormalise(proto: onnx.ModelProto, own: Normalisation) -> None:
+    """Let a graph trained with `own` take images normalised as the node does: one Mul and one Add on its input."""
+    theirs = PRESETS[NODE_PRESET]
+    if own == theirs:
         return
-    theirs, own = PRESETS[NODE_PRESET], PRESETS[preset]
     mean, std, own_mean, own_std = (np.array(v) for v in (theirs.mean, theirs.std, own.mean, own.std))
     constants = {"normalise/factor": std / own_std, "normalise/shift": (mean - own_mean) / own_std}
     for name, value in constants.items():
@@ -107,9 +107,8 @@ def renormalise(proto: onnx.ModelProto, preset: str) -> None:
     proto.graph.node.insert(
         1, helper.make_node("Add", ["normalise/scaled", shift], ["normalise/image"], "normalise/Add")
     )
-    for entry in proto.metadata_props:
-        if entry.key == "m2h.preset":
-            entry.value = NODE_PRESET
+    set_metadata(proto, "m2h.normalization", theirs.to_json())
+    set_metadata(proto, LOWERED, None)  # its self-test is of the other normalization
 
 
 def node_input(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:
@@ -124,7 +123,7 @@ def node_input(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
 def _compare(original: bytes, packaged: bytes, card: ModelCard, size: tuple[int, int], path: Path) -> None:
     """Raises CheckFailed where the packaged graph differs by more than rounding of the image explains."""
     image = render_room(0, 0, 240, 320).image
-    tensor = Preprocess(PRESETS[card.preset], *size)(image)
+    tensor = Preprocess(card.normalization, *size)(image)
     expected = _run(original, tensor, path)
 
     @cache

@@ -33,12 +33,7 @@ def build_onnxruntime(
     loads the file. Other providers fuse for themselves and get the graph as it is. Raises M2HError when `provider` is
     unknown or this ONNX Runtime lacks it.
     """
-    if provider not in PROVIDERS:
-        raise M2HError(f"provider '{provider}': choose one of {', '.join(PROVIDERS)}")
-    if PROVIDERS[provider] not in ort.get_available_providers():
-        raise M2HError(
-            f"this ONNX Runtime lacks the provider '{provider}': pip install 'm2h-deploy[gpu]' on the target"
-        )
+    check_provider(provider)
     if provider != "cpu":
         shutil.copyfile(model, folder / ENGINE_FILE)
         return _info(precision, threads, provider, provider_options)
@@ -52,6 +47,16 @@ def build_onnxruntime(
     except Exception as error:  # ONNX Runtime raises its own unexported types
         raise failure(error, f"ONNX Runtime cannot load {model}") from None
     return _info(precision, threads, provider, provider_options)
+
+
+def check_provider(provider: str) -> None:
+    """Raises M2HError when `provider` is unknown or this ONNX Runtime lacks it."""
+    if provider not in PROVIDERS:
+        raise M2HError(f"provider '{provider}': choose one of {', '.join(PROVIDERS)}")
+    if PROVIDERS[provider] not in ort.get_available_providers():
+        raise M2HError(
+            f"this ONNX Runtime lacks the provider '{provider}': pip install 'm2h-deploy[gpu]' on the target"
+        )
 
 
 def _info(precision: str, threads: int | None, provider: str, provider_options: Mapping[str, str] | None) -> EngineInfo:

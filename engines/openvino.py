@@ -40,8 +40,8 @@ def build_openvino(
     M2HError where OpenVINO does not take the graph, and where a `hint` other than f32 would make a bundle of precision
     fp32 untrue.
     """
-    _check_hint(precision, hint)
-    ov = _load_openvino()
+    check_hint(precision, hint)
+    ov = load_openvino()
     chosen = hint or preferred_precision(ov.Core(), precision)
     proto, _ = inline_functions(load_graph(model))
     network = _read(ov, proto, model)
@@ -74,7 +74,8 @@ def preferred_precision(core: Any, precision: str) -> Hint:
     return next((h for h in _PREFERRED[precision] if available_precision(core, "CPU", h) == h), "f32")
 
 
-def _check_hint(precision: str, hint: Hint | None) -> None:
+def check_hint(precision: str, hint: Hint | None) -> None:
+    """Raises M2HError where `hint` is unknown or would make the precision untrue."""
     if precision not in _PREFERRED:
         raise M2HError(f"precision '{precision}': choose one of {', '.join(_PREFERRED)}")
     if hint is not None and hint not in get_args(Hint):
@@ -83,7 +84,8 @@ def _check_hint(precision: str, hint: Hint | None) -> None:
         raise M2HError(f"precision fp32 computes in f32: for {hint} build with --precision fp16")
 
 
-def _load_openvino() -> Any:
+def load_openvino() -> Any:
+    """The module. Raises M2HError, naming the extra, where it is not installed."""
     try:
         import openvino
     except ImportError as error:

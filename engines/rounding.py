@@ -19,7 +19,7 @@ _TYPES = {"f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
 
 def round_values(proto: onnx.ModelProto, to: Rounding) -> onnx.ModelProto:
-    """Return `proto` with its weights and every float32 result but the outputs rounded to FP16 or bfloat16.
+    """Return `proto` with its weights and every floating-point result but the outputs rounded to FP16 or bfloat16.
 
     Expects a graph with the types of all values (`onnx.shape_inference`) and without local functions.
     """
@@ -27,10 +27,13 @@ def round_values(proto: onnx.ModelProto, to: Rounding) -> onnx.ModelProto:
     result.CopyFrom(proto)
     graph = result.graph
     outputs = {value.name for value in graph.output}
-    floats = {v.name for v in graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT} - outputs
+    kinds = {v.name: v.type.tensor_type.elem_type for v in graph.value_info if v.name not in outputs}
+    floats = {name: kind for name, kind in kinds.items() if kind in (TensorProto.FLOAT, TensorProto.FLOAT16)}
     for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
-            tensor.CopyFrom(numpy_helper.from_array(_rounded(numpy_helper.to_array(tensor), to), tensor.name))
+        if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16):
+            values = numpy_helper.to_array(tensor)
+            rounded = _rounded(values.astype(np.float32), to).astype(values.dtype)
+            tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         nodes.append(node)
@@ -39,7 +42,7 @@ def round_values(proto: onnx.ModelProto, to: Rounding) -> onnx.ModelProto:
                 exact, half = f"{name}/exact", f"{name}/{to}"
                 node.output[index] = exact
                 nodes.append(helper.make_node("Cast", [exact], [half], to=_TYPES[to]))
-                nodes.append(helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
+                nodes.append(helper.make_node("Cast", [half], [name], to=floats[name]))
     del graph.node[:]
     graph.node.extend(nodes)
     del graph.value_info[:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from m2h_deploy.errors import M2HError
 
@@ -58,3 +59,16 @@ def describe_target(capability: str) -> str:
     """`8.6` as `8.6 (a10, rtx3060, ...)`."""
     names = [name for name, value in GPUS.items() if value == capability]
     return f"{capability} ({', '.join(names)})" if names else capability
+
+
+def check_rtx_targets(targets: Sequence[str]) -> None:
+    """Raises M2HError on a compute capability that TensorRT-RTX runs on no version of.
+
+    Its support matrix has 7.5, 8.0, 8.6, 8.9 and 12.x: neither the Jetsons nor the data center's cards from Hopper on.
+    """
+    for target in targets:
+        if target not in ("7.5", "8.0", "8.6", "8.9") and not target.startswith("12."):
+            raise M2HError(
+                f"TensorRT-RTX does not run on compute capability {describe_target(target)}, but on 7.5, 8.0, 8.6, 8.9 "
+                "and 12.x: use --engine tensorrt on the device"
+            )

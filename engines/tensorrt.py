@@ -22,8 +22,9 @@ import onnx
 
 from engines.blocks import block_of
 from engines.build_progress import BuildProgress
-from engines.graph import load_graph
-from engines.targets import describe_target
+from engines.graph import graph_precision, load_graph
+from engines.targets import check_rtx_targets, describe_target
+from m2h_deploy.backends.cuda import missing_gpu
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
 from m2h_deploy.backends.tensorrt_log import Messages, listen
 from m2h_deploy.bundle import EngineInfo, file_sha256
@@ -57,10 +58,15 @@ class BuildOptions:
     """Let every GPU from Ampere on run the plan (TensorRT)."""
     strip_weights: bool = False
     """Leave the weights out of the plan; the runtime puts them back from the ONNX file."""
-    max_batch: int = 4
-    """Largest batch of a graph whose batch is free."""
+    max_batch: int | None = None
+    """Largest batch of a graph whose batch is free; None: 4."""
     plugins: tuple[Path, ...] = ()
     """Plug-in libraries. Their m2h::WindowPartition and m2h::WindowReverse take the place of the graph's functions."""
+
+    @property
+    def largest_batch(self) -> int:
+        """The largest batch of a graph whose batch is free."""
+        return 4 if self.max_batch is None else self.max_batch
 
 
 @dataclass(frozen=True)
@@ -85,19 +91,21 @@ def build_tensorrt(
 ) -> EngineInfo:
     """Compile the ONNX file `model`, which is already in `precision`, into `folder`; what a bundle says about it."""
     options = options or BuildOptions()
+    proto = load_graph(model)
+    found = graph_precision(proto, model)
+    if found != precision:
+        raise M2HError(f"{model} is {found}, not {precision}: convert it before it is compiled")
     record = build_plan(model, folder / PLAN_FILE, flavour=flavour, options=options)
-    if record.precision != precision:
-        raise M2HError(f"{model} is {record.precision}, not {precision}: convert it before it is compiled")
     if options.strip_weights:
         (folder / WEIGHTS_FILE).write_bytes(model.read_bytes())
     details = {key: value for key, value in asdict(options).items() if key not in ("targets", "plugins")}
     # Named and not copied: a bundle never brings code, and the runtime loads a library only when its caller gives it.
     plugins = [{"name": path.name, "sha256": file_sha256(path)} for path in options.plugins]
-    details |= {"plugins": plugins, "plan_bytes": record.plan_bytes}
+    details |= {"max_batch": options.largest_batch, "plugins": plugins, "plan_bytes": record.plan_bytes}
     details |= {"build_seconds": round(record.seconds, 1), "fused_attention": record.fused_attention}
     details |= {"notes": list(record.notes), "onnx_sha256": record.onnx_sha256}
     details["trtexec"] = trtexec_command(
-        "model.onnx", PLAN_FILE, flavour=flavour, options=options, free_batch=free_batch_of(load_graph(model))
+        "model.onnx", PLAN_FILE, flavour=flavour, options=options, free_batch=free_batch_of(proto)
     )
     if options.strip_weights:
         details["weights"] = WEIGHTS_FILE
@@ -119,8 +127,9 @@ def build_plan(model: Path, plan: Path, *, flavour: str, options: BuildOptions |
     Ctrl-C too.
     """
     options = options or BuildOptions()
-    trt = load_tensorrt(flavour)
-    _check_options(trt, flavour, options, plan)
+    if not plan.absolute().parent.is_dir():
+        raise M2HError(f"cannot write {plan}: its folder does not exist")
+    trt = check_flavour(flavour, options)
     proto = load_graph(model)
     logger, messages = listen(flavour)
     builder = trt.Builder(logger)
@@ -135,7 +144,7 @@ def build_plan(model: Path, plan: Path, *, flavour: str, options: BuildOptions |
             f"{NAMES[flavour]} {trt.__version__} cannot build {model}: {_reason(messages, flavour, options)}"
         )
     write_bytes(plan, memoryview(serialized))
-    precision = precision_of(proto)
+    precision = graph_precision(proto)
     return BuildRecord(
         flavour=flavour,
         version=trt.__version__,
@@ -150,40 +159,57 @@ def build_plan(model: Path, plan: Path, *, flavour: str, options: BuildOptions |
     )
 
 
-def precision_of(proto: onnx.ModelProto) -> str:
-    """`int8`, `fp16` or `fp32`: the precision of a strongly typed graph, read off its nodes and weights."""
-    if any(node.op_type == "DequantizeLinear" for node in proto.graph.node):
-        return "int8"
-    halves = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.initializer)
-    return "fp16" if halves else "fp32"
-
-
 def _has_int8_convolutions(proto: onnx.ModelProto) -> bool:
     made = {output for node in proto.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
     return any(node.op_type == "Conv" and node.input[1] in made for node in proto.graph.node)
 
 
-def _check_options(trt: Any, flavour: str, options: BuildOptions, plan: Path) -> None:
-    if not plan.absolute().parent.is_dir():
-        raise M2HError(f"cannot write {plan}: its folder does not exist")
-    if options.max_batch < 1:
+def check_options(flavour: str, options: BuildOptions) -> None:
+    """Raises M2HError on options that no version of the flavour has. Needs no TensorRT."""
+    if options.largest_batch < 1:
         raise M2HError(f"largest batch {options.max_batch}: must be at least 1")
     if options.level is not None and not 0 <= options.level <= 5:
         raise M2HError(f"builder level {options.level}: must be between 0 and 5")
     for library in options.plugins:
         if not library.is_file():
             raise M2HError(f"no plug-in library at {library}")
+    if flavour != "tensorrt-rtx":
+        return
+    absent = {"builder level": options.level, "version compatibility": options.version_compatible or None}
+    absent["hardware compatibility"] = options.hardware_compatible or None
+    for name, value in absent.items():
+        if value is not None:
+            raise M2HError(f"TensorRT-RTX has no {name}: leave it out (its plans are portable as they are)")
+    check_rtx_targets(options.targets)
+
+
+def check_flavour(flavour: str, options: BuildOptions) -> Any:
+    """The module of a flavour that is installed here and can build with `options`. Raises M2HError where none can."""
+    trt = load_tensorrt(flavour)
+    check_options(flavour, options)
     if flavour == "tensorrt-rtx":
-        absent = {"builder level": options.level, "version compatibility": options.version_compatible or None}
-        absent["hardware compatibility"] = options.hardware_compatible or None
-        for name, value in absent.items():
-            if value is not None:
-                raise M2HError(f"TensorRT-RTX has no {name}: leave it out (its plans are portable as they are)")
+        _check_known(trt, flavour, options.targets)
     elif options.targets and not hasattr(trt.IBuilderConfig, "set_compute_capability"):
         raise M2HError(
             f"TensorRT {trt.__version__} builds for the GPU of this machine only: leave the targets out and build on "
             "the target, or use tensorrt-rtx"
         )
+    return trt
+
+
+def why_not_here(flavour: str) -> str | None:
+    """Why a flavour cannot build on this machine, in words; None where it can."""
+    try:
+        load_tensorrt(flavour)
+    except M2HError as error:
+        return str(error)
+    if flavour == "tensorrt-rtx":  # builds without a GPU
+        return None
+    try:
+        missing = missing_gpu()
+    except ModuleNotFoundError:  # then TensorRT itself has to find out
+        return None
+    return f"TensorRT builds for the GPU of this machine, and there is none ({missing})" if missing else None
 
 
 def _load_plugins(builder: Any, libraries: Sequence[Path]) -> None:
@@ -247,28 +273,34 @@ def _configure(trt: Any, builder: Any, network: Any, flavour: str, options: Buil
     shape = tuple(network.get_input(0).shape)
     if shape[0] == -1:
         profile = builder.create_optimization_profile()
-        smallest, largest = (1, *shape[1:]), (options.max_batch, *shape[1:])
+        smallest, largest = (1, *shape[1:]), (options.largest_batch, *shape[1:])
         profile.set_shape(network.get_input(0).name, smallest, smallest, largest)
         config.add_optimization_profile(profile)
     # No timing cache: TensorRT-RTX would want a GPU, and TensorRT's belongs to one GPU and version.
     return config
 
 
-def _set_targets(trt: Any, config: Any, flavour: str, targets: Sequence[str]) -> None:
-    known = {
-        f"{name[2:-1]}.{name[-1]}": value
-        for name, value in trt.ComputeCapability.__members__.items()
-        if name.startswith("SM")
-    }
+def _known_targets(trt: Any) -> dict[str, Any]:
+    """Compute capabilities that this version can be told, as `8.6`."""
+    members = trt.ComputeCapability.__members__.items()
+    return {f"{name[2:-1]}.{name[-1]}": value for name, value in members if name.startswith("SM")}
+
+
+def _check_known(trt: Any, flavour: str, targets: Sequence[str]) -> None:
+    known = _known_targets(trt)
     for target in targets:
         if target not in known:
             raise M2HError(
                 f"{NAMES[flavour]} {trt.__version__} does not build for compute capability {describe_target(target)}: "
                 f"it knows {', '.join(sorted(known, key=lambda c: [int(p) for p in c.split('.')]))}"
             )
+
+
+def _set_targets(trt: Any, config: Any, flavour: str, targets: Sequence[str]) -> None:
+    _check_known(trt, flavour, targets)
     config.num_compute_capabilities = len(targets)
     for index, target in enumerate(targets):
-        config.set_compute_capability(known[target], index)
+        config.set_compute_capability(_known_targets(trt)[target], index)
 
 
 def _build(trt: Any, builder: Any, network: Any, config: Any, title: str) -> Any:
@@ -340,7 +372,7 @@ def trtexec_command(
     words += [f"--staticPlugins={library}" for library in options.plugins]
     if free_batch is not None:
         name, rest = free_batch
-        ends = [("min", 1), ("opt", 1), ("max", options.max_batch)]
+        ends = [("min", 1), ("opt", 1), ("max", options.largest_batch)]
         words += [f"--{end}Shapes={name}:{'x'.join(map(str, (batch, *rest)))}" for end, batch in ends]
     return shlex.join(words)
 

@@ -1,13 +1,14 @@
 """PyTorch to ONNX: the graph that every engine is built from."""
 
 from export.check import CheckReport, check_export
-from export.exporter import DEFAULT_OPSET, export_onnx
+from export.exporter import export_onnx
+from export.options import ExportOptions
 from export.sensor import Sensor, add_sensor, parse_camera_size
 from export.sensor_check import check_sensor
 
 __all__ = [
-    "DEFAULT_OPSET",
     "CheckReport",
+    "ExportOptions",
     "Sensor",
     "add_sensor",
     "check_export",

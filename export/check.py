@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model.network import M2H
 from m2h_deploy.numerics import Difference, judge, perturbed
-from m2h_deploy.preprocess import PRESETS, Preprocess
+from m2h_deploy.preprocess import Normalisation, Preprocess
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,19 @@ class Reference:
 
 
 def references_of(
-    model: M2H, height: int, width: int, preset: str, *, images: Sequence[np.ndarray] = (), seed: int = 0
+    model: M2H,
+    height: int,
+    width: int,
+    normalization: Normalisation,
+    *,
+    images: Sequence[np.ndarray] = (),
+    seed: int = 0,
 ) -> list[Reference]:
     """Evaluate `model` on `images` (uint8 BGR; a rendered room by default) and on noise."""
     from m2h_deploy.data.rooms import render_room
 
     pictures = list(images) or [render_room(seed, 0, height=240, width=320).image]
-    preprocess = Preprocess(PRESETS[preset], height, width)
+    preprocess = Preprocess(normalization, height, width)
     named = [(f"image {index + 1}" if images else "a room", preprocess(p).copy()) for index, p in enumerate(pictures)]
     noise = np.random.default_rng(seed).standard_normal((1, 3, height, width), dtype=np.float32)
     return [Reference(name, image, model) for name, image in (*named, ("noise", noise))]
@@ -81,8 +87,8 @@ def check_export(
     """
     session = _open(path)
     _, _, height, width = session.get_inputs()[0].shape
-    preset = session.get_modelmeta().custom_metadata_map["m2h.preset"]
-    return check_against(references_of(model, height, width, preset, images=images, seed=seed), path)
+    normalization = Normalisation.from_json(session.get_modelmeta().custom_metadata_map["m2h.normalization"])
+    return check_against(references_of(model, height, width, normalization, images=images, seed=seed), path)
 
 
 def check_against(references: Sequence[Reference], path: str | os.PathLike[str]) -> CheckReport:

@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -20,27 +19,19 @@ from torch import Tensor, nn
 from export import graph
 from export.check import CheckReport, check_export
 from export.deploy_form import to_deploy
+from export.options import DEFAULT_OPSET, PUBLISHED, ExportOptions, Form, Windows
 from export.sensor import Sensor, add_sensor
 from export.sensor_check import check_sensor
 from export.static_form import to_static
 from export.windows import add_function_bodies, use_functions
 from m2h_deploy import __version__
-from m2h_deploy.consistency import MAX_CLASSES
-from m2h_deploy.errors import CheckFailed, M2HError
+from m2h_deploy.bundle import Classes
+from m2h_deploy.data.classes import default_classes
+from m2h_deploy.errors import CheckFailed
 from m2h_deploy.files import check_writable, library_path, whole_file
 from m2h_deploy.model.checkpoint import weights_digest
-from m2h_deploy.model.config import TASKS
 from m2h_deploy.model.network import M2H
-from m2h_deploy.preprocess import PRESETS
-
-#: TensorRT 10.3 (JetPack 6) parses opset 9 to 20, ONNX Runtime and OpenVINO go further: 20 is the newest that all
-#: three take, and the first with Gelu as one operator.
-DEFAULT_OPSET = 20
-OPSETS = range(18, 24)
-
-MIN_SIDE, MAX_SIDE = 14, 4096
-Form = Literal["reference", "deploy"]
-Windows = Literal["standard", "functions"]
+from m2h_deploy.preprocess import Normalisation
 
 
 class _Outputs(nn.Module):
@@ -65,10 +56,11 @@ def export_onnx(
     batch: int = 1,
     dynamic_batch: bool = False,
     opset: int = DEFAULT_OPSET,
-    tasks: Sequence[str] = TASKS,
+    tasks: Sequence[str] | None = None,
     windows: Windows = "standard",
     form: Form = "deploy",
-    preset: str = "published",
+    normalization: Normalisation = PUBLISHED,
+    classes: Classes | None = None,
     sensor: Sensor | None = None,
     images: Sequence[np.ndarray] = (),
     on_check: Callable[[CheckReport], None] | None = None,
@@ -78,8 +70,9 @@ def export_onnx(
     The graph has one input `image` (batch, 3, height, width) float32, normalised, and one output a task, in the
     order of TASKS. Height and width are static, the batch too unless `dynamic_batch`; `windows="functions"` keeps
     WMCA's partition as ONNX functions (see `export.windows`). `form="deploy"` is the network rewritten to do less work
-    (see `export.deploy_form`), the same function up to rounding; "reference" is the network as published. `preset` is
-    how images were normalised in training.
+    (see `export.deploy_form`), the same function up to rounding; "reference" is the network as published.
+    `normalization` is how images were normalised in training, and `classes` names and colors the semantic classes
+    (those of the data set that has as many, where None): both are recorded in the file for everything that reads it.
     With `sensor` the graph takes a camera's raw pixels and gives finished results (see `export.sensor.add_sensor`);
     its outputs decide the tasks.
 
@@ -88,17 +81,17 @@ def export_onnx(
     the plain one between Python's preprocess and postprocess. The file appears only when the checks
     pass. Raises M2HError on options that make no graph and CheckFailed on a failed check.
     """
-    path = Path(path)
-    _check_options(height, width, batch, opset, tasks, windows, form, preset, path)
-    if model.config.num_classes > MAX_CLASSES:
-        raise M2HError(f"{model.config.num_classes} classes: labels have 8 bits, which hold at most {MAX_CLASSES}")
-    tasks = [task for task in TASKS if task in (tasks if sensor is None else sensor.tasks)]
-    proto = _trace(model, height, width, 1 if dynamic_batch else batch, opset, tasks, windows, form)
+    path = check_writable(path)
+    options = ExportOptions(
+        height, width, batch, dynamic_batch, opset, tasks, windows, form, normalization, classes, sensor
+    )
+    options.check_model(model.config)
+    proto = _trace(model, options)
     graph.name_by_module(proto)
     if dynamic_batch:
         graph.free_batch(proto)
     proto.producer_name, proto.producer_version = "m2h-deploy", __version__
-    graph.set_metadata(proto, _metadata(model, tasks, windows, form, preset))
+    graph.set_metadata(proto, _metadata(model, options))
     proto = graph.infer_shapes(proto)
 
     with whole_file(path) as temporary:
@@ -122,80 +115,43 @@ def _require(report: CheckReport, what: str, reference: str, on_check: Callable[
         raise CheckFailed(f"{what} does not match {reference}: {'; '.join(report.failures)}")
 
 
-def _check_options(
-    height: int,
-    width: int,
-    batch: int,
-    opset: int,
-    tasks: Sequence[str],
-    windows: str,
-    form: str,
-    preset: str,
-    path: Path,
-) -> None:
-    for name, side in (("height", height), ("width", width)):
-        if not MIN_SIDE <= side <= MAX_SIDE:
-            raise M2HError(f"{name} {side}: must be between {MIN_SIDE} and {MAX_SIDE} pixels")
-    if not 1 <= batch <= 64:
-        raise M2HError(f"batch {batch}: must be between 1 and 64")
-    if opset not in OPSETS:
-        raise M2HError(
-            f"opset {opset}: must be between {OPSETS.start} and {OPSETS.stop - 1}, {DEFAULT_OPSET} fits most"
-        )
-    unknown = [task for task in tasks if task not in TASKS]
-    if unknown or not tasks:
-        raise M2HError(f"tasks {', '.join(unknown) or 'none'}: choose from {', '.join(TASKS)}")
-    if windows not in ("standard", "functions"):
-        raise M2HError(f"windows '{windows}': choose standard or functions")
-    if form not in ("reference", "deploy"):
-        raise M2HError(f"form '{form}': choose reference or deploy")
-    if preset not in PRESETS:
-        raise M2HError(f"preset '{preset}': choose one of {', '.join(PRESETS)}")
-    check_writable(path)
-
-
-def _trace(
-    model: M2H,
-    height: int,
-    width: int,
-    batch: int,
-    opset: int,
-    tasks: Sequence[str],
-    windows: Windows,
-    form: Form,
-) -> onnx.ModelProto:
-    network = to_static(model.eval(), height, width) if form == "reference" else to_deploy(model, height, width)
-    if windows == "functions":
+def _trace(model: M2H, options: ExportOptions) -> onnx.ModelProto:
+    height, width, tasks = options.height, options.width, options.network_tasks
+    plain = options.form == "reference"
+    network = to_static(model.eval(), height, width) if plain else to_deploy(model, height, width)
+    if options.windows == "functions":
         use_functions(network)
     traced = _Outputs(network, tasks).eval()
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             traced,
-            (torch.zeros(batch, 3, height, width),),
+            (torch.zeros(options.batch, 3, height, width),),
             dynamo=True,
-            opset_version=opset,
+            opset_version=options.opset,
             input_names=["image"],
             output_names=list(tasks),
             verbose=False,
         )
     assert program is not None
     proto = copy.deepcopy(program.model_proto)
-    if windows == "functions":
+    if options.windows == "functions":
         add_function_bodies(proto, graph.static_shapes(proto))
     return proto
 
 
-def _metadata(model: M2H, tasks: Sequence[str], windows: str, form: str, preset: str) -> dict[str, str]:
+def _metadata(model: M2H, options: ExportOptions) -> dict[str, str]:
     """What another program must know to use the file, and what made it."""
+    classes = options.classes or default_classes(model.config.num_classes)
     return {
         "m2h.version": __version__,
         "m2h.variant": model.config.variant,
         "m2h.config": json.dumps(model.config.to_dict()),
         "m2h.weights_sha256": weights_digest(model),
-        "m2h.tasks": ",".join(tasks),
-        "m2h.preset": preset,
-        "m2h.form": form,
-        "m2h.windows": windows,
+        "m2h.tasks": ",".join(options.network_tasks),
+        "m2h.normalization": options.normalization.to_json(),
+        "m2h.classes": classes.model_dump_json(),
+        "m2h.form": options.form,
+        "m2h.windows": options.windows,
         "m2h.torch": torch.__version__,
     }
 

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export import graph
 from m2h_deploy.errors import M2HError
-from m2h_deploy.preprocess import MIN_SIDE, PRESETS, Normalisation
+from m2h_deploy.preprocess import MIN_SIDE, Normalisation
 
 #: Outputs of a sensor graph, and the output of the network that each is made from.
 OUTPUTS = {"depth": "depth", "labels": "semantics", "normals": "normals", "edges": "edges"}
@@ -93,7 +93,7 @@ def add_sensor(proto: onnx.ModelProto, sensor: Sensor) -> onnx.ModelProto:
     _rename_border(result)
     batch, _, height, width = shapes["image"]
     before = _Nodes("preprocess", batch)
-    _preprocess(before, sensor, (height, width), PRESETS[card["m2h.preset"]])
+    _preprocess(before, sensor, (height, width), Normalisation.from_json(card["m2h.normalization"]))
     after = _Nodes("postprocess", batch)
     outputs = _postprocess(after, sensor, (height, width), (config["min_depth"], config["max_depth"]))
     nodes = [*before.nodes, *result.graph.node, *after.nodes]

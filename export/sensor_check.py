@@ -16,7 +16,7 @@ from export.check import CheckReport, OutputDifference
 from m2h_deploy.causes import failure
 from m2h_deploy.numerics import judge, judge_labels, perturbed
 from m2h_deploy.postprocess import Postprocess, Prediction
-from m2h_deploy.preprocess import PRESETS, Preprocess
+from m2h_deploy.preprocess import Normalisation, Preprocess
 from m2h_deploy.sensor import bgr_to_nv12, nv12_to_bgr
 
 #: Units in the last place by which the two ways of preprocessing may differ.
@@ -40,7 +40,7 @@ def check_sensor(
     card = session.get_modelmeta().custom_metadata_map
     facts, config = json.loads(card["m2h.sensor"]), json.loads(card["m2h.config"])
     width, height = facts["network"]
-    preprocess = Preprocess(PRESETS[card["m2h.preset"]], height, width)
+    preprocess = Preprocess(Normalisation.from_json(card["m2h.normalization"]), height, width)
     postprocess = Postprocess((config["min_depth"], config["max_depth"]))
     batch = reference.get_inputs()[0].shape[0]
     repeats = batch if isinstance(batch, int) else 1

@@ -6,6 +6,8 @@ The format, in a page:
 - `schema_version` is a whole number. A reader takes its own version and refuses a newer one.
 - `files` maps plain file names (letters, digits, `.`, `_`, `-`; no folders) to sha256 sums. Every file of the bundle
   is named there, and every one is checked before it is used. A link that leads out of the folder is refused.
+- `self_test` holds a known input's expected values, and in `made_with` the fields that they depend on: a field that was
+  edited since is named before the engine runs.
 - Nothing in a bundle is unpickled or executed as code; the engine file goes to the engine it was built for.
 - A bundle is written under another name beside its place and renamed, so half a bundle never exists.
 """
@@ -154,6 +156,11 @@ class SelfTest(_Record):
 
     pattern: Literal["stripes-1"] = "stripes-1"
     outputs: dict[str, SelfTestOutput]
+    reference: Literal["float32 graph", "lowered graph"] = "float32 graph"
+    """What gave the values, on ONNX Runtime's CPU. "lowered graph": the FP16 or INT8 graph itself, of another tool, so
+    that a passed test proves what the engine made of that graph and not how far the graph is from float32."""
+    made_with: dict[str, Any] = Field(default_factory=dict)
+    """The fields of this manifest that the numbers depend on, by path, as they were when the bundle was built."""
 
 
 class Manifest(_Record):

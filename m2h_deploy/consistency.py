@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from m2h_deploy.bundle import Manifest, OutputSpec
 
@@ -14,9 +15,59 @@ _CHANNELS = {"depth": 1, "normals": 3, "edges": 1}
 MAX_CLASSES = 255
 
 
+#: Fields that an engine's numbers, and so the self-test, depend on: what goes in, and what is computed in.
+_NUMERIC = (
+    "input",
+    "sensor",
+    "engine.kind",
+    "engine.precision",
+    "engine.options.inference_precision",
+    "engine.options.provider",
+)
+
+
 def inconsistency(manifest: Manifest) -> str | None:
     """The first field that does not fit the others, in words; None where all fit."""
-    return next(_problems(manifest), None)
+    problem, edited = next(_problems(manifest), None), edited_field(manifest)
+    return f"{problem}; {edited}" if problem and edited else problem
+
+
+def record_fields(manifest: Manifest) -> Manifest:
+    """`manifest` with the fields that its self-test depends on recorded in it."""
+    if manifest.self_test is None:
+        return manifest
+    test = manifest.self_test.model_copy(update={"made_with": _numeric_fields(manifest)})
+    return manifest.model_copy(update={"self_test": test})
+
+
+def edited_field(manifest: Manifest) -> str | None:
+    """The first field that is not as the self-test was made with, in words; None where all are."""
+    if manifest.self_test is None:
+        return None
+    present = manifest.model_dump(mode="json")
+    for path, value in manifest.self_test.made_with.items():
+        if (found := _at(present, path)) != value:
+            return f"{path:.100} is {found!r:.100} and was {value!r:.100} when the bundle was built"
+    return None
+
+
+def _numeric_fields(manifest: Manifest) -> dict[str, Any]:
+    """Values of `_NUMERIC` by path, such as `input.mean`, as JSON has them; absent fields are left out."""
+    present = manifest.model_dump(mode="json")
+    # A sensor graph holds the range of depth itself; of another one it may be changed.
+    paths = [*_NUMERIC, *(["depth_range"] if manifest.sensor is not None else [])]
+    fields: dict[str, Any] = {}
+    for path in paths:
+        value = _at(present, path)
+        fields |= {f"{path}.{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {path: value}
+    return {path: value for path, value in fields.items() if value is not None}
+
+
+def _at(values: Any, path: str) -> Any:
+    """The value at a path such as `input.mean`; None where there is none."""
+    for part in path.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
 
 
 def _problems(manifest: Manifest) -> Iterator[str]:

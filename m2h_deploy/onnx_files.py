@@ -113,10 +113,10 @@ def _read_part(path: Path, name: str, file: Path, offset: int, length: int) -> b
         with file.open("rb") as stream:
             stream.seek(offset)
             content = stream.read(length)
-    except FileNotFoundError:
-        raise M2HError(f"{path}: its weights in {file} are missing; keep both files together") from None
     except OSError as error:
-        raise MachineError(f"{path}: its weights in {file} cannot be read: {reason(error)}") from None
+        raise MachineError(
+            f"{path}: its weights in {file} cannot be read: {reason(error)}; keep both files together"
+        ) from None
     if len(content) < length:
         raise M2HError(f"{path}: its weights in {file} are truncated: {name} has {len(content)} of {length} bytes")
     return content

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,11 +23,35 @@ MAX_SIDE = 32766
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How pixels were normalised in training: (value * scale - mean) / std, per channel in RGB order."""
+    """How pixels were normalised in training: (value * scale - mean) / std, per channel in RGB order.
+
+    Raises M2HError unless `mean` and `std` are three finite numbers each, those of `std` above 0.
+    """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     scale: float = 1 / 255
+
+    def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise M2HError(f"{name} {_words(values)}: give three finite numbers, one for each of R, G and B")
+        if min(self.std) <= 0:
+            raise M2HError(f"std {_words(self.std)}: must be above 0")
+
+    def to_json(self) -> str:
+        """The text that an ONNX file's metadata holds."""
+        return json.dumps({"mean": self.mean, "std": self.std})
+
+    @staticmethod
+    def from_json(text: str) -> Normalisation:
+        """Inverse of `to_json`. Raises M2HError on anything else."""
+        try:
+            values = json.loads(text)
+            mean, std = (tuple(float(value) for value in values[name]) for name in ("mean", "std"))
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise M2HError(f"not a normalization: {' '.join(str(error).split())}") from None
+        return Normalisation(mean, std)  # type: ignore[arg-type]
 
 
 #: `published` is what M2H's own node uses, `imagenet` what DINOv2 was trained with.
@@ -33,6 +59,26 @@ PRESETS = {
     "published": Normalisation((0.4803, 0.4800, 0.4723), (0.2594, 0.2573, 0.2641)),
     "imagenet": Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
+
+
+def parse_normalization(mean: str, std: str) -> Normalisation:
+    """`0.485,0.456,0.406` and `0.229,0.224,0.225` as a normalization, in RGB order and units of 0 to 1.
+
+    Raises M2HError on anything else; values above 1 are those of pixels of 0 to 255.
+    """
+    numbers: dict[str, tuple[float, ...]] = {}
+    for name, text in (("mean", mean), ("std", std)):
+        try:
+            numbers[name] = tuple(float(part) for part in text.split(","))
+        except ValueError:
+            raise M2HError(
+                f"{name} '{text}': give three numbers separated by commas, such as 0.485,0.456,0.406"
+            ) from None
+    return Normalisation(numbers["mean"], numbers["std"])  # type: ignore[arg-type]
+
+
+def _words(values: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 def as_color_image(image: NDArray[Any], name: str = "image") -> NDArray[np.uint8]:
@@ -115,5 +161,9 @@ def preprocess_for(spec: Any, color: Literal["BGR", "RGB"] = "BGR") -> Any:
         from m2h_deploy.sensor import SensorPreprocess
 
         return SensorPreprocess(spec, color=color)
-    std = (spec.std[0], spec.std[1], spec.std[2])
-    return Preprocess(Normalisation(spec.mean, std, spec.scale), spec.height, spec.width, color=color)
+    return Preprocess(normalization_of(spec), spec.height, spec.width, color=color)
+
+
+def normalization_of(spec: Any) -> Normalisation:
+    """The normalization of a manifest's `InputSpec`."""
+    return Normalisation(tuple(spec.mean), tuple(spec.std), spec.scale)

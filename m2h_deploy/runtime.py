@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.backends import Backend, BackendOptions, open_backend
-from m2h_deploy.bundle import Bundle, Manifest, load_bundle
-from m2h_deploy.errors import M2HError
+from m2h_deploy.bundle import MANIFEST, Bundle, Manifest, load_bundle
+from m2h_deploy.consistency import edited_field
+from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.postprocess import RESOLUTIONS, Prediction, Resolution, empty_prediction
 from m2h_deploy.preprocess import as_color_image, preprocess_for
 from m2h_deploy.selftest import check_self_test, pattern
@@ -94,7 +95,14 @@ class Runtime:
         bundle = load_bundle(path)
         options = BackendOptions(threads=threads, device=device, plugins=tuple(Path(plugin) for plugin in plugins))
         reopen = partial(open_backend, bundle, options)
-        runtime = cls(bundle, reopen(), color=color, reopen=reopen)
+        try:
+            backend = reopen()
+        except M2HError as error:
+            edited = edited_field(bundle.manifest)
+            if edited is None:
+                raise
+            raise M2HError(f"{error}; {bundle.path / MANIFEST} was edited: {edited}") from None
+        runtime = cls(bundle, backend, color=color, reopen=reopen)
         try:
             if self_test:
                 runtime.self_test()
@@ -117,9 +125,18 @@ class Runtime:
         return self.manifest.tasks
 
     def self_test(self) -> None:
-        """Run the bundle's golden self-test, if it has one. Raises CheckFailed when the numbers are wrong."""
+        """Run the bundle's golden self-test, if it has one.
+
+        Raises CheckFailed when the numbers are wrong, or the manifest is not what the test was made with.
+        """
         test = self.manifest.self_test
         if test is not None:
+            edited = edited_field(self.manifest)
+            if edited is not None:
+                raise CheckFailed(
+                    f"self-test failed: {self.bundle.path / MANIFEST} was edited: {edited}; put it back, or export and "
+                    "build again"
+                )
             engine = self.engine
             with engine.lock:
                 self._check(engine)

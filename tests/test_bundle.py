@@ -144,6 +144,55 @@ def test_the_self_test_catches_wrong_numbers_and_can_be_turned_off(bundle):
         assert runtime(np.zeros((32, 32, 3), np.uint8)).depth is not None
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "was"),
+    [
+        ("input.mean", [0.5, 0.5, 0.5], "was [0.4803, 0.48, 0.4723]"),
+        ("input.std", [0.2594, 0.2573, 0.2], "was [0.2594, 0.2573, 0.2641]"),
+        ("input.scale", 1.0, "was 0.0039"),
+        ("engine.precision", "fp16", "was 'fp32'"),
+    ],
+)
+def test_an_edited_field_is_named_with_its_former_value(bundle, path, value, was):
+    """Whether or not the numbers are wrong by it: the mistake is not this machine's."""
+
+    def change(manifest):
+        *parents, last = path.split(".")
+        for parent in parents:
+            manifest = manifest[parent]
+        manifest[last] = value
+
+    edit(bundle, change)
+    with pytest.raises(CheckFailed) as error:
+        Runtime.load(bundle)
+    said = str(error.value)
+    assert f"manifest.json was edited: {path} is" in said
+    assert was in said
+    assert "this machine" not in said
+    assert "\n" not in said
+    Runtime.load(bundle, self_test=False).close()
+
+
+def test_an_edit_that_leaves_no_engine_to_run_is_named_beside_its_effect(bundle):
+    edit(bundle, lambda manifest: manifest["engine"].update(kind="tensorrt"))
+    assert "engine.kind is 'tensorrt' and was 'onnxruntime' when the bundle was built" in refused(bundle)
+    edit(bundle, lambda manifest: manifest["input"].update(height=113))
+    assert "input.height is 113 and was 112 when the bundle was built" in refused(bundle)
+
+
+def test_what_the_numbers_do_not_depend_on_may_be_edited(bundle):
+    def change(manifest):
+        manifest["classes"]["names"][1] = "Wand"
+        manifest["classes"]["palette"][1] = [1, 2, 3]
+        manifest["depth_range"] = [0.1, 5.0]
+        manifest["engine"]["options"]["threads"] = 1
+
+    edit(bundle, change)
+    with Runtime.load(bundle) as runtime:
+        assert runtime.manifest.classes.names[1] == "Wand"
+        assert runtime(np.zeros((32, 32, 3), np.uint8)).depth.max() <= 5.0
+
+
 def test_results_are_recorded_in_the_manifest(bundle):
     recorded = record_result(load_bundle(bundle), parity={"passed": True})
     assert recorded.manifest.parity == {"passed": True}

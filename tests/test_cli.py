@@ -257,7 +257,27 @@ def test_mistakes_with_sources(tiny_bundle, tmp_path):
 def test_trtexec_wants_the_graph_that_is_compiled(tiny_onnx, tmp_path):
     message = mistake("build", tiny_onnx, "-o", tmp_path / "b", "--precision", "fp16", "--trtexec")
     assert "--graph" in message
+    assert "choose --engine tensorrt" in mistake("build", tiny_onnx, "-o", tmp_path / "b", "--trtexec")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_trtexec_is_printed_where_tensorrt_is_missing_and_nothing_is_built(tiny_onnx, tmp_path):
+    if importlib.util.find_spec("tensorrt") is not None:
+        pytest.skip("TensorRT is installed")
+    options = ("--engine", "tensorrt", "--trtexec", "--workspace", 512)
+    printed = m2h("build", tiny_onnx, "-o", tmp_path / "b", *options)
+    assert printed.returncode == 0, printed.stderr
+    assert printed.stdout.strip() == (
+        "trtexec --onnx=tiny.onnx --saveEngine=model.plan --stronglyTyped --noTF32 --skipInference "
+        "--memPoolSize=workspace:512M"
+    )
+    assert "no bundle was built: TensorRT is not installed" in printed.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_portable_plan_is_tensorrt_rtxs_alone(tiny_onnx, tmp_path):
+    said = mistake("build", tiny_onnx, "-o", tmp_path / "b", "--engine", "tensorrt", "--target", "portable")
+    assert "tensorrt has no portable plans" in said
 
 
 def test_folders_that_are_files(tmp_path):
@@ -282,7 +302,7 @@ def test_a_device_without_onnx_inspects_its_bundle(tiny_bundle):
     assert "onnxruntime" in said
     report = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
     assert report["manifest"]["model"]["variant"] == "m2h-tiny"
-    assert "m2h-deploy[export]" in report["engine"]["note"]
+    assert "m2h-deploy[build]" in report["engine"]["note"]
 
 
 def test_verify_looks_at_the_places_to_write_first(tiny_bundle, tmp_path):

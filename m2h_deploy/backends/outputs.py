@@ -27,9 +27,7 @@ class OutputArrays:
     """
 
     def __init__(self, sides: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype]) -> None:
-        self._sides, self._raw_dtypes = dict(sides), dict(dtypes)
-        half = np.dtype(np.float16)
-        self._dtypes = {name: np.dtype(np.float32) if dtype == half else dtype for name, dtype in dtypes.items()}
+        self._sides, self._dtypes = dict(sides), dict(dtypes)
         self._own: Outputs = {}
         self._target: Outputs = {}
         self.raw: dict[str, NDArray[Any]] = {}

@@ -1,9 +1,18 @@
-"""The class lists of the datasets: names in official order, and one colour a class."""
+"""Class lists: the datasets' names in official order, those of a user's file, and one colour a class."""
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+
+from m2h_deploy.bundle import Classes
+from m2h_deploy.errors import M2HError
 
 #: NYUv2's 40 classes in the order of classMapping40.mat (its spelling kept); index 0 here is NYU class 1.
 NYU40_CLASSES: tuple[str, ...] = (
@@ -39,3 +48,74 @@ def palette(count: int) -> npt.NDArray[np.uint8]:
                 colours[index, channel] |= ((value >> channel) & 1) << (7 - bit)
             value >>= 3
     return colours
+
+
+def default_classes(count: int) -> Classes:
+    """Names and colors for a network of `count` classes: NYUv2's 40, the same after `unknown`, or Cityscapes' 19."""
+    known: dict[int, tuple[str, ...]] = {
+        len(NYU40_CLASSES): NYU40_CLASSES,
+        len(NYU40_CLASSES) + 1: ("unknown", *NYU40_CLASSES),
+        len(CITYSCAPES_CLASSES): CITYSCAPES_CLASSES,
+    }
+    names = known.get(count) or tuple(generic_name(index) for index in range(count))
+    return Classes(names=names, palette=_default_colors(names))
+
+
+def generic_name(index: int) -> str:
+    """The name of a class that nobody has named."""
+    return f"class {index}"
+
+
+def load_classes(path: str | os.PathLike[str]) -> Classes:
+    """Read a class list from JSON: `["road", "grass"]`, or `[{"name": "road", "color": [128, 64, 128]}, ...]`.
+
+    The order is that of the network's outputs. Both forms may stand in one list, and `color` (RGB, 0 to 255) may be
+    left out. Raises M2HError, naming the file and the entry, on anything else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise M2HError(f"cannot read the classes {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise M2HError(f"the classes {path} are not JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(content, list) or not content:
+        raise M2HError(f'the classes {path}: expected a JSON list of names, or of {{"name": ..., "color": [R, G, B]}}')
+    names: list[str] = []
+    colors: list[tuple[int, int, int] | None] = []
+    for index, entry in enumerate(content):
+        try:
+            name, color = _class_entry(entry)
+        except ValueError as error:
+            raise M2HError(f"the classes {path}: entry {index} {error}") from None
+        if name in names:
+            raise M2HError(f"the classes {path}: entries {names.index(name)} and {index} have the same name '{name}'")
+        names.append(name)
+        colors.append(color)
+    defaults = _default_colors(names)
+    return Classes(
+        names=tuple(names), palette=tuple(given or default for given, default in zip(colors, defaults, strict=True))
+    )
+
+
+def _class_entry(entry: Any) -> tuple[str, tuple[int, int, int] | None]:
+    """Name and color of one entry. Raises ValueError that says what is wrong with it."""
+    fields = {"name": entry} if isinstance(entry, str) else entry
+    if not isinstance(fields, dict) or not {"name"} <= fields.keys() <= {"name", "color"}:
+        raise ValueError('is neither a name nor {"name": ..., "color": [R, G, B]}')
+    name, color = fields["name"], fields.get("color")
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise ValueError(f"has the name {name!r:.80}: give printable text")
+    if color is None:
+        return name.strip(), None
+    levels = color if isinstance(color, list) else []
+    if len(levels) != 3 or not all(type(level) is int and 0 <= level <= 255 for level in levels):
+        raise ValueError(f"has the color {color!r:.80}: give three whole numbers from 0 to 255, in RGB order")
+    return name.strip(), (levels[0], levels[1], levels[2])
+
+
+def _default_colors(names: Sequence[str]) -> tuple[tuple[int, int, int], ...]:
+    """One color a class; black for a first class `unknown`."""
+    colors = [(int(red), int(green), int(blue)) for red, green, blue in palette(len(names))]
+    if names[0] == "unknown":
+        colors = [(0, 0, 0), *colors[:-1]]
+    return tuple(colors)

@@ -1,4 +1,4 @@
-"""Semantic segmentation: mean intersection over union (mIoU) over the 40 classes of NYUv2."""
+"""Semantic segmentation: mean intersection over union (mIoU) over the classes, NYUv2's 40 by default."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from m2h_deploy.errors import M2HError
 from m2h_deploy.metrics.base import Metric, State, ratio
 
-NUM_CLASSES = 40
+NYU40_CLASSES = 40
 IGNORE = 255
 
 
@@ -18,17 +18,18 @@ class SemanticsMetric(Metric):
     """mIoU, pixel accuracy and mean class accuracy over all labelled pixels of the data set.
 
     Counts per class are pooled over the data set before any division. Classes that occur neither in the
-    targets nor in the predictions count as IoU 0 in `miou`, which always averages over 40 classes: so do
+    targets nor in the predictions count as IoU 0 in `miou`, which always averages over all classes: so do
     the evaluators behind the published NYUv2 figures (ASTMT, MTI-Net, ATRC, InvPT). On the 654 test frames
     every class occurs and it makes no difference; on a few frames it does, and `miou_present`, the mean over
     the classes that occur in either, is the one to read.
 
-    State, 120 integers: per class true positives, predicted pixels, target pixels; labelled pixels only.
+    State, three integers a class: true positives, predicted pixels, target pixels; labelled pixels only.
 
     Args:
-        num_outputs: 40, prediction labels 0..39 are the target's classes; 41, the network has an "unknown"
-            output 0 and prediction label k is the target's class k - 1. Unknown is never right: on a
-            labelled pixel it is a miss, it does not take the pixel out of the count.
+        num_outputs: outputs of the network, at most 255.
+        unknown: the network has an "unknown" output 0 and prediction label k is the target's class k - 1. Unknown is
+            never right: on a labelled pixel it is a miss, it does not take the pixel out of the count. Without it
+            prediction labels are the target's classes. By default only of 41 outputs, NYUv2's classes after "unknown".
 
     Example:
         >>> metric = SemanticsMetric(num_outputs=41)
@@ -39,26 +40,28 @@ class SemanticsMetric(Metric):
 
     task = "semantics"
 
-    def __init__(self, num_outputs: int = 40) -> None:
-        if num_outputs not in (NUM_CLASSES, NUM_CLASSES + 1):
-            raise M2HError(f"semantics metric: num_outputs is {num_outputs}, must be 40 or 41 (0 = unknown)")
+    def __init__(self, num_outputs: int = 40, *, unknown: bool | None = None) -> None:
         self.num_outputs = num_outputs
+        self.unknown = num_outputs == NYU40_CLASSES + 1 if unknown is None else unknown
+        self.num_classes = num_outputs - self.unknown
+        if self.num_classes < 1 or num_outputs > IGNORE:
+            raise M2HError(f"semantics metric: num_outputs is {num_outputs}, must be {1 + self.unknown} to {IGNORE}")
         super().__init__()
 
     @property
     def state_size(self) -> int:
-        return 3 * NUM_CLASSES
+        return 3 * self.num_classes
 
     @property
     def settings(self) -> Hashable:
-        return (self.num_outputs,)
+        return (self.num_outputs, self.unknown)
 
     def frame_state(self, prediction: npt.ArrayLike, target: npt.ArrayLike) -> State:
         """Counts of one frame.
 
         Args:
             prediction: integer (H, W), labels below `num_outputs`.
-            target: integer (H, W), 0..39, 255 where unlabelled.
+            target: integer (H, W), from 0 and below the number of classes, 255 where unlabelled.
         """
         labels, truth = self._frame(prediction, target)
         for name, values in (("prediction", labels), ("target", truth)):
@@ -71,32 +74,33 @@ class SemanticsMetric(Metric):
             )
         labelled = truth != IGNORE
         expected = truth[labelled].astype(np.int64)
-        if expected.size and not 0 <= expected.min() <= expected.max() < NUM_CLASSES:
+        if expected.size and not 0 <= expected.min() <= expected.max() < self.num_classes:
             raise M2HError(
-                f"semantics metric: target labels {expected.min()}..{expected.max()} leave 0..39 (255 = unlabelled)"
+                f"semantics metric: target labels {expected.min()}..{expected.max()} leave 0..{self.num_classes - 1} "
+                "(255 = unlabelled)"
             )
-        # One class down for a network with "unknown", which becomes class 40: predicted, never expected.
-        offset = self.num_outputs - NUM_CLASSES
-        given = (labels[labelled].astype(np.int64) - offset) % (NUM_CLASSES + 1)
-        hits = np.bincount(expected[given == expected], minlength=NUM_CLASSES)
-        predicted = np.bincount(given, minlength=NUM_CLASSES + 1)[:NUM_CLASSES]
-        return np.concatenate([hits, predicted, np.bincount(expected, minlength=NUM_CLASSES)]).astype(np.float64)
+        # One class down for a network with "unknown", which becomes a class after the last: predicted, never expected.
+        count = self.num_classes
+        given = (labels[labelled].astype(np.int64) - self.unknown) % (count + 1)
+        hits = np.bincount(expected[given == expected], minlength=count)
+        predicted = np.bincount(given, minlength=count + 1)[:count]
+        return np.concatenate([hits, predicted, np.bincount(expected, minlength=count)]).astype(np.float64)
 
     def per_class_iou(self, state: State | None = None) -> npt.NDArray[np.float64]:
-        """IoU of each class, float64 (40,), of `state` or of everything added; nan where the class never occurs."""
-        hits, predicted, expected = (self.state if state is None else state).reshape(3, NUM_CLASSES)
+        """IoU of each class, float64 (classes,), of `state` or of everything added; nan where it never occurs."""
+        hits, predicted, expected = (self.state if state is None else state).reshape(3, self.num_classes)
         union = predicted + expected - hits
-        return np.divide(hits, union, out=np.full(NUM_CLASSES, np.nan), where=union > 0)
+        return np.divide(hits, union, out=np.full(self.num_classes, np.nan), where=union > 0)
 
     def compute_from(self, state: State) -> dict[str, float]:
         """`miou`, `miou_present`, `pixel_accuracy`, `mean_accuracy` (over the classes in the targets), 0..1."""
-        hits, _, expected = state.reshape(3, NUM_CLASSES)
+        hits, _, expected = state.reshape(3, self.num_classes)
         iou = self.per_class_iou(state)
         in_target = expected > 0
         accuracy = hits[in_target] / expected[in_target]
         present = ~np.isnan(iou)
         return {
-            "miou": ratio(iou[present].sum(), NUM_CLASSES * bool(in_target.any())),
+            "miou": ratio(iou[present].sum(), self.num_classes * bool(in_target.any())),
             "miou_present": ratio(iou[present].sum(), int(present.sum())),
             "pixel_accuracy": ratio(hits.sum(), expected.sum()),
             "mean_accuracy": ratio(accuracy.sum(), accuracy.size),

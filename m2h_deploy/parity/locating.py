@@ -164,7 +164,10 @@ def locate_in_bundle(
             f"{bundle.path}: an engine of {engine.kind} does not show its intermediate values: "
             "locate in the ONNX file that it was built from"
         )
-    if bundle.manifest.sensor is not None and not _is_sensor(reference):
+    card = _metadata(reference)
+    if card.get("m2h.precision", "fp32") != "fp32":
+        raise M2HError(f"{reference} is {card['m2h.precision']}: a reference is float32, the file that was lowered")
+    if bundle.manifest.sensor is not None and "m2h.sensor" not in card:
         raise M2HError(f"{reference} is not a sensor graph, the bundle's is: export it with the same --sensor")
     return locate(
         reference,
@@ -174,8 +177,8 @@ def locate_in_bundle(
     )
 
 
-def _is_sensor(path: str | os.PathLike[str]) -> bool:
-    return any(entry.key == "m2h.sensor" for entry in _load(path).metadata_props)
+def _metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    return {entry.key: entry.value for entry in _load(path).metadata_props}
 
 
 def _load(path: str | os.PathLike[str]) -> onnx.ModelProto:

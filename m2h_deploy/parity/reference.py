@@ -90,6 +90,8 @@ class _OnnxReference:
             raise M2HError(f"{path} is a sensor graph: give the checkpoint, or the file of the same export without it")
         if "m2h.weights_sha256" not in card:
             raise M2HError(f"{path} was not made by m2h-deploy export: it does not name its weights")
+        if card.get("m2h.precision", "fp32") != "fp32":
+            raise M2HError(f"{path} is {card['m2h.precision']}: a reference is float32, the file that was lowered")
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             raise M2HError(f"{path} does not take one image of N x 3 x height x width: export it again")

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.bundle import Classes
-from m2h_deploy.data.classes import IGNORE_LABEL
+from m2h_deploy.data.classes import IGNORE_LABEL, generic_name
 from m2h_deploy.data.frame import Frame
 from m2h_deploy.errors import M2HError
 from m2h_deploy.metrics import DepthMetric, EdgesMetric, Metric, NormalsMetric, SemanticsMetric
-from m2h_deploy.metrics.semantics import NUM_CLASSES
 from m2h_deploy.metrics.thinning import suppress_non_maxima
 from m2h_deploy.parity.bootstrap import Interval, interval
 from m2h_deploy.parity.gates import GateResult, Gates, Rule, judge
@@ -75,7 +74,7 @@ class TaskComparison:
 
     def __init__(self, task: str, against: Against, classes: Classes, *, derived: bool = False) -> None:
         self.task, self.against, self.derived = task, against, derived
-        self._unknown = classes.names[:1] == ("unknown",)
+        self._unknown = has_unknown(classes)
         self._metric = _make_metric(task, classes, unknown=self._unknown)
         self._reference: list[State] = []
         self._engine: list[State] = []
@@ -160,10 +159,7 @@ def _make_metric(task: str, classes: Classes, *, unknown: bool) -> Metric:
         return NormalsMetric()
     if task == "edges":
         return EdgesMetric()
-    evaluated = len(classes.names) - unknown
-    if evaluated > NUM_CLASSES:
-        raise M2HError(f"the engine has {evaluated} classes, the semantics metric knows {NUM_CLASSES} at most")
-    return SemanticsMetric(NUM_CLASSES + 1 if unknown else NUM_CLASSES)
+    return SemanticsMetric(len(classes.names), unknown=unknown)
 
 
 def _reference_boundaries(probability: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -172,21 +168,44 @@ def _reference_boundaries(probability: NDArray[np.float32]) -> NDArray[np.bool_]
     return np.asarray(strength > EDGE_SHARE * strength.max())
 
 
+def has_unknown(classes: Classes) -> bool:
+    """Whether the network's first class is none of the data's."""
+    return len(classes.names) > 1 and classes.names[0] == "unknown"
+
+
 def check_classes(names: Sequence[str], classes: Classes) -> None:
-    """Raises M2HError when a data set of the classes `names` cannot be evaluated with a network of `classes`."""
-    evaluated = len(classes.names) - (classes.names[:1] == ("unknown",))
-    if len(names) != evaluated:
-        raise M2HError(f"the data has {len(names)} classes, the engine {evaluated}: use data of the engine's classes")
+    """Raises M2HError when a data set of the classes `names` cannot be evaluated with a network of `classes`.
+
+    Names may be spelled differently, but none may stand for another index.
+    """
+    evaluated = classes.names[has_unknown(classes) :]
+    if len(names) != len(evaluated):
+        raise M2HError(
+            f"the data has {len(names)} classes, the engine {len(evaluated)}: use data of the engine's classes"
+        )
+    places = {name.lower(): index for index, name in enumerate(names)}
+    for index, name in enumerate(evaluated):
+        if places.get(name.lower(), index) != index:
+            raise M2HError(
+                f"class {places[name.lower()]} of the data is '{name}', which is class {index} of the engine: "
+                "use data of the engine's classes"
+            )
+    named = any(name != generic_name(index) for index, name in enumerate(evaluated, start=has_unknown(classes)))
+    if named and not places.keys() & {name.lower() for name in evaluated}:
+        raise M2HError(
+            f"the data's classes ({names[0]}, ...) are none of the engine's ({evaluated[0]}, ...): "
+            "use data of the engine's classes"
+        )
 
 
 def _miou(metric: Metric, state: State) -> float:
     """Mean over the classes that occur in the targets, per cent: one set of classes for reference and engine.
 
-    On data where all 40 classes occur, such as NYUv2's 654 test frames, it is the published mIoU. On fewer frames that
-    one divides by 40 nonetheless, which would hide a loss.
+    On data where all classes occur, such as NYUv2's 654 test frames, it is the published mIoU. On fewer frames that
+    one divides by the number of classes nonetheless, which would hide a loss.
     """
     assert isinstance(metric, SemanticsMetric)
-    occurs = state.reshape(3, NUM_CLASSES)[2] > 0
+    occurs = state.reshape(3, -1)[2] > 0
     return float(100 * metric.per_class_iou(state)[occurs].mean()) if occurs.any() else float("nan")
 
 

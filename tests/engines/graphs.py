@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from m2h_deploy.data.classes import default_classes
+from m2h_deploy.preprocess import PRESETS
 
 SIDE = 16
 
@@ -64,6 +72,25 @@ def small_graph(*, functions: bool = False, batch: int | str = 1, scale: float =
     return onnx.shape_inference.infer_shapes(proto)
 
 
+def exported_small_graph(**options) -> onnx.ModelProto:
+    """`small_graph` with the metadata that m2h-deploy export writes, so that bundles are built of it."""
+    proto = small_graph(**options)
+    del proto.metadata_props[:]
+    entries = {
+        "m2h.variant": "small",
+        "m2h.config": json.dumps({"min_depth": 1e-3, "max_depth": 10.0, "num_classes": 4}),
+        "m2h.weights_sha256": "0" * 64,
+        "m2h.tasks": "depth,semantics",
+        "m2h.normalization": PRESETS["published"].to_json(),
+        "m2h.classes": default_classes(4).model_dump_json(),
+        "m2h.form": "deploy",
+        "m2h.windows": "standard",
+    }
+    for key, value in entries.items():
+        proto.metadata_props.add(key=key, value=value)
+    return proto
+
+
 def _node(operator: str, inputs: list[str], output: str, name: str, **attributes) -> onnx.NodeProto:
     return helper.make_node(operator, inputs, [output], name=name, **attributes)
 
@@ -80,6 +107,37 @@ def frames(count: int, height: int = SIDE, width: int = SIDE, seed: int = 0) -> 
     """Random frames, float32 (1, 3, height, width)."""
     rng = np.random.default_rng(seed)
     return [rng.normal(size=(1, 3, height, width)).astype(np.float32) for _ in range(count)]
+
+
+def quantize_elsewhere(source: Path, target: Path, image: np.ndarray) -> None:
+    """Write `source` as another tool does it: with Q/DQ around convolutions and products, by ONNX Runtime.
+
+    In a process of its own, because ModelOpt replaces parts of ONNX Runtime's quantization where it was imported.
+    """
+    image_file = source.with_suffix(".npy")
+    np.save(image_file, image)
+    command = [sys.executable, "-c", _QUANTIZE, str(source), str(target), str(image_file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+_QUANTIZE = """
+import sys
+import numpy as np
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+source, target, image = sys.argv[1:]
+
+class Frames(CalibrationDataReader):
+    def __init__(self):
+        self.frames = iter([{"image": np.load(image)}])
+
+    def get_next(self):
+        return next(self.frames, None)
+
+options = {"activation_type": QuantType.QInt8, "op_types_to_quantize": ["Conv", "MatMul"]}
+quantize_static(source, target, Frames(), quant_format=QuantFormat.QDQ, **options)
+"""
 
 
 def element_types(proto: onnx.ModelProto) -> dict[str, int]:

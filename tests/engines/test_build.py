@@ -1,19 +1,55 @@
-"""What `build_bundle` refuses before it starts, and the largest number of classes."""
+"""What `build_bundle` refuses, and that it does so before it starts."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 
-from engines import BuildOptions, Lowering, build_bundle
+import engines.build
+from engines import BuildOptions, Lowering, QuantPolicy, build_bundle
+from engines.targets import check_rtx_targets
 from export import export_onnx
 from m2h_deploy import Runtime
+from m2h_deploy.backends import tensorrt_api
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import load_checkpoint, save_checkpoint
 from m2h_deploy.results import write_prediction
+from tests.engines.graphs import exported_small_graph
 from tests.networks import random_network
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    path = tmp_path / "small.onnx"
+    onnx.save(exported_small_graph(), path)
+    return path
+
+
+@pytest.fixture
+def no_work(monkeypatch) -> None:
+    """Fails a test whose mistake is found after the graph was loaded."""
+
+    def load(path):
+        raise AssertionError("the graph was loaded before the mistake was found")
+
+    monkeypatch.setattr(engines.build, "load_graph", load)
+
+
+def refused(source: Path, out: Path, **options) -> str:
+    """The one line of a refusal that leaves nothing behind."""
+    before = sorted(out.parent.iterdir())
+    with pytest.raises(M2HError) as caught:
+        build_bundle(source, out, **options)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert sorted(out.parent.iterdir()) == before
+    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -25,13 +61,112 @@ from tests.networks import random_network
         ({"engine": "onnxruntime", "hint": "bf16"}, "hint bf16"),
         ({"engine": "onnxruntime", "tensorrt": BuildOptions(targets=("8.6",))}, "option of TensorRT"),
         ({"engine": "onnxruntime", "lowering": Lowering(min_psnr=30)}, "fp32"),
+        ({"precision": "fp32", "lowering": Lowering(io="fp16")}, "fp32"),
+        ({"graph": Path("kept.onnx")}, "graph to keep"),
+        ({"precision": "fp16", "lowering": Lowering(method="entropy")}, "calibrator has no effect in fp16"),
+        ({"precision": "fp16", "lowering": Lowering(count=8)}, "number of calibration frames has no effect"),
+        ({"precision": "fp16", "lowering": Lowering(min_psnr=30)}, "least PSNR has no effect"),
+        ({"precision": "fp16", "lowering": Lowering(policy=QuantPolicy())}, "policy has no effect"),
+        ({"precision": "int8", "lowering": Lowering(seed=3)}, "seed chooses calibration frames"),
+        (
+            {"precision": "int8", "lowering": Lowering(method="max", policy=QuantPolicy(weights_only=True))},
+            "measures no ranges",
+        ),
     ],
 )
-def test_an_option_that_nothing_would_look_at_is_refused(options, named, tiny_onnx, tmp_path):
-    with pytest.raises(M2HError, match=named) as caught:
-        build_bundle(tiny_onnx, tmp_path / "bundle", **options)
-    assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
+def test_an_option_that_nothing_would_look_at_is_refused(options, named, small, tmp_path, no_work):
+    assert named in refused(small, tmp_path / "bundle", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"engine": "tensorrt-rtx", "tensorrt": BuildOptions(targets=("8.7",))}, "8.7 (orin)"),
+        ({"engine": "tensorrt-rtx", "tensorrt": BuildOptions(targets=("8.6", "9.0"))}, "9.0 (h100)"),
+        ({"engine": "tensorrt-rtx", "tensorrt": BuildOptions(level=3)}, "no builder level"),
+        ({"precision": "fp64"}, "choose one of fp32, fp16, int8"),
+        ({"engine": "tflite"}, "choose one of onnxruntime"),
+        ({"provider": "cuda"}, "lacks the provider 'cuda'"),
+        ({"engine": "openvino", "precision": "fp32", "hint": "bf16"}, "computes in f32"),
+        ({"precision": "int8", "lowering": Lowering("nowhere")}, "nowhere"),
+        ({"precision": "int8", "lowering": Lowering("0")}, "camera"),
+        ({"precision": "int8", "lowering": Lowering("small.png", method="mean")}, "calibrator 'mean'"),
+        ({"precision": "fp16", "graph": Path("nowhere/g.onnx")}, "there is no folder nowhere"),
+        ({"precision": "fp16", "graph": Path("small.onnx")}, "is the graph itself"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(options, named, small, tmp_path, no_work, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert named in refused(small, tmp_path / "bundle", **options)
+
+
+def test_too_few_calibration_pictures_are_counted_before_any_work(small, tmp_path, no_work):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(3):
+        cv2.imwrite(str(folder / f"{index}.png"), np.zeros((32, 32, 3), np.uint8))
+    said = refused(small, tmp_path / "bundle", precision="int8", lowering=Lowering(str(folder), count=8))
+    assert "has 3 frames, 10 are needed" in said
+
+
+def test_a_place_that_holds_something_else_is_refused_before_any_work(small, tmp_path, no_work):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    assert "is not a bundle" in refused(small, tmp_path / "mine")
+    assert "lies in the bundle" in refused(
+        small, tmp_path / "mine", precision="fp16", graph=tmp_path / "mine" / "g.onnx"
+    )
+    (tmp_path / "file").write_text("mine")
+    assert "file" in refused(small, tmp_path / "file")
+
+
+@pytest.mark.parametrize(("engine", "extra"), [("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt-rtx")])
+def test_an_engine_that_is_not_installed_is_refused_before_any_work(
+    engine, extra, small, tmp_path, no_work, monkeypatch
+):
+    def missing(name: str):
+        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+    monkeypatch.setattr(tensorrt_api, "_modules", {})
+    monkeypatch.setattr(tensorrt_api.importlib, "import_module", missing)
+    said = refused(small, tmp_path / "bundle", engine=engine, precision="fp16")
+    assert "is not installed" in said
+    assert extra in said
+
+
+@pytest.mark.parametrize("module", ["onnxruntime", "openvino"])
+def test_an_engine_on_the_cpu_that_is_not_installed_is_refused_before_any_work(
+    module, small, tmp_path, no_work, monkeypatch
+):
+    for loaded in [name for name in sys.modules if name == "engines.onnxruntime"]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert "is not installed" in refused(small, tmp_path / "bundle", engine=module)
+
+
+def test_a_tensorrt_that_finds_no_gpu_says_so_before_any_work(small, tmp_path, no_work, monkeypatch):
+    """TensorRT itself ends with a null pointer there."""
+    monkeypatch.setattr("engines.tensorrt.load_tensorrt", lambda flavour: object())
+    monkeypatch.setattr("engines.tensorrt.missing_gpu", lambda: "no CUDA device")
+    said = refused(small, tmp_path / "bundle", engine="tensorrt")
+    assert "builds for the GPU of this machine" in said
+
+
+def test_int8_of_a_float32_graph_needs_frames(small, tmp_path):
+    assert "give --calibration" in refused(small, tmp_path / "bundle", precision="int8")
+
+
+def test_the_largest_batch_of_a_fixed_batch_is_refused(small, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    options = {"engine": "tensorrt-rtx", "tensorrt": BuildOptions(max_batch=2)}
+    assert "has a fixed batch" in refused(small, tmp_path / "bundle", **options)
+
+
+def test_tensorrt_rtx_runs_on_the_capabilities_of_its_support_matrix():
+    check_rtx_targets(("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"))
+    for target in ("8.7", "9.0", "10.0", "11.0", "6.1"):
+        with pytest.raises(M2HError, match=r"use --engine tensorrt on the device"):
+            check_rtx_targets((target,))
 
 
 def test_a_bfloat16_checkpoint_with_all_classes_that_labels_hold_goes_the_whole_way(tmp_path):

@@ -19,7 +19,7 @@ from engines.inspect import compare, inspect, render, render_comparison
 from engines.precision import to_fp16
 from m2h_deploy.bundle import file_sha256, load_bundle, write_manifest
 from m2h_deploy.model import build_model
-from tests.engines.graphs import SIDE, small_graph
+from tests.engines.graphs import SIDE, quantize_elsewhere, small_graph
 
 
 def _printed(renderables) -> str:
@@ -139,18 +139,8 @@ def test_precision_is_told_by_block(tmp_path):
 
 
 def test_int8_layers_count_as_int8(tmp_path):
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
-
-    class Frames(CalibrationDataReader):
-        def __init__(self) -> None:
-            self._frames = iter([{"image": np.ones((1, 3, SIDE, SIDE), np.float32)}])
-
-        def get_next(self):
-            return next(self._frames, None)
-
     onnx.save(small_graph(), tmp_path / "full.onnx")
-    options = {"quant_format": QuantFormat.QDQ, "op_types_to_quantize": ["Conv", "MatMul"]}
-    quantize_static(tmp_path / "full.onnx", tmp_path / "int8.onnx", Frames(), **options)
+    quantize_elsewhere(tmp_path / "full.onnx", tmp_path / "int8.onnx", np.ones((1, 3, SIDE, SIDE), np.float32))
     full, quantised = inspect(tmp_path / "full.onnx"), inspect(tmp_path / "int8.onnx")
     msf = {row["block"]: row for row in quantised["blocks"]}["msf.depth"]
     assert msf["weight_share"]["int8"] == 1.0

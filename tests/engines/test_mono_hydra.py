@@ -16,6 +16,7 @@ from engines.graph import read_card
 from engines.mono_hydra import node_input, package_mono_hydra
 from m2h_deploy import M2HError, Runtime
 from m2h_deploy.data.rooms import render_room
+from m2h_deploy.preprocess import PRESETS
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_the_parameters_are_the_node_s_defaults_where_its_launch_files_set_nothi
 
 def test_the_file_says_itself_how_it_is_normalised_now(packaged):
     path = packaged / "m2h.onnx"
-    assert read_card(onnx.load(path), path).preset == "imagenet"
+    assert read_card(onnx.load(path), path).normalization == PRESETS["imagenet"]
 
 
 def test_a_graph_that_the_node_cannot_take_is_refused(tiny_onnx, tmp_path):
@@ -84,10 +85,11 @@ def test_a_graph_that_the_node_cannot_take_is_refused(tiny_onnx, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_existing_folder_is_left_alone(tiny_onnx, tmp_path):
+def test_a_folder_that_holds_something_is_left_alone(tiny_onnx, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(M2HError, match="exists"):
         package_mono_hydra(tiny_onnx, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_the_command_writes_both_files(tiny_onnx, tmp_path):

@@ -23,7 +23,7 @@ from m2h_deploy.backends.openvino import OpenVINOBackend, available_precision, c
 from m2h_deploy.bundle import Bundle, Classes, OutputSpec, file_sha256, load_bundle, write_manifest
 from m2h_deploy.errors import M2HError
 from m2h_deploy.selftest import pattern
-from tests.engines.graphs import SIDE, small_graph
+from tests.engines.graphs import SIDE, quantize_elsewhere, small_graph
 
 ONE_THREAD = BackendOptions(threads=1)
 
@@ -177,17 +177,8 @@ def test_the_precision_is_chosen_by_the_processor_and_is_never_coarser_than_reco
 
 
 def test_int8_graphs_load(tmp_path, tiny_bundle):
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    class Frames(CalibrationDataReader):
-        def __init__(self) -> None:
-            self._frames = iter([{"image": _images(1)}])
-
-        def get_next(self):
-            return next(self._frames, None)
-
     graph, quantised = _saved(small_graph(), tmp_path / "small.onnx"), tmp_path / "int8.onnx"
-    quantize_static(graph, quantised, Frames(), quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt8)
+    quantize_elsewhere(graph, quantised, _images(1))
     assert any(node.op_type == "QuantizeLinear" for node in onnx.load(quantised).graph.node)
     backend = OpenVINOBackend(_small_bundle(tmp_path / "b", tiny_bundle, quantised, precision="int8"), ONE_THREAD)
     assert backend.precision == "f32"

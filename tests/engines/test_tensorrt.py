@@ -11,7 +11,7 @@ from onnx import helper
 
 from engines.build_progress import BuildProgress
 from engines.targets import describe_target, parse_targets
-from engines.tensorrt import BuildOptions, build_plan, build_tensorrt, free_batch_of, precision_of, trtexec_command
+from engines.tensorrt import BuildOptions, build_plan, build_tensorrt, free_batch_of, trtexec_command
 from m2h_deploy.backends import tensorrt_api
 from m2h_deploy.errors import M2HError
 from tests.engines.graphs import SIDE, small_graph
@@ -134,7 +134,8 @@ class TestBuilds:
     @pytest.mark.parametrize(
         ("options", "said"),
         [
-            (BuildOptions(targets=("8.7",)), "does not build for compute capability 8.7 (orin): it knows 7.5, 8.0"),
+            (BuildOptions(targets=("8.7",)), "does not run on compute capability 8.7 (orin)"),
+            (BuildOptions(targets=("12.9",)), "does not build for compute capability 12.9: it knows 7.5, 8.0"),
             (BuildOptions(level=3), "TensorRT-RTX has no builder level"),
             (BuildOptions(version_compatible=True), "TensorRT-RTX has no version compatibility"),
             (BuildOptions(level=9), "must be between 0 and 5"),
@@ -247,13 +248,6 @@ class TestBuilds:
             assert row.record.precision == precision
             assert row.record.fused_attention == (8 if network == "m2h-tiny" else 14)
             assert bool(row.record.notes) == (precision == "int8")
-
-
-def test_precision_is_read_off_the_graph():
-    proto = small_graph()
-    assert precision_of(proto) == "fp32"
-    proto.graph.node.append(helper.make_node("DequantizeLinear", ["q", "s"], ["d"]))
-    assert precision_of(proto) == "int8"
 
 
 def test_progress_follows_nested_phases():

@@ -16,6 +16,7 @@ from export import export_onnx
 from export.check import CheckReport, check_against, references_of
 from m2h_deploy.model import M2H, load_checkpoint
 from m2h_deploy.parity import Gates
+from m2h_deploy.preprocess import PRESETS
 from m2h_deploy.selftest import LEAST_LOW_TOLERANCE
 from tests.export.faults import FAULTS, Fault, round_to_half
 from tests.golden import filler
@@ -114,7 +115,7 @@ EDITS: dict[str, Callable[[onnx.ModelProto], None]] = {
 
 @pytest.fixture(scope="module")
 def references(tiny_model) -> list:
-    return references_of(tiny_model, 112, 140, "published")
+    return references_of(tiny_model, 112, 140, PRESETS["published"])
 
 
 @pytest.mark.parametrize("edit", EDITS)
@@ -164,7 +165,7 @@ REFUSED = [("m2h-tiny", 0), *[("m2h_small", seed) for seed in range(5)]]
 @pytest.mark.parametrize(("variant", "seed"), REFUSED)
 def test_a_planted_fault_is_refused(variant, seed, fault, form, tmp_path, monkeypatch):
     model = network(variant, seed, tmp_path)
-    references = references_of(model, fault.height, fault.width, "published")
+    references = references_of(model, fault.height, fault.width, PRESETS["published"])
     with monkeypatch.context() as patch:
         monkeypatch.setattr("export.exporter.check_export", lambda *_, **__: CheckReport(()))
         broken = planted(model, fault, patch)
@@ -176,7 +177,7 @@ def test_a_planted_fault_is_refused(variant, seed, fault, form, tmp_path, monkey
 @pytest.mark.parametrize("block", ["backbone.blocks.3", "msf.depth", "wmca.layers.0", "heads.edges"])
 def test_a_block_rounded_to_half_is_reported_and_within_the_limits_of_fp16(block, tmp_path, monkeypatch):
     model = network("m2h_small", 0, tmp_path)
-    references = references_of(model, 112, 98, "published")
+    references = references_of(model, 112, 98, PRESETS["published"])
     rounded = copy.deepcopy(model)
     with torch.no_grad():
         round_to_half(rounded, block)

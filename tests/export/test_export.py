@@ -12,9 +12,11 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export import check_export, export_onnx
+from export import Sensor, check_export, export_onnx
 from export.static_form import to_static
+from m2h_deploy.bundle import Classes
 from m2h_deploy.errors import CheckFailed, M2HError
+from m2h_deploy.preprocess import Normalisation
 from tests.networks import random_network
 
 
@@ -152,7 +154,10 @@ def test_a_failed_check_leaves_no_file(tiny_model, tmp_path, monkeypatch):
         {"tasks": []},
         {"tasks": ["depth", "optical flow"]},
         {"windows": "round"},
-        {"preset": "mine"},
+        {"batch": 2, "dynamic_batch": True},
+        {"normalization": Normalisation((123.7, 116.3, 103.5), (58.4, 57.1, 57.4))},
+        {"classes": Classes(names=("road", "grass"), palette=((0, 0, 0), (1, 1, 1)))},
+        {"tasks": ["depth"], "sensor": Sensor((64, 48))},
         {"path": "missing/folder/m.onnx"},
     ],
 )
@@ -168,4 +173,12 @@ def test_more_classes_than_labels_of_8_bits_hold_are_refused(tmp_path):
     for classes in (256, 300):
         with pytest.raises(M2HError, match=f"{classes} classes: labels have 8 bits, which hold at most 255"):
             export_onnx(random_network(num_classes=classes), tmp_path / "m.onnx", height=28, width=28)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_functions_of_a_network_without_windows_are_refused(tmp_path):
+    from m2h_deploy.model import build_model
+
+    with pytest.raises(M2HError, match="no windows"):
+        export_onnx(build_model("m2h-tiny", cross_task="none"), tmp_path / "m.onnx", windows="functions")
     assert list(tmp_path.iterdir()) == []

@@ -112,6 +112,20 @@ def test_bad_input_is_one_line(prediction: np.ndarray, target: np.ndarray, says:
     assert "\n" not in str(error.value)
 
 
-def test_other_numbers_of_outputs_are_refused() -> None:
-    with pytest.raises(M2HError, match="40 or 41"):
-        SemanticsMetric(19)
+@pytest.mark.parametrize("count", [13, 150])
+def test_other_classes_than_nyuv2s_are_averaged_over_their_own_number(count: int) -> None:
+    target = np.array([[0, 1, count - 1, 255]], np.uint8)
+    metric = SemanticsMetric(count)
+    metric.update(np.array([[0, 1, 0, 5]], np.uint8), target)
+    assert metric.compute()["miou"] == pytest.approx((0.5 + 1 + 0) / count)
+    unknown = SemanticsMetric(count + 1, unknown=True)
+    unknown.update(np.array([[1, 2, 0, 6]], np.uint8), target)
+    assert unknown.compute()["pixel_accuracy"] == pytest.approx(2 / 3)
+    with pytest.raises(M2HError, match=rf"0\.\.{count - 1} "):
+        metric.update(np.zeros((1, 1), np.uint8), np.full((1, 1), count, np.uint8))
+
+
+@pytest.mark.parametrize(("outputs", "unknown"), [(0, False), (1, True), (256, False)])
+def test_numbers_of_outputs_that_labels_cannot_hold_are_refused(outputs: int, unknown: bool) -> None:
+    with pytest.raises(M2HError, match=f"num_outputs is {outputs}, must be"):
+        SemanticsMetric(outputs, unknown=unknown)

@@ -1,0 +1,225 @@
+"""Lowering a float32 graph to FP16 or INT8, and what the lowered file says of itself.
+
+A device that compiles the file may have neither torch nor the float32 graph, so the file's metadata holds what a
+bundle's manifest needs of both: the self-test made from the float32 graph, what was done to the graph and what it
+costs (PSNR), and the frames that INT8 ranges were measured on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import shape_inference
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from engines.frames import Pictures, calibration_frames, open_pictures
+from engines.functions import inline_functions
+from engines.graph import LOWERED, ModelCard, load_graph, metadata_of, set_metadata
+from engines.histograms import METHODS
+from engines.rounding import round_values
+from engines.sensor import is_sensor, put_network, take_network
+from m2h_deploy.bundle import CalibrationInfo, EngineInfo, InputSpec, LoweringInfo, SelfTest
+from m2h_deploy.causes import failure
+from m2h_deploy.errors import M2HError
+from m2h_deploy.selftest import make_self_test, pattern, widen_tolerances
+
+if TYPE_CHECKING:
+    from engines.precision import PrecisionReport
+    from engines.quantization import QuantPolicy
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """How a graph leaves float32; see `engines.precision`. None leaves a choice to the defaults."""
+
+    frames: str | None = None
+    """Calibration frames: a folder, a video, or NYUv2. INT8 needs them; FP16 is only measured on them."""
+    count: int | None = None
+    """Frames to calibrate INT8 on: 64."""
+    held_out: int = 2
+    seed: int | None = None
+    """Chooses the frames: 0."""
+    method: str | None = None
+    """Of INT8 ranges: max."""
+    policy: QuantPolicy | None = None
+    min_psnr: float | None = None
+    io: Literal["fp32", "fp16"] = "fp32"
+
+    def wanted(self, precision: str) -> int:
+        """Frames to calibrate on: FP16 only looks for values without headroom, on one."""
+        return (64 if self.count is None else self.count) if precision == "int8" else 1
+
+    def check(self, precision: str) -> None:
+        """Raises M2HError on options that have no effect in `precision`, or without another one."""
+        int8 = {
+            "calibrator": self.method,
+            "number of calibration frames": self.count,
+            "policy": self.policy,
+            "least PSNR": self.min_psnr,
+        }
+        for what, value in int8.items():
+            if value is not None and precision != "int8":
+                raise M2HError(f"the {what} has no effect in {precision}: leave it out, or choose int8")
+        if self.method not in (None, *METHODS):
+            raise M2HError(f"calibrator '{self.method}': choose one of {', '.join(METHODS)}")
+        if self.policy is not None and self.policy.weights_only and (self.method or self.min_psnr) is not None:
+            raise M2HError("a policy of weights_only measures no ranges: leave calibrator and least PSNR out")
+        if self.seed is not None and self.frames is None:
+            raise M2HError("the seed chooses calibration frames: give --calibration too")
+
+    def pictures(self, precision: str) -> Pictures | None:
+        """The pictures to calibrate on, which are not read yet. Raises M2HError where there are too few."""
+        if self.frames is None:
+            return None
+        return open_pictures(self.frames, self.wanted(precision) + self.held_out)
+
+
+class Lowered(BaseModel):
+    """The metadata entry `m2h.lowered`, as JSON."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    self_test: SelfTest
+    lowering: LoweringInfo
+    calibration: CalibrationInfo | None = None
+
+
+@dataclass(frozen=True)
+class Float32Graph:
+    """A graph to lower: its file, what that says about itself, and what it takes."""
+
+    file: Path
+    card: ModelCard
+    spec: InputSpec
+
+
+def lower(source: Float32Graph, target: Path, precision: str, lowering: Lowering, pictures: Pictures | None) -> None:
+    """Write `source` in `precision` to `target`, with what it says of itself. `pictures` are those of `lowering`."""
+    from engines.modelopt import require_modelopt
+
+    require_modelopt()
+    expected = _run_on_cpu(load_graph(source.file), source.spec, source.file)
+    report = _convert(source, target, precision, lowering, pictures)
+    proto = load_graph(target)
+    test = make_self_test(expected, _run_on_cpu(proto, source.spec, target))
+    record = Lowered(self_test=test, lowering=_lowering_info(report), calibration=_calibration_info(report))
+    set_metadata(proto, LOWERED, record.model_dump_json())
+    onnx.save(proto, target)
+
+
+def _convert(
+    source: Float32Graph, target: Path, precision: str, lowering: Lowering, pictures: Pictures | None
+) -> PrecisionReport:
+    from engines.calibration import Calibration, select_frames
+    from engines.precision import to_fp16, to_int8
+    from m2h_deploy.backends.cache import user_cache_folder
+
+    frames = None
+    if pictures is not None:
+        card = source.card
+        width, height = card.sensor.network if card.sensor else (source.spec.width, source.spec.height)
+        frames = select_frames(
+            calibration_frames(pictures, card.normalization, height=height, width=width),
+            count=lowering.wanted(precision),
+            held_out=lowering.held_out,
+            seed=lowering.seed or 0,
+            source=pictures.source,
+        )
+    if precision == "fp16":
+        return to_fp16(source.file, target, io=lowering.io, frames=frames)
+    assert frames is not None
+    # Kept by the digests of graph and frames, so that another policy or another engine need not measure again.
+    cache = user_cache_folder("calibration")
+    calibration = Calibration(frames, method=lowering.method or "max", cache=cache)  # type: ignore[arg-type]
+    options = {"policy": lowering.policy, "min_psnr": lowering.min_psnr, "io": lowering.io}
+    return to_int8(source.file, target, calibration=calibration, **options)  # type: ignore[arg-type]
+
+
+def _lowering_info(report: PrecisionReport) -> LoweringInfo:
+    return LoweringInfo(
+        psnr=report.psnr,
+        float32_nodes=len(report.islands),
+        int8_layers=len(report.quantised),
+        weights_beyond_fp16=tuple(dict.fromkeys(risk.node for risk in report.risks)),
+    )
+
+
+def _calibration_info(report: PrecisionReport) -> CalibrationInfo | None:
+    record = report.calibration
+    if record is None:
+        return None
+    return CalibrationInfo(
+        method=record.method, frames=record.frames, seed=record.seed, frames_sha256=record.frames_sha256
+    )
+
+
+def read_lowered(proto: onnx.ModelProto, path: Path) -> Lowered | None:
+    """What a graph that was lowered here says of itself; None of any other. Raises M2HError on damage."""
+    text = metadata_of(proto).get(LOWERED)
+    if text is None:
+        return None
+    try:
+        record = Lowered.model_validate_json(text)
+    except (ValidationError, RecursionError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise M2HError(f"{path}: its metadata is damaged ({LOWERED}: {words}): lower it again") from None
+    outputs = {value.name for value in proto.graph.output}
+    if record.self_test.outputs.keys() != outputs:
+        raise M2HError(f"{path} has other outputs than its self-test: it was changed since; lower it again")
+    return record
+
+
+def self_test_of(proto: onnx.ModelProto, path: Path, precision: str, spec: InputSpec) -> SelfTest:
+    """The self-test of a graph that brings none: what it gives itself on ONNX Runtime's CPU.
+
+    Raises M2HError where ONNX Runtime is not installed, or the graph gives NaN or infinity.
+    """
+    outputs = _run_on_cpu(proto, spec, path)
+    if precision == "fp32":
+        return make_self_test(outputs)
+    return make_self_test(outputs, outputs).model_copy(update={"reference": "lowered graph"})
+
+
+def with_rounding(test: SelfTest, proto: onnx.ModelProto, path: Path, spec: InputSpec, info: EngineInfo) -> SelfTest:
+    """`test` with the tolerances of an engine that rounds more than the graph `proto` does by itself.
+
+    OpenVINO alone does (`inference_precision`). Where ONNX Runtime is not installed, `test` is returned as it is.
+    """
+    rounding = info.options.get("inference_precision", "f32")
+    if info.precision == "fp32" or rounding == "f32" or find_spec("onnxruntime") is None:
+        return test
+    plain, _ = inline_functions(take_network(proto) if is_sensor(proto) else proto)
+    rounded = round_values(shape_inference.infer_shapes(plain), rounding)
+    outputs = _run_on_cpu(put_network(proto, rounded) if is_sensor(proto) else rounded, spec, path)
+    return widen_tolerances(test, outputs)
+
+
+def _run_on_cpu(proto: onnx.ModelProto, spec: InputSpec, path: Path) -> dict[str, NDArray[Any]]:
+    """What the graph of the file `path` gives on the self-test's input, computed as it is written."""
+    try:
+        from engines.compare import cpu_session
+    except ModuleNotFoundError:
+        raise M2HError(
+            f"{path} brings no self-test, and making one needs ONNX Runtime: pip install onnxruntime, or lower the "
+            "graph where that is installed (build --precision fp16 --graph FILE.onnx writes one into the file)"
+        ) from None
+    session = cpu_session(proto, str(path))
+    value = session.get_inputs()[0]
+    image = pattern(spec)
+    if value.type == "tensor(float16)":
+        image = image.astype(np.float16)
+    names = [node.name for node in session.get_outputs()]
+    try:
+        outputs = dict(zip(names, session.run(names, {value.name: image}), strict=True))
+    except Exception as error:  # ONNX Runtime raises its own unexported types
+        raise failure(error, f"ONNX Runtime cannot run {path}") from None
+    bad = [name for name, values in outputs.items() if not np.isfinite(values).all()]
+    if bad:
+        raise M2HError(f"{path} gives NaN or infinity in {', '.join(bad)}: its weights are damaged: export it again")
+    return outputs

@@ -1,0 +1,96 @@
+"""What `export_onnx` may be asked for, checked before a checkpoint is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from export.sensor import Sensor
+from m2h_deploy.bundle import Classes
+from m2h_deploy.consistency import MAX_CLASSES
+from m2h_deploy.errors import M2HError
+from m2h_deploy.model.config import TASKS, ModelConfig
+from m2h_deploy.preprocess import PRESETS, Normalisation
+
+#: TensorRT 10.3 (JetPack 6) parses opset 9 to 20, ONNX Runtime and OpenVINO go further: 20 is the newest that all
+#: three take, and the first with Gelu as one operator.
+DEFAULT_OPSET = 20
+OPSETS = range(18, 24)
+
+MIN_SIDE, MAX_SIDE = 14, 4096
+PUBLISHED = PRESETS["published"]
+Form = Literal["reference", "deploy"]
+Windows = Literal["standard", "functions"]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """See `export_onnx`. Raises M2HError on options that make no graph, or that another one makes pointless."""
+
+    height: int = 224
+    width: int = 224
+    batch: int = 1
+    dynamic_batch: bool = False
+    opset: int = DEFAULT_OPSET
+    tasks: Sequence[str] | None = None
+    windows: Windows = "standard"
+    form: Form = "deploy"
+    normalization: Normalisation = PUBLISHED
+    classes: Classes | None = None
+    sensor: Sensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, side in (("height", self.height), ("width", self.width)):
+            if not MIN_SIDE <= side <= MAX_SIDE:
+                raise M2HError(f"{name} {side}: must be between {MIN_SIDE} and {MAX_SIDE} pixels")
+        if not 1 <= self.batch <= 64:
+            raise M2HError(f"batch {self.batch}: must be between 1 and 64")
+        if self.dynamic_batch and self.batch != 1:
+            raise M2HError(f"batch {self.batch} has no effect with a free batch size: leave one of the two out")
+        if self.opset not in OPSETS:
+            raise M2HError(
+                f"opset {self.opset}: must be between {OPSETS.start} and {OPSETS.stop - 1}, {DEFAULT_OPSET} fits most"
+            )
+        if self.windows not in ("standard", "functions"):
+            raise M2HError(f"windows '{self.windows}': choose standard or functions")
+        if self.form not in ("reference", "deploy"):
+            raise M2HError(f"form '{self.form}': choose reference or deploy")
+        self._check_tasks()
+        self._check_normalization()
+
+    def _check_tasks(self) -> None:
+        if self.tasks is None:
+            return
+        if self.sensor is not None:
+            raise M2HError("the outputs of a sensor graph are the sensor's: leave the tasks out")
+        unknown = [task for task in self.tasks if task not in TASKS]
+        if unknown or not self.tasks:
+            raise M2HError(f"outputs {', '.join(unknown) or 'none'}: choose from {', '.join(TASKS)}")
+
+    def _check_normalization(self) -> None:
+        given = self.normalization
+        for name, values in (("mean", given.mean), ("std", given.std)):
+            if given.scale != PUBLISHED.scale or not all(0 <= value <= 1 for value in values):
+                raise M2HError(
+                    f"{name} {','.join(f'{value:g}' for value in values)}: give units of 0 to 1, as torchvision does; "
+                    "for pixels of 0 to 255 divide by 255"
+                )
+
+    def check_model(self, config: ModelConfig) -> None:
+        """Raises M2HError where the options do not fit the network of `config`."""
+        count = config.num_classes
+        if count > MAX_CLASSES:
+            raise M2HError(f"{count} classes: labels have 8 bits, which hold at most {MAX_CLASSES}")
+        given = len(self.classes.names) if self.classes is not None else count
+        if given != count:
+            missing = "; its first class may be 'unknown'" if given == count - 1 else ""
+            raise M2HError(f"{given} classes are named, the checkpoint has {count}: name each{missing}")
+        if self.windows == "functions" and config.cross_task != "wmca":
+            raise M2HError("the network has no windows to keep as functions (its cross_task is not wmca): leave it out")
+
+    @property
+    def network_tasks(self) -> tuple[str, ...]:
+        """The network's outputs in the graph, in the order of TASKS."""
+        wanted = TASKS if self.tasks is None else self.tasks
+        return tuple(task for task in TASKS if task in (wanted if self.sensor is None else self.sensor.tasks))

@@ -1,0 +1,271 @@
+"""A lowered graph is known by its nodes and weights, and brings what a bundle needs of the float32 one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from engines import Lowering, build_bundle
+from engines.graph import LOWERED, PRECISION, graph_precision, read_precision, set_metadata
+from m2h_deploy import CheckFailed, M2HError, Runtime
+from m2h_deploy.bundle import load_bundle
+from m2h_deploy.parity.reference import open_reference
+from tests.engines.graphs import SIDE, exported_small_graph, small_graph
+
+
+def refused(call, *arguments, **options) -> str:
+    with pytest.raises(M2HError) as error:
+        call(*arguments, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def with_node(*node, **attributes) -> onnx.ModelProto:
+    proto = small_graph()
+    proto.graph.node.append(helper.make_node(*node, **attributes))
+    return proto
+
+
+def with_constant(kind: int) -> onnx.ModelProto:
+    value = helper.make_tensor("value", kind, [1], [1.0])
+    return with_node("Constant", [], ["constant"], value=value)
+
+
+def in_a_branch() -> onnx.ModelProto:
+    body = helper.make_graph([helper.make_node("Cast", ["depth"], ["y"], to=TensorProto.FLOAT16)], "then", [], [])
+    return with_node("If", ["condition"], ["z"], then_branch=body, else_branch=body)
+
+
+def in_a_function() -> onnx.ModelProto:
+    proto = small_graph(functions=True)
+    proto.functions[0].node.append(helper.make_node("DequantizeLinear", ["z", "s"], ["w"]))
+    return proto
+
+
+def with_half_weights() -> onnx.ModelProto:
+    proto = small_graph()
+    tensor = proto.graph.initializer[0]
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    return proto
+
+
+def with_half_input() -> onnx.ModelProto:
+    proto = small_graph()
+    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    return proto
+
+
+@pytest.mark.parametrize(
+    ("make", "precision"),
+    [
+        (small_graph, "fp32"),
+        (lambda: small_graph(functions=True, batch="batch"), "fp32"),
+        (with_half_weights, "fp16"),
+        (with_half_input, "fp16"),
+        (lambda: with_constant(TensorProto.FLOAT16), "fp16"),
+        (lambda: with_node("Cast", ["depth"], ["h"], to=TensorProto.FLOAT16), "fp16"),
+        (in_a_branch, "fp16"),
+        (lambda: with_node("DequantizeLinear", ["q", "s"], ["d"]), "int8"),
+        (lambda: with_node("MatMulInteger", ["q", "s"], ["d"]), "int8"),
+        (in_a_function, "int8"),
+    ],
+)
+def test_precision_is_read_off_nodes_and_weights(make, precision):
+    assert graph_precision(make()) == precision
+
+
+@pytest.mark.parametrize(("kind", "name"), [(TensorProto.BFLOAT16, "bfloat16"), (TensorProto.FLOAT8E4M3FN, "float8")])
+def test_types_that_no_bundle_has_are_named(kind, name):
+    assert name in refused(graph_precision, with_constant(kind))
+
+
+def test_metadata_that_says_another_precision_is_a_contradiction():
+    proto = with_half_weights()
+    set_metadata(proto, PRECISION, "int8")
+    said = refused(read_precision, proto, "m.onnx")
+    assert "m.onnx is fp16" in said
+    assert "says int8" in said
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "small.onnx"
+    onnx.save(exported_small_graph(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        cv2.imwrite(str(folder / f"{index}.png"), rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["fp16", "int8"])
+def lowered(request, exported, pictures, tmp_path_factory) -> tuple[str, Path, Path]:
+    """The precision, the bundle that was built of the float32 graph, and the lowered graph that was kept."""
+    pytest.importorskip("modelopt.onnx.quantization")
+    folder = tmp_path_factory.mktemp(request.param)
+    count = 4 if request.param == "int8" else None
+    bundle = build_bundle(
+        exported,
+        folder / "bundle",
+        precision=request.param,
+        lowering=Lowering(str(pictures), count=count),
+        graph=folder / "lowered.onnx",
+    )
+    return request.param, bundle.path, folder / "lowered.onnx"
+
+
+#: A program that builds where some modules are not installed.
+BLOCKED = """
+import sys
+for name in sys.argv.pop(1).split(","):
+    sys.modules[name] = None
+import cli; cli.main()
+"""
+
+
+def build_without(modules: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", BLOCKED, modules, "build", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_device_without_torch_builds_the_same_bundle_of_the_lowered_graph(lowered, tmp_path):
+    precision, before, graph = lowered
+    done = build_without("torch,modelopt", graph, "-o", tmp_path / "bundle")
+    assert done.returncode == 0, done.stderr
+    first, second = load_bundle(before).manifest, load_bundle(tmp_path / "bundle").manifest
+    assert second.engine.precision == first.engine.precision == precision
+    assert second.self_test == first.self_test
+    assert second.self_test.reference == "float32 graph"
+    assert second.lowering == first.lowering
+    assert second.lowering.psnr.keys() == {"depth", "semantics"}
+    assert second.calibration == first.calibration
+    assert (second.calibration is not None) == (precision == "int8")
+    assert second.files == first.files
+    with Runtime.load(tmp_path / "bundle", threads=1) as runtime:
+        runtime.self_test()
+
+
+def test_a_device_without_onnx_runtime_compiles_it_too(lowered, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    precision, before, graph = lowered
+    done = build_without(
+        "torch,modelopt,onnxruntime,openvino,onnxscript,safetensors,scipy,h5py",
+        graph,
+        "-o",
+        tmp_path / "bundle",
+        "--engine",
+        "tensorrt-rtx",
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = load_bundle(tmp_path / "bundle").manifest
+    assert (manifest.engine.kind, manifest.engine.precision) == ("tensorrt-rtx", precision)
+    assert manifest.self_test.outputs == load_bundle(before).manifest.self_test.outputs
+
+
+def test_the_self_test_of_the_float32_graph_judges_the_lowered_one(lowered, tmp_path):
+    """Weights that were changed since are found, whatever the file says."""
+    _, _, graph = lowered
+    proto = onnx.load(graph)
+    for tensor in proto.graph.initializer:
+        if tensor.name.startswith("w.depth"):
+            tensor.CopyFrom(numpy_helper.from_array(-2 * numpy_helper.to_array(tensor), tensor.name))
+    onnx.save(proto, tmp_path / "changed.onnx")
+    with pytest.raises(CheckFailed, match=r"self-test failed: depth.*changed\.onnx was changed after it was lowered"):
+        build_bundle(tmp_path / "changed.onnx", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_another_precision_than_the_graphs_is_refused(lowered, exported, pictures, tmp_path):
+    precision, _, graph = lowered
+    for other in {"fp32", "fp16", "int8"} - {precision}:
+        lowering = Lowering(str(pictures), count=4) if other == "int8" else None
+        said = refused(build_bundle, graph, tmp_path / "bundle", precision=other, lowering=lowering)
+        assert f"{graph} is {precision}, not {other}" in said
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_graphs_own_precision_may_be_said(lowered, tmp_path):
+    precision, _, graph = lowered
+    assert build_bundle(graph, tmp_path / "bundle", precision=precision).manifest.engine.precision == precision
+
+
+def test_what_belongs_to_lowering_is_refused_for_a_lowered_graph(lowered, pictures, tmp_path):
+    precision, _, graph = lowered
+    lowering = Lowering(str(pictures), count=4 if precision == "int8" else None)
+    said = refused(build_bundle, graph, tmp_path / "bundle", precision=precision, lowering=lowering)
+    assert f"is {precision} already" in said
+
+
+def test_a_lowered_graph_is_no_reference(lowered):
+    precision, bundle, graph = lowered
+    spec = load_bundle(bundle).manifest.input
+    assert f"is {precision}: a reference is float32" in refused(open_reference, graph, spec, 1)
+
+
+@pytest.fixture
+def foreign(lowered, tmp_path) -> Path:
+    """The lowered graph as another tool would have left it."""
+    proto = onnx.load(lowered[2])
+    set_metadata(proto, LOWERED, None)
+    set_metadata(proto, PRECISION, None)
+    onnx.save(proto, tmp_path / "foreign.onnx")
+    return tmp_path / "foreign.onnx"
+
+
+def test_a_graph_that_another_tool_lowered_is_built_and_marked(foreign, lowered, tmp_path):
+    manifest = build_bundle(foreign, tmp_path / "bundle").manifest
+    assert manifest.engine.precision == lowered[0]
+    assert manifest.self_test.reference == "lowered graph"
+    assert manifest.lowering is None
+    done = build_without("torch,modelopt", foreign, "-o", tmp_path / "again")
+    assert "its self-test is made from the" in done.stderr
+
+
+def test_without_a_self_test_onnx_runtime_is_needed_and_named(foreign, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    done = build_without("onnxruntime", foreign, "-o", tmp_path / "bundle", "--engine", "tensorrt-rtx")
+    assert done.returncode == 2
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "foreign.onnx brings no self-test" in line
+    assert "pip install onnxruntime" in line
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[" * 5000, json.dumps({"self_test": None, "lowering": {}})])
+def test_damaged_metadata_is_one_line(lowered, text, tmp_path):
+    proto = onnx.load(lowered[2])
+    set_metadata(proto, LOWERED, text)
+    onnx.save(proto, tmp_path / "damaged.onnx")
+    assert "metadata is damaged (m2h.lowered" in refused(build_bundle, tmp_path / "damaged.onnx", tmp_path / "bundle")
+
+
+def test_other_outputs_than_the_self_tests_are_one_line(lowered, tmp_path):
+    proto = onnx.load(lowered[2])
+    del proto.graph.output[1]
+    onnx.save(proto, tmp_path / "less.onnx")
+    assert "other outputs than its self-test" in refused(build_bundle, tmp_path / "less.onnx", tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_half_inputs_and_outputs_are_read_off_the_graph_and_run(exported, engine, tmp_path):
+    pytest.importorskip("modelopt.onnx.quantization")
+    pytest.importorskip(engine)
+    graph = tmp_path / "half.onnx"
+    build_bundle(exported, tmp_path / "a", precision="fp16", lowering=Lowering(io="fp16"), graph=graph)
+    manifest = build_bundle(graph, tmp_path / "b", engine=engine).manifest
+    assert (manifest.input.dtype, *(output.dtype for output in manifest.outputs)) == ("float16",) * 3
+    with Runtime.load(tmp_path / "b", threads=1) as runtime:
+        assert runtime(np.zeros((20, 20, 3), np.uint8)).depth.dtype == np.float32

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from m2h_deploy.console import err, say
-from m2h_deploy.errors import M2HError
+from m2h_deploy.console import say
+from m2h_deploy.errors import M2HError, missing_extra
 
 app = typer.Typer(
     help="Take an M2H checkpoint to a verified engine and run it.",
@@ -20,13 +20,18 @@ app = typer.Typer(
 )
 
 #: What a device leaves out on purpose, and the extra that has it.
-_EXTRAS = {
-    **dict.fromkeys(("torch", "onnx", "onnxscript", "safetensors", "onnxruntime"), "export"),
+EXTRA_OF = {
+    **dict.fromkeys(("torch", "onnx", "onnxscript", "safetensors"), "export"),
+    "onnxruntime": "onnxruntime",
     "openvino": "openvino",
-    "kornia": "train",
+    **dict.fromkeys(("kornia", "tomli"), "train"),
     "rerun": "rerun",
     **dict.fromkeys(("h5py", "scipy"), "data"),
     **dict.fromkeys(("matplotlib", "jinja2"), "report"),
+    **dict.fromkeys(("ray", "pyarrow"), "ray"),
+    "cuda": "tensorrt",
+    "mlperf_loadgen": "bench",
+    "modelopt": "precision",
 }
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -46,10 +51,8 @@ def main() -> None:
         say(f"error: {error}", "red")
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        extra = EXTRA_OF.get((error.name or "").split(".")[0])
         if extra is None:
             raise
-        err.print(
-            f"error: this command needs {error.name}: pip install 'm2h-deploy[{extra}]'", style="red", markup=False
-        )
+        say(f"error: {missing_extra(str(error.name), extra)}", "red")
         sys.exit(2)

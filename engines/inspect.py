@@ -23,7 +23,7 @@ from m2h_deploy.backends.cuda import missing_gpu
 from m2h_deploy.backends.tensorrt_api import load_tensorrt
 from m2h_deploy.bundle import Bundle, load_bundle
 from m2h_deploy.describe import describe_bundle
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 
 #: Precisions in the order of the tables.
 PRECISIONS = ("float32", "float16", "int8")
@@ -157,8 +157,8 @@ def _ir_layers(bundle: Bundle) -> dict[str, Any]:
     """Operations of an OpenVINO IR by type. Raises M2HError where OpenVINO is missing or refuses the file."""
     try:
         from m2h_deploy.backends.openvino import read_ir
-    except ImportError:
-        raise M2HError("OpenVINO is not installed: pip install 'm2h-deploy[openvino]'") from None
+    except ImportError as error:
+        raise missing_extra("openvino", "openvino", "reading its operations", error=error) from None
     kinds = [operation.get_type_name() for operation in read_ir(bundle).get_ordered_ops()]
     counts = Counter(kind for kind in kinds if kind != "Constant")
     return {

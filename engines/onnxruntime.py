@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from m2h_deploy.backends.onnxruntime import PROVIDERS
 from m2h_deploy.bundle import EngineInfo
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, install_extra
 
 ENGINE_FILE = "model.onnx"
 
@@ -35,9 +35,7 @@ def build_onnxruntime(
     if provider not in PROVIDERS:
         raise M2HError(f"provider '{provider}': choose one of {', '.join(PROVIDERS)}")
     if PROVIDERS[provider] not in ort.get_available_providers():
-        raise M2HError(
-            f"this ONNX Runtime lacks the provider '{provider}': pip install 'm2h-deploy[gpu]' on the target"
-        )
+        raise M2HError(f"this ONNX Runtime lacks the provider '{provider}': {install_extra('gpu')}, on the target")
     if provider != "cpu":
         shutil.copyfile(model, folder / ENGINE_FILE)
         return _info(precision, threads, provider, provider_options)

@@ -15,7 +15,7 @@ import onnx
 from engines.functions import inline_functions
 from engines.graph import load_graph
 from m2h_deploy.bundle import EngineInfo
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 
 ENGINE_FILE = "model.xml"
 
@@ -72,7 +72,7 @@ def _load_openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise M2HError(f"OpenVINO is not installed ({error}): pip install 'm2h-deploy[openvino]'") from None
+        raise missing_extra("openvino", "openvino", "the engine", error=error) from None
     return openvino
 
 

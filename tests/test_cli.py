@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from m2h_deploy.data.rooms import render_room
+from m2h_deploy.errors import install_extra, missing_extra
 
 
 def m2h(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -272,7 +273,7 @@ def test_a_device_without_torch_is_told_what_to_install(tmp_path):
     command = [sys.executable, "-c", hide, "export", "m.pt", "-o", str(tmp_path / "m.onnx")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr.strip().endswith("error: this command needs torch: pip install 'm2h-deploy[export]'")
+    assert result.stderr.strip().endswith(f"error: {missing_extra('torch', 'export')}")
 
 
 def test_a_device_without_onnx_inspects_its_bundle(tiny_bundle):
@@ -283,7 +284,7 @@ def test_a_device_without_onnx_inspects_its_bundle(tiny_bundle):
     assert "onnxruntime" in said
     report = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
     assert report["manifest"]["model"]["variant"] == "m2h-tiny"
-    assert "m2h-deploy[export]" in report["engine"]["note"]
+    assert install_extra("export") in report["engine"]["note"]
 
 
 def test_verify_looks_at_the_places_to_write_first(tiny_bundle, tmp_path):

@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 
 #: Address of a cluster of this machine alone, started for one job.
 LOCAL = "local"
@@ -69,7 +69,7 @@ def import_ray() -> Any:
         import_module("pyarrow.parquet")
     except ImportError as error:
         missing = (error.name or "ray").split(".")[0]
-        raise M2HError(f"a job on Ray needs {missing}: pip install 'm2h-deploy[ray]'") from None
+        raise missing_extra(missing, "ray", "a job on Ray", error=error) from None
     return import_module("ray")
 
 

@@ -15,7 +15,7 @@ from m2h_deploy.data.classes import NYU40_CLASSES
 from m2h_deploy.data.frame import Frame, Intrinsics
 from m2h_deploy.data.labels import boundaries
 from m2h_deploy.data.reading import as_depth, as_normals, as_semantics, check_size, read_image, require_file
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 
 #: Depth beyond this is treated as unknown.
 MAX_DEPTH_M = 20.0
@@ -150,7 +150,7 @@ def _dataset(path: Path) -> npt.NDArray[Any]:
     try:
         import h5py
     except ImportError as error:
-        raise M2HError(f"{path}: reading it needs h5py; install m2h-deploy[data]") from error
+        raise missing_extra("h5py", "data", f"reading {path}", error=error) from None
     try:
         with h5py.File(require_file(path, "label"), "r") as file:
             return np.asarray(file["dataset"])

@@ -32,7 +32,7 @@ from m2h_deploy.data.reading import (
     read_image,
     read_plane,
 )
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 
 #: The names of the official files.
 MAT_NAME, SPLITS_NAME, MAPPING_NAME = "nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat"
@@ -258,7 +258,7 @@ def _hdf5(path: Path) -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise M2HError(f"{path}: reading it needs h5py; install m2h-deploy[data]") from error
+        raise missing_extra("h5py", "data", f"reading {path}", error=error) from None
     if not path.is_file():
         raise M2HError(f"{path}: the labelled NYUv2 file is missing")
     try:

@@ -118,7 +118,7 @@ def _yaml(value: object) -> str:
 def ros(tmp_path_factory) -> Ros:
     python = ros_python()
     if python is None:
-        pytest.skip("no interpreter with rclpy: install m2h-deploy[ros2] on Python 3.11 or 3.12")
+        pytest.skip("no interpreter with rclpy: install the extra ros2 on Python 3.11 or 3.12")
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(PACKAGE))),

@@ -18,6 +18,7 @@ from m2h_deploy.pages import data_url, render_page
 from m2h_deploy.parity.gates import GateResult
 from m2h_deploy.parity.result import VerifyResult
 from m2h_deploy.parity.tasks import TaskResult
+from m2h_deploy.parity.tensors import TensorResult
 
 if TYPE_CHECKING:
     from m2h_deploy.parity.locating import LocateResult
@@ -39,30 +40,38 @@ def print_result(result: VerifyResult, console: Console) -> None:
     console.print(_task_table(result))
     console.print(Text("worse by: positive is worse, as in the gates\n", style="dim"))
     for note in _notes(result):
-        console.print(Text(note, style="yellow"))
+        console.print(Text(note, style="yellow"), soft_wrap=True)
     table = Table("", "gate", "", box=None, show_header=False)
     for gate in result.gates:
         mark, colour = _MARKS[gate.verdict]
         table.add_row(Text(mark, style=colour), Text(gate.message))
     console.print(table)
     mark, colour = _MARKS[result.verdict]
-    console.print(Text(f"{_WORDS[result.verdict].upper()}: {_count(result)}", style=f"bold {colour}"))
+    console.print(Text(f"{_WORDS[result.verdict].upper()}: {_count(result)}", style=f"bold {colour}"), soft_wrap=True)
 
 
 def _tensor_table(result: VerifyResult) -> Table:
-    table = Table("raw output", "unit", "max error", "mean error", "PSNR", "cosine", "same class", box=None)
+    table = Table(*TENSOR_COLUMNS, box=None)
     for tensor in result.tensors:
-        agree = "" if tensor.label_agreement is None else f"{100 * tensor.label_agreement:.2f} %"
-        table.add_row(
-            tensor.output,
-            tensor.unit,
-            f"{tensor.max_error:.3g}",
-            f"{tensor.mean_error:.3g}",
-            f"{tensor.psnr:.1f} dB",
-            f"{tensor.cosine:.6f}",
-            agree,
-        )
+        table.add_row(*_tensor_cells(tensor))
     return table
+
+
+#: Headings of `_tensor_cells`.
+TENSOR_COLUMNS = ("raw output", "unit", "max error", "mean error", "PSNR", "cosine", "same class", "not finite")
+
+
+def _tensor_cells(tensor: TensorResult) -> list[str]:
+    return [
+        tensor.output,
+        tensor.unit,
+        f"{tensor.max_error:.3g}",
+        f"{tensor.mean_error:.3g}",
+        f"{tensor.psnr:.1f} dB",
+        f"{tensor.cosine:.6f}",
+        "" if tensor.label_agreement is None else f"{100 * tensor.label_agreement:.2f} %",
+        str(tensor.nonfinite),
+    ]
 
 
 def _task_table(result: VerifyResult) -> Table:
@@ -181,7 +190,9 @@ def write_html(result: VerifyResult, path: str | os.PathLike[str], *, located: L
         words=_WORDS,
         gates=[(gate, _bar(gate)) for gate in result.gates],
         task_columns=TASK_COLUMNS,
-        tasks=[(task, _task_cells(task)) for task in result.tasks],
+        tasks=[(task.task, *_task_cells(task).values()) for task in result.tasks],
+        tensor_columns=TENSOR_COLUMNS,
+        tensors=[_tensor_cells(tensor) for tensor in result.tensors],
         notes=_notes(result),
         worst=[
             (worst, {name: data_url("image/jpeg", content) for name, content in worst.pictures.items()})

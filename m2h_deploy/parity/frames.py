@@ -88,7 +88,7 @@ def compared_outputs(manifest: Manifest) -> list[str]:
 
 def output_unit(manifest: Manifest, name: str) -> str:
     """Name what the values of a compared output are: a sensor graph ends in probabilities, others in logits."""
-    units = {"depth": "m", "semantics": "logit", "normals": "component of a unit vector", "edges": "logit"}
+    units = {"depth": "m", "semantics": "logit", "normals": "unit vector", "edges": "logit"}
     return "probability" if name == "edges" and manifest.sensor is not None else units[name]
 
 

@@ -95,7 +95,8 @@ class VerifyResult:
             return ""
         if not needed:
             return "use more frames"
-        return f"use about {needed} frames" + (f" (the data has {self.data.of})" if needed > self.data.of else "")
+        short = f" (the data has {self.data.of})" if needed > self.data.of else ""
+        return f"about {needed} frames are likely to be enough{short}"
 
 
 def to_json(result: VerifyResult, located: LocateResult | None = None) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def test_every_figure_of_the_json_has_its_unit(tiny_bundle, tiny_onnx):
         "miou_drop_points", "rmse_increase_percent", "merr_increase_degrees", "odsf_drop_points", "psnr_db",
     }  # fmt: skip
     units = {tensor["output"]: tensor["unit"] for tensor in result["tensors"]}
-    expected = {"depth": "m", "semantics": "logit", "normals": "component of a unit vector", "edges": "logit"}
+    expected = {"depth": "m", "semantics": "logit", "normals": "unit vector", "edges": "logit"}
     assert units == expected
     for tensor in result["tensors"]:
         assert {"psnr_db", "psnr_interval_db", "label_agreement_share"} < set(tensor)
@@ -167,7 +167,7 @@ def test_one_frame_proves_nothing(tiny_bundle, tiny_onnx):
     result = verify(tiny_bundle, tiny_onnx, Unlabelled(), limit=1, record=False)
     assert result.verdict == "unsure"
     assert not result.passed
-    assert "use about 8 frames (the data has 2)" in result.summary
+    assert "about 8 frames are likely to be enough (the data has 2)" in result.summary
     assert json.loads(json.dumps(to_json(result), allow_nan=False))["tasks"][0]["interval"] == [None, None]
 
 

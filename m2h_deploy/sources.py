@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -79,11 +80,21 @@ def _decode(path: Path) -> NDArray[Any]:
     return np.asarray(image)
 
 
-def open_source(what: str) -> Source:
-    """The frames of a path (image, folder of images, video), a camera's index ('0') or a network stream's address.
+def open_source(what: str | int | os.PathLike[str]) -> Source:
+    """Open a path (image, folder of images, video), a camera's index (0 or "0") or a network stream's address.
 
     Raises M2HError when there is nothing to read; a broken file among many is reported in its turn.
     """
+    if isinstance(what, (int, np.integer)) and not isinstance(what, bool):
+        if what < 0:
+            raise M2HError(f"camera {what}: an index is 0 or more")
+        return _video(int(what), f"camera{what}", live=True)
+    if not isinstance(what, (str, os.PathLike)):
+        raise M2HError(
+            f"a source is a camera's index, a path or a URL, not {type(what).__name__}: "
+            "an image in memory goes to runtime(image) or runtime.submit(image)"
+        )
+    what = os.fspath(what)
     if what.lower().startswith(STREAMS):
         return _video(what, "stream", live=True)
     path = Path(what)

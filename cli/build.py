@@ -68,7 +68,6 @@ def build(
         max_batch=max_batch,
         plugins=tuple(plugins or ()),
     )
-    say(f"building {engine} in {precision}")
     bundle = build_bundle(
         model,
         output,
@@ -81,6 +80,7 @@ def build(
         lowering=lowering,
         tensorrt=options,
         graph=graph,
+        progress=say,
     )
     manifest = bundle.manifest
     size = sum((bundle.path / name).stat().st_size for name in manifest.files) / 1e6

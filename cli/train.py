@@ -27,10 +27,14 @@ def train(
     as_json: JsonFlag = False,
 ) -> None:
     """Train a network with the paper's recipe and evaluate it. Ctrl-C saves the state; go on with --resume."""
+    from m2h_deploy.training import interrupted_message, table
     from m2h_deploy.training import run as train_network
-    from m2h_deploy.training import table
 
-    result = train_network(config, output, resume=resume, device=device, cache=cache, workers=workers, qat=qat)
+    try:
+        result = train_network(config, output, resume=resume, device=device, cache=cache, workers=workers, qat=qat)
+    except KeyboardInterrupt:
+        say(interrupted_message(output), "yellow")
+        raise
     if as_json:
         print_json(result)
     else:

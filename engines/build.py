@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -97,12 +97,14 @@ def build_bundle(
     lowering: Lowering | None = None,
     tensorrt: BuildOptions | None = None,
     graph: Path | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Bundle:
     """Build an engine from an exported ONNX file and put it into a bundle at `out_dir`.
 
     FP16 and INT8 are made in the graph first (`lowering`), and that graph is compiled; `graph` keeps it, to look into
     or to compile elsewhere. `threads` and `affinity` (processors that those threads stay on) are recorded as the
-    defaults of an engine on the CPU, `provider` is ONNX Runtime's, `hint` OpenVINO's. The bundle holds a golden self-
+    defaults of an engine on the CPU, `provider` is ONNX Runtime's, `hint` OpenVINO's. `progress` is told when the input
+    was accepted and the work begins. The bundle holds a golden self-
     test made from the float32 graph on ONNX Runtime's CPU; where the engine runs on this machine it has passed it
     (TensorRT needs a GPU for that). An older bundle at `out_dir` is replaced only when the new one is whole. Raises
     M2HError on bad input, CheckFailed when the engine's numbers are wrong.
@@ -118,6 +120,8 @@ def build_bundle(
     card = read_card(proto, source)
     spec = _input_spec(proto, card)
     _check_sensor(proto, card, engine, source)
+    if progress is not None:
+        progress(f"building {engine} in {precision}")
     with new_bundle_folder(out_dir) as folder, tempfile.TemporaryDirectory(prefix="m2h-build-") as scratch:
         model, report = source, None
         if precision != "fp32":

@@ -236,6 +236,15 @@ def test_mistakes_with_sizes(tiny_checkpoint, tmp_path, size):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_build_names_no_engine_before_it_knows_it(tiny_onnx, tmp_path):
+    for options in (["--engine", "tensorflow"], ["--precision", "fp8"], ["--hint", "bf16"]):
+        result = m2h("build", tiny_onnx, "-o", tmp_path / "b", *options)
+        assert result.returncode == 2
+        assert result.stderr.startswith("error: ") and "building" not in result.stderr
+    built = m2h("build", tiny_onnx, "-o", tmp_path / "b")
+    assert built.returncode == 0 and built.stderr.startswith("building onnxruntime in fp32\n")
+
+
 def test_mistakes_with_graphs_and_bundles(tmp_path):
     assert "no ONNX file" in mistake("build", tmp_path / "none.onnx", "-o", tmp_path / "b")
     (tmp_path / "text.onnx").write_text("hello")

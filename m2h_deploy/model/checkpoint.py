@@ -118,6 +118,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> M2H:
     code, or is not exactly an M2H network: missing, unexpected and misshapen tensors are named.
     """
     file = resolve_checkpoint(path)
+    _refuse_other_files(file)
     tensors, config = _read_safetensors(file) if _is_safetensors(file) else (_read_torch(file), None)
     tensors = {rename_published(name): tensor for name, tensor in tensors.items()}
     model = M2H(config or _infer_config(tensors, file))
@@ -127,6 +128,16 @@ def load_checkpoint(path: str | os.PathLike[str]) -> M2H:
         {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     )
     return model.eval()
+
+
+def _refuse_other_files(file: Path) -> None:
+    """Raises M2HError for what is often given in place of a checkpoint, and names what to give."""
+    if file.suffix.lower() == ".onnx":
+        raise M2HError(f"{file} is an ONNX file: give the checkpoint (.pt or .safetensors) that it was exported from")
+    with file.open("rb") as stream:
+        pointer = stream.read(24) == b"version https://git-lfs."
+    if pointer:
+        raise M2HError(f"{file} is a Git LFS pointer, not the checkpoint itself: run git lfs pull in its clone")
 
 
 def _check_finite(tensors: dict[str, Tensor], file: Path) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from m2h_deploy.causes import reason
 from m2h_deploy.console import say
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.streams import end_on_signals, prepare_streams
 
 app = typer.Typer(
@@ -22,14 +22,19 @@ app = typer.Typer(
 )
 
 #: What a device leaves out on purpose, and the extra that has it.
-_EXTRAS = {
+EXTRA_OF = {
     "onnx": "build",
-    **dict.fromkeys(("torch", "onnxscript", "safetensors", "onnxruntime"), "export"),
+    **dict.fromkeys(("torch", "onnxscript", "safetensors"), "export"),
+    "onnxruntime": "onnxruntime",
     "openvino": "openvino",
-    "kornia": "train",
+    **dict.fromkeys(("kornia", "tomli"), "train"),
     "rerun": "rerun",
     **dict.fromkeys(("h5py", "scipy"), "data"),
     **dict.fromkeys(("matplotlib", "jinja2"), "report"),
+    **dict.fromkeys(("ray", "pyarrow"), "ray"),
+    "cuda": "tensorrt",
+    "mlperf_loadgen": "bench",
+    "modelopt": "precision",
 }
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -56,10 +61,10 @@ def main() -> None:
         say(f"error: {error}", "red")
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        extra = EXTRA_OF.get((error.name or "").split(".")[0])
         if extra is None:
             raise
-        say(f"error: this command needs {error.name}: pip install 'm2h-deploy[{extra}]'", "red")
+        say(f"error: {missing_extra(str(error.name), extra)}", "red")
         sys.exit(2)
     except (OSError, MemoryError) as error:  # of places that no command names better
         say(f"error: {_machine_words(error)}", "red")

@@ -11,7 +11,7 @@ import typer
 
 from cli.app import OverwriteFlag, app
 from m2h_deploy.console import err, out, print_json, say
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 
 if TYPE_CHECKING:
     from m2h_deploy.bundle import Bundle
@@ -164,7 +164,7 @@ def _costs(bundle: Bundle, graphs: list[Path]) -> Mapping[str, BlockCost] | None
         from engines.costs import node_costs, total
         from engines.graph import load_graph
     except ModuleNotFoundError as error:
-        say(f"MACs and bytes are not counted: {error.name} is not installed (extra 'build')", "yellow")
+        say(str(missing_extra(str(error.name), "build", "counting MACs and bytes")), "yellow")
         return None
     file = bundle.engine_file if bundle.engine_file.suffix == ".onnx" else _source_of(bundle, graphs)
     if file is None:

@@ -105,7 +105,6 @@ def build(
             out.print(trtexec_of(model, **graph_options), markup=False, soft_wrap=True)
             say(f"no bundle was built: {reason}", "yellow")
             return
-    say(f"building for {engine}")
     bundle = build_bundle(
         model,
         output,
@@ -113,6 +112,7 @@ def build(
         affinity=processors,
         provider=provider,
         hint=hint,  # type: ignore[arg-type]
+        progress=say,
         **graph_options,
     )
     tell(bundle)

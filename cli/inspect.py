@@ -10,6 +10,7 @@ import typer
 
 from cli.app import JsonFlag, app
 from m2h_deploy.console import out, print_json, print_values
+from m2h_deploy.errors import missing_extra
 
 
 @app.command()
@@ -44,7 +45,7 @@ def _print_bundle(path: Path, as_json: bool) -> None:
     """A bundle on a device, which has no onnx to look into its graph."""
     from m2h_deploy.describe import describe_bundle, facts
 
-    note = "graph not read: onnx is not installed: pip install 'm2h-deploy[build]'"
+    note = str(missing_extra("onnx", "build", "reading the graph"))
     report = describe_bundle(path)
     report["engine"] = {"kind": report["manifest"]["engine"]["kind"], "note": note}
     print_json(report) if as_json else print_values(facts(report) | {"note": note})

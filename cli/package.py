@@ -9,7 +9,7 @@ import typer
 
 from cli.app import app
 from m2h_deploy.console import say
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, install_extra
 
 if TYPE_CHECKING:
     from m2h_deploy.serving.repository import RepositoryOptions
@@ -71,6 +71,7 @@ def package(
 
 
 def _package_triton(bundle: Path, repository: Path, options: RepositoryOptions) -> None:
+    from m2h_deploy.backends import EXTRAS
     from m2h_deploy.bundle import load_bundle
     from m2h_deploy.serving.repository import batches, is_native, write_repository
 
@@ -79,9 +80,9 @@ def _package_triton(bundle: Path, repository: Path, options: RepositoryOptions) 
     if is_native(manifest):
         say(f"wrote {path}: Triton's {manifest.engine.kind} backend runs it")
     else:
-        extra = manifest.engine.kind
         say(
-            f"wrote {path}: Triton's Python backend runs it, with m2h-deploy[{extra}] installed for the server's Python"
+            f"wrote {path}: Triton's Python backend runs it; for the server's Python, "
+            f"{install_extra(EXTRAS[manifest.engine.kind])}"
         )
     if not batches(manifest):
         say(f"the graph's batch is fixed at {manifest.input.batch}, so Triton does not batch: export --dynamic-batch")

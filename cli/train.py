@@ -31,12 +31,16 @@ def train(
 
     An earlier run in the folder is replaced only with --overwrite.
     """
+    from m2h_deploy.training import interrupted_message, table
     from m2h_deploy.training import run as train_network
-    from m2h_deploy.training import table
 
-    result = train_network(
-        config, output, resume=resume, device=device, cache=cache, workers=workers, qat=qat, overwrite=overwrite
-    )
+    try:
+        result = train_network(
+            config, output, resume=resume, device=device, cache=cache, workers=workers, qat=qat, overwrite=overwrite
+        )
+    except KeyboardInterrupt:
+        say(interrupted_message(output), "yellow")
+        raise
     if as_json:
         print_json(result)
     else:

@@ -33,7 +33,7 @@ def verify(
     merr_increase: Annotated[float, typer.Option(help="Gate: degrees of mean angle.")] = 0.3,
     odsf_drop: Annotated[float, typer.Option(help="Gate: points of odsF.")] = 0.5,
     psnr: Annotated[float, typer.Option(help="Gate: least PSNR of each output in dB.")] = 30.0,
-    locate: Annotated[bool, typer.Option(help="Name the block where the numbers part.")] = False,
+    locate: Annotated[bool, typer.Option(help="Name the first diverging block.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON ('-': stdout).")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write a JUnit file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with pictures.")] = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,13 +48,15 @@ def build_bundle(
     lowering: Lowering | None = None,
     tensorrt: BuildOptions | None = None,
     graph: Path | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Bundle:
     """Build an engine from an exported ONNX file and put it into a bundle at `out_dir`.
 
     The precision is the graph's own. With `precision` fp16 or int8 a float32 graph is lowered first (`lowering`), and
     that graph is compiled; `graph` keeps it, to look into or to compile on a device. A graph that is lowered already is
     compiled as it is. `threads` and `affinity` (processors that those threads stay on) are recorded as the defaults of
-    an engine on the CPU, `provider` is ONNX Runtime's, `hint` OpenVINO's.
+    an engine on the CPU, `provider` is ONNX Runtime's, `hint` OpenVINO's. `progress` is told when the input was
+    accepted and the work begins.
 
     The bundle holds a golden self-test made from the float32 graph on ONNX Runtime's CPU; a file that was lowered here
     brings it along. A graph that another tool lowered brings none: then the self-test is what that graph gives on ONNX
@@ -74,7 +76,7 @@ def build_bundle(
     pictures = request.pictures()
     # In this order: an error of writing names the innermost place that has no space.
     with scratch_folder("m2h-build-") as scratch, ExitStack() as stack:
-        prepared = _prepare(request, pictures, scratch)
+        prepared = _prepare(request, pictures, scratch, progress)
         with _named(request.source, prepared.file):
             lowered = read_lowered(prepared.proto, prepared.file)
             test = (
@@ -137,7 +139,9 @@ class _Prepared:
     lowered_here: bool
 
 
-def _prepare(request: BuildRequest, pictures: Pictures | None, scratch: Path) -> _Prepared:
+def _prepare(
+    request: BuildRequest, pictures: Pictures | None, scratch: Path, progress: Callable[[str], None] | None = None
+) -> _Prepared:
     """Load the graph, and lower it where it is not in the precision that was asked for; `scratch` takes copies."""
     source, target = request.source, scratch / "model.onnx"
     proto = load_graph(source)
@@ -146,6 +150,8 @@ def _prepare(request: BuildRequest, pictures: Pictures | None, scratch: Path) ->
     found = read_precision(proto, source)
     spec = input_spec(proto, card, source)
     _check_graph(request, proto, card, found)
+    if progress is not None:
+        progress(f"building {request.engine} in {request.precision or found}")
     whole = as_single_file(source, scratch / "whole")
     if request.precision in (None, found):
         return _Prepared(whole, proto, card, spec, found, lowered_here=False)

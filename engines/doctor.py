@@ -17,6 +17,7 @@ from engines.known_issues import KNOWN_ISSUES, Installed, KnownIssue, applies
 from m2h_deploy import __version__
 from m2h_deploy.backends import EXTRAS
 from m2h_deploy.causes import reason
+from m2h_deploy.errors import install_extra
 
 #: Engine kind to the distributions that carry it (the first found counts) and the module they install.
 _DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -92,7 +93,7 @@ def _version(distribution: str) -> str | None:
 
 def _engine(kind: str, nvidia: Nvidia) -> EngineStatus:
     distributions, module_name = _DISTRIBUTIONS[kind]
-    install = f"pip install 'm2h-deploy[{EXTRAS[kind]}]'"
+    install = install_extra(EXTRAS[kind])
     version = next((found for name in distributions if (found := _version(name))), None)
     if version is None:
         return EngineStatus(kind, None, (), install, f"not installed: {install}")

@@ -23,7 +23,7 @@ from m2h_deploy.backends.cuda import missing_gpu
 from m2h_deploy.backends.tensorrt_api import load_tensorrt
 from m2h_deploy.bundle import Bundle, load_bundle
 from m2h_deploy.describe import describe_bundle
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.onnx_files import external_files
 
 #: Precisions in the order of the tables.
@@ -167,8 +167,8 @@ def _ir_layers(bundle: Bundle) -> dict[str, Any]:
     """Operations of an OpenVINO IR by type. Raises M2HError where OpenVINO is missing or refuses the file."""
     try:
         from m2h_deploy.backends.openvino import read_ir
-    except ImportError:
-        raise M2HError("OpenVINO is not installed: pip install 'm2h-deploy[openvino]'") from None
+    except ImportError as error:
+        raise missing_extra("openvino", "openvino", "reading its operations", error=error) from None
     kinds = [operation.get_type_name() for operation in read_ir(bundle).get_ordered_ops()]
     counts = Counter(kind for kind in kinds if kind != "Constant")
     return {
@@ -247,14 +247,24 @@ def render(report: dict[str, Any]) -> list[RenderableType]:
 
 
 def render_comparison(rows: Sequence[dict[str, Any]], a: str, b: str) -> list[RenderableType]:
-    """The rows of `compare` for a terminal, under the names `a` and `b`."""
+    """The rows of `compare` for a terminal, under the names `a` and `b`.
+
+    Where one of the two has no ONNX graph, the other's figures of a graph have nothing beside them and are left out.
+    """
     table = Table("", escape(a), escape(b), "b / a", box=None)
+    opsets = [row for row in rows if row["figure"] == "opset"]  # every ONNX graph has one
+    without = [name for side, name in (("a", a), ("b", b)) if all(row[side] is None for row in opsets)]
+    graphs = len(without) != 1
     for row in rows:
+        if not graphs and None in (row["a"], row["b"]):
+            continue
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
         style = None if row["a"] == row["b"] else "bold"
         words = (Text(_words(row["figure"], row[side])) for side in ("a", "b"))
         table.add_row(row["figure"].replace("_", " "), *words, ratio, style=style)
-    return [table]
+    if graphs:
+        return [table]
+    return [table, Text(f"{without[0]} has no ONNX graph: operators, weights, MACs and bytes are not compared")]
 
 
 def _block_table(graph: dict[str, Any]) -> Table:

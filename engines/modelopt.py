@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import missing_extra
 
 
 def require_modelopt() -> None:
@@ -19,10 +19,7 @@ def require_modelopt() -> None:
             warnings.simplefilter("ignore")
             importlib.import_module("modelopt.onnx.quantization")
     except ImportError as error:
-        raise M2HError(
-            f"FP16 and INT8 need NVIDIA ModelOpt, and {error.name or error} is not installed: "
-            "pip install 'm2h-deploy[precision]'"
-        ) from None
+        raise missing_extra(error.name or "modelopt", "precision", "FP16 and INT8 lowering", error=error) from None
 
 
 @contextlib.contextmanager

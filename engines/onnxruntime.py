@@ -11,7 +11,7 @@ import onnxruntime as ort
 from m2h_deploy.backends.onnxruntime import PROVIDERS
 from m2h_deploy.bundle import EngineInfo
 from m2h_deploy.causes import failure
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, install_extra
 from m2h_deploy.files import library_path
 
 ENGINE_FILE = "model.onnx"
@@ -54,9 +54,7 @@ def check_provider(provider: str) -> None:
     if provider not in PROVIDERS:
         raise M2HError(f"provider '{provider}': choose one of {', '.join(PROVIDERS)}")
     if PROVIDERS[provider] not in ort.get_available_providers():
-        raise M2HError(
-            f"this ONNX Runtime lacks the provider '{provider}': pip install 'm2h-deploy[gpu]' on the target"
-        )
+        raise M2HError(f"this ONNX Runtime lacks the provider '{provider}': {install_extra('gpu')}, on the target")
 
 
 def _info(precision: str, threads: int | None, provider: str, provider_options: Mapping[str, str] | None) -> EngineInfo:

@@ -18,7 +18,7 @@ from engines.functions import inline_functions
 from engines.graph import load_graph
 from m2h_deploy.bundle import EngineInfo
 from m2h_deploy.causes import NO_SPACE, no_space
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.files import library_path
 
 ENGINE_FILE = "model.xml"
@@ -89,7 +89,7 @@ def load_openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise M2HError(f"OpenVINO is not installed ({error}): pip install 'm2h-deploy[openvino]'") from None
+        raise missing_extra("openvino", "openvino", "the engine", error=error) from None
     return openvino
 
 

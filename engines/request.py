@@ -11,7 +11,7 @@ from engines.openvino import Hint, check_hint, load_openvino
 from engines.tensorrt import BuildOptions, check_flavour, check_options, why_not_here
 from m2h_deploy.backends import EXTRAS, BackendOptions
 from m2h_deploy.bundle import check_outside
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.files import check_writable
 
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
@@ -79,9 +79,7 @@ class BuildRequest:
             try:
                 from engines.onnxruntime import check_provider
             except ModuleNotFoundError:
-                raise M2HError(
-                    f"ONNX Runtime is not installed: pip install 'm2h-deploy[{EXTRAS[self.engine]}]'"
-                ) from None
+                raise missing_extra("onnxruntime", EXTRAS[self.engine], "the engine onnxruntime") from None
             check_provider(self.provider)
         elif self.engine == "openvino":
             load_openvino()

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -26,9 +26,17 @@ out = Console(highlight=False, width=_piped_width())
 err = Console(stderr=True, highlight=False)
 
 
+class CountColumn(ProgressColumn):
+    """How many are done, `8/20`; `8` where nobody knows how many there will be."""
+
+    def render(self, task: Task) -> Text:
+        done = int(task.completed)
+        return Text(str(done) if task.total is None else f"{done}/{int(task.total)}", style="progress.download")
+
+
 def make_progress() -> Progress:
     """A progress bar on stderr."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), CountColumn(), TimeElapsedColumn())
     return Progress(SpinnerColumn(), *columns, console=err)
 
 

@@ -25,3 +25,25 @@ class CheckFailed(M2HError):  # noqa: N818 (a verdict, not a fault)
 def one_line(text: str) -> str:
     """Return `text` with its control characters as escapes: a file's name may hold line breaks and terminal codes."""
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def install_extra(extra: str) -> str:
+    """Say how to install an extra. No package index has this project, so it is from a clone or a wheel file."""
+    return (
+        f"in the clone of m2h-deploy run pip install -e '.[{extra}]', or with a wheel pip install 'FILE.whl[{extra}]'"
+    )
+
+
+def missing_extra(module: str, extra: str, user: str = "this command", *, error: Exception | None = None) -> M2HError:
+    """Build the error for a package of an extra that is not there.
+
+    Args:
+        module: the package.
+        extra: the extra of this project that installs it.
+        user: what needs it, the beginning of the line.
+        error: what importing it raised; a package that is there but broken is not called missing.
+    """
+    reason = "is not installed"
+    if error is not None and not isinstance(error, ModuleNotFoundError):
+        reason = f"cannot be imported ({(str(error).splitlines() or [type(error).__name__])[0]})"
+    return M2HError(f"{user} needs {module}, which {reason}: {install_extra(extra)}")

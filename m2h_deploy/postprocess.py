@@ -24,13 +24,13 @@ class Prediction:
     """
 
     depth: NDArray[np.float32] | None
-    """(H, W) metres."""
+    """(H, W) metres along the optical axis, not along the ray."""
     semantics: NDArray[np.uint8] | None
-    """(H, W) class index."""
+    """(H, W) index into the manifest's `classes.names`; never 255, which marks unlabeled pixels in data sets."""
     normals: NDArray[np.float32] | None
-    """(H, W, 3) unit vectors."""
+    """(H, W, 3) unit vectors towards the camera: x left, y up, z towards the camera; a floor is (0, 1, 0)."""
     edges: NDArray[np.float32] | None
-    """(H, W) probability 0..1."""
+    """(H, W) probability 0..1 of an object boundary."""
     timings: dict[str, float] = field(default_factory=dict)
     """Milliseconds: preprocess, inference, postprocess."""
 

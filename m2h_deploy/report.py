@@ -15,10 +15,10 @@ from rich.text import Text
 
 from m2h_deploy.files import write_bytes
 from m2h_deploy.pages import data_url, render_page
-from m2h_deploy.parity.bootstrap import FEW_FRAMES
 from m2h_deploy.parity.gates import GateResult
 from m2h_deploy.parity.result import VerifyResult
 from m2h_deploy.parity.tasks import TaskResult
+from m2h_deploy.parity.tensors import TensorResult
 
 if TYPE_CHECKING:
     from m2h_deploy.parity.locating import LocateResult
@@ -38,37 +38,51 @@ def print_result(result: VerifyResult, console: Console) -> None:
     console.print(Text(f"{sides}, {data.frames} of {data.of} frames of {data.name}\n"))
     console.print(_tensor_table(result))
     console.print(_task_table(result))
+    console.print(Text("worse by: positive is worse, as in the gates\n", style="dim"))
     for note in _notes(result):
-        console.print(Text(note, style="yellow"))
+        console.print(Text(note, style="yellow"), soft_wrap=True)
     table = Table("", "gate", "", box=None, show_header=False)
     for gate in result.gates:
         mark, colour = _MARKS[gate.verdict]
         table.add_row(Text(mark, style=colour), Text(gate.message))
     console.print(table)
     mark, colour = _MARKS[result.verdict]
-    console.print(Text(f"{_WORDS[result.verdict].upper()}: {_count(result)}", style=f"bold {colour}"))
+    console.print(Text(f"{_WORDS[result.verdict].upper()}: {_count(result)}", style=f"bold {colour}"), soft_wrap=True)
 
 
 def _tensor_table(result: VerifyResult) -> Table:
-    table = Table("output", "max error", "mean error", "PSNR", "cosine", "same class", box=None)
+    table = Table(*TENSOR_COLUMNS, box=None)
     for tensor in result.tensors:
-        agree = "" if tensor.label_agreement is None else f"{100 * tensor.label_agreement:.2f} %"
-        table.add_row(
-            tensor.output,
-            f"{tensor.max_error:.3g}",
-            f"{tensor.mean_error:.3g}",
-            f"{tensor.psnr:.1f} dB",
-            f"{tensor.cosine:.6f}",
-            agree,
-        )
+        table.add_row(*_tensor_cells(tensor))
     return table
+
+
+#: Headings of `_tensor_cells`.
+TENSOR_COLUMNS = ("raw output", "unit", "max error", "mean error", "PSNR", "cosine", "same class", "not finite")
+
+
+def _tensor_cells(tensor: TensorResult) -> list[str]:
+    return [
+        tensor.output,
+        tensor.unit,
+        f"{tensor.max_error:.3g}",
+        f"{tensor.mean_error:.3g}",
+        f"{tensor.psnr:.1f} dB",
+        f"{tensor.cosine:.6f}",
+        "" if tensor.label_agreement is None else f"{100 * tensor.label_agreement:.2f} %",
+        str(tensor.nonfinite),
+    ]
 
 
 def _task_table(result: VerifyResult) -> Table:
-    table = Table("task", "metric", "reference", "engine", "change", "95 % interval", "against", box=None)
+    table = Table("task", *TASK_COLUMNS, box=None)
     for task in result.tasks:
-        table.add_row(task.task, *(cell for cell in _task_cells(task).values()))
+        table.add_row(task.task, *_task_cells(task).values())
     return table
+
+
+#: Headings of `_task_cells`.
+TASK_COLUMNS = ("metric", "truth", "reference", "engine", "engine worse by", "95 % interval")
 
 
 def _task_cells(task: TaskResult) -> dict[str, str]:
@@ -76,11 +90,11 @@ def _task_cells(task: TaskResult) -> dict[str, str]:
     low, high = task.interval
     return {
         "metric": f"{task.metric}, {task.unit}",
-        "reference": _number(task.reference, places),
+        "truth": f"{'derived ' if task.derived else ''}{task.against}",
+        "reference": "-" if task.reference is None else _number(task.reference, places),
         "engine": _number(task.engine, places),
-        "change": _number(task.change, places + 1, sign=True),
+        "worse_by": _number(task.worse_by, places + 1, sign=True),
         "interval": f"{_number(low, places + 1, sign=True)} to {_number(high, places + 1, sign=True)}",
-        "against": f"{'derived ' if task.derived else ''}{task.against}",
     }
 
 
@@ -99,9 +113,10 @@ def _notes(result: VerifyResult) -> list[str]:
         notes.append(f"{', '.join(derived)}: labels derived from other labels, not comparable with the paper's Table I")
     unlabelled = [task.task for task in result.tasks if task.against == "reference"]
     if unlabelled:
-        notes.append(f"{', '.join(unlabelled)}: no labels in the data, measured against the reference's own prediction")
-    if result.data.frames < FEW_FRAMES:
-        notes.append(f"{result.data.frames} frames are a first look: intervals to rely on need at least {FEW_FRAMES}")
+        notes.append(
+            f"{', '.join(unlabelled)}: no labels in the data, so the truth is the reference's own prediction and the "
+            "figure is the engine's agreement with it, not an accuracy"
+        )
     if result.reference.weights_sha256 != result.engine.weights_sha256:
         notes.append("reference and engine have different weights")
     return notes
@@ -109,7 +124,8 @@ def _notes(result: VerifyResult) -> list[str]:
 
 def _count(result: VerifyResult) -> str:
     passed = sum(gate.verdict == "pass" for gate in result.gates)
-    return f"{passed} of {len(result.gates)} gates passed on {result.data.frames} frames"
+    counted = f"{passed} of {len(result.gates)} gates passed on {result.data.frames} frames"
+    return f"{counted}; {result.advice}" if result.verdict == "unsure" else counted
 
 
 def write_junit(result: VerifyResult, path: str | os.PathLike[str]) -> Path:
@@ -173,7 +189,10 @@ def write_html(result: VerifyResult, path: str | os.PathLike[str], *, located: L
         marks={key: mark for key, (mark, _) in _MARKS.items()},
         words=_WORDS,
         gates=[(gate, _bar(gate)) for gate in result.gates],
-        tasks=[(task, _task_cells(task)) for task in result.tasks],
+        task_columns=TASK_COLUMNS,
+        tasks=[(task.task, *_task_cells(task).values()) for task in result.tasks],
+        tensor_columns=TENSOR_COLUMNS,
+        tensors=[_tensor_cells(tensor) for tensor in result.tensors],
         notes=_notes(result),
         worst=[
             (worst, {name: data_url("image/jpeg", content) for name, content in worst.pictures.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterator
@@ -82,11 +83,21 @@ class _Numbered:
         return isinstance(name, str) and re.fullmatch(rf"{re.escape(self.stem)}_\d{{6,}}", name) is not None
 
 
-def open_source(what: str) -> Source:
-    """Open the frames of a path (image, folder of images, video), a camera's index ('0') or a network stream.
+def open_source(what: str | int | os.PathLike[str]) -> Source:
+    """Open a path (image, folder of images, video), a camera's index (0 or "0") or a network stream's address.
 
     Raises M2HError when there is nothing to read; a broken file among many is reported in its turn.
     """
+    if isinstance(what, (int, np.integer)) and not isinstance(what, bool):
+        if what < 0:
+            raise M2HError(f"camera {what}: an index is 0 or more")
+        return _video(int(what), f"camera{what}", live=True)
+    if not isinstance(what, (str, os.PathLike)):
+        raise M2HError(
+            f"a source is a camera's index, a path or a URL, not {type(what).__name__}: "
+            "an image in memory goes to runtime(image) or runtime.submit(image)"
+        )
+    what = os.fspath(what)
     if what.lower().startswith(STREAMS):
         return _video(what, "stream", live=True)
     path = Path(what)

@@ -66,9 +66,9 @@ class Stream:
     """Predictions on a source, in the order of its frames.
 
     ```
-    with Stream(runtime, "0") as stream:              # camera index, video, folder, image, rtsp://...
-        for id, timestamp, image, prediction in stream:
-            ...
+    stream = Stream(runtime, 0)                       # camera index, video, folder, image, rtsp://...
+    for id, timestamp, image, prediction in stream:   # ends with the source, Ctrl-C or `break`
+        ...
     stream.health                                     # what became of each frame
     ```
 
@@ -92,7 +92,7 @@ class Stream:
     def __init__(
         self,
         runtime: Runtime,
-        source: Source | str | os.PathLike[str],
+        source: Source | str | int | os.PathLike[str],
         *,
         policy: Policy | None = None,
         depth: int = 4,
@@ -103,7 +103,11 @@ class Stream:
         backoff: float = 0.5,
         on_problem: Callable[[str], None] | None = None,
     ) -> None:
-        self._source = source if isinstance(source, Source) else open_source(os.fspath(source))
+        """Open `source`: a camera's index, the path of an image, folder or video, a URL, or a `Source`.
+
+        Raises M2HError when it cannot be opened, or on a value that is out of range.
+        """
+        self._source = source if isinstance(source, Source) else open_source(source)
         self.policy: Policy = policy or ("latest" if self._source.live else "queue")
         if self.policy not in ("latest", "queue"):
             raise M2HError(f"policy '{policy}': choose latest or queue")

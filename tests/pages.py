@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,3 +43,19 @@ def shell_environment(folder: Path) -> dict[str, str]:
         (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
         (programs / name).chmod(0o755)
     return {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
+
+
+def fenced_blocks(text: str) -> list[tuple[str, str]]:
+    """Every code block of a page: its language and its lines."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def m2h_commands(block: str) -> list[list[str]]:
+    """The words after `m2h-deploy` of each such line of a shell block, without comments and what they are piped to."""
+    commands = []
+    for line in block.replace("\\\n", " ").splitlines():
+        found = re.search(r"(?:^|[\s/])m2h-deploy\s+(.*)", line.split("  # ")[0])
+        if found and not line.lstrip().startswith("#") and "pip " not in line:
+            # In docs/runtime.md words about a command stand behind two spaces.
+            commands.append(shlex.split(re.split(r"\s{2,}", re.sub(r"\s{2,}(?=-)", " ", found[1]))[0]))
+    return commands

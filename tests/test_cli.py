@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from m2h_deploy.data.rooms import render_room
+from m2h_deploy.errors import install_extra, missing_extra
 
 
 def m2h(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -234,6 +235,15 @@ def test_mistakes_with_sizes(tiny_checkpoint, tmp_path, size):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_build_names_no_engine_before_it_knows_it(tiny_onnx, tmp_path):
+    for options in (["--engine", "tensorflow"], ["--precision", "fp8"], ["--hint", "bf16"]):
+        result = m2h("build", tiny_onnx, "-o", tmp_path / "b", *options)
+        assert result.returncode == 2
+        assert result.stderr.startswith("error: ") and "building" not in result.stderr
+    built = m2h("build", tiny_onnx, "-o", tmp_path / "b")
+    assert built.returncode == 0 and built.stderr.startswith("building onnxruntime in fp32\n")
+
+
 def test_mistakes_with_graphs_and_bundles(tmp_path):
     assert "no ONNX file" in mistake("build", tmp_path / "none.onnx", "-o", tmp_path / "b")
     (tmp_path / "text.onnx").write_text("hello")
@@ -291,7 +301,7 @@ def test_a_device_without_torch_is_told_what_to_install(tmp_path):
     command = [sys.executable, "-c", hide, "export", "m.pt", "-o", str(tmp_path / "m.onnx")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr.strip().endswith("error: this command needs torch: pip install 'm2h-deploy[export]'")
+    assert result.stderr.strip().endswith(f"error: {missing_extra('torch', 'export')}")
 
 
 def test_a_device_without_onnx_inspects_its_bundle(tiny_bundle):
@@ -302,7 +312,7 @@ def test_a_device_without_onnx_inspects_its_bundle(tiny_bundle):
     assert "onnxruntime" in said
     report = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
     assert report["manifest"]["model"]["variant"] == "m2h-tiny"
-    assert "m2h-deploy[build]" in report["engine"]["note"]
+    assert install_extra("build") in report["engine"]["note"]
 
 
 def test_verify_looks_at_the_places_to_write_first(tiny_bundle, tmp_path):

@@ -16,7 +16,7 @@ from m2h_deploy.bundle import load_bundle
 from m2h_deploy.data.rooms import Rooms
 from m2h_deploy.errors import M2HError
 from m2h_deploy.parity import Gates, locate_in_bundle, to_json, verify
-from m2h_deploy.report import print_result, write_html, write_junit
+from m2h_deploy.report import TASK_COLUMNS, print_result, write_html, write_junit
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,11 @@ def printed(result) -> str:
 
 def test_the_terminal_shows_every_task_and_the_verdict_last(result, failing):
     text = printed(result)
-    for word in ("RMSE", "mIoU", "mErr", "odsF", "PSNR", "2 of 2 frames"):
+    for word in ("RMSE, m", "mIoU, %", "mErr, °", "odsF, %", "PSNR", "logit", "worse by", "2 of 2 frames"):
         assert word in text
-    assert text.strip().splitlines()[-1].startswith("TOO FEW FRAMES TO TELL: 9 of 10")
+    verdict = text.strip().splitlines()[-1]
+    assert verdict.startswith("TOO FEW FRAMES TO TELL: 9 of 10")
+    assert verdict.endswith("about 8 frames are likely to be enough (the data has 2)")
     assert printed(failing).strip().splitlines()[-1].startswith("FAILED: 8 of 10")
 
 
@@ -53,6 +55,33 @@ def test_derived_labels_are_marked(result):
     tasks = tuple(dataclasses.replace(task, derived=task.task == "normals") for task in result.tasks)
     assert "not comparable with the paper's Table I" in printed(dataclasses.replace(result, tasks=tasks))
     assert "Table I" not in printed(result)
+
+
+def test_where_the_reference_is_the_truth_only_the_engines_agreement_is_shown(result, tmp_path):
+    tasks = tuple(
+        dataclasses.replace(task, against="reference", reference=None, engine=99.5) if task.task == "edges" else task
+        for task in result.tasks
+    )
+    changed = dataclasses.replace(result, tasks=tasks)
+    (row,) = (line.split() for line in printed(changed).splitlines() if "odsF, %" in line)
+    assert row[:6] == ["edges", "odsF,", "%", "reference", "-", "99.50"]
+    assert "edges: no labels in the data" in printed(changed)
+    page = write_html(changed, tmp_path / "page.html").read_text()
+    edges = page[page.index(">edges<") :]
+    assert re.findall(r'<td data-name="([^"]*)"[^>]*><span>([^<]*)', edges)[:4] == [
+        ("metric", "odsF, %"),
+        ("truth", "reference"),
+        ("reference", "-"),
+        ("engine", "99.50"),
+    ]
+    assert "not an accuracy" in page
+
+
+def test_the_terminal_and_the_page_have_the_same_columns(result, tmp_path):
+    page = write_html(result, tmp_path / "page.html").read_text()
+    for column in TASK_COLUMNS:
+        assert f">{column}</th>" in page
+        assert column in printed(result)
 
 
 def test_junit_has_a_case_for_each_gate(result, failing, tmp_path):

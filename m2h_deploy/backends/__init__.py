@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.bundle import Bundle
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 
 #: Engine kinds and the extra that installs what runs them.
 EXTRAS = {
@@ -84,7 +84,5 @@ def open_backend(bundle: Bundle, options: BackendOptions) -> Backend:
 
             return TensorRTBackend(bundle, options)
     except ModuleNotFoundError as error:
-        raise M2HError(
-            f"{bundle.path} runs on {kind}, and {error.name} is not installed: pip install 'm2h-deploy[{EXTRAS[kind]}]'"
-        ) from None
+        raise missing_extra(str(error.name), EXTRAS[kind], f"{bundle.path} (engine {kind})") from None
     raise M2HError(f"{bundle.path}: engine kind '{kind}' cannot be run by this version")

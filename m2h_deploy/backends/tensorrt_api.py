@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, Literal
 
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
@@ -26,6 +26,5 @@ def load_tensorrt(flavour: str) -> Any:
         try:
             _modules[flavour] = importlib.import_module(flavour.replace("-", "_"))
         except (ImportError, OSError) as error:  # OSError: a library that the package needs is missing
-            reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
-            raise M2HError(f"{NAMES[flavour]} {reason}: pip install 'm2h-deploy[{flavour}]'") from None
+            raise missing_extra(NAMES[flavour], flavour, "the engine", error=error) from None
     return _modules[flavour]

@@ -37,7 +37,7 @@ from m2h_deploy.parity.tasks import Against
 from m2h_deploy.runtime import Runtime
 
 #: Of the files of frames' measurements; another version is measured again.
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.files import scratch_folder
 from m2h_deploy.streams import error_stream
 
@@ -69,7 +69,7 @@ def import_ray() -> Any:
         import_module("pyarrow.parquet")
     except ImportError as error:
         missing = (error.name or "ray").split(".")[0]
-        raise M2HError(f"a job on Ray needs {missing}: pip install 'm2h-deploy[ray]'") from None
+        raise missing_extra(missing, "ray", "a job on Ray", error=error) from None
     return import_module("ray")
 
 

@@ -24,7 +24,7 @@ from m2h_deploy.data.reading import (
     check_size,
     require_file,
 )
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.image_files import read_image
 
 #: Depth beyond this is treated as unknown.
@@ -165,7 +165,7 @@ def _dataset(path: Path) -> npt.NDArray[Any]:
     try:
         import h5py
     except ImportError as error:
-        raise M2HError(f"{path}: reading it needs h5py; install m2h-deploy[data]") from error
+        raise missing_extra("h5py", "data", f"reading {path}", error=error) from None
     try:
         with h5py.File(require_file(path, "label"), "r") as file:
             return np.asarray(file["dataset"])

@@ -32,7 +32,7 @@ from m2h_deploy.data.reading import (
     read_array,
     read_plane,
 )
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.image_files import read_image
 
 #: The names of the official files.
@@ -265,7 +265,7 @@ def _hdf5(path: Path) -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise M2HError(f"{path}: reading it needs h5py; install m2h-deploy[data]") from error
+        raise missing_extra("h5py", "data", f"reading {path}", error=error) from None
     if not path.is_file():
         raise M2HError(f"{path}: the labelled NYUv2 file is missing")
     try:

@@ -16,7 +16,7 @@ from m2h_deploy.data.frame import Frame
 from m2h_deploy.data.mat5 import write_numbers
 from m2h_deploy.data.nyuv2 import MAPPING_NAME, SPLITS_NAME
 from m2h_deploy.data.rooms import render_room, render_room_with_instances, room_intrinsics, room_name
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.files import check_folder, make_folder, whole_file, write_bytes
 from m2h_deploy.provenance import check_output, mark_png
 
@@ -166,7 +166,7 @@ def _write_hdf5(path: Path, frames: int, seed: int, size: tuple[int, int], progr
     try:
         import h5py
     except ImportError as error:
-        raise M2HError(f"{path}: writing it needs h5py; install m2h-deploy[data]") from error
+        raise missing_extra("h5py", "data", f"writing {path}", error=error) from None
     height, width = size
     k = room_intrinsics(height, width)
     with h5py.File(path, "w") as file:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,8 @@ class Metric(ABC):
 
     #: Name of the task, for error lines.
     task: str
+    #: Unit of each figure that `compute` gives.
+    units: ClassVar[dict[str, str]]
     #: Dimensions of one frame's target: 2 for (H, W), 3 for (H, W, C).
     frame_ndim: int = 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,13 @@ class DepthMetric(Metric):
     """
 
     task = "depth"
+    units: ClassVar[dict[str, str]] = {
+        "rmse": "m",
+        "mae": "m",
+        "abs_rel": "share of the depth",
+        "log_rmse": "natural logarithm",
+        **dict.fromkeys(("delta1", "delta2", "delta3"), "share of the pixels"),
+    }
 
     def __init__(self, clamp: tuple[float, float] | None = None) -> None:
         if clamp is not None and not 0 < clamp[0] < clamp[1] < float("inf"):

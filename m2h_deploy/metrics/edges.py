@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,10 @@ class EdgesMetric(Metric):
     """
 
     task = "edges"
+    units: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("odsF", "odsP", "odsR", "oisF", "ap"), "share, 0 to 1"),
+        "odsT": "probability",
+    }
 
     def __init__(self, max_distance: float = NYUV2_MAX_DISTANCE, suppress: bool = True) -> None:
         if not 0 <= max_distance < 1:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import missing_extra
 
 Mask = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int32]
@@ -134,5 +134,5 @@ def _scipy_flow() -> tuple[Any, Any]:
         from scipy import sparse
         from scipy.sparse.csgraph import maximum_flow
     except ImportError as error:
-        raise M2HError("edges metric: SciPy is missing; install it with: pip install 'm2h-deploy[data]'") from error
+        raise missing_extra("scipy", "data", "the edges metric", error=error) from None
     return sparse, maximum_flow

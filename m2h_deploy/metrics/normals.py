@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import numpy.typing as npt
 
@@ -44,6 +46,10 @@ class NormalsMetric(Metric):
     """
 
     task = "normals"
+    units: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("mean", "median", "rmse"), "degrees"),
+        **dict.fromkeys((f"within_{limit:g}" for limit in _WITHIN), "share of the pixels"),
+    }
     frame_ndim = 3
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,9 @@ class SemanticsMetric(Metric):
     """
 
     task = "semantics"
+    units: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("miou", "miou_present", "pixel_accuracy", "mean_accuracy"), "share, 0 to 1"
+    )
 
     def __init__(self, num_outputs: int = 40, *, unknown: bool | None = None) -> None:
         self.num_outputs = num_outputs

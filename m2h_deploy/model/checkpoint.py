@@ -117,6 +117,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> M2H:
     and misshapen tensors are named.
     """
     file = resolve_checkpoint(path)
+    if file.suffix.lower() == ".onnx":
+        raise M2HError(f"{file} is an ONNX file: give the checkpoint (.pt or .safetensors) that it was exported from")
     tensors, metadata = read_tensors(file)
     tensors = {rename_published(name): tensor for name, tensor in tensors.items()}
     model = M2H(_stated_config(metadata, file) or _infer_config(tensors, file))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import missing_extra
 from m2h_deploy.parity.locating import LocateResult
 
 _LEAST, _MOST = 1e-9, 1e2
@@ -19,8 +19,8 @@ def draw_errors(result: LocateResult) -> bytes:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise M2HError("drawing errors needs matplotlib: pip install 'm2h-deploy[report]'") from None
+    except ImportError as error:
+        raise missing_extra("matplotlib", "report", "the chart of errors", error=error) from None
     names = [block.name for block in result.blocks]
     figure = Figure(figsize=(max(6.4, 0.36 * len(names) + 1), 4.2), dpi=140, layout="constrained")
     FigureCanvasAgg(figure)

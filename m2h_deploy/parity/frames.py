@@ -88,6 +88,12 @@ def compared_outputs(manifest: Manifest) -> list[str]:
     return [task for task in manifest.tasks if manifest.sensor is None or task != "semantics"]
 
 
+def output_unit(manifest: Manifest, name: str) -> str:
+    """Name what the values of a compared output are: a sensor graph ends in probabilities, others in logits."""
+    units = {"depth": "m", "semantics": "logit", "normals": "unit vector", "edges": "logit"}
+    return "probability" if name == "edges" and manifest.sensor is not None else units[name]
+
+
 @dataclass
 class Comparison:
     """What all frames add up to."""
@@ -101,7 +107,8 @@ class Comparison:
     def of(cls, manifest: Manifest, targets: dict[str, Against], records: Iterable[FrameRecord]) -> Comparison:
         """Add up `records`. One order gives the same bits every time, whoever measured them."""
         tasks = [TaskComparison(task, against, manifest.classes) for task, against in targets.items()]
-        self = cls([TensorComparison(name) for name in compared_outputs(manifest)], tasks, set())
+        tensors = [TensorComparison(name, output_unit(manifest, name)) for name in compared_outputs(manifest)]
+        self = cls(tensors, tasks, set())
         for record in records:
             if not self.frames:
                 for task in tasks:

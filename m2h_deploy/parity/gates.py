@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from m2h_deploy.errors import M2HError
-from m2h_deploy.parity.bootstrap import Interval
+from m2h_deploy.parity.bootstrap import FEW_FRAMES, Interval
 
 Verdict = Literal["pass", "fail", "unsure"]
 
@@ -71,6 +71,8 @@ class GateResult:
     unit: str
     message: str
     """One line for people."""
+    frames_needed: int | None = None
+    """Of an unsure gate: about how many frames are likely to decide it; None where that cannot be estimated."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,11 @@ class Rule:
     at_least: bool = False
 
 
-def judge(rule: Rule, limit: float, value: float, interval: Interval) -> GateResult:
+def judge(rule: Rule, limit: float, value: float, interval: Interval, frames: int | None = None) -> GateResult:
     """The verdict on a measured `value` with its `interval` (low, high), both in the gate's unit.
 
     Larger is worse, or better where `rule.at_least`. A value that is not a number (nothing was labelled) is unsure.
+    With `frames`, how many were measured, an unsure gate says how many are likely to be enough.
     """
     low, high = interval
     worst, best = (low, high) if rule.at_least else (high, low)
@@ -98,6 +101,7 @@ def judge(rule: Rule, limit: float, value: float, interval: Interval) -> GateRes
     bounds = f"{low:.3g} to {high:.3g}"
     allowed = f"{'more' if rule.at_least else 'less'} than {limit:g} {rule.unit} is needed"
     verdict: Verdict
+    needed: int | None = None
     if math.isnan(value) or math.isnan(low) or math.isnan(high):
         verdict, note = "unsure", f"{rule.words}: nothing to measure on these frames"
     elif within(worst):
@@ -106,5 +110,24 @@ def judge(rule: Rule, limit: float, value: float, interval: Interval) -> GateRes
         verdict, note = "fail", f"{rule.words}: {value:.3g} {rule.unit} ({bounds}); {allowed}"
     else:
         verdict = "unsure"
-        note = f"{rule.words}: {value:.3g} {rule.unit}, too few frames to tell ({bounds}); {allowed}"
-    return GateResult(rule.name, rule.task, verdict, value, interval, limit, rule.unit, note)
+        needed = None if frames is None else frames_needed(limit, value, interval, frames)
+        enough = "" if needed is None else f", about {needed} are likely to be enough"
+        note = f"{rule.words}: {value:.3g} {rule.unit} ({bounds}), too few frames to tell{enough}; {allowed}"
+    return GateResult(rule.name, rule.task, verdict, value, interval, limit, rule.unit, note, needed)
+
+
+def frames_needed(limit: float, value: float, interval: Interval, frames: int) -> int | None:
+    """Estimate how many frames narrow `interval`, measured on `frames`, until it no longer holds `limit`.
+
+    The width of an interval falls as 1 / sqrt(frames), if further frames are like these. Rounded up to two digits, and
+    never under FEW_FRAMES. None where `value` is the limit itself.
+    """
+    if not math.isfinite(interval[0]) or not math.isfinite(interval[1]):
+        return FEW_FRAMES  # one frame: the least that gives an interval to rely on
+    margin = abs(limit - value)
+    width = interval[1] - value if limit > value else value - interval[0]
+    if margin == 0 or not math.isfinite(width / margin):
+        return None
+    needed = max(FEW_FRAMES, frames + 1, math.ceil(frames * (width / margin) ** 2))
+    step = 10 ** max(0, len(str(needed)) - 2)
+    return -(-needed // step) * step

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from m2h_deploy.bundle import Bundle
 from m2h_deploy.causes import failure
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.selftest import pattern
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         import onnx  # noqa: F401 (as below)
         import onnxruntime  # noqa: F401 (asked for here, so that one line names what is missing)
     except ModuleNotFoundError as error:
-        raise M2HError(f"locating a difference needs {error.name}: pip install 'm2h-deploy[export]'") from None
+        raise missing_extra(str(error.name), "export", "locating a difference") from None
     from m2h_deploy.onnx_files import read_onnx
 
     return read_onnx(path)

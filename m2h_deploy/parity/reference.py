@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from m2h_deploy.bundle import InputSpec
 from m2h_deploy.causes import failure
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 
 Outputs = dict[str, NDArray[np.float32]]
 
@@ -41,9 +41,8 @@ def open_reference(path: str | os.PathLike[str], spec: InputSpec, threads: int |
     try:
         return _TorchReference(path)
     except ModuleNotFoundError as error:
-        raise M2HError(
-            f"{path}: the reference needs {error.name}: pip install 'm2h-deploy[export]', or give the float32 .onnx"
-        ) from None
+        missing = missing_extra(str(error.name), "export", f"the reference {path}")
+        raise M2HError(f"{missing}; or give the float32 .onnx file of the same export") from None
 
 
 class _TorchReference:
@@ -70,10 +69,8 @@ class _OnnxReference:
             raise M2HError(f"no reference at {path}: give a checkpoint or the .onnx file of m2h-deploy export")
         try:
             import onnxruntime as ort
-        except ModuleNotFoundError:
-            raise M2HError(
-                f"{path}: an ONNX reference needs onnxruntime: pip install 'm2h-deploy[onnxruntime]'"
-            ) from None
+        except ImportError as error:
+            raise missing_extra("onnxruntime", "onnxruntime", f"the reference {path}", error=error) from None
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))

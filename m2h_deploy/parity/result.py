@@ -16,7 +16,17 @@ from m2h_deploy.parity.tensors import TensorResult
 if TYPE_CHECKING:
     from m2h_deploy.parity.locating import LocateResult
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
+
+#: Names in the JSON of what has no unit beside it.
+_TENSOR_KEYS = {"psnr": "psnr_db", "psnr_interval": "psnr_interval_db", "label_agreement": "label_agreement_share"}
+_LIMIT_KEYS = {
+    "miou_drop": "miou_drop_points",
+    "rmse_increase": "rmse_increase_percent",
+    "merr_increase": "merr_increase_degrees",
+    "odsf_drop": "odsf_drop_points",
+    "psnr": "psnr_db",
+}
 
 
 @dataclass(frozen=True)
@@ -74,17 +84,31 @@ class VerifyResult:
         if failed:
             return f"{len(failed)} of {count} gates failed: {'; '.join(failed)}"
         if unsure:
-            return f"{len(unsure)} of {count} gates cannot be decided, use more frames: {'; '.join(unsure)}"
+            return f"{len(unsure)} of {count} gates cannot be decided, {self.advice}: {'; '.join(unsure)}"
         return f"all {len(self.gates)} gates passed on {self.data.frames} frames"
+
+    @property
+    def advice(self) -> str:
+        """How many frames are likely to decide the unsure gates; "" where none is unsure."""
+        unsure = [gate for gate in self.gates if gate.verdict == "unsure"]
+        needed = max((gate.frames_needed or 0 for gate in unsure), default=0)
+        if not unsure:
+            return ""
+        if not needed:
+            return "use more frames"
+        short = f" (the data has {self.data.of})" if needed > self.data.of else ""
+        return f"about {needed} frames are likely to be enough{short}"
 
 
 def to_json(result: VerifyResult, located: LocateResult | None = None) -> dict[str, Any]:
     """Plain values for `json.dumps`, without pictures; numbers that do not exist or are infinite are None.
 
-    `located` is added under its name, block by block.
+    Every figure has its unit in its name or beside it. `located` is added under its name, block by block.
     """
     content = dataclasses.asdict(dataclasses.replace(result, worst=()))
     del content["worst"]
+    content["tensors"] = [_renamed(tensor, _TENSOR_KEYS) for tensor in content["tensors"]]
+    content["limits"] = _renamed(content["limits"], _LIMIT_KEYS)
     head = {
         "tool": f"m2h-deploy {__version__}",
         "schema_version": RESULT_VERSION,
@@ -92,11 +116,15 @@ def to_json(result: VerifyResult, located: LocateResult | None = None) -> dict[s
         "passed": result.passed,
     }
     if located is not None:
-        blocks = [dataclasses.asdict(block) for block in located.blocks]
+        blocks = [_renamed(dataclasses.asdict(block), {"error": "relative_error"}) for block in located.blocks]
         names = ("block", "value", "summary", "compared", "of", "unseen")
         content["located"] = {name: getattr(located, name) for name in names} | {"blocks": blocks}
     plain: dict[str, Any] = _plain({**head, **content})
     return plain
+
+
+def _renamed(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    return {names.get(key, key): value for key, value in values.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -53,7 +53,8 @@ def verify(
     Both sides see the same preprocessed input and pass the same postprocessing. A sensor bundle does both itself, so
     there finished predictions are compared: of depth, normals and edges also value by value. Predictions are evaluated
     at the images' own size, in the data's label convention. A task that the data has no labels of is measured against
-    the reference's own prediction; a task that the engine does not have is left out.
+    the reference's own prediction, and its figure is the engine's agreement with it; a task that the engine does not
+    have is left out.
 
     Args:
         bundle_path: the bundle's folder.
@@ -139,7 +140,7 @@ def conclude(
         gates=(
             *sides.self_test,
             *(gate for _, judged in measured for gate in judged),
-            *(_psnr_gate(tensor, gates.psnr) for tensor in tensors if gates.psnr is not None),
+            *(_psnr_gate(tensor, gates.psnr, data.frames) for tensor in tensors if gates.psnr is not None),
             *_frames_gate(data.frames),
         ),
         worst=worst,
@@ -157,16 +158,19 @@ def _records(measurer: Measurer, frames: Iterator[Frame], worst: WorstFrames) ->
 
 
 def _frames_gate(frames: int) -> tuple[GateResult, ...]:
-    """Few frames have intervals too narrow to rely on, so what passes on them is a first look and not a pass."""
+    """Few frames have intervals too narrow to rely on, so they are inconclusive whatever they show."""
     if frames >= FEW_FRAMES:
         return ()
-    message = f"{frames} frames are a first look: at least {FEW_FRAMES} are needed to pass"
-    return (GateResult("frames", None, "unsure", float(frames), None, float(FEW_FRAMES), "frames", message),)
+    count = f"{frames} frame is" if frames == 1 else f"{frames} frames are"
+    message = f"{count} inconclusive: at least {FEW_FRAMES} are needed to pass"
+    return (
+        GateResult("frames", None, "unsure", float(frames), None, float(FEW_FRAMES), "frames", message, FEW_FRAMES),
+    )
 
 
-def _psnr_gate(tensor: TensorResult, limit: float) -> GateResult:
+def _psnr_gate(tensor: TensorResult, limit: float, frames: int) -> GateResult:
     rule = Rule(f"{tensor.output}.psnr", tensor.output, f"{tensor.output} PSNR", "dB", at_least=True)
-    gate = judge(rule, limit, tensor.psnr, tensor.psnr_interval)
+    gate = judge(rule, limit, tensor.psnr, tensor.psnr_interval, frames)
     if not tensor.nonfinite:
         return gate
     message = f"{tensor.output}: {tensor.nonfinite} values of the engine are not finite numbers"

@@ -23,7 +23,7 @@ Against = Literal["labels", "reference"]
 State = NDArray[np.float64]
 
 #: Where the reference stands in for labels, its boundaries are the thinned edges above this share of the frame's
-#: strongest: near 0.5 for a trained network, and never none.
+#: strongest. It is one of the metric's thresholds.
 EDGE_SHARE = 0.5
 
 
@@ -38,14 +38,17 @@ class TaskResult:
     """What stood for the truth: the data's labels, or the reference's own prediction."""
     derived: bool
     """The labels were computed from other labels: not comparable with the paper's Table I."""
-    reference: float
+    reference: float | None
+    """None where the reference is the truth: `engine` is then its agreement with the reference, not an accuracy."""
     engine: float
-    change: float
-    """engine - reference."""
+    worse_by: float
+    """How much worse the engine is than the reference, in `unit`: positive is worse, as in the gates."""
     interval: Interval
-    """95 % interval of `change`."""
-    reference_figures: dict[str, float]
+    """95 % interval of `worse_by`."""
+    reference_figures: dict[str, float] | None
     engine_figures: dict[str, float]
+    figure_units: dict[str, str]
+    """Unit of each of the figures."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,10 @@ class TaskComparison:
         Raises M2HError, naming the frame, when its labels do not fit its image.
         """
         given, other = getattr(reference, self.task), getattr(engine, self.task)
-        target = self._target(frame, given)
+        if self.task == "edges" and self.against == "reference":
+            given, other, target = _edge_agreement(given, other)
+        else:
+            target = self._target(frame, given)
         try:
             state = self._metric.frame_state(given, target)
             # The edge matching takes long, and a good engine often gives the very same array.
@@ -111,39 +117,40 @@ class TaskComparison:
             if target is None:
                 raise M2HError(f"{frame.name} has no {self.task} labels, the first frame has: check the data")
             return target
-        if self.task == "semantics":
-            return np.where(given == 0, IGNORE_LABEL, given - 1).astype(np.uint8) if self._unknown else given
-        return _reference_boundaries(given) if self.task == "edges" else given
+        if self.task == "semantics" and self._unknown:
+            return np.where(given == 0, IGNORE_LABEL, given - 1).astype(np.uint8)
+        return given
 
     def result(self, weights: NDArray[np.float64], gates: Gates) -> tuple[TaskResult, list[GateResult]]:
         """The figures with their interval, and the task's gate if it is set; `weights` are the bootstrap's draws."""
         spec = _TASKS[self.task]
         reference, engine = np.array(self._reference), np.array(self._engine)
         a, b = self._figures(reference, weights), self._figures(engine, weights)
-        change = b - a
+        worse = spec.sign * (b - a) + 0.0  # no negative zeros
         frames = len(reference)
+        labelled = self.against == "labels"
         result = TaskResult(
             task=self.task,
             metric=spec.metric,
             unit=spec.unit,
             against=self.against,
             derived=self.derived,
-            reference=float(a[0]),
+            reference=float(a[0]) if labelled else None,
             engine=float(b[0]),
-            change=float(change[0]),
-            interval=interval(float(change[0]), change[1:], frames),
-            reference_figures=self._metric.compute_from(reference.sum(axis=0)),
+            worse_by=float(worse[0]),
+            interval=interval(float(worse[0]), worse[1:], frames),
+            reference_figures=self._metric.compute_from(reference.sum(axis=0)) if labelled else None,
             engine_figures=self._metric.compute_from(engine.sum(axis=0)),
+            figure_units=dict(self._metric.units),
         )
         limit = getattr(gates, spec.gate)
         if limit is None:
             return result, []
-        worse = spec.sign * change + 0.0  # no negative zeros
         if self.task == "depth":
-            base = a if self.against == "labels" else self._figures(np.array(self._scale), weights)
+            base = a if labelled else self._figures(np.array(self._scale), weights)
             worse = 100 * np.divide(worse, base, out=np.full_like(worse, np.nan), where=base > 0)
         rule = Rule(f"{self.task}.{spec.gate}", self.task, f"{self.task} {spec.words}", spec.gate_unit)
-        return result, [judge(rule, limit, float(worse[0]), interval(float(worse[0]), worse[1:], frames))]
+        return result, [judge(rule, limit, float(worse[0]), interval(float(worse[0]), worse[1:], frames), frames)]
 
     def _figures(self, states: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """The headline of all frames, then of each resample: float64 (1 + resamples,)."""
@@ -162,10 +169,17 @@ def _make_metric(task: str, classes: Classes, *, unknown: bool) -> Metric:
     return SemanticsMetric(len(classes.names), unknown=unknown)
 
 
-def _reference_boundaries(probability: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Suppressed as the metric does it with a prediction, so that the reference against itself is near 100 %."""
-    strength = suppress_non_maxima(probability)
-    return np.asarray(strength > EDGE_SHARE * strength.max())
+def _edge_agreement(
+    reference: NDArray[np.float32], engine: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    """Scale both maps by the reference's strongest edge, and take its boundaries at EDGE_SHARE of that for the truth.
+
+    At the threshold EDGE_SHARE the metric selects these very pixels of the reference, so the reference has an odsF of
+    100 % whatever its strength, and an engine that has its values too.
+    """
+    strongest = float(suppress_non_maxima(reference).max()) or 1.0
+    given, other = (np.minimum(edges / np.float32(strongest), np.float32(1)) for edges in (reference, engine))
+    return given, other, suppress_non_maxima(given) > np.float32(EDGE_SHARE)
 
 
 def has_unknown(classes: Classes) -> bool:

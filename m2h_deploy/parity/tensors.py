@@ -19,6 +19,8 @@ class TensorResult:
     """One output over all frames, before postprocessing."""
 
     output: str
+    unit: str
+    """Of `max_error` and `mean_error`; of edges: logit, or probability where the graph ends in it."""
     max_error: float
     mean_error: float
     psnr: float
@@ -51,8 +53,8 @@ def tensor_sums(output: str, reference: Output, engine: Output, nonfinite: int) 
 class TensorComparison:
     """Adds up one output over frames; memory grows by nine numbers a frame."""
 
-    def __init__(self, output: str) -> None:
-        self.output = output
+    def __init__(self, output: str, unit: str) -> None:
+        self.output, self.unit = output, unit
         self._sums: list[Sums] = []
         self._low, self._high, self._largest = np.inf, -np.inf, 0.0
 
@@ -72,6 +74,7 @@ class TensorComparison:
         low, high = interval(decibels, resample(weights, states, self._psnr), len(states))
         return TensorResult(
             output=self.output,
+            unit=self.unit,
             max_error=self._largest,
             mean_error=error / size,
             psnr=decibels,

@@ -110,7 +110,7 @@ class CameraRun:
         return summarise([delivery.service_ms for delivery in self.deliveries])
 
     @property
-    def utilisation(self) -> float:
+    def utilization(self) -> float:
         """Mean service time over the period: above 1 the engine cannot keep up."""
         return self.service.mean / self.camera.period_ms
 

@@ -1,4 +1,4 @@
-"""What stands between a measurement and the truth, in words."""
+"""Warnings about unreliable measurements."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 
 from m2h_deploy.profiling.result import BenchResult, mean_readings
 from m2h_deploy.profiling.statistics import STEADY
+from m2h_deploy.profiling.words import above_roofline
 
 #: Share of the processor time that others may use before it is worth a word.
 _OTHERS = 5.0
@@ -40,6 +41,8 @@ def _of_subjects(result: BenchResult) -> list[str]:
             found.append(f"{load.subject}: LoadGen calls {load.settings.scenario} {load.summary.line} ({reasons})")
     if result.roofline is not None and not result.roofline.threads_held:
         found.append("the roofline's product ran on numpy's own number of threads: pip install threadpoolctl")
+    if (above := above_roofline(result)) is not None:
+        found.append(above)
     return found
 
 

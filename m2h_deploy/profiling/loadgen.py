@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.files import make_folder, scratch_folder
 from m2h_deploy.profiling.measure import Samples, Subject, Timer
 
@@ -111,8 +111,8 @@ def load_loadgen() -> Any:
     """LoadGen's module. Raises M2HError, naming the extra, where it is not installed."""
     try:
         import mlperf_loadgen  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        raise M2HError("LoadGen is not installed: pip install 'm2h-deploy[bench]'") from None
+    except ImportError as error:
+        raise missing_extra("mlperf-loadgen", "bench", "--scenario", error=error) from None
     return mlperf_loadgen
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from m2h_deploy.files import write_bytes
-from m2h_deploy.pages import render_page
+from m2h_deploy.pages import Cell, render_page
 from m2h_deploy.profiling import charts, words
+from m2h_deploy.profiling.layers import BlockTime
 from m2h_deploy.profiling.measure import STAGES
 from m2h_deploy.profiling.result import BenchResult, SubjectResult
 
@@ -22,16 +23,18 @@ def write_page(result: BenchResult, path: str | os.PathLike[str]) -> Path:
         "bench.html",
         result=result,
         stage_names=STAGES,
+        words=words,
         subjects=_subjects(result),
+        latency=_latency(result),
         slowest_ms=max(subject.summary["total"].p50.value for subject in result.subjects),
-        ratios=[(ratio, words.times(ratio.total), words.times(ratio.inference)) for ratio in result.ratios],
+        ratios=[(ratio.subject, words.times(ratio.total), words.times(ratio.inference)) for ratio in result.ratios],
         cameras=_cameras(result),
+        camera_rows=[(camera.subject, *words.camera_cells(camera.run)) for camera in result.cameras],
         loads=_loads(result),
+        load_rows=_load_rows(result),
         layers=[_layers(result, index) for index in range(len(result.layers))],
-        block_columns=words.BLOCK_COLUMNS,
         facts=words.machine_facts(result.machine),
-        memory=words.memory_words(result),
-        readings=_readings(result),
+        machine=_machine(result),
         roofline=result.roofline,
     )
     return write_bytes(path, page)
@@ -50,14 +53,6 @@ def _subject(subject: SubjectResult, low: float, high: float, top: float) -> dic
         "name": subject.name,
         "about": words.subject_facts(subject),
         "on_device": words.device_facts(subject.on_device) if subject.on_device else None,
-        "cells": [
-            str(total.count),
-            *(words.interval(estimate) for estimate in (total.p50, total.p90, total.p99)),
-            words.number(total.most),
-            f"{100 * total.variation:.1f} %",
-            words.number(1000 / total.mean),
-        ],
-        "steady": total.steady,
         "stages": list(zip(STAGES, stages, [words.number(value) for value in stages], strict=True)),
         "sum": sum(stages),
         "histogram": charts.histogram(
@@ -65,6 +60,18 @@ def _subject(subject: SubjectResult, low: float, high: float, top: float) -> dic
         ),
         "timeline": charts.timeline(subject.samples.started, subject.samples.total, top=top),
     }
+
+
+def _latency(result: BenchResult) -> list[list[Cell | str]]:
+    rows: list[list[Cell | str]] = []
+    for subject in result.subjects:
+        total = subject.summary["total"]
+        cells: list[Cell | str] = [subject.name, *words.latency_cells(total)]
+        if not total.steady:
+            place = words.LATENCY_COLUMNS.index("variation")
+            cells[place] = Cell(str(cells[place]), "unsure")
+        rows.append(cells)
+    return rows
 
 
 def _cameras(result: BenchResult) -> list[dict[str, Any]]:
@@ -80,15 +87,6 @@ def _cameras(result: BenchResult) -> list[dict[str, Any]]:
                 "policy": run.camera.policy,
                 "rate": f"{run.camera.rate:g}",
                 "limit": words.number(limit),
-                "cells": [
-                    *(words.interval(estimate) for estimate in (age.p50, age.p90, age.p99)),
-                    words.number(age.most),
-                    f"{run.misses} of {len(run.deliveries)}",
-                    f"{len(run.dropped)} of {run.camera.frames}",
-                    f"{100 * run.in_time:.1f} %",
-                    words.number(run.delivered_rate),
-                    f"{run.utilisation:.2f}",
-                ],
                 "chart": charts.timeline(arrived, ages, limit=limit, top=max(age.most, limit) * 1.08),
             }
         )
@@ -100,17 +98,21 @@ def _loads(result: BenchResult) -> list[dict[str, Any]]:
         {
             "name": load.subject,
             "scenario": load.settings.scenario,
-            "trial": f"trial of {load.settings.duration_s:g} s" if load.trial else "LoadGen's own duration",
-            "valid": load.summary.valid,
-            "line": load.summary.line,
-            "figure": words.load_figure(load.summary),
-            "queries": load.queries,
-            "frames": len(load.samples.total),
             "checks": ", ".join(f"{name}: {value}" for name, value in load.summary.checks.items()),
             "text": load.summary.text,
         }
         for load in result.loads
     ]
+
+
+def _load_rows(result: BenchResult) -> list[list[Cell | str]]:
+    rows: list[list[Cell | str]] = []
+    for load in result.loads:
+        scenario, verdict, *cells = words.load_cells(load)
+        trial = f"trial of {load.settings.duration_s:g} s" if load.trial else "LoadGen's own duration"
+        style = "pass" if load.summary.valid else "fail"
+        rows.append([load.subject, f"{scenario}, {trial}", Cell(verdict, style), *cells])
+    return rows
 
 
 def _layers(result: BenchResult, index: int) -> dict[str, Any]:
@@ -120,14 +122,28 @@ def _layers(result: BenchResult, index: int) -> dict[str, Any]:
         "name": profile.subject,
         "runs": profile.runs,
         "total": words.number(profile.total_ms),
-        "rows": [(words.block_cells(block), round(100 * block.share / widest, 1)) for block in profile.blocks],
-        "slowest": [(layer.name, layer.kind, words.number(layer.milliseconds)) for layer in profile.slowest],
+        "rows": [_block_row(block, 100 * block.share / widest) for block in profile.blocks],
+        "slowest": [
+            (Cell(layer.name, "code"), layer.kind, words.number(layer.milliseconds)) for layer in profile.slowest
+        ],
     }
 
 
-def _readings(result: BenchResult) -> list[tuple[str, str, str]]:
+def _block_row(block: BlockTime, width: float) -> list[Cell | str]:
+    """The cells of a block, its share with a bar of `width` per cent."""
+    cells: list[Cell | str] = [*words.block_cells(block)]
+    place = words.BLOCK_COLUMNS.index("share")
+    cells[place] = Cell(str(cells[place]), drawing=f'<i class="share" style="width: {width:.1f}%"></i>')
+    return cells
+
+
+def _machine(result: BenchResult) -> list[tuple[str, str, Cell]]:
     rows = []
-    for name, text in words.reading_words(result).items():
+    for name, text in words.machine_rows(result).items():
         points = [(reading.seconds, reading.values[name]) for reading in result.readings if name in reading.values]
-        rows.append((name, text, charts.sparkline([x for x, _ in points], [y for _, y in points])))
+        line = charts.sparkline([x for x, _ in points], [y for _, y in points])
+        drawing = (
+            f'<svg class="spark" viewBox="0 0 1000 200" preserveAspectRatio="none" aria-hidden="true">{line}</svg>'
+        )
+        rows.append((name, text, Cell(drawing=drawing if line else "")))
     return rows

@@ -120,7 +120,7 @@ def camera_figures(camera: CameraResult) -> dict[str, Any]:
         "misses": run.misses,
         "in_time": run.in_time,
         "delivered_rate": run.delivered_rate,
-        "utilisation": run.utilisation,
+        "utilization": run.utilization,
         "age_ms": _plain(run.age),
         "service_ms": _plain(run.service),
     }

@@ -12,6 +12,9 @@ from m2h_deploy.profiling import words
 from m2h_deploy.profiling.measure import STAGES
 from m2h_deploy.profiling.result import BenchResult
 
+#: Place of the coefficient of variation among `words.latency_cells`.
+_VARIATION = words.LATENCY_COLUMNS.index("variation") - 1
+
 
 def print_bench(result: BenchResult, console: Console) -> None:
     """Print every table of the result, then its warnings."""
@@ -53,36 +56,19 @@ def _tables(result: BenchResult) -> Iterator[Table]:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None)
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=None)
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", overflow="fold")
     return table
 
 
 def _latency(result: BenchResult) -> Table:
-    table = _table(
-        "one frame after another, ms (95 % interval)",
-        "",
-        "runs",
-        "p50",
-        "p90",
-        "p99",
-        "most",
-        "variation",
-        "per second",
-    )
+    table = _table("one frame after another (95 % interval)", *words.LATENCY_COLUMNS)
     for subject in result.subjects:
         total = subject.summary["total"]
-        variation = Text(f"{100 * total.variation:.1f} %", style="" if total.steady else "yellow")
-        cells = [words.interval(estimate) for estimate in (total.p50, total.p90, total.p99)]
-        table.add_row(
-            Text(subject.name),
-            str(total.count),
-            *cells,
-            words.number(total.most),
-            variation,
-            words.number(1000 / total.mean),
-        )
+        cells: list[str | Text] = [*words.latency_cells(total)]
+        cells[_VARIATION] = Text(str(cells[_VARIATION]), style="" if total.steady else "yellow")
+        table.add_row(Text(subject.name), *cells)
     return table
 
 
@@ -96,7 +82,7 @@ def _stages(result: BenchResult) -> Table:
 
 
 def _ratios(result: BenchResult) -> Table:
-    table = _table(f"times as fast as {result.ratios[0].baseline} (95 % interval)", "", "whole frame", "inference")
+    table = _table(f"times as fast as {result.ratios[0].baseline} (95 % interval)", *words.RATIO_COLUMNS)
     for ratio in result.ratios:
         table.add_row(Text(ratio.subject), words.times(ratio.total), words.times(ratio.inference))
     return table
@@ -104,53 +90,26 @@ def _ratios(result: BenchResult) -> Table:
 
 def _loads(result: BenchResult) -> Table:
     trial = next((f", trials of {load.settings.duration_s:g} s" for load in result.loads if load.trial), "")
-    columns = ("scenario", "LoadGen says", "figure", "queries", "frames", "p50", "p99 ms")
-    table = _table(f"MLPerf LoadGen{trial}", "", *columns)
+    table = _table(f"MLPerf LoadGen{trial}", *words.LOAD_COLUMNS)
     for load in result.loads:
-        total = load.samples.summary()["total"]
+        scenario, verdict, *cells = words.load_cells(load)
         table.add_row(
-            Text(load.subject),
-            load.settings.scenario,
-            Text(load.summary.line, style="green" if load.summary.valid else "red"),
-            words.load_figure(load.summary),
-            str(load.queries),
-            str(total.count),
-            words.number(total.p50.value),
-            words.number(total.p99.value),
+            Text(load.subject), scenario, Text(verdict, style="green" if load.summary.valid else "red"), *cells
         )
     return table
 
 
 def _cameras(result: BenchResult) -> Table:
     camera = result.cameras[0].run.camera
-    title = f"camera, {camera.rate:g} frames a second, deadline {words.number(camera.limit_ms)} ms; age at delivery, ms"
-    columns = ("p50", "p90", "p99", "most", "late", "dropped", "in time", "/s", "busy")
-    table = _table(title, "", "policy", *columns)
+    title = f"camera, {camera.rate:g} frames a second, deadline {words.number(camera.limit_ms)} ms; age at delivery"
+    table = _table(title, *words.CAMERA_COLUMNS)
     for entry in result.cameras:
-        run, age = entry.run, entry.run.age
-        table.add_row(
-            Text(entry.subject),
-            run.camera.policy,
-            *(words.number(value) for value in (age.p50.value, age.p90.value, age.p99.value, age.most)),
-            f"{run.misses}/{len(run.deliveries)}",
-            f"{len(run.dropped)}/{run.camera.frames}",
-            f"{100 * run.in_time:.1f} %",
-            words.number(run.delivered_rate),
-            f"{100 * run.utilisation:.0f} %",
-        )
+        table.add_row(Text(entry.subject), *words.camera_cells(entry.run, intervals=False))
     return table
 
 
 def _machine(result: BenchResult) -> Table:
-    table = _table("the machine meanwhile", "", "mean (least to most)")
-    for name, value in words.reading_words(result).items():
+    table = _table("", *words.MACHINE_COLUMNS)
+    for name, value in words.machine_rows(result).items():
         table.add_row(Text(name), value)
-    table.add_row("resident memory", words.memory_words(result))
-    if result.roofline is not None:
-        roof = result.roofline
-        table.add_row(
-            "roofline",
-            f"{roof.gflops:.0f} GFLOP/s float32, {roof.gigabytes:.1f} GB/s copied, {roof.threads} thread"
-            f"{'s' if roof.threads > 1 else ''}",
-        )
     return table

@@ -11,14 +11,14 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, install_extra
 
 _VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 #: What to do, for every reason.
 ADVICE = (
     "make an environment of the distribution's own Python: apt install python3-venv libpython3-dev, "
-    "/usr/bin/python3 -m venv serving, serving/bin/pip install 'm2h-deploy[serve,onnxruntime]'"
+    f"/usr/bin/python3 -m venv serving, . serving/bin/activate; {install_extra('serve,onnxruntime')}"
 )
 
 

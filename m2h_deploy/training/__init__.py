@@ -7,7 +7,7 @@ train(load_config("configs/m2h-tiny.toml"), "runs/tiny")
 ```
 """
 
-from m2h_deploy.training.api import evaluate_checkpoint, run, train
+from m2h_deploy.training.api import evaluate_checkpoint, interrupted_message, run, train
 from m2h_deploy.training.config import TrainConfig, load_config
 from m2h_deploy.training.evaluation import check_marks, evaluate, replace_table, table
 
@@ -16,6 +16,7 @@ __all__ = [
     "check_marks",
     "evaluate",
     "evaluate_checkpoint",
+    "interrupted_message",
     "load_config",
     "replace_table",
     "run",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from m2h_deploy.causes import reason
 from m2h_deploy.errors import M2HError
 from m2h_deploy.streams import prepare_streams
-from m2h_deploy.training import run, table
+from m2h_deploy.training import interrupted_message, run, table
 
 
 def main() -> int:
@@ -42,7 +43,8 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("stopped; the state is saved, go on with --resume", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(interrupted_message(arguments.output), file=sys.stderr)
         return 130
     if result:
         print(table(result))

@@ -83,8 +83,8 @@ def train(
     frames_root = Path(cache) if cache is not None else folder / "frames"
     if not group.leads:
         group.wait()
-    frames = _frames(config.data, frames_root, workers)
-    validation = _frames(config.validation, frames_root, workers)
+    frames = _frames(config, config.data, frames_root, workers)
+    validation = _frames(config, config.validation, frames_root, workers)
     if group.leads:
         group.wait()
     model = _initial_model(config).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -122,16 +122,25 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """What `evaluate` says of a checkpoint on the validation frames of a run's TOML file, normalised as in that run.
 
-    `checkpoint`, a path or the name of the embedded default, need not come from that run. Frames are kept under
+    `checkpoint`, a path or the name of the embedded default, need not come from that run, and of the file only
+    `[validation]` and `preset` are looked at. Frames are kept under
     `cache` for the next time; without it they go when the figures are there. `device` and `workers` as for `train`.
     Raises M2HError for a checkpoint, config or data that cannot be read.
     """
-    config = load_config(config_path)
+    config = load_config(config_path, training=False)
     model = load_checkpoint(checkpoint).to(_device(device))
     with ExitStack() as stack:
         root = cache if cache is not None else stack.enter_context(scratch_folder("m2h-frames-"))
-        frames = _frames(config.validation, Path(root), workers)
-        return evaluate(model, frames.frames(), preset=config.preset)
+        frames = _frames(config, config.validation, Path(root), workers)
+        return evaluate(model, frames, preset=config.preset)
+
+
+def interrupted_message(output: str | os.PathLike[str]) -> str:
+    """Say what an interrupted run left in its folder, and how it goes on."""
+    state = Path(output) / STATE
+    if state.is_file():
+        return f"interrupted: the state is saved in {state}; the same command with --resume goes on from there"
+    return f"interrupted before a step was saved: nothing to resume in {output}; the same command starts anew"
 
 
 #: What a finished run leaves in its folder, the network last.
@@ -172,23 +181,24 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _frames(data: DataConfig, root: Path, workers: int) -> FrameCache:
+def _frames(config: TrainConfig, data: DataConfig, root: Path, workers: int) -> FrameCache:
     dataset: Dataset
     if data.source == "rooms":
         dataset, key = Rooms(data.count, data.seed), f"rooms {data.seed}"
     else:
-        dataset, key = open_dataset(data.source, split=data.split), f"{data.source} {data.split}"
+        source = config.find(data.source)
+        dataset, key = open_dataset(source, split=data.split), f"{Path(source).resolve()} {data.split}"
     return open_cache(dataset, key, root, (data.height, data.width), count=data.count, workers=workers)
 
 
 def _initial_model(config: TrainConfig) -> M2H:
     torch.manual_seed(config.seed)
     if config.checkpoint:
-        return load_checkpoint(config.checkpoint)
+        return load_checkpoint(config.find(config.checkpoint))
     model = build_model(config.variant, **config.model)
     prepare_fresh(model, config.layer_scale)
     if config.backbone:
-        _load_backbone(model, Path(config.backbone))
+        _load_backbone(model, Path(config.find(config.backbone)))
     return model
 
 
@@ -197,7 +207,7 @@ def _quantise(model: M2H, config: TrainConfig, frames: FrameCache, validation: F
     insert_quantisers(model, calibration_batches(config, frames, next(model.parameters()).device))
     if validation is None:
         return {}
-    before: dict[str, Any] = json.loads(json.dumps(evaluate(model, validation.frames(), preset=config.preset)))
+    before: dict[str, Any] = json.loads(json.dumps(evaluate(model, validation, preset=config.preset)))
     return before
 
 
@@ -214,11 +224,11 @@ def _load_backbone(model: M2H, file: Path) -> None:
 def _teacher(config: TrainConfig, device: torch.device) -> M2H | None:
     if not config.teacher:
         return None
-    return load_checkpoint(config.teacher).to(device).requires_grad_(False).eval()
+    return load_checkpoint(config.find(config.teacher)).to(device).requires_grad_(False).eval()
 
 
 def _finish(work: Run, validation: FrameCache) -> dict[str, Any]:
-    result = evaluate(work.model, validation.frames(), preset=work.config.preset)
+    result = evaluate(work.model, validation, preset=work.config.preset)
     if work.qat:
         result["before"] = work.before
     folder = work.folder

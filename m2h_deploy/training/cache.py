@@ -58,8 +58,8 @@ class FrameCache:
     def __len__(self) -> int:
         return len(self.image)
 
-    def frames(self) -> Iterator[Frame]:
-        """The frames as metrics take them, in order. Unlabelled edges count as no edge."""
+    def __iter__(self) -> Iterator[Frame]:
+        """Give the frames as metrics take them, in order. Unlabelled edges count as no edge."""
         for i in range(len(self)):
             yield Frame(
                 image=np.ascontiguousarray(self.image[i]),

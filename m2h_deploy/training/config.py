@@ -6,11 +6,12 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from m2h_deploy.errors import M2HError
+from m2h_deploy.model.config import VARIANTS
 from m2h_deploy.training.batches import AugmentConfig
 
 
@@ -108,22 +109,38 @@ class TrainConfig:
     validation: DataConfig = field(default_factory=lambda: DataConfig(split="val"))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     stages: tuple[StageConfig, ...] = PAPER_STAGES
+    folder: Path = field(default=Path(), repr=False, compare=False, metadata={"toml": False})
+    """Where the TOML file lies; no part of what the run is."""
+
+    def find(self, path: str) -> str:
+        """Resolve a path of the file: relative to the file's folder, else to the working directory.
+
+        The names of shipped weights are no paths and come back as they are. Raises M2HError where nothing is found.
+        """
+        beside = self.folder / path
+        if beside.is_file() or (beside.is_dir() and path not in VARIANTS):
+            return str(beside)
+        if path not in VARIANTS and not Path(path).exists():
+            places = f"{self.folder.absolute()} (the folder of the config) and in the working directory"
+            raise M2HError(f"nothing at {path}: looked in {places}")
+        return path
 
 
-def load_config(path: str | os.PathLike[str]) -> TrainConfig:
-    """The run that a TOML file describes.
+def load_config(path: str | os.PathLike[str], *, training: bool = True) -> TrainConfig:
+    """Read the run that a TOML file describes.
 
-    Raises M2HError in one line for a missing or broken file, an unknown key, a value of the wrong type or out of range.
+    Without `training` only what an evaluation needs: `[data]` and the stages may be missing or wrong. Raises M2HError
+    in one line for a missing or broken file, an unknown key, a value of the wrong type or out of range.
     """
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise M2HError(f"cannot read the training config {file}: {getattr(error, 'strerror', None) or error}") from None
-    return parse_config(text, str(file))
+    return replace(parse_config(text, str(file), training=training), folder=file.absolute().parent)
 
 
-def parse_config(text: str, origin: str) -> TrainConfig:
+def parse_config(text: str, origin: str, *, training: bool = True) -> TrainConfig:
     """`load_config` of a text; `origin` names it in errors."""
     tomllib = _toml_reader()
     try:
@@ -133,8 +150,13 @@ def parse_config(text: str, origin: str) -> TrainConfig:
     # A TOML array of tables is best read in the singular: [[stage]].
     if "stage" in values:
         values["stages"] = values.pop("stage")
+    if not training:
+        values = {key: value for key, value in values.items() if key not in ("data", "stages")}
     config: TrainConfig = _build(TrainConfig, values, origin, "")
-    _check_ranges(config, origin)
+    if training:
+        _check_ranges(config, origin)
+    else:
+        _check_frames("validation", config.validation, origin)
     return config
 
 
@@ -145,7 +167,7 @@ def _toml_reader() -> Any:
 
 def _build(kind: type, values: Mapping[str, Any], origin: str, path: str) -> Any:
     hints = get_type_hints(kind)
-    known = {f.name: f for f in fields(kind)}
+    known = {f.name: f for f in fields(kind) if f.metadata.get("toml", True)}
     unknown = [key for key in values if key not in known]
     if unknown:
         raise M2HError(f"{origin}: unknown key '{path}{unknown[0]}'; known here are {', '.join(known)}")
@@ -206,12 +228,8 @@ def _check_ranges(config: TrainConfig, origin: str) -> None:
             _within(getattr(stage, name), low, high, f"{origin}: stages[{i}].{name}")
     for name, high in _AUGMENT_LIMITS.items():
         _within(getattr(config.augment, name), 0, high, f"{origin}: augment.{name}")
-    for name in ("data", "validation"):
-        data: DataConfig = getattr(config, name)
-        for side in ("height", "width"):
-            _within(getattr(data, side), 16, 8192, f"{origin}: {name}.{side}")
-        if data.source == "rooms" and data.count < 1:
-            raise M2HError(f"{origin}: {name}.count is {data.count}: say how many rooms")
+    _check_frames("data", config.data, origin)
+    _check_frames("validation", config.validation, origin)
     if (
         (config.data.source, config.data.seed)
         == (config.validation.source, config.validation.seed)
@@ -222,6 +240,13 @@ def _check_ranges(config: TrainConfig, origin: str) -> None:
     ):
         raise M2HError(f"{origin}: data and validation show the same rooms: give validation another seed")
     _within(config.save_steps, 1, 1e9, f"{origin}: save_steps")
+
+
+def _check_frames(name: str, data: DataConfig, origin: str) -> None:
+    for side in ("height", "width"):
+        _within(getattr(data, side), 16, 8192, f"{origin}: {name}.{side}")
+    if data.source == "rooms" and data.count < 1:
+        raise M2HError(f"{origin}: {name}.count is {data.count}: say how many rooms")
 
 
 def _within(value: float, low: float, high: float, what: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ def evaluate(
     model.eval()
     try:
         with progress_bar() as bar:
-            task = bar.add_task("evaluation", total=None, note="")
+            total = len(frames) if isinstance(frames, Sized) else None
+            task = bar.add_task("evaluation", total=total, note="")
             for group in _groups(frames, batch_size):
                 for frame, outputs in zip(group, _predict(model, group, PRESETS[preset]), strict=True):
                     _update(metrics, frame, outputs)

@@ -24,7 +24,7 @@ from m2h_deploy.training.losses import Camera
 from m2h_deploy.training.objective import BALANCED, consistency_losses, task_losses
 from m2h_deploy.training.optimizers import Optimizer
 from m2h_deploy.training.parallel import Group
-from m2h_deploy.training.progress import progress_bar
+from m2h_deploy.training.progress import losses_note, progress_bar
 from m2h_deploy.training.record import Record
 from m2h_deploy.training.speed import CPUAttention
 from m2h_deploy.training.state import Position, save_state
@@ -147,7 +147,7 @@ def _run_stage(stage: Stage, bar: Any, interrupt: Interrupt) -> None:
         run.position = Position(run.position.stage, epoch, step, run.position.total + 1)
         if done % (run.config.balancing_steps or steps) == 0:
             stage.balance.end_period()
-        bar.update(task, completed=done, note="  ".join(f"{name} {losses[name]:.3f}" for name in BALANCED))
+        bar.update(task, completed=done, note=losses_note({name: losses[name] for name in BALANCED}))
         stop = run.group.any(interrupt.requested)
         if stop or run.position.total % run.config.save_steps == 0:
             _save(run, stage)

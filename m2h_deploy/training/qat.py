@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from m2h_deploy.blocks import KEPT_IN_FLOAT, matches
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.model import M2H
 from m2h_deploy.preprocess import PRESETS
 from m2h_deploy.training.batches import read_batch
@@ -109,10 +109,7 @@ def _modelopt() -> Any:
         with _quiet():
             return importlib.import_module("modelopt.torch.quantization")
     except ImportError as error:
-        raise M2HError(
-            f"quantisation-aware fine-tuning needs NVIDIA ModelOpt, and {error.name or error} is not installed: "
-            "pip install 'm2h-deploy[qat]'"
-        ) from None
+        raise missing_extra(error.name or "modelopt", "qat", "quantization-aware fine-tuning", error=error) from None
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from m2h_perception.camera import Camera
 from m2h_perception.diagnostics import Monitor, Report, identity
 from m2h_perception.labels import read_label_remap
 from m2h_perception.policy import FramePolicy, lag_seconds
-from m2h_perception.settings import Settings, defaults
+from m2h_perception.settings import Settings, defaults, unknown_parameters
 
 try:
     from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -54,7 +54,13 @@ class PerceptionNode(Node):
 
     def __init__(self) -> None:
         super().__init__("m2h_perception")
-        self.settings = Settings(**{name: self._parameter(name, value) for name, value in defaults().items()})
+        values = {name: self._parameter(name, value) for name, value in defaults().items()}
+        # Before the settings are checked: a misspelled name is often why one is missing. rclpy has no public list of
+        # what it was given; what it declares itself, such as use_sim_time, is known.
+        given = getattr(self, "_parameter_overrides", {})
+        for line in unknown_parameters(name for name in given if not self.has_parameter(name)):
+            self.get_logger().warning(line)
+        self.settings = Settings(**values)
         self.failure: M2HError | None = None
         self._closing = False
         self._camera_info: CameraInfo | None = None
@@ -62,9 +68,9 @@ class PerceptionNode(Node):
         self._ends = contextlib.ExitStack()
 
     def _parameter(self, name: str, default: Any) -> Any:
-        # ROS has 5 for an integer, and takes none where the default is 5.0.
-        number = ParameterDescriptor(dynamic_typing=True) if isinstance(default, float) else None
-        return self.declare_parameter(name, default, number).value
+        # ROS has 5 for an integer, and takes none where the default is 5.0. Read once, so setting one later is refused.
+        descriptor = ParameterDescriptor(dynamic_typing=isinstance(default, float), read_only=True)
+        return self.declare_parameter(name, default, descriptor).value
 
     def start(self) -> None:
         """Open the bundle and the topics.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -94,6 +96,17 @@ class Settings:
     def _require(self, name: str, good: bool, what: str) -> None:
         if not good:
             raise M2HError(f"parameter {name} is {getattr(self, name)}: must be {what}")
+
+
+def unknown_parameters(names: Iterable[str]) -> list[str]:
+    """One line for each of `names` that is no parameter of the node, with the nearest one that is."""
+    known = list(defaults())
+    lines = []
+    for name in sorted(set(names) - set(known)):
+        nearest = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else "config/m2h_perception.yaml has all of them"
+        lines.append(f"parameter {name} is unknown and has no effect: {hint}")
+    return lines
 
 
 def defaults() -> dict[str, Any]:

@@ -23,7 +23,7 @@ from m2h_deploy.backends.tensorrt import (
     words_for,
 )
 from m2h_deploy.bundle import Bundle, file_sha256, load_bundle, write_manifest
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, install_extra
 from tests.engines.graphs import small_graph
 
 SPECS = (
@@ -326,4 +326,4 @@ def test_a_runtime_that_is_not_installed_is_named_with_its_extra(tiny_bundle, ma
     monkeypatch.setattr(tensorrt_api.importlib, "import_module", missing)
     bundle = load_bundle(tiny_bundle)
     bundle = type(bundle)(bundle.path, with_engine(manifest, kind=kind))
-    assert refused(open_backend, bundle, BackendOptions()).endswith(f"pip install 'm2h-deploy[{kind}]'")
+    assert refused(open_backend, bundle, BackendOptions()).endswith(install_extra(kind))

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from m2h_deploy.errors import missing_extra
+
 BUNDLE, DATA = "bundle", "data"
 
 
@@ -23,7 +25,7 @@ def test_without_the_extra_the_command_names_it_in_one_line(arguments):
     result = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stdout == ""
-    assert result.stderr.splitlines() == ["error: a job on Ray needs ray: pip install 'm2h-deploy[ray]'"]
+    assert result.stderr.splitlines() == [f"error: {missing_extra('ray', 'ray', 'a job on Ray')}"]
 
 
 @pytest.mark.parametrize("option", [("--workers", "2"), ("--gpus", "1"), ("--parquet",)])

@@ -14,6 +14,7 @@ from engines import doctor
 from engines.hardware import Gpu, Nvidia, driver_of, read_cpu, read_nvidia
 from engines.known_issues import KNOWN_ISSUES, Installed, affects, applies
 from m2h_deploy.backends import EXTRAS
+from m2h_deploy.errors import install_extra
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_every_engine_kind_is_reported_with_what_installs_it(report):
     for engine in engines.values():
         assert engine["details"]
         if engine["version"] is None and engine["install"]:
-            assert engine["install"] == f"pip install 'm2h-deploy[{EXTRAS[engine['kind']]}]'"
+            assert engine["install"] == install_extra(EXTRAS[engine["kind"]])
     json.dumps(report)
 
 

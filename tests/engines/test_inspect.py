@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -189,7 +190,12 @@ def test_an_openvino_ir_is_counted_by_operation(tiny_onnx, tiny_bundle, tmp_path
     files = {file.name: file_sha256(file) for file in tmp_path.iterdir()}
     manifest = load_bundle(tiny_bundle).manifest
     write_manifest(tmp_path, manifest.model_copy(update={"engine": info, "files": files}))
-    layers = inspect(tmp_path)["engine"]["layers"]
+    report = inspect(tmp_path)
+    text = _printed(render_comparison(compare(report, inspect(tiny_bundle)), "ir", "ort"))
+    assert not any(re.search(r"\s-(\s|$)", line) for line in text.splitlines()), "a row of what one side cannot have"
+    assert "ir has no ONNX graph: operators, weights, MACs and bytes are not compared" in text
+    assert {"variant", "input", "bytes"} <= {line.split()[0] for line in text.splitlines() if line.split()}
+    layers = report["engine"]["layers"]
     assert layers["Convolution"] > 10
     assert layers["Result"] == 4
     assert "Constant" not in layers

@@ -13,7 +13,7 @@ from engines.build_progress import BuildProgress
 from engines.targets import describe_target, parse_targets
 from engines.tensorrt import BuildOptions, build_plan, build_tensorrt, free_batch_of, trtexec_command
 from m2h_deploy.backends import tensorrt_api
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, install_extra
 from tests.engines.graphs import SIDE, small_graph
 
 RTX = "tensorrt-rtx"
@@ -82,7 +82,7 @@ def test_a_flavour_that_is_not_installed_is_named_with_its_extra(monkeypatch, tm
     source = save(small_graph(), tmp_path)
     for flavour in ("tensorrt", RTX):
         said = refused(build_plan, source, tmp_path / "m.plan", flavour=flavour)
-        assert said.endswith(f"is not installed: pip install 'm2h-deploy[{flavour}]'")
+        assert said.endswith(f"is not installed: {install_extra(flavour)}")
     assert "choose one of tensorrt, tensorrt-rtx" in refused(build_plan, source, tmp_path / "m.plan", flavour="trt")
 
 

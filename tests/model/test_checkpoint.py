@@ -295,3 +295,16 @@ def test_a_backbone_that_builds_no_network_is_refused(tiny_model, field, value, 
 def test_every_preset_survives_its_own_description():
     for config in VARIANTS.values():
         assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+def test_an_onnx_file_is_called_one(tiny_onnx):
+    with pytest.raises(M2HError, match=r"tiny\.onnx is an ONNX file: give the checkpoint"):
+        load_checkpoint(tiny_onnx)
+
+
+def test_a_pointer_of_git_lfs_says_how_to_get_the_file(tmp_path):
+    """What a clone of the published repository holds where Git LFS is not installed."""
+    pointer = tmp_path / "m2h_indoor.pt"
+    pointer.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 326476753\n")
+    with pytest.raises(M2HError, match=r"m2h_indoor\.pt is a Git LFS pointer.*run git lfs pull"):
+        load_checkpoint(pointer)

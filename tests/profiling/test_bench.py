@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from m2h_deploy import M2HError
 from m2h_deploy.bundle import load_bundle, write_manifest
-from m2h_deploy.profiling import BenchSettings, bench, to_json, write_csv
+from m2h_deploy.errors import install_extra
+from m2h_deploy.profiling import BenchSettings, bench, to_json, words, write_csv
+from m2h_deploy.profiling.cautions import find_warnings
 from m2h_deploy.profiling.layers import BlockCost
 from m2h_deploy.profiling.measure import Subject, Timer, interleave, subject_of
 from m2h_deploy.profiling.page import write_page
 from m2h_deploy.profiling.result import latency_record
+from m2h_deploy.profiling.table import print_bench
 from tests.test_cli import m2h, mistake
 
 QUICK = {"height": 96, "width": 128, "threads": 1, "duration_s": 0.2, "min_rounds": 5}
@@ -129,8 +135,44 @@ def test_the_page_needs_no_other_file_and_names_everything(result, tmp_path):
     page = write_page(result, tmp_path / "page.html").read_text()
     assert page.count("<svg") == page.count("</svg>") >= 8
     assert "http" not in page and "src=" not in page and "<script" not in page
-    for words in ("tiny (2)", "backbone", "Behind a camera", "heads.depth", "<th>Variation</th>"):
-        assert words in page
+    for text in ("tiny (2)", "backbone", "Behind a camera", "heads.depth"):
+        assert text in page
+
+
+def test_the_page_and_the_terminal_have_the_same_columns(result, tmp_path):
+    stream = io.StringIO()
+    print_bench(result, Console(file=stream, width=200))
+    page = write_page(result, tmp_path / "page.html").read_text()
+    tables = (words.LATENCY_COLUMNS, words.RATIO_COLUMNS, words.CAMERA_COLUMNS, words.BLOCK_COLUMNS)
+    for column in {name for columns in (*tables, words.MACHINE_COLUMNS) for name in columns}:
+        assert f">{column}</th>" in page
+        assert column in stream.getvalue()
+
+
+def test_no_table_of_a_page_is_wider_than_the_page(result, tmp_path):
+    """Cells wrap and nothing scrolls; on a narrow screen each cell stands beside the name of its column."""
+    page = write_page(result, tmp_path / "page.html").read_text()
+    style = page[page.index("<style>") : page.index("</style>")]
+    for rule in re.findall(r"([^{}]*)\{([^{}]*)\}", style):
+        if re.search(r"\b(table|tr|td|th|card)\b", rule[0]):
+            assert not re.search(r"nowrap|min-width: \d{3}px|overflow-x", rule[1]), rule
+    assert page.count("<td ") == page.count("<td data-name=") > 50
+    assert "<td>" not in page
+    assert "content: attr(data-name)" in style
+
+
+def test_a_share_above_the_roofline_is_no_figure(result, tmp_path):
+    (profile, *others) = result.layers
+    blocks = tuple(
+        dataclasses.replace(block, of_roofline=3.67 if block.block == "backbone" else None) for block in profile.blocks
+    )
+    changed = dataclasses.replace(result, layers=(dataclasses.replace(profile, blocks=blocks), *others), warnings=())
+    (row,) = (words.block_cells(block) for block in blocks if block.block == "backbone")
+    assert row[-1] == "> 100 %"
+    assert "367" not in "".join(row)
+    (warning,) = (text for text in find_warnings(changed).warnings if "roofline in" in text)
+    assert warning.startswith("> 100 % of the roofline in backbone: other work ran while the roof was measured")
+    assert "> 100 %" not in words.block_cells(dataclasses.replace(blocks[0], of_roofline=1.0))
 
 
 def test_a_record_names_machine_engine_and_times(result):
@@ -198,7 +240,7 @@ def test_ctrl_c_leaves_the_bundle_as_it_was(copy, monkeypatch):
 
 def test_scenarios_without_loadgen_name_the_extra(tiny_bundle, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mlperf_loadgen", None)
-    with pytest.raises(M2HError, match=r"m2h-deploy\[bench\]"):
+    with pytest.raises(M2HError, match=re.escape(install_extra("bench"))):
         bench([tiny_bundle], BenchSettings(**QUICK, scenarios=("offline",)))
 
 

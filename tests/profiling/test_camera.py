@@ -89,7 +89,7 @@ def test_an_engine_two_and_a_half_times_too_slow_answers_two_frames_of_five():
     assert len(run.deliveries) == pytest.approx(1001 * 0.4, abs=1)
     assert run.misses == len(run.deliveries)
     assert run.in_time == 0
-    assert run.utilisation == pytest.approx(2.5)
+    assert run.utilization == pytest.approx(2.5)
     assert run.delivered_rate == pytest.approx(10)
 
 

@@ -176,6 +176,20 @@ def test_a_mistake_gives_one_line_and_exit_code_2(ros, tiny_bundle, parameters, 
     assert "Traceback" not in ros.log()
 
 
+def test_an_unknown_parameter_is_a_warning_with_the_nearest_known_name(ros, tiny_bundle):
+    with ros.node(tiny_bundle, engin_timeout_s=3, use_sim_time=False) as node:
+        assert ros.interrupt(node) == 0
+    (line,) = (line for line in ros.log().splitlines() if "unknown" in line)
+    assert line.endswith("parameter engin_timeout_s is unknown and has no effect: did you mean engine_timeout_s?")
+
+
+def test_a_missing_bundle_comes_after_the_hint_at_its_misspelled_name(ros, tiny_bundle):
+    with ros.node(**{"bundle": "", "bundel": tiny_bundle}) as node:
+        assert node.wait(60) == 2, ros.log()
+    assert "did you mean bundle?" in ros.log()
+    assert "parameter bundle: name the folder" in ros.log().splitlines()[-1]
+
+
 def test_a_command_line_that_ros_does_not_take_is_a_mistake_too(ros, tiny_bundle):
     words = ["-m", "m2h_perception.node", "--ros-args", "-p", "no assignment"]
     done = subprocess.run([ros.python, *words], env=ros.environment, capture_output=True, text=True)

@@ -15,7 +15,7 @@ from m2h_perception.camera import Camera
 from m2h_perception.diagnostics import ERROR, OK, WARN, Monitor
 from m2h_perception.labels import read_label_remap
 from m2h_perception.policy import FramePolicy, lag_seconds
-from m2h_perception.settings import Settings, defaults
+from m2h_perception.settings import Settings, defaults, unknown_parameters
 
 from m2h_deploy import M2HError, Runtime
 from m2h_deploy.data.rooms import render_room
@@ -265,6 +265,23 @@ def test_a_whole_number_becomes_the_float_that_a_parameter_is():
     settings = Settings(**{**defaults(), "bundle": "here", "warn_output_lag_s": 5})
     assert type(settings.warn_output_lag_s) is float
     assert settings.warn_output_lag_s == 5.0
+
+
+def test_an_unknown_parameter_is_one_line_with_the_nearest_known_name():
+    (line,) = unknown_parameters([*defaults(), "engin_timeout_s"])
+    assert line == "parameter engin_timeout_s is unknown and has no effect: did you mean engine_timeout_s?"
+    assert unknown_parameters(defaults()) == []
+    lines = unknown_parameters(["zzz", "image_topics", "Bundle"])
+    assert len(lines) == 3 and not any("\n" in line for line in lines)
+    assert "did you mean bundle?" in lines[0] and "did you mean image_topic?" in lines[1]
+    assert "m2h_perception.yaml has all of them" in lines[2]
+
+
+@pytest.mark.parametrize("name", list(defaults()))
+def test_a_slip_in_any_parameter_finds_it_again(name):
+    for slip in (name[:-2] + name[-1], name + "s", name.replace("_", "", 1) + "x", name[0] + name):
+        (line,) = unknown_parameters([slip]) if slip not in defaults() else (f"did you mean {name}?",)
+        assert f"did you mean {name}?" in line
 
 
 def test_only_the_node_imports_rclpy():

@@ -82,3 +82,50 @@ def test_the_learning_rate_warms_up_and_decays_as_a_polynomial() -> None:
     assert rates[0] == pytest.approx(1.0)
     assert rates[4] == pytest.approx(2.0 * 0.6**0.9)
     assert rates[9] == pytest.approx(2.0 * 0.1**0.9)
+
+
+def test_paths_are_relative_to_the_config_and_then_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, elsewhere = tmp_path / "recipe", tmp_path / "elsewhere"
+    for folder, names in {recipe: ("both", "beside"), elsewhere: ("both", "here", "m2h-tiny")}.items():
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("")
+    (recipe / "m2h-tiny").mkdir()  # a folder of a run, which must not hide the shipped weights
+    (recipe / "run.toml").write_text(ROOMS)
+    monkeypatch.chdir(elsewhere)
+    config = load_config("../recipe/run.toml")
+    assert Path(config.find("both")).samefile(recipe / "both")
+    assert Path(config.find("beside")).samefile(recipe / "beside")
+    assert config.find("here") == "here"
+    assert config.find("m2h-tiny") == "m2h-tiny"
+    assert config.find(str(elsewhere / "both")) == str(elsewhere / "both")
+    with pytest.raises(M2HError, match=r"nothing at none\.pt: looked in .*recipe.*working directory") as error:
+        config.find("none.pt")
+    assert "\n" not in str(error.value)
+
+
+def test_where_the_file_lies_is_no_part_of_the_run(tmp_path: Path) -> None:
+    """So that a run that was moved with its config is resumed."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "run.toml").write_text(ROOMS)
+    one, two = (load_config(tmp_path / folder / "run.toml") for folder in ("a", "b"))
+    assert one == two and repr(one) == repr(two) and one.folder != two.folder
+    with pytest.raises(M2HError, match="unknown key 'folder'"):
+        parse_config(f"folder = 'a'\n{ROOMS}", "x.toml")
+
+
+def test_an_evaluation_needs_the_validation_frames_alone(tmp_path: Path) -> None:
+    file = tmp_path / "evaluation.toml"
+    file.write_text("stage = []\n[data]\nsauce = 3\n[validation]\ncount = 2\n")
+    assert load_config(file, training=False).validation.count == 2
+    with pytest.raises(M2HError):
+        load_config(file)
+    file.write_text("[validaton]\ncount = 2\n")
+    with pytest.raises(M2HError, match="unknown key 'validaton'"):
+        load_config(file, training=False)
+    file.write_text("[data]\ncount = 4\n")
+    with pytest.raises(M2HError, match=r"validation\.count is 0: say how many rooms"):
+        load_config(file, training=False)

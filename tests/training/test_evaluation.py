@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,11 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from m2h_deploy.data.rooms import Rooms
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import TASKS, build_model
 from m2h_deploy.training import check_marks, evaluate, evaluate_checkpoint, replace_table, table
+from m2h_deploy.training.progress import losses_note, progress_bar
 
 ROOT = Path(__file__).parents[2]
 PAGE = """# A page with `<!-- evaluation -->` in its words
@@ -26,16 +29,11 @@ what stood here
 After it.
 """
 CONFIG = """
-[data]
-count = 1
 [validation]
 count = 3
 seed = 9
 height = 56
 width = 70
-[[stage]]
-name = "none of them is run"
-epochs = 1
 """
 
 
@@ -139,3 +137,44 @@ def test_the_pages_show_the_same_figures_of_the_shipped_weights() -> None:
     for page in pages:
         check_marks(page)
     assert "| frames | 200 |" in tables[0][0]
+
+
+def test_an_onnx_file_is_no_checkpoint_and_is_called_what_it_is(config: Path, tiny_onnx: Path, tmp_path: Path) -> None:
+    ran = command(tiny_onnx, config, temporary=tmp_path)
+    assert ran.returncode == 2
+    assert ran.stderr.count("\n") == 1 and "is an ONNX file: give the checkpoint" in ran.stderr
+
+
+def test_progress_knows_how_many_frames_there_are(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from m2h_deploy.training import evaluation
+
+    stream = io.StringIO()
+    bar = progress_bar(Console(file=stream, width=80, force_terminal=True))
+    monkeypatch.setattr(evaluation, "progress_bar", lambda: bar)
+    evaluate_checkpoint("m2h-tiny", config, device="cpu", cache=tmp_path)
+    assert "3/3" in stream.getvalue() and "/?" not in stream.getvalue()
+
+
+def test_the_training_line_is_whole_in_80_columns() -> None:
+    stream = io.StringIO()
+    losses = {"depth": 12.345, "semantics": 1.234, "normals": 0.123, "edges": 0.012}
+    with progress_bar(Console(file=stream, width=80, force_terminal=True)) as bar:
+        task = bar.add_task("fine-tuning", total=12000, note="")
+        bar.update(task, completed=10000, note=losses_note(losses))
+        bar.refresh()
+    shown = stream.getvalue()
+    for name, value in losses.items():
+        assert f"{name}\N{NO-BREAK SPACE}{value:.3f}" in shown
+    assert "fine-tuning" in shown and "10000/12000" in shown and "…" not in shown
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).replace("\r", "\n").splitlines()
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_count_without_an_end_has_no_question_mark() -> None:
+    stream = io.StringIO()
+    with progress_bar(Console(file=stream, width=80, force_terminal=True)) as bar:
+        bar.update(bar.add_task("evaluation", total=None, note=""), completed=8)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    assert " 8 " in shown and "?" not in shown

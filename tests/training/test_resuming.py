@@ -15,7 +15,7 @@ import torch
 
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import load_checkpoint
-from m2h_deploy.training import TrainConfig, train
+from m2h_deploy.training import TrainConfig, interrupted_message, train
 from m2h_deploy.training.record import read_record
 from m2h_deploy.training.state import load_state
 
@@ -109,6 +109,33 @@ def test_ctrl_c_saves_the_state_and_leaves_no_half_file(small: TrainConfig, fram
     steps = len(read_record(record))
     assert load_state(folder / "state.pt")["position"]["total"] == steps > 1
     assert sorted(p.name for p in folder.iterdir()) == ["losses.csv", "state.pt"]
+
+
+@pytest.mark.parametrize("module", [["-c", "import cli; cli.main()", "train"], ["-m", "m2h_deploy.training"]])
+def test_ctrl_c_says_that_the_state_is_saved_and_how_to_go_on(module: list[str], frames: Path, tmp_path: Path) -> None:
+    config, folder = tmp_path / "run.toml", tmp_path / "run"
+    config.write_text(
+        "variant = 'm2h-tiny'\nlayer_scale = 1.0\nsave_steps = 100000\n"
+        "model = {channels = 16, head_channels = [8, 8]}\n"
+        "[data]\ncount = 8\nseed = 1\nheight = 42\nwidth = 42\n[validation]\ncount = 2\nseed = 2\nheight = 42\n"
+        "width = 42\n[[stage]]\nname = 'initial'\nepochs = 10000\nbatch_size = 4\n"
+    )
+    command = [sys.executable, *module, str(config), "-o", str(folder), "--cache", str(frames), "--device", "cpu"]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True)
+    record = folder / "losses.csv"
+    while not (record.is_file() and len(record.read_text().splitlines()) > 2):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 130, said
+    assert f"interrupted: the state is saved in {folder / 'state.pt'}; the same command with --resume" in said
+    assert (folder / "state.pt").is_file()
+    assert "Traceback" not in said
+
+
+def test_ctrl_c_before_the_first_step_says_that_there_is_nothing_to_resume(tmp_path: Path) -> None:
+    assert "nothing to resume" in interrupted_message(tmp_path)
 
 
 def test_a_run_is_not_started_over_or_continued_as_another(

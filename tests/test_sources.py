@@ -1,0 +1,44 @@
+"""What a stream takes for a source: a camera's index, a path, an address; anything else is refused in one line."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from m2h_deploy import M2HError, Runtime, Stream
+from m2h_deploy.data.rooms import render_room
+
+
+@pytest.mark.parametrize("index", [9999, np.int64(9999), "9999"])
+def test_a_number_is_a_camera_and_one_that_is_not_there_is_one_line(tiny_bundle, index):
+    with (
+        Runtime.load(tiny_bundle, threads=1) as runtime,
+        pytest.raises(M2HError, match="cannot open camera 9999") as error,
+    ):
+        Stream(runtime, index)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (-1, "an index is 0 or more"),
+        (True, "not bool"),
+        (np.zeros((48, 64, 3), np.uint8), "not ndarray: an image in memory goes to runtime"),
+        ([], "not list"),
+        (None, "not NoneType"),
+    ],
+    ids=["negative", "bool", "image", "list", "none"],
+)
+def test_what_is_no_source_is_refused_in_one_line(tiny_bundle, source, words):
+    with Runtime.load(tiny_bundle, threads=1) as runtime, pytest.raises(M2HError, match=words) as error:
+        Stream(runtime, source)
+    assert "\n" not in str(error.value)
+
+
+def test_a_path_and_its_text_are_the_same_source(tiny_bundle, tmp_path):
+    cv2.imwrite(str(tmp_path / "room.png"), render_room(0, 0, 48, 64).image)
+    with Runtime.load(tiny_bundle, threads=1) as runtime:
+        for source in (tmp_path, str(tmp_path), tmp_path / "room.png"):
+            assert [frame.prediction.depth.shape for frame in Stream(runtime, source)] == [(48, 64)]

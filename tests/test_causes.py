@@ -76,7 +76,8 @@ from pathlib import Path
 from m2h_deploy import M2HError
 from m2h_deploy.bundle import load_bundle
 from m2h_deploy.data.nyuv2 import NYUv2
-from m2h_deploy.data.reading import read_array, read_image, read_plane
+from m2h_deploy.data.reading import read_array, read_plane
+from m2h_deploy.image_files import read_image
 from m2h_deploy.model import load_checkpoint
 from m2h_deploy.sources import open_source
 from engines.graph import load_graph
@@ -234,10 +235,10 @@ def test_no_temporary_folder_is_said(tiny_onnx, tmp_path):
     script = """
     mount --bind . /mnt
     for folder in /tmp /var/tmp /usr/tmp; do [ -d $folder ] && mount -t tmpfs -o ro t $folder; done
-    cd /tmp; TMPDIR=/nowhere m2h build /mnt/m.onnx -o /mnt/b --precision fp16
+    cd /tmp; TMPDIR=/proc/nowhere m2h build /mnt/m.onnx -o /mnt/b --precision fp16
     """
     message = one_line(shell_with_mounts(script, cwd=tmp_path))
-    assert "no temporary folder can be written (/nowhere): set TMPDIR" in message
+    assert "no temporary folder can be written (/proc/nowhere): set TMPDIR" in message
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
 
 

@@ -11,13 +11,14 @@ import cv2
 import numpy as np
 import pytest
 
-from engines.build import class_list
-from engines.frames import calibration_frames
+from engines.frames import calibration_frames, open_pictures
 from m2h_deploy.data import open_dataset
+from m2h_deploy.data.classes import default_classes
 from m2h_deploy.data.rooms import render_room
 from m2h_deploy.errors import M2HError
 from m2h_deploy.image_files import is_truncated_jpeg, read_image
 from m2h_deploy.postprocess import Prediction
+from m2h_deploy.preprocess import PRESETS
 from m2h_deploy.results import write_prediction
 from m2h_deploy.sources import Skipped, SourceFrame, open_source
 
@@ -176,7 +177,8 @@ def test_run_verify_and_calibration_see_the_same_pictures(mixed):
         _ = data[2]
 
     (mixed / "z.png").unlink()
-    assert len(list(calibration_frames(str(mixed), preset="published", height=28, width=28))) == 2
+    frames = calibration_frames(open_pictures(str(mixed)), PRESETS["published"], height=28, width=28)
+    assert len(list(frames)) == 2
 
 
 def test_a_folder_of_maps_alone_holds_no_pictures(tmp_path):
@@ -223,7 +225,7 @@ def test_a_picture_of_any_name_has_results_of_its_own(tmp_path):
     assert {item.name for item in items} >= {name for name in NAMES if len(os.fsencode(name)) <= 243}
     prediction = Prediction(ROOM.depth, ROOM.semantics, ROOM.normals, ROOM.edges.astype(np.float32))
     for item in items:
-        write_prediction(tmp_path / "out", item.name, item.image, prediction, class_list(40), npz=True)
+        write_prediction(tmp_path / "out", item.name, item.image, prediction, default_classes(40), npz=True)
     assert len(list((tmp_path / "out").iterdir())) == 4 * len(NAMES)
 
 

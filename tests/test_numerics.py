@@ -81,7 +81,7 @@ def test_an_output_that_does_not_vary_is_judged_by_its_size(constant):
 
 def test_psnr_of_an_output_that_does_not_vary_is_that_of_its_size():
     """FP16 rounds 10 m to 4 mm: fine, and no share of a deviation of zero."""
-    comparison = TensorComparison("depth")
+    comparison = TensorComparison("depth", "m")
     exact = np.full((1, 8, 8), 10.0, np.float32)
     comparison.add(tensor_sums("depth", exact, exact + np.float32(0.004), 0))
     result = comparison.result(np.ones((1, 1)))

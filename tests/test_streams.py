@@ -60,7 +60,7 @@ def test_strange_environments(tmp_path):
         nothing,
         environment(COLUMNS="20"),
         environment(TERM="dumb", COLUMNS="0"),
-        environment(HOME="/nowhere"),
+        environment(HOME="/proc/nowhere"),
         environment(LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0"),
     ):
         assert json.loads(m2h("doctor", "--json", env=env).stdout)["m2h_deploy"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from m2h_deploy.bundle import InputSpec
 from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError, missing_extra
+from m2h_deploy.files import library_path
 
 Outputs = dict[str, NDArray[np.float32]]
 
@@ -77,9 +80,9 @@ class _OnnxReference:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # two engines share the cores
         # A reference computes the graph as it was written.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        content = _content(path)
         try:
-            self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            with _content(path) as content:
+                self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises its own unexported types
             raise failure(error, f"ONNX Runtime cannot load {path}") from None
         card: dict[str, Any] = self._session.get_modelmeta().custom_metadata_map
@@ -114,13 +117,20 @@ class _OnnxReference:
         return {name: value[:1] for name, value in zip(self.tasks, values, strict=True)}
 
 
-def _content(path: Path) -> str | bytes:
+@contextmanager
+def _content(path: Path) -> Iterator[str | bytes]:
     """What ONNX Runtime opens: the path, or the whole graph where weights lie in other files.
 
     It does not take the shapes of a graph from another file. A device without onnx leaves that to it.
     """
     try:
         from m2h_deploy.onnx_files import external_files, read_onnx
+
+        whole = bool(external_files(path))
     except ModuleNotFoundError:
-        return os.fspath(path)
-    return read_onnx(path).SerializeToString() if external_files(path) else os.fspath(path)
+        whole = False
+    if whole:
+        yield read_onnx(path).SerializeToString()
+        return
+    with library_path(path) as name:
+        yield name

@@ -306,5 +306,5 @@ def test_a_pointer_of_git_lfs_says_how_to_get_the_file(tmp_path):
     """What a clone of the published repository holds where Git LFS is not installed."""
     pointer = tmp_path / "m2h_indoor.pt"
     pointer.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 326476753\n")
-    with pytest.raises(M2HError, match=r"m2h_indoor\.pt is a Git LFS pointer.*run git lfs pull"):
+    with pytest.raises(M2HError, match=r"m2h_indoor\.pt is a pointer of Git LFS.*run git lfs pull"):
         load_checkpoint(pointer)

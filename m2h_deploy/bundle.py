@@ -146,21 +146,28 @@ class SelfTestOutput(_Record):
     deviation: Annotated[float, Field(gt=0)]
     """Standard deviation, and where that is less a quarter of the root mean square: rounding goes with the size of
     the values, also where they hardly differ."""
-    tolerance: Annotated[float, Field(gt=0)]
-    """Largest mean error over the values without the worst sixteenth of them, as a share of the deviation; of labels
-    the largest share that differs."""
+    tolerance: Annotated[float, Field(gt=0)] | None = None
+    """Of this output, where it is another than the self-test's own."""
 
 
 class SelfTest(_Record):
     """A known input and what it must give. See `m2h_deploy.selftest` for the input's formula."""
 
     pattern: Literal["stripes-1"] = "stripes-1"
+    tolerance: Annotated[float, Field(gt=0)]
+    """Largest mean error over the values without the worst sixteenth of them, as a share of the deviation; of labels
+    the largest share that differs."""
     outputs: dict[str, SelfTestOutput]
     reference: Literal["float32 graph", "lowered graph"] = "float32 graph"
     """What gave the values, on ONNX Runtime's CPU. "lowered graph": the FP16 or INT8 graph itself, of another tool, so
     that a passed test proves what the engine made of that graph and not how far the graph is from float32."""
     made_with: dict[str, Any] = Field(default_factory=dict)
     """The fields of this manifest that the numbers depend on, by path, as they were when the bundle was built."""
+
+    def tolerance_of(self, name: str) -> float:
+        """Return the tolerance of one output."""
+        own = self.outputs[name].tolerance
+        return self.tolerance if own is None else own
 
 
 class Manifest(_Record):

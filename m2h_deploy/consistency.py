@@ -149,7 +149,7 @@ def _self_test(manifest: Manifest) -> Iterator[str]:
             yield f"self_test.outputs: the engine has no output {name}"
         if not expected.values:
             yield f"self_test.outputs.{name}.values: there are none"
-        if not all(math.isfinite(value) for value in (*expected.values, expected.deviation, expected.tolerance)):
+        if not all(math.isfinite(value) for value in (*expected.values, expected.deviation, test.tolerance_of(name))):
             yield f"self_test.outputs.{name}: values, deviation and tolerance are finite numbers"
 
 

@@ -43,7 +43,7 @@ def test_a_precision_is_judged_by_what_it_can_do():
     expected = outputs(0.0, 1.0)
     off = {factor: {"edges": expected["edges"] + np.float32(factor)} for factor in (0.1, 0.3, 0.45, 0.6)}
     test = make_self_test(expected, off[0.1])
-    assert test.outputs["edges"].tolerance == pytest.approx(0.4, rel=0.1)
+    assert test.tolerance_of("edges") == pytest.approx(0.4, rel=0.1)
     check_self_test(test, off[0.3])
     with pytest.raises(CheckFailed):
         check_self_test(test, off[0.45])

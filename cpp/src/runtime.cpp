@@ -49,7 +49,6 @@ double element(const Output& output, const void* data, std::size_t index) {
   return 0;
 }
 
-// Mean error as a share of the output's deviation, or of labels the share that differs.
 // Mean error as a share of the deviation, without the worst sixteenth of the values; of labels the share that differs.
 // NaN where a value is not a number.
 double error_of(const Output& output, const void* data, const SelfTestOutput& expected) {

@@ -13,7 +13,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from export import export_onnx
-from export.check import CheckReport, check_against, references_of
+from export.check import CheckReport, Reference, check_against, references_of
 from m2h_deploy.model import M2H, load_checkpoint
 from m2h_deploy.parity import Gates
 from m2h_deploy.preprocess import PRESETS
@@ -147,13 +147,38 @@ ACCEPTED = [
 ]
 
 
+class Shared:
+    """References of the model that was asked for last: both forms of its file, and all faults of it, have the same."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] = ()
+        self._references: list[Reference] = []
+
+    def of(self, model: M2H, key: tuple[object, ...], height: int, width: int) -> list[Reference]:
+        if self._key != (*key, height, width):
+            self._references = references_of(model, height, width, PRESETS["published"])
+            self._key = (*key, height, width)
+        return self._references
+
+
+@pytest.fixture(scope="module")
+def shared() -> Shared:
+    return Shared()
+
+
+def export_unchecked(model: M2H, path: Path, monkeypatch, *, height: int, width: int, form: str) -> Path:
+    monkeypatch.setattr("export.exporter.check_export", lambda *_, **__: CheckReport(()))
+    return export_onnx(model, path, height=height, width=width, form=form)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("variant", "seed", "height", "width"), ACCEPTED)
-def test_a_correct_file_is_accepted(variant, seed, height, width, form, tmp_path):
+def test_a_correct_file_is_accepted(variant, seed, height, width, form, shared, tmp_path, monkeypatch):
     model = network(variant, seed, tmp_path)
-    path = export_onnx(model, tmp_path / "m.onnx", height=height, width=width, form=form)
-    assert path.is_file()
+    path = export_unchecked(model, tmp_path / "m.onnx", monkeypatch, height=height, width=width, form=form)
+    report = check_against(shared.of(model, (variant, seed), height, width), path)
+    assert report.failures == ()
 
 
 REFUSED = [("m2h-tiny", 0), *[("m2h_small", seed) for seed in range(5)]]
@@ -163,14 +188,14 @@ REFUSED = [("m2h-tiny", 0), *[("m2h_small", seed) for seed in range(5)]]
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 @pytest.mark.parametrize(("variant", "seed"), REFUSED)
-def test_a_planted_fault_is_refused(variant, seed, fault, form, tmp_path, monkeypatch):
+def test_a_planted_fault_is_refused(variant, seed, fault, form, shared, tmp_path, monkeypatch):
     model = network(variant, seed, tmp_path)
-    references = references_of(model, fault.height, fault.width, PRESETS["published"])
+    references = shared.of(model, (variant, seed), fault.height, fault.width)
     with monkeypatch.context() as patch:
-        monkeypatch.setattr("export.exporter.check_export", lambda *_, **__: CheckReport(()))
         broken = planted(model, fault, patch)
-        export_onnx(broken, tmp_path / "m.onnx", height=fault.height, width=fault.width, form=form)
-    assert not check_against(references, tmp_path / "m.onnx").passed
+        size = {"height": fault.height, "width": fault.width}
+        path = export_unchecked(broken, tmp_path / "m.onnx", patch, **size, form=form)
+    assert not check_against(references, path).passed
 
 
 @pytest.mark.slow

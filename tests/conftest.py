@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # A shell starts background jobs with SIGINT ignored, which every program that the tests interrupt would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -66,6 +68,19 @@ def tiny_model():
     return random_network()
 
 
+def make_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return the file or folder `name`, which the first of pytest's parallel processes makes for all of them."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    path = root / "once" / name
+    path.parent.mkdir(exist_ok=True)
+    with FileLock(root / "once" / f"{name}.lock"):
+        if not path.exists():
+            make(path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_model, tmp_path_factory) -> Path:
     from m2h_deploy.model import save_checkpoint
@@ -78,7 +93,7 @@ def tiny_onnx(tiny_model, tmp_path_factory) -> Path:
     """`tiny_model` exported at 112 x 140."""
     from export import export_onnx
 
-    return export_onnx(tiny_model, tmp_path_factory.mktemp("onnx") / "tiny.onnx", height=112, width=140)
+    return make_once(tmp_path_factory, "tiny.onnx", lambda path: export_onnx(tiny_model, path, height=112, width=140))
 
 
 @pytest.fixture(scope="session")
@@ -86,4 +101,4 @@ def tiny_bundle(tiny_onnx, tmp_path_factory) -> Path:
     """`tiny_onnx` as a bundle for ONNX Runtime. Read only: copy it before changing it."""
     from engines import build_bundle
 
-    return build_bundle(tiny_onnx, tmp_path_factory.mktemp("bundle") / "tiny").path
+    return make_once(tmp_path_factory, "tiny", lambda path: build_bundle(tiny_onnx, path))

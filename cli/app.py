@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +45,15 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON
 OverwriteFlag = Annotated[
     bool, typer.Option("--overwrite", help="Also replace files that m2h-deploy did not write.", show_default=False)
 ]
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Raise M2HError, which names an extra, where a package that the block imports is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise missing_extra(str(error.name), extra) from None
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from cli.app import JsonFlag, OverwriteFlag, app
+from cli.app import JsonFlag, OverwriteFlag, app, needs
 from m2h_deploy.console import err, out, print_json, say
 from m2h_deploy.errors import M2HError
 from m2h_deploy.provenance import check_output
@@ -73,10 +73,11 @@ def export(
     """Write a checkpoint as ONNX and check the file against it. An earlier export at --output is replaced."""
     check_output(output, "onnx", overwrite=overwrite, sources=[checkpoint])
     with err.status("loading"):
-        from export import ExportOptions, export_onnx
+        with needs("export"):
+            from export import ExportOptions, export_onnx
+            from m2h_deploy.model import load_checkpoint
         from m2h_deploy.data.classes import load_classes
         from m2h_deploy.files import check_writable
-        from m2h_deploy.model import load_checkpoint
 
         check_writable(output)
         camera = make_sensor(sensor, camera_size, depth, outputs)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.app import JsonFlag, OverwriteFlag, app
+from cli.app import JsonFlag, OverwriteFlag, app, needs
 from cli.export import print_check
 from m2h_deploy.console import err, make_progress, print_json, print_values, timing_summary
 from m2h_deploy.errors import M2HError
@@ -27,12 +27,13 @@ def quickstart(
     as_json: JsonFlag = False,
 ) -> None:
     """The whole way on the embedded default: checkpoint, ONNX, bundle, predictions, a picture."""
-    from engines import build_bundle
-    from export import export_onnx
+    with needs("export"):
+        from engines import build_bundle
+        from export import export_onnx
+        from m2h_deploy.model import build_model, load_checkpoint
     from m2h_deploy import Runtime
     from m2h_deploy.bundle import check_bundle_place
     from m2h_deploy.data.rooms import render_room, room_name
-    from m2h_deploy.model import build_model, load_checkpoint
     from m2h_deploy.provenance import check_output
     from m2h_deploy.results import check_results, write_prediction
 

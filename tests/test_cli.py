@@ -296,12 +296,15 @@ def test_folders_that_are_files(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_device_without_torch_is_told_what_to_install(tmp_path):
-    hide = "import sys; sys.modules['torch'] = None; import cli; cli.main()"
-    command = [sys.executable, "-c", hide, "export", "m.pt", "-o", str(tmp_path / "m.onnx")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert result.stderr.strip().endswith(f"error: {missing_extra('torch', 'export')}")
+@pytest.mark.parametrize("module", ["torch", "onnxruntime", "onnxscript"])
+def test_export_names_one_extra_for_all_that_it_needs(module, tmp_path):
+    hide = f"import sys; sys.modules['{module}'] = None; import cli; cli.main()"
+    command = [sys.executable, "-c", hide, "export", "m2h-tiny", "-o", str(tmp_path / "m.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        f"error: this command needs {module}, which is not installed: {install_extra('export')}\n"
+    )
 
 
 def test_a_device_without_onnx_inspects_its_bundle(tiny_bundle):

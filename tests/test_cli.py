@@ -302,9 +302,7 @@ def test_export_names_one_extra_for_all_that_it_needs(module, tmp_path):
     command = [sys.executable, "-c", hide, "export", "m2h-tiny", "-o", str(tmp_path / "m.onnx")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.endswith(
-        f"error: this command needs {module}, which is not installed: {install_extra('export')}\n"
-    )
+    assert done.stderr.strip().endswith(f"error: {missing_extra(module, 'export')}")
 
 
 def test_a_device_without_onnx_inspects_its_bundle(tiny_bundle):

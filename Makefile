@@ -19,6 +19,8 @@ SERVING_PYTHON ?= /usr/bin/python3
 # SELECT=slow runs the slow tests of a group instead.
 SELECT ?= not slow
 PYTEST  = $(BIN)/python -m pytest -rs --junit-xml build/junit/$@.xml
+# The tests of one file run in one process, in order: they share what is slow to make.
+PARALLEL ?= -n 2 --dist loadfile
 
 .PHONY: install demo test test-slow test-isa test-ros2 test-serving test-cpp lint clean
 install: $(STAMP)
@@ -51,7 +53,7 @@ lint: install
 	$(BIN)/lint-imports
 
 test: lint
-	$(PYTEST) -m "not slow"
+	OMP_NUM_THREADS=1 $(PYTEST) $(PARALLEL) -m "not slow"
 
 test-slow: install
 	$(PYTEST) -m slow

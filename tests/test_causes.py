@@ -172,28 +172,39 @@ mkdir m; mount -t tmpfs -o size=300k t m
 """
 
 
-def test_a_full_disk_is_named_by_every_command_that_writes(tiny_bundle, tiny_onnx, tiny_checkpoint, tmp_path):
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("command", "blamed"),
+    [
+        ('m2h run "$BUNDLE" room.png -o m/o --npz', "m/o/room"),
+        pytest.param('m2h export "$CHECKPOINT" -o m/x.onnx --height 56 --width 70', "m/x.onnx", marks=SLOW),
+        ('m2h build "$ONNX" -o m/b', "/m/b:"),
+        ('m2h build "$ONNX" -o m/b --engine openvino', "/m/b:"),
+        ("m2h rooms m/r --frames 40", "m/r/"),
+        pytest.param(
+            'TMPDIR=$PWD/m m2h build "$ONNX" -o there --precision fp16', "temporary folder", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            'TMPDIR=$PWD/m m2h evaluate "$CHECKPOINT" c.toml', "cannot keep frames in", marks=pytest.mark.slow
+        ),
+        pytest.param("m2h train c.toml -o m/run", "cannot keep frames in", marks=SLOW),
+    ],
+)
+def test_a_full_disk_is_named_by_every_command_that_writes(
+    command, blamed, tiny_bundle, tiny_onnx, tiny_checkpoint, tmp_path
+):
     cv2.imwrite(str(tmp_path / "room.png"), render_room(0, 0, height=480, width=640).image)
     rooms = '[data]\nsource = "rooms"\ncount = 4\n[validation]\nsource = "rooms"\nseed = 1\ncount = 4\n'
     (tmp_path / "c.toml").write_text(rooms, encoding="utf-8")
     files = {"BUNDLE": tiny_bundle, "ONNX": tiny_onnx, "CHECKPOINT": tiny_checkpoint}
     env = environment(**{name: str(path) for name, path in files.items()})
-    for command, blamed in {
-        'm2h run "$BUNDLE" room.png -o m/o --npz': "m/o/room",
-        'm2h export "$CHECKPOINT" -o m/x.onnx --height 56 --width 70': "m/x.onnx",
-        'm2h build "$ONNX" -o m/b': "/m/b:",
-        'm2h build "$ONNX" -o m/b --engine openvino': "/m/b:",
-        "m2h rooms m/r --frames 40": "m/r/",
-        'TMPDIR=$PWD/m m2h build "$ONNX" -o there --precision fp16': "temporary folder",
-        'TMPDIR=$PWD/m m2h evaluate "$CHECKPOINT" c.toml': "cannot keep frames in",
-        "m2h train c.toml -o m/run": "cannot keep frames in",
-    }.items():
-        message = one_line(
-            shell_with_mounts(f"{FULL} {command}; rc=$?; ls -A m | grep -v '^[or]$'; exit $rc", cwd=tmp_path, env=env)
-        )
-        assert blamed in message, message
-        assert NO_SPACE in message, message
-        (tmp_path / "m").rmdir()
+    script = f"{FULL} {command}; rc=$?; ls -A m | grep -v '^[or]$'; exit $rc"
+    message = one_line(shell_with_mounts(script, cwd=tmp_path, env=env))
+    assert blamed in message, message
+    assert NO_SPACE in message, message
+    (tmp_path / "m").rmdir()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["c.toml", "room.png"]
 
 
@@ -235,7 +246,7 @@ def test_no_temporary_folder_is_said(tiny_onnx, tmp_path):
     script = """
     mount --bind . /mnt
     for folder in /tmp /var/tmp /usr/tmp; do [ -d $folder ] && mount -t tmpfs -o ro t $folder; done
-    cd /tmp; TMPDIR=/proc/nowhere m2h build /mnt/m.onnx -o /mnt/b --precision fp16
+    cd /tmp; TMPDIR=/proc/nowhere m2h build /mnt/m.onnx -o /mnt/b
     """
     message = one_line(shell_with_mounts(script, cwd=tmp_path))
     assert "no temporary folder can be written (/proc/nowhere): set TMPDIR" in message

@@ -112,7 +112,7 @@ def test_run_draws_the_labels_in_the_colors_that_were_given(folder, tmp_path):
     }
 
 
-@pytest.mark.parametrize("kind", ["plain", "sensor"])
+@pytest.mark.parametrize("kind", ["plain", pytest.param("sensor", marks=pytest.mark.slow)])
 def test_verify_passes_and_locates_no_jump(folder, kind, tmp_path):
     common = ("--reference", folder / "own.safetensors", "--data", folder / "pictures", "--locate")
     printed = done("verify", folder / kind, *common, "--json", tmp_path / "result.json")
@@ -130,6 +130,7 @@ def test_calibration_frames_are_normalized_as_the_graph_says(folder):
     np.testing.assert_array_equal(frame, Preprocess(OWN, HEIGHT, WIDTH)(image))
 
 
+@pytest.mark.slow
 def test_fp16_is_measured_on_frames_of_that_normalization_and_stays_close(folder, tmp_path):
     pytest.importorskip("modelopt.onnx.quantization")
     graph = tmp_path / "fp16.onnx"
@@ -212,6 +213,7 @@ def test_a_class_list_of_another_length_names_both(folder, tmp_path):
 
 
 @pytest.mark.parametrize(("sensor", "name"), [((), "labels"), (("--sensor", "uint8"), "semantics")])
+@pytest.mark.slow
 def test_one_option_chooses_the_outputs_of_both_kinds_of_graph(folder, sensor, name, tmp_path):
     size = ("--height", 28, "--width", 28, *((*sensor, "--camera-size", "32x32") if sensor else ()))
     graph = tmp_path / "m.onnx"

@@ -25,6 +25,7 @@ def test_a_bundle_is_built_into_a_mount_point_and_replaced_there(tiny_onnx, tmp_
     assert b'"threads": 1' in ran.stdout
 
 
+@pytest.mark.slow
 def test_a_bind_mount_of_the_same_file_system_is_a_mount_point_too(tiny_bundle, tmp_path):
     for name in ("real", "m"):
         (tmp_path / name).mkdir()
@@ -147,6 +148,7 @@ def test_libraries_get_names_that_they_can_read(tmp_path):
         assert given == str(tmp_path / "ö.txt")
 
 
+@pytest.mark.slow
 def test_names_that_are_not_text_go_the_whole_way(tiny_onnx, tmp_path):
     folder = os.fsencode(tmp_path) + b"/d\xff"
     Path(os.fsdecode(folder)).mkdir()

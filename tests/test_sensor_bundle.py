@@ -157,6 +157,7 @@ def test_the_network_comes_out_as_it_was_and_goes_back(tiny_onnx, graph):
     assert [node.name for node in again.graph.node] == [node.name for node in sensor.graph.node]
 
 
+@pytest.mark.slow
 def test_fp16_leaves_pixels_metres_and_labels_alone(tiny_onnx, graph, room, tmp_path):
     pytest.importorskip("modelopt")
     from engines.precision import to_fp16

@@ -70,6 +70,7 @@ def test_strange_environments(tmp_path):
     assert "working directory was removed" in one_line(shell("rmdir ../gone; m2h export m2h-tiny", cwd=gone))
 
 
+@pytest.mark.slow
 def test_a_user_without_a_home_or_an_entry(tiny_checkpoint, tiny_bundle, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))
     (tmp_path / "work").mkdir()
@@ -92,6 +93,7 @@ def test_a_user_without_a_home_or_an_entry(tiny_checkpoint, tiny_bundle, tmp_pat
     assert stranger(cache).strip() == "None"
 
 
+@pytest.mark.slow
 def test_a_locale_with_a_decimal_comma(tiny_onnx, tmp_path):
     """The locale is set for the C library too, as a program that embeds Python does."""
     locales = tmp_path / "locales"

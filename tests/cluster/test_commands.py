@@ -15,6 +15,7 @@ from tests.cluster.processes import command, descendants
 pytest.importorskip("ray", reason="needs the extra ray")
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_process_and_the_same_command_goes_on_from_there(tiny_bundle, pictures, tmp_path):
     for index in range(11, 80):
         shutil.copy(pictures / "room00.png", pictures / f"room{index:02d}.png")

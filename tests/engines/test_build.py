@@ -169,6 +169,7 @@ def test_tensorrt_rtx_runs_on_the_capabilities_of_its_support_matrix():
             check_rtx_targets((target,))
 
 
+@pytest.mark.slow
 def test_a_bfloat16_checkpoint_with_all_classes_that_labels_hold_goes_the_whole_way(tmp_path):
     model = random_network(num_classes=255)
     # The last class wins everywhere.

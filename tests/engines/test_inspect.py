@@ -64,6 +64,7 @@ def test_a_node_moves_its_inputs_weights_and_outputs():
     assert [tensor.size for tensor in cost.weights] == [30]
 
 
+@pytest.mark.slow
 def test_a_network_computes_what_pytorch_counts(tiny_onnx, tiny_model, tmp_path):
     report = inspect(tiny_onnx)
     if report["metadata"]["m2h.form"] != "reference":

@@ -67,6 +67,7 @@ def test_tensorrt_rtx_takes_it(external, tmp_path):
     assert built.manifest.engine.options["plan_bytes"] > (external.parent / "e.data").stat().st_size / 2
 
 
+@pytest.mark.slow
 def test_fp16_of_it_is_the_same_graph(external, tiny_onnx, tmp_path):
     pytest.importorskip("modelopt")
     to_fp16(external, tmp_path / "a.onnx")

@@ -88,6 +88,7 @@ def test_results_are_those_of_preprocess_network_and_postprocess(plain, camera):
     assert_same(run(add_sensor(plain, Sensor(camera)), image[None]), python_path(plain, image))
 
 
+@pytest.mark.slow
 def test_the_reference_form_with_windows_as_functions_and_a_free_batch_becomes_one_too(tiny_model, tmp_path, shared):
     path, reports = tmp_path / "sensor.onnx", []
     frames = [cv2.imread(str(file)) for file in sorted((shared / "nyuv2_frames").glob("rgb_*.jpg"))]

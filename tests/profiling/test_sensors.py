@@ -79,9 +79,9 @@ def test_peak_memory_sees_what_was_given_back():
     if resident_mb() is None:
         pytest.skip("this machine does not tell")
     reset_peak()
-    before = peak_mb()
-    block = np.ones(100_000_000, np.uint8)
+    before = resident_mb()
+    block = np.ones(300_000_000, np.uint8)
     del block
     after = peak_mb()
-    assert before is not None and after is not None
-    assert after - before > 80
+    assert after is not None
+    assert after - before > 200

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 
+import pytest
+
 from tests.pages import REPOSITORY, Page
 
 PACKAGE = REPOSITORY / "ros2"
 
 
+@pytest.mark.ros2
 def test_the_page_s_commands_work_from_top_to_bottom(tmp_path):
     Page("ros2.md").run(tmp_path, count=2)
     assert (tmp_path / "bundle" / "manifest.json").is_file()

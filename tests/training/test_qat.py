@@ -180,6 +180,7 @@ def test_the_evaluation_tells_of_before_and_after(whole: Path) -> None:
     assert all(line.count("|") == 4 for line in lines)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed(
     whole: Path, config: TrainConfig, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

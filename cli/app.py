@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from m2h_deploy.causes import reason
+from m2h_deploy.causes import machine_words
 from m2h_deploy.console import say
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.streams import end_on_signals, prepare_streams
@@ -78,14 +77,8 @@ def main() -> None:
         say(f"error: {missing_extra(str(error.name), extra)}", "red")
         sys.exit(2)
     except (OSError, MemoryError) as error:  # of places that no command names better
-        say(f"error: {_machine_words(error)}", "red")
+        say(f"error: {machine_words(error)}", "red")
         sys.exit(2)
-
-
-def _machine_words(error: OSError | MemoryError) -> str:
-    """An error of the operating system in one line, with the file that it is about."""
-    name = getattr(error, "filename", None)
-    return f"{os.fsdecode(name)}: {reason(error)}" if isinstance(name, (str, bytes)) else reason(error)
 
 
 def _check_working_folder() -> None:

@@ -77,9 +77,7 @@ def export(
             from export import ExportOptions, export_onnx
             from m2h_deploy.model import load_checkpoint
         from m2h_deploy.data.classes import load_classes
-        from m2h_deploy.files import check_writable
 
-        check_writable(output)
         camera = make_sensor(sensor, camera_size, depth, outputs)
         options: dict[str, Any] = {
             "height": height,

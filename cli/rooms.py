@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.app import OverwriteFlag, app
+from cli.app import app
 from m2h_deploy.console import make_progress, say
 
 
@@ -19,7 +19,7 @@ def rooms(
     height: Annotated[int, typer.Option(min=16)] = 240,
     width: Annotated[int, typer.Option(min=16)] = 320,
     split: Annotated[str, typer.Option(help="Split to write: train or val.")] = "val",
-    overwrite: OverwriteFlag = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier split at the place.")] = False,
 ) -> None:
     """Write synthetic rooms with exact labels: data for a first look and for tests. A split that is there stays."""
     from m2h_deploy.data.writing import write_multitask_folder

@@ -50,6 +50,7 @@ def run(
     """
     from m2h_deploy import Runtime
     from m2h_deploy.bundle import check_outside
+    from m2h_deploy.names import is_folder
     from m2h_deploy.provenance import check_outputs
     from m2h_deploy.results import check_results
     from m2h_deploy.sources import open_source
@@ -69,7 +70,7 @@ def run(
     if parquet:
         raise M2HError("--parquet belongs to a job on Ray: give --ray local too")
     frames = open_source(source)
-    if files and Path(source).is_dir() and Path(source).resolve() == output.resolve():
+    if files and is_folder(Path(source)) and Path(source).resolve() == output.resolve():
         raise M2HError(f"{output} is the source itself: results could overwrite its files; give another --output")
     if files:
         check_folder(output)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.app import JsonFlag, OverwriteFlag, app
+from cli.app import JsonFlag, app, needs
 from m2h_deploy.console import out, print_json, say
 
 ConfigArgument = Annotated[Path, typer.Argument(help="TOML file that describes the run; see configs/.")]
@@ -24,22 +24,23 @@ def train(
     cache: Annotated[Path | None, typer.Option(help="Where frames are kept (default: in the folder).")] = None,
     workers: WorkersOption = 1,
     qat: Annotated[bool, typer.Option("--qat", help="Fine-tune the config's checkpoint for INT8.")] = False,
-    overwrite: OverwriteFlag = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train a network with the paper's recipe and evaluate it. Ctrl-C saves the state; go on with --resume.
 
     An earlier run in the folder is replaced only with --overwrite.
     """
-    from m2h_deploy.training import interrupted_message, table
-    from m2h_deploy.training import run as train_network
+    with needs("train"):
+        from m2h_deploy.training import interrupted_message, table
+        from m2h_deploy.training import run as train_network
 
     try:
         result = train_network(
             config, output, resume=resume, device=device, cache=cache, workers=workers, qat=qat, overwrite=overwrite
         )
     except KeyboardInterrupt:
-        say(interrupted_message(output), "yellow")
+        say(interrupted_message(output, overwrite=overwrite), "yellow")
         raise
     if as_json:
         print_json(result)
@@ -64,7 +65,8 @@ def evaluate(
     as_json: JsonFlag = False,
 ) -> None:
     """Measure a checkpoint on the validation frames of a training run's TOML file."""
-    from m2h_deploy.training import check_marks, evaluate_checkpoint, replace_table, table
+    with needs("train"):
+        from m2h_deploy.training import check_marks, evaluate_checkpoint, replace_table, table
 
     if table_in is not None:
         check_marks(table_in)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.app import OverwriteFlag, app
+from cli.app import OverwriteFlag, app, needs
 from cli.on_ray import GpusOption, RayOption, WorkersOption, cluster_of, reporting, tell
 from m2h_deploy.console import err, make_progress, out, print_json, say
 from m2h_deploy.errors import CheckFailed, M2HError
@@ -62,7 +62,7 @@ def verify(
     opened = load_bundle(bundle)
     recorded = os.access(bundle, os.W_OK)
     if not recorded:
-        say(f"{bundle} is not yours to write: the result is not recorded in its manifest", "yellow")
+        say(f"no write permission for {bundle}: the result is not recorded in its manifest", "yellow")
     gates = Gates(miou_drop, rmse_increase, merr_increase, odsf_drop, psnr)
     if cluster is None:
         result = _compare(bundle, reference, data, gates, limit, split, threads)
@@ -82,6 +82,7 @@ def _compare(
 ) -> VerifyResult:
     from m2h_deploy.data import open_dataset
     from m2h_deploy.parity import verify as compare
+    from m2h_deploy.parity.run import name_of
 
     source = open_dataset(data, split)
     for reason in getattr(source, "skipped", ()):
@@ -98,7 +99,7 @@ def _compare(
             source,
             gates=gates,
             limit=limit,
-            data_name=data.resolve().name,
+            data_name=name_of(data),
             threads=threads,
             record=False,
             progress=advance,
@@ -180,9 +181,10 @@ def _write(result: VerifyResult, located: LocateResult | None, json_file: Path |
 
 def _locate(bundle: Bundle, reference: str) -> LocateResult:
     """Export the reference as the bundle's graph was exported, and compare the two value by value."""
-    from export import export_onnx
+    with needs("export"):
+        from export import export_onnx
+        from m2h_deploy.model import load_checkpoint
     from m2h_deploy.files import scratch_folder
-    from m2h_deploy.model import load_checkpoint
     from m2h_deploy.parity import locate_in_bundle
     from m2h_deploy.preprocess import normalization_of
 

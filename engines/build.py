@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import onnx
@@ -191,7 +192,10 @@ def _compile(request: BuildRequest, prepared: _Prepared, folder: Path) -> Engine
 
         info = build_onnxruntime(model, folder, precision=precision, threads=threads, provider=request.provider)
     elif request.engine == "openvino":
-        info = build_openvino(model, folder, precision=precision, threads=threads, hint=request.hint)
+        hint = request.hint
+        if hint is None and find_spec("onnxruntime") is None:
+            hint = "f32"  # nothing here can measure what a coarser one does to the network
+        info = build_openvino(model, folder, precision=precision, threads=threads, hint=hint)
     else:
         info = build_tensorrt(model, folder, flavour=request.engine, precision=precision, options=request.tensorrt)
     if request.affinity:

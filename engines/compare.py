@@ -42,7 +42,7 @@ def _span(values: NDArray[np.float32]) -> float:
     return span_of(float(values.min()), float(values.max()), float(np.mean(np.square(values, dtype=np.float64))))
 
 
-def cpu_session(proto: onnx.ModelProto, name: str = "the graph") -> ort.InferenceSession:
+def cpu_session(proto: onnx.ModelProto | bytes, name: str = "the graph") -> ort.InferenceSession:
     """Return a session that computes Q/DQ as written.
 
     Raises M2HError, which names the graph `name`, where ONNX Runtime does not take it.
@@ -52,7 +52,8 @@ def cpu_session(proto: onnx.ModelProto, name: str = "the graph") -> ort.Inferenc
     # The CPU's own integer kernels saturate differently.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        content = proto if isinstance(proto, bytes) else proto.SerializeToString()
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own unexported types
         raise failure(error, f"ONNX Runtime cannot load {name}") from None
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from m2h_deploy.data.nyuv2 import MAT_NAME
 from m2h_deploy.data.opening import open_dataset
 from m2h_deploy.errors import M2HError
+from m2h_deploy.names import is_file, is_folder
 from m2h_deploy.preprocess import Normalisation, Preprocess
 from m2h_deploy.sources import VIDEOS, SourceFrame, open_source
 
@@ -34,7 +35,7 @@ def open_pictures(source: str, least: int = 1) -> Pictures:
     M2HError where there is nothing to read, fewer than `least` pictures, or a camera, which has no end.
     """
     path = Path(source)
-    if path.suffix.lower() == ".mat" or (path / "gt_sets").is_dir() or (path / MAT_NAME).is_file():
+    if path.suffix.lower() == ".mat" or is_folder(path / "gt_sets") or is_file(path / MAT_NAME):
         data = open_dataset(path, "train")
         pictures = Pictures(source, len(data), lambda: (frame.image for frame in data))
     else:

@@ -67,8 +67,7 @@ def _onnx(path: Path) -> dict[str, Any]:
     proto = load_graph(path)
     costs = node_costs(proto)
     inlined, _ = inline_functions(proto)
-    initializers = {tensor.name for tensor in proto.graph.initializer}
-    inputs = {value.name: _dims(value) for value in proto.graph.input if value.name not in initializers}
+    inputs = {value.name: _dims(value) for value in proto.graph.input}
     outputs = {value.name: _dims(value) for value in proto.graph.output}
     free = {name: [d for d in dims if isinstance(d, str)] for name, dims in (inputs | outputs).items()}
     return {

@@ -26,7 +26,7 @@ from engines.rounding import round_values
 from engines.sensor import is_sensor, put_network, take_network
 from m2h_deploy.bundle import CalibrationInfo, EngineInfo, InputSpec, LoweringInfo, SelfTest
 from m2h_deploy.causes import failure
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, install_extra
 from m2h_deploy.selftest import make_self_test, pattern, widen_tolerances
 
 if TYPE_CHECKING:
@@ -189,7 +189,8 @@ def self_test_of(proto: onnx.ModelProto, path: Path, precision: str, spec: Input
 def with_rounding(test: SelfTest, proto: onnx.ModelProto, path: Path, spec: InputSpec, info: EngineInfo) -> SelfTest:
     """`test` with the tolerances of an engine that rounds more than the graph `proto` does by itself.
 
-    OpenVINO alone does (`inference_precision`). Where ONNX Runtime is not installed, `test` is returned as it is.
+    OpenVINO alone does (`inference_precision`). Where ONNX Runtime is not installed, `test` is returned as it is:
+    only an explicit hint leads there.
     """
     rounding = info.options.get("inference_precision", "f32")
     if info.precision == "fp32" or rounding == "f32" or find_spec("onnxruntime") is None:
@@ -206,8 +207,8 @@ def _run_on_cpu(proto: onnx.ModelProto, spec: InputSpec, path: Path) -> dict[str
         from engines.compare import cpu_session
     except ModuleNotFoundError:
         raise M2HError(
-            f"{path} brings no self-test, and making one needs ONNX Runtime: pip install onnxruntime, or lower the "
-            "graph where that is installed (build --precision fp16 --graph FILE.onnx writes one into the file)"
+            f"{path} brings no self-test, and making one needs ONNX Runtime: {install_extra('onnxruntime')}, or lower "
+            "the graph where that is installed (build --precision fp16 --graph FILE.onnx writes one into the file)"
         ) from None
     session = cpu_session(proto, str(path))
     value = session.get_inputs()[0]

@@ -97,11 +97,7 @@ def input_spec(proto: onnx.ModelProto, card: ModelCard, source: Path) -> InputSp
 
 
 def _dtype(value: onnx.ValueInfoProto, source: Path) -> str:
-    kind = value.type.tensor_type.elem_type
-    if kind not in DTYPES:
-        name = onnx.TensorProto.DataType.Name(kind).lower()
-        raise M2HError(f"{source}: {value.name} is {name}, a bundle has {', '.join(DTYPES.values())}: export it again")
-    return DTYPES[kind]
+    return DTYPES[value.type.tensor_type.elem_type]
 
 
 def _sensor_info(card: ModelCard) -> SensorInfo | None:

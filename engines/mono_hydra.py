@@ -24,6 +24,7 @@ from onnx import helper, numpy_helper
 from engines.graph import LOWERED, ModelCard, load_graph, read_card, set_metadata
 from engines.interface import check_interface
 from m2h_deploy.bundle import load_bundle
+from m2h_deploy.causes import failure
 from m2h_deploy.data.rooms import render_room
 from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.files import whole_folder, write_text
@@ -140,15 +141,13 @@ def _compare(original: bytes, packaged: bytes, card: ModelCard, size: tuple[int,
 
 
 def _run(graph: bytes, tensor: NDArray[np.floating], path: Path) -> list[NDArray[Any]]:
-    import onnxruntime as ort
+    from engines.compare import cpu_session
 
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+    session = cpu_session(graph, str(path))
     try:
-        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         outputs: list[NDArray[Any]] = session.run(list(_OUTPUTS), {session.get_inputs()[0].name: tensor})
     except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise M2HError(f"ONNX Runtime cannot run {path}: {str(error).splitlines()[0]}") from None
+        raise failure(error, f"ONNX Runtime cannot run {path}") from None
     return outputs
 
 

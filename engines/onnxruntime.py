@@ -44,6 +44,8 @@ def build_onnxruntime(
         with library_path(model) as name, library_path(folder / ENGINE_FILE) as optimized:
             options.optimized_model_filepath = optimized
             ort.InferenceSession(name, options, providers=["CPUExecutionProvider"])
+    except M2HError:
+        raise
     except Exception as error:  # ONNX Runtime raises its own unexported types
         raise failure(error, f"ONNX Runtime cannot load {model}") from None
     return _info(precision, threads, provider, provider_options)

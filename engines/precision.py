@@ -27,7 +27,7 @@ from engines.calibration import (
 )
 from engines.compare import CpuReference
 from engines.functions import inline_functions, outline_functions
-from engines.graph import load_graph
+from engines.graph import PRECISION, graph_precision, load_graph
 from engines.islands import Island, WeightRisk, find_islands, weight_risks
 from engines.modelopt import quiet_modelopt, require_modelopt
 from engines.quantization import QuantPolicy, candidates, chosen_layers, insert_qdq, insert_weight_dq, quantised_layers
@@ -137,9 +137,7 @@ def to_int8(
 def _load_float32(path: str | os.PathLike[str], io: IO) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """The file as it was exported, and the network in it: the same unless it is a sensor graph."""
     proto = load_graph(path)
-    operators = {node.op_type for node in proto.graph.node}
-    halves = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.initializer)
-    if halves or "QuantizeLinear" in operators:
+    if graph_precision(proto, path) != "fp32":
         raise M2HError(f"{path} is not a float32 graph: give the file that m2h-deploy export wrote")
     if is_sensor(proto) and io == "fp16":
         raise M2HError(f"{path} is a sensor graph, whose inputs and outputs have their types: leave io at fp32")
@@ -195,8 +193,8 @@ def _finish(
 ) -> PrecisionReport:
     """Carry the model card over, write the file in one step and measure what it gives."""
     del result.metadata_props[:]
-    result.metadata_props.extend(entry for entry in source.metadata_props if entry.key != "m2h.precision")
-    result.metadata_props.add(key="m2h.precision", value=report.precision)
+    result.metadata_props.extend(entry for entry in source.metadata_props if entry.key != PRECISION)
+    result.metadata_props.add(key=PRECISION, value=report.precision)
     result.producer_name, result.producer_version = source.producer_name, source.producer_version
     with whole_file(out) as temporary:
         onnx.save(put_network(exported, result) if is_sensor(exported) else result, temporary)

@@ -1,4 +1,4 @@
-"""What a precision can do for a network: the float32 graph with every value rounded, on ONNX Runtime's CPU.
+"""What a precision can do for a network: the graph with every value rounded, on ONNX Runtime's CPU.
 
 An engine in FP16 or bfloat16 multiplies rounded numbers and adds them up in float32, so rounding every result of the
 float32 graph predicts its error (measured on OpenVINO: within a factor of three, in both types).

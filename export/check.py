@@ -13,7 +13,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from m2h_deploy.errors import M2HError
+from m2h_deploy.causes import failure, reason
 from m2h_deploy.model.network import M2H
 from m2h_deploy.numerics import Difference, judge, perturbed
 from m2h_deploy.preprocess import Normalisation, Preprocess
@@ -111,7 +111,7 @@ def check_against(references: Sequence[Reference], path: str | os.PathLike[str])
         try:
             values = dict(zip(tasks, session.run(tasks, {"image": tensor}), strict=True))
         except Exception as error:  # ONNX Runtime raises its own unexported types
-            failures.append(f"ONNX Runtime fails on {source}: {str(error).splitlines()[0]}")
+            failures.append(f"ONNX Runtime fails on {source}: {reason(error)}")
             continue
         for task in tasks:
             exact = np.concatenate([reference.exact[task] for reference in group])
@@ -129,7 +129,7 @@ def _open(path: str | os.PathLike[str]) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise M2HError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from None
+        raise failure(error, f"ONNX Runtime cannot load {path}") from None
 
 
 def _run(model: M2H, image: NDArray) -> dict[str, NDArray]:

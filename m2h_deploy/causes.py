@@ -65,6 +65,12 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def machine_words(error: OSError | MemoryError) -> str:
+    """Return an error of the operating system in one line, with the file that it is about."""
+    name = getattr(error, "filename", None)
+    return f"{os.fsdecode(name)}: {reason(error)}" if isinstance(name, (str, bytes)) else reason(error)
+
+
 def failure(error: BaseException, action: str, otherwise: str | None = None) -> M2HError:
     """Return the error to raise for `error`, which a library raised.
 

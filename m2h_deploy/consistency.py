@@ -23,6 +23,7 @@ _NUMERIC = (
     "engine.precision",
     "engine.options.inference_precision",
     "engine.options.provider",
+    "engine.options.provider_options",
 )
 
 

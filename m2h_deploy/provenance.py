@@ -18,6 +18,7 @@ from typing import IO, Literal
 from m2h_deploy.causes import reason
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files import check_writable
+from m2h_deploy.names import is_file
 
 Kind = Literal["png", "npz", "mp4", "rrd", "onnx", "json", "csv", "html", "junit", "log", "room"]
 
@@ -158,7 +159,7 @@ def check_output(
         check_writable(path)
     if not path.is_file():  # new, or a device or pipe, which is written to
         return path
-    if any(Path(source).exists() and path.samefile(source) for source in sources):
+    if any(is_file(Path(source)) and path.samefile(source) for source in sources):
         raise M2HError(f"{path} is read by this command: write to another place")
     if not overwrite and path.stat().st_size and not is_own(path, kind):
         raise M2HError(f"{path} exists, and m2h-deploy did not write it: give another place, or --overwrite")

@@ -91,7 +91,7 @@ def open_source(what: str | int | os.PathLike[str]) -> Source:
     if isinstance(what, (int, np.integer)) and not isinstance(what, bool):
         if what < 0:
             raise M2HError(f"camera {what}: an index is 0 or more")
-        return _video(int(what), f"camera{what}", live=True)
+        return _camera(str(int(what)))
     if not isinstance(what, (str, os.PathLike)):
         raise M2HError(
             f"a source is a camera's index, a path or a URL, not {type(what).__name__}: "

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from m2h_deploy.causes import first_line
 from m2h_deploy.channel import Channel
 from m2h_deploy.errors import M2HError
 from m2h_deploy.health import Health, HealthRecord
@@ -193,7 +194,9 @@ class Stream:
             try:
                 work()
             except Exception as error:  # nothing may end a stage without a word
-                self._give_up(error if isinstance(error, M2HError) else M2HError(f"stream, {name}: {_line(error)}"))
+                self._give_up(
+                    error if isinstance(error, M2HError) else M2HError(f"stream, {name}: {first_line(error)}")
+                )
 
         thread = threading.Thread(target=guarded, name=f"m2h-{name}", daemon=True)
         self._threads.append(thread)
@@ -254,7 +257,7 @@ class Stream:
         except M2HError as error:
             return error
         except Exception as error:
-            return M2HError(f"the source failed: {_line(error)}")
+            return M2HError(f"the source failed: {first_line(error)}")
         return None
 
     def _take(self, frame: SourceFrame, preprocess: Callable[..., Any]) -> None:
@@ -297,7 +300,7 @@ class Stream:
                 try:
                     engine.backend.run(slot.tensor, out=slot.outputs)
                 except Exception as error:  # an engine may raise what it likes
-                    problem = _line(error)
+                    problem = first_line(error)
                 slot.inference = perf_counter() - start
             finally:
                 engine.lock.release()
@@ -377,7 +380,3 @@ class Stream:
             if all(array.shape[:2] == (height, width) for array in arrays):
                 return spare
         return None
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

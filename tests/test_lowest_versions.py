@@ -44,9 +44,12 @@ MISTAKES = (
 def requirements(*extras: str) -> list[str]:
     """The declared requirements of the project and of these extras, each as `name==lowest`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = [*project["dependencies"]]
-    for extra in extras:
-        declared += project["optional-dependencies"][extra]
+    declared, waiting = [*project["dependencies"]], [*extras]
+    while waiting:
+        for text in project["optional-dependencies"][waiting.pop(0)]:
+            own = re.fullmatch(r"m2h-deploy\[([\w,-]+)\]", text)
+            waiting += own[1].split(",") if own is not None else []
+            declared += [] if own is not None else [text]
     found = (re.match(r"([\w-]+(?:\[\w+\])?)>=([\w.]+)", text) for text in declared)
     return list(dict.fromkeys(f"{match[1]}=={match[2]}" for match in found if match is not None))
 

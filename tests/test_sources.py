@@ -24,12 +24,14 @@ def test_a_number_is_a_camera_and_one_that_is_not_there_is_one_line(tiny_bundle,
     ("source", "words"),
     [
         (-1, "an index is 0 or more"),
+        (3_000_000_000, "no camera 3000000000"),
+        ("3000000000", "no camera 3000000000"),
         (True, "not bool"),
         (np.zeros((48, 64, 3), np.uint8), "not ndarray: an image in memory goes to runtime"),
         ([], "not list"),
         (None, "not NoneType"),
     ],
-    ids=["negative", "bool", "image", "list", "none"],
+    ids=["negative", "huge", "huge text", "bool", "image", "list", "none"],
 )
 def test_what_is_no_source_is_refused_in_one_line(tiny_bundle, source, words):
     with Runtime.load(tiny_bundle, threads=1) as runtime, pytest.raises(M2HError, match=words) as error:

@@ -167,8 +167,8 @@ void read_outputs(const Fields& top, const std::string& where, Manifest& manifes
 
 void read_classes(const Fields& top, Manifest& manifest) {
   const Fields classes = top.object("classes");
-  for (const Json& name : classes.array("names", 256)) manifest.class_names.push_back(classes.as_text(name, "names"));
-  for (const Json& color : classes.array("palette", 256)) {
+  for (const Json& name : classes.array("names", 255)) manifest.class_names.push_back(classes.as_text(name, "names"));
+  for (const Json& color : classes.array("palette", 255)) {
     if (!color.is_array() || color.size() != 3) classes.fail("palette", "expected colours of three numbers");
     std::array<std::uint8_t, 3> rgb{};
     for (std::size_t c = 0; c < 3; ++c) {
@@ -211,6 +211,7 @@ SelfTest read_self_test(const Fields& top, const std::string& where, const Manif
   if (fields.text("pattern") != "stripes-1") fields.fail("pattern", "is not known: use a newer library");
   SelfTest test;
   const double tolerance = fields.as_number(fields.at("tolerance"), "tolerance");
+  if (!(tolerance > 0)) fields.fail("tolerance", "must be above 0");
   const Fields outputs = fields.object("outputs");
   for (const auto& [name, value] : outputs.json().items()) {
     const Output* output = nullptr;

@@ -12,6 +12,7 @@ from typing import Any
 from m2h_deploy import __version__
 from m2h_deploy.bundle import Manifest, file_sha256
 from m2h_deploy.data.frame import Dataset, Frame
+from m2h_deploy.errors import M2HError
 
 
 def job_digest(manifest: Manifest, settings: dict[str, Any]) -> str:
@@ -42,10 +43,20 @@ def frame_digest(job: str, source: Dataset, index: int) -> str:
 def reference_digest(reference: str | os.PathLike[str]) -> str:
     """Of a checkpoint, the name of shipped weights, or an ONNX file. Raises M2HError where there is none."""
     if Path(reference).is_file():
-        return file_sha256(Path(reference))
+        return _onnx_digest(Path(reference)) if Path(reference).suffix == ".onnx" else file_sha256(Path(reference))
     from m2h_deploy.model.checkpoint import resolve_checkpoint
 
     return file_sha256(resolve_checkpoint(reference))
+
+
+def _onnx_digest(path: Path) -> str:
+    """Of the weights in other files too, where onnx is installed to find them."""
+    try:
+        from m2h_deploy.onnx_files import onnx_sha256
+
+        return onnx_sha256(path)
+    except (ModuleNotFoundError, M2HError):  # what is no ONNX file is refused where it is opened
+        return file_sha256(path)
 
 
 def _content_digest(job: str, frame: Frame) -> str:

@@ -22,6 +22,7 @@ from m2h_deploy.cluster.session import Cluster, on_demand
 from m2h_deploy.cluster.state import State
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files import check_folder, make_folder, write_text
+from m2h_deploy.image_files import enough_memory
 from m2h_deploy.postprocess import Prediction
 from m2h_deploy.results import all_finite, check_results, write_prediction
 from m2h_deploy.runtime import Runtime
@@ -140,10 +141,12 @@ class _Predictor(FrameWorker):
         if isinstance(item, Skipped):
             self.skip(row)
             return "skipped", item.reason, b""
-        prediction = self._runtime(item.image)
-        if not all_finite(prediction, self._runtime.tasks):
-            raise M2HError("the engine gave values that are no numbers")
-        self.put(row, item.image, prediction)
+        height, width = item.image.shape[:2]
+        with enough_memory(f"{row.name}, {width} x {height} pixels"):
+            prediction = self._runtime(item.image)
+            if not all_finite(prediction, self._runtime.tasks):
+                raise M2HError("the engine gave values that are no numbers")
+            self.put(row, item.image, prediction)
         return "done", "", b""
 
     @abstractmethod

@@ -231,7 +231,7 @@ class _Probe:
             values: list[NDArray[Any]] = self._session.run(names, {self._input.name: image.astype(dtype)})
         except Exception as error:  # ONNX Runtime raises its own unexported types
             shape = " x ".join(map(str, image.shape))
-            raise M2HError(f"ONNX Runtime cannot run {self._path} on {shape}: {str(error).splitlines()[0]}") from None
+            raise failure(error, f"ONNX Runtime cannot run {self._path} on {shape}") from None
         return values
 
 

@@ -15,6 +15,7 @@ from m2h_deploy.bundle import InputSpec
 from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.files import library_path
+from m2h_deploy.preprocess import Normalisation, normalization_of
 
 Outputs = dict[str, NDArray[np.float32]]
 
@@ -83,6 +84,8 @@ class _OnnxReference:
         try:
             with _content(path) as content:
                 self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except M2HError:
+            raise
         except Exception as error:  # ONNX Runtime raises its own unexported types
             raise failure(error, f"ONNX Runtime cannot load {path}") from None
         card: dict[str, Any] = self._session.get_modelmeta().custom_metadata_map
@@ -90,6 +93,11 @@ class _OnnxReference:
             raise M2HError(f"{path} is a sensor graph: give the checkpoint, or the file of the same export without it")
         if "m2h.weights_sha256" not in card:
             raise M2HError(f"{path} was not made by m2h-deploy export: it does not name its weights")
+        stated = card.get("m2h.normalization")
+        if stated is not None and Normalisation.from_json(stated) != normalization_of(spec):
+            raise M2HError(
+                f"{path} takes images of another normalization than the engine: give the file it was built from"
+            )
         if card.get("m2h.precision", "fp32") != "fp32":
             raise M2HError(f"{path} is {card['m2h.precision']}: a reference is float32, the file that was lowered")
         inputs = self._session.get_inputs()
@@ -113,7 +121,7 @@ class _OnnxReference:
         try:
             values = self._session.run(list(self.tasks), {self._input: batch})
         except Exception as error:  # as above
-            raise M2HError(f"ONNX Runtime cannot run {self._path}: {str(error).splitlines()[0]}") from None
+            raise failure(error, f"ONNX Runtime cannot run {self._path}") from None
         return {name: value[:1] for name, value in zip(self.tasks, values, strict=True)}
 
 

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from m2h_deploy.causes import reason
+from m2h_deploy.causes import machine_words
 from m2h_deploy.errors import M2HError
 from m2h_deploy.streams import prepare_streams
 from m2h_deploy.training import interrupted_message, run, table
@@ -37,14 +37,14 @@ def main() -> int:
             overwrite=arguments.overwrite,
         )
     except (OSError, MemoryError) as error:
-        print(f"error: {reason(error)}", file=sys.stderr)
+        print(f"error: {machine_words(error)}", file=sys.stderr)
         return 2
     except M2HError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
-            print(interrupted_message(arguments.output), file=sys.stderr)
+            print(interrupted_message(arguments.output, overwrite=arguments.overwrite), file=sys.stderr)
         return 130
     if result:
         print(table(result))

@@ -135,11 +135,12 @@ def evaluate_checkpoint(
         return evaluate(model, frames, preset=config.preset)
 
 
-def interrupted_message(output: str | os.PathLike[str]) -> str:
-    """Say what an interrupted run left in its folder, and how it goes on."""
+def interrupted_message(output: str | os.PathLike[str], *, overwrite: bool = False) -> str:
+    """Say what an interrupted run left in its folder, and how it goes on; `overwrite` if the command had it."""
     state = Path(output) / STATE
     if state.is_file():
-        return f"interrupted: the state is saved in {state}; the same command with --resume goes on from there"
+        resume = "--resume in place of --overwrite" if overwrite else "--resume"
+        return f"interrupted: the state is saved in {state}; the same command with {resume} goes on from there"
     return f"interrupted before a step was saved: nothing to resume in {output}; the same command starts anew"
 
 
@@ -216,7 +217,7 @@ def _load_backbone(model: M2H, file: Path) -> None:
     check_finite(tensors, file)
     try:
         model.backbone.load_state_dict(tensors)
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except RuntimeError as error:
         last = (str(error).splitlines() or ["not a state dict"])[-1].strip()
         raise M2HError(f"{file} is not a DINOv2 state dict for {model.config.backbone.name}: {last[:120]}") from None
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m2h_deploy.arrays import DAMAGED_ARRAY
-from m2h_deploy.causes import MachineError, reason
+from m2h_deploy.causes import MachineError, machine_fault, reason
 from m2h_deploy.data import IGNORE_LABEL, Dataset, Frame
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files import write_text
@@ -104,7 +104,11 @@ def _open_fields(folder: Path, count: int, size: tuple[int, int]) -> dict[str, n
     """The arrays in a folder, mapped into memory; None where one is missing, truncated or of another shape."""
     try:
         fields = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _FIELDS}
-    except DAMAGED_ARRAY:
+    except FileNotFoundError:
+        return None
+    except DAMAGED_ARRAY as error:
+        if isinstance(error, OSError) and (fault := machine_fault(error)) is not None:
+            raise MachineError(f"cannot read {folder}: {fault}") from None
         return None
     whole = all(
         (fields[name].dtype, fields[name].shape) == (np.dtype(dtype), _shape(count, size, channels))

@@ -17,6 +17,7 @@ from engines import Lowering, build_bundle
 from engines.graph import LOWERED, PRECISION, graph_precision, read_precision, set_metadata
 from m2h_deploy import CheckFailed, M2HError, Runtime
 from m2h_deploy.bundle import load_bundle
+from m2h_deploy.errors import install_extra
 from m2h_deploy.parity.reference import open_reference
 from tests.engines.graphs import SIDE, exported_small_graph, small_graph
 
@@ -240,7 +241,7 @@ def test_without_a_self_test_onnx_runtime_is_needed_and_named(foreign, tmp_path)
     assert done.returncode == 2
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert "foreign.onnx brings no self-test" in line
-    assert "pip install onnxruntime" in line
+    assert install_extra("onnxruntime") in line
     assert "Traceback" not in done.stderr
 
 

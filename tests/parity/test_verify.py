@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 
 import numpy as np
@@ -17,6 +18,7 @@ from m2h_deploy.model import save_checkpoint
 from m2h_deploy.parity import Gates, to_json, verify
 from m2h_deploy.parity.bootstrap import draws
 from m2h_deploy.parity.reference import open_reference
+from m2h_deploy.parity.run import name_of
 from m2h_deploy.parity.tasks import TaskComparison
 from m2h_deploy.postprocess import Prediction
 
@@ -237,6 +239,16 @@ def test_a_reference_of_another_size_is_refused(bundle, tiny_onnx):
     smaller = load_bundle(bundle).manifest.input.model_copy(update={"height": 56})
     with pytest.raises(M2HError, match="takes 112x140 pixels, the engine 56x140"):
         open_reference(tiny_onnx, smaller)
+
+
+def test_a_reference_of_another_normalization_is_refused(bundle, tiny_onnx):
+    other = load_bundle(bundle).manifest.input.model_copy(update={"mean": (0.1, 0.2, 0.3)})
+    with pytest.raises(M2HError, match="another normalization"):
+        open_reference(tiny_onnx, other)
+
+
+def test_the_name_of_data_is_text_whatever_its_folder_is_called(tmp_path):
+    assert name_of(os.fsdecode(os.fsencode(tmp_path) + b"/d\xff")) == "d\\udcff"
 
 
 def test_real_frames_pass(no_edges, tiny_onnx, shared):

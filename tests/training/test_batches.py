@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from m2h_deploy.data.rooms import Rooms, render_room
+from m2h_deploy.errors import M2HError
 from m2h_deploy.training.batches import AugmentConfig, Batch, augment, epoch_order, flip, read_batch, resize_labels
 from m2h_deploy.training.cache import UNKNOWN_EDGE, FrameCache, open_cache
 
@@ -116,6 +119,20 @@ def test_a_cache_is_built_once_whole_or_not_at_all(tmp_path: object) -> None:
     again = open_cache(Rooms(3, 1, 16, 16), "rooms", tmp_path, (16, 16), count=2)
     assert len(built) == 2 and len(list(tmp_path.iterdir())) == 1
     assert (built.image == again.image).all()
+
+
+def test_a_cache_that_the_machine_cannot_read_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_cache(Rooms(2, 1, 16, 16), "rooms", tmp_path, (16, 16))
+    before = {file.name: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("m2h_deploy.training.cache.np.load", refuse)
+        with pytest.raises(M2HError, match="Too many open files"):
+            open_cache(Rooms(2, 1, 16, 16), "rooms", tmp_path, (16, 16))
+    assert {file.name: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5])

@@ -16,6 +16,7 @@ import torch
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import load_checkpoint
 from m2h_deploy.training import TrainConfig, interrupted_message, train
+from m2h_deploy.training.loop import STATE
 from m2h_deploy.training.record import read_record
 from m2h_deploy.training.state import load_state
 
@@ -136,6 +137,9 @@ def test_ctrl_c_says_that_the_state_is_saved_and_how_to_go_on(module: list[str],
 
 def test_ctrl_c_before_the_first_step_says_that_there_is_nothing_to_resume(tmp_path: Path) -> None:
     assert "nothing to resume" in interrupted_message(tmp_path)
+    (tmp_path / STATE).write_bytes(b"")
+    assert "with --resume goes on" in interrupted_message(tmp_path)
+    assert "--resume in place of --overwrite" in interrupted_message(tmp_path, overwrite=True)
 
 
 def test_a_run_is_not_started_over_or_continued_as_another(

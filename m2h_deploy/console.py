@@ -46,8 +46,11 @@ def say(text: str, style: str | None = None) -> None:
 
 
 def print_json(values: Any) -> None:
-    """Plain values as one line of JSON on stdout. A number that JSON has not is a mistake of the caller's."""
-    print(json.dumps(values, allow_nan=False))
+    """Plain values as one line of JSON on stdout, at once: a command may go on, and its reader waits for the line.
+
+    A number that JSON has not is a mistake of the caller's.
+    """
+    print(json.dumps(values, allow_nan=False), flush=True)
 
 
 def print_values(values: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -45,6 +46,23 @@ def test_a_reader_that_goes_ends_no_work(tiny_bundle, tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert b"Broken" not in ran.stderr
     assert (tmp_path / "o" / "a_overlay.png").is_file()
+
+
+def test_json_reaches_a_pipe_while_the_command_goes_on():
+    program = """
+import sys
+from m2h_deploy.console import print_json
+from m2h_deploy.streams import prepare_streams
+prepare_streams()
+print_json({"ready": True})
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()) as process:
+        ready, _, _ = select.select([process.stdout], [], [], 60)
+        assert ready, "the line waits in a buffer"
+        assert process.stdout.readline() == b'{"ready": true}\n'
+        process.stdin.close()
 
 
 def test_results_that_cannot_be_written_are_an_error(tmp_path):

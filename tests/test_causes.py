@@ -245,7 +245,9 @@ def test_no_temporary_folder_is_said(tiny_onnx, tmp_path):
     (tmp_path / "m.onnx").write_bytes(tiny_onnx.read_bytes())
     script = """
     mount --bind . /mnt
-    for folder in /tmp /var/tmp /usr/tmp; do [ -d $folder ] && mount -t tmpfs -o ro t $folder; done
+    for folder in /tmp /var/tmp /usr/tmp; do
+        [ -d $folder ] && mount --bind $folder $folder && mount -o remount,ro,bind $folder
+    done
     cd /tmp; TMPDIR=/proc/nowhere m2h build /mnt/m.onnx -o /mnt/b
     """
     message = one_line(shell_with_mounts(script, cwd=tmp_path))

@@ -104,7 +104,7 @@ def _open_fields(folder: Path, count: int, size: tuple[int, int]) -> dict[str, n
     """The arrays in a folder, mapped into memory; None where one is missing, truncated or of another shape."""
     try:
         fields = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _FIELDS}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except DAMAGED_ARRAY as error:
         if isinstance(error, OSError) and (fault := machine_fault(error)) is not None:

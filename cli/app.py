@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def _check_working_folder() -> None:
-    """Raises M2HError where there is none: paths mean nothing, and libraries end the process."""
+    """Raise M2HError where the working directory was removed: relative paths have no meaning there."""
     try:
         Path.cwd()
     except FileNotFoundError:

@@ -21,7 +21,7 @@ def rooms(
     split: Annotated[str, typer.Option(help="Split to write: train or val.")] = "val",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier split at the place.")] = False,
 ) -> None:
-    """Write synthetic rooms with exact labels: data for a first look and for tests. A split that is there stays."""
+    """Write synthetic rooms with exact labels: data to try commands on, and for tests. An existing split is kept."""
     from m2h_deploy.data.writing import write_multitask_folder
 
     with make_progress() as progress:

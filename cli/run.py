@@ -188,7 +188,7 @@ def _run(runtime: Runtime, frames: Source, sinks: list[Any], limit: int | None) 
 def _predict(
     runtime: Runtime, frame: SourceFrame, sinks: list[Any], timings: list[dict[str, float]], progress: Progress
 ) -> bool:
-    """One frame; False where the engine does not take it, its numbers are none, or the memory does not suffice."""
+    """Predict one frame; False where the engine refuses it, gives NaN or infinity, or memory runs out."""
     from m2h_deploy.image_files import OutOfMemoryError, enough_memory
     from m2h_deploy.results import all_finite
 

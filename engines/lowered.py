@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lowering:
-    """How a graph leaves float32; see `engines.precision`. None leaves a choice to the defaults."""
+    """Options of the conversion to FP16 or INT8, see `engines.precision`; None takes the default."""
 
     frames: str | None = None
     """Calibration frames: a folder, a video, or NYUv2. INT8 needs them; FP16 is only measured on them."""

@@ -29,7 +29,10 @@ def build(
     affinity: Annotated[str | None, typer.Option(help="Processors that those threads stay on, as 0,2-3.")] = None,
     provider: Annotated[str, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, nv-tensorrt-rtx.")] = "cpu",
     hint: Annotated[str | None, typer.Option(help="OpenVINO: compute in f32, bf16 or f16.")] = None,
-    calibration: Annotated[str | None, typer.Option(help="INT8: folder, video or NYUv2 to calibrate on.")] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="Folder, video or NYUv2: INT8 is calibrated on it, and FP16 and INT8 are measured on it."),
+    ] = None,
     calibration_frames: Annotated[
         int | None, typer.Option(help="INT8: how many frames.", min=1, show_default="64")
     ] = None,
@@ -152,13 +155,16 @@ def tell(bundle: Bundle) -> None:
     say(f"wrote {bundle.path} ({engine.kind} {engine.version}, {engine.precision}, {size:.1f} MB)")
     if manifest.lowering is not None:
         psnr = ", ".join(f"{name} {value:.1f} dB" for name, value in manifest.lowering.psnr.items())
-        say(f"PSNR against float32: {psnr or 'not measured; lower the graph with --calibration'}")
+        missing = "not measured: give --calibration FOLDER, or compare with m2h-deploy verify"
+        say(f"PSNR against float32: {psnr or missing}")
         risky = manifest.lowering.weights_beyond_fp16
         if risky:
             more = f" and {len(risky) - 3} more" if len(risky) > 3 else ""
+            measured = bool(manifest.lowering.psnr)
+            cost = "the PSNR says what that costs" if measured else "m2h-deploy verify measures what that costs"
             say(
                 f"{len(risky)} layers hold weights that FP16 rounds to zero, to its least value or to infinity: "
-                f"{', '.join(risky[:3])}{more}; the PSNR says what that costs",
+                f"{', '.join(risky[:3])}{more}; {cost}",
                 "yellow",
             )
     if test is not None and test.reference != "float32 graph":

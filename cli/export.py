@@ -40,7 +40,8 @@ def export(
     dynamic_batch: Annotated[bool, typer.Option(help="Leave the batch size free.")] = False,
     opset: Annotated[int | None, typer.Option(help="ONNX opset.", show_default="20")] = None,
     outputs: Annotated[
-        str | None, typer.Option(help="Outputs to keep.", show_default="depth,semantics,normals,edges")
+        str | None,
+        typer.Option(help="Outputs to keep, separated by commas.", show_default="depth,semantics,normals,edges"),
     ] = None,
     windows: Annotated[Windows, typer.Option(help="WMCA's partition as plain operators or ONNX functions.")] = (
         Windows.standard

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from engines.frames import Pictures
@@ -60,7 +60,7 @@ class BuildRequest:
             "the affinity of threads": bool(self.affinity) and gpu,
             f"the provider {self.provider}": self.provider != "cpu" and self.engine != "onnxruntime",
             f"the hint {self.hint}": self.hint is not None and self.engine != "openvino",
-            "an option of TensorRT": self.tensorrt != BuildOptions() and not gpu,
+            **{f"TensorRT's option {name}": not gpu for name in _given(self.tensorrt)},
         }
         for what in (what for what, given in idle.items() if given):
             raise M2HError(f"{what} means nothing to {self.engine}: leave it out, or choose the engine that has it")
@@ -100,3 +100,10 @@ class BuildRequest:
             raise M2HError(f"{self.graph} is the graph itself, which the lowered one would replace: give another file")
         if out_dir is not None:
             check_outside(out_dir, self.graph)
+
+
+def _given(options: BuildOptions) -> list[str]:
+    """Names of the options that are not at their defaults."""
+    defaults = BuildOptions()
+    names = (field.name for field in fields(options))
+    return [name for name in names if getattr(options, name) != getattr(defaults, name)]

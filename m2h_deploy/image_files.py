@@ -82,7 +82,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     pixels, kind = decode_picture(path)
     if kind is not None:
-        raise M2HError(f"{path} is a {kind}, not a picture (if it is one, rename it or save it in color)")
+        eight = pixels.dtype == np.uint8
+        advice = "give the file another name, or save it in color" if eight else "save it with 8 bits a pixel"
+        raise M2HError(f"{path} is a {kind}, not a picture (if it is a picture, {advice})")
     return as_color_image(pixels, str(path))
 
 

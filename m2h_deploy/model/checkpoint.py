@@ -186,7 +186,9 @@ def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
         return shipped
     if file.is_dir():
         raise M2HError(f"{file} is a folder: give the checkpoint file in it")
-    raise M2HError(f"no checkpoint at {file}: give a published .pt file or an m2h-deploy .safetensors file")
+    raise M2HError(
+        f"no checkpoint at {file}: give a published .pt file, an m2h-deploy .safetensors file, or m2h-tiny (built in)"
+    )
 
 
 def _infer_config(tensors: dict[str, Tensor], file: Path) -> ModelConfig:

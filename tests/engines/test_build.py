@@ -59,7 +59,10 @@ def refused(source: Path, out: Path, **options) -> str:
         ({"engine": "tensorrt-rtx", "affinity": (0,)}, "affinity of threads"),
         ({"engine": "openvino", "provider": "cuda"}, "provider cuda"),
         ({"engine": "onnxruntime", "hint": "bf16"}, "hint bf16"),
-        ({"engine": "onnxruntime", "tensorrt": BuildOptions(targets=("8.6",))}, "option of TensorRT"),
+        (
+            {"engine": "onnxruntime", "tensorrt": BuildOptions(targets=("8.6",))},
+            "TensorRT's option targets means nothing to onnxruntime",
+        ),
         ({"engine": "onnxruntime", "lowering": Lowering(min_psnr=30)}, "fp32"),
         ({"precision": "fp32", "lowering": Lowering(io="fp16")}, "fp32"),
         ({"graph": Path("kept.onnx")}, "graph to keep"),

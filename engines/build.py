@@ -149,7 +149,7 @@ def _prepare(
     card = read_card(proto, source)
     check_interface(proto, card, source)
     found = read_precision(proto, source)
-    spec = input_spec(proto, card, source)
+    spec = input_spec(proto, card)
     _check_graph(request, proto, card, found)
     if progress is not None:
         progress(f"building {request.engine} in {request.precision or found}")
@@ -161,7 +161,7 @@ def _prepare(
     if request.graph is not None:
         write_bytes(request.graph, target.read_bytes())
     proto = load_graph(target)
-    return _Prepared(target, proto, card, input_spec(proto, card, target), request.precision, lowered_here=True)
+    return _Prepared(target, proto, card, input_spec(proto, card), request.precision, lowered_here=True)
 
 
 def _check_graph(request: BuildRequest, proto: onnx.ModelProto, card: ModelCard, found: str) -> None:

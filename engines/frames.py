@@ -23,7 +23,7 @@ class Pictures:
 
     source: str
     count: int | None
-    """How many there are at most, where that is known."""
+    """Upper bound of their number; None if unknown."""
     read: Callable[[], Iterator[NDArray[np.uint8]]]
     """uint8 (H, W, 3) BGR, one after the other. Raises M2HError on a broken one."""
 

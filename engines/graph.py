@@ -40,7 +40,7 @@ class ModelCard:
     weights_sha256: str
     tasks: tuple[str, ...]
     normalization: Normalisation
-    """How the network's images are normalized."""
+    """Normalization of the input images."""
     classes: Classes
     form: str
     windows: str

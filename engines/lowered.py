@@ -160,7 +160,7 @@ def _calibration_info(report: PrecisionReport) -> CalibrationInfo | None:
 
 
 def read_lowered(proto: onnx.ModelProto, path: Path) -> Lowered | None:
-    """What a graph that was lowered here says of itself; None of any other. Raises M2HError on damage."""
+    """Read the record of a graph that was lowered here; None for any other graph. Raises M2HError on damage."""
     text = metadata_of(proto).get(LOWERED)
     if text is None:
         return None
@@ -202,7 +202,7 @@ def with_rounding(test: SelfTest, proto: onnx.ModelProto, path: Path, spec: Inpu
 
 
 def _run_on_cpu(proto: onnx.ModelProto, spec: InputSpec, path: Path) -> dict[str, NDArray[Any]]:
-    """What the graph of the file `path` gives on the self-test's input, computed as it is written."""
+    """Run the graph of the file `path` on the self-test's input, computed as it is written."""
     try:
         from engines.compare import cpu_session
     except ModuleNotFoundError:

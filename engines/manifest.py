@@ -1,4 +1,4 @@
-"""The manifest of a bundle, read off the graph that its engine is built from."""
+"""Make the manifest of a bundle from the graph that its engine is built from."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def make_manifest(
             opset=default_opset(proto),
             onnx_sha256=onnx_sha256(source),
         ),
-        input=input_spec(proto, card, source),
+        input=input_spec(proto, card),
         sensor=_sensor_info(card),
-        outputs=tuple(_output_spec(value, card, source) for value in proto.graph.output),
+        outputs=tuple(_output_spec(value, card) for value in proto.graph.output),
         depth_range=(card.config["min_depth"], card.config["max_depth"]),
         classes=card.classes,
         engine=info,
@@ -75,8 +75,8 @@ def make_manifest(
     return record_fields(manifest)
 
 
-def input_spec(proto: onnx.ModelProto, card: ModelCard, source: Path) -> InputSpec:
-    """What the graph takes. Raises M2HError on a type of input that no bundle has."""
+def input_spec(proto: onnx.ModelProto, card: ModelCard) -> InputSpec:
+    """Read the input specification off a graph that `check_interface` has accepted."""
     value = proto.graph.input[0]
     batch, *sides = (dim.dim_value for dim in value.type.tensor_type.shape.dim)
     raw: dict[str, Any] = {}
@@ -86,7 +86,7 @@ def input_spec(proto: onnx.ModelProto, card: ModelCard, source: Path) -> InputSp
         raw = {"layout": "NV12" if nv12 else "NHWC", "color": "YCbCr" if nv12 else "BGR"}
     return InputSpec(
         name=value.name,
-        dtype=_dtype(value, source),  # type: ignore[arg-type]
+        dtype=_dtype(value),  # type: ignore[arg-type]
         batch=batch or None,
         height=height,
         width=width,
@@ -96,7 +96,7 @@ def input_spec(proto: onnx.ModelProto, card: ModelCard, source: Path) -> InputSp
     )
 
 
-def _dtype(value: onnx.ValueInfoProto, source: Path) -> str:
+def _dtype(value: onnx.ValueInfoProto) -> str:
     return DTYPES[value.type.tensor_type.elem_type]
 
 
@@ -107,9 +107,9 @@ def _sensor_info(card: ModelCard) -> SensorInfo | None:
     return SensorInfo(format=card.sensor.format, network_height=height, network_width=width)
 
 
-def _output_spec(value: onnx.ValueInfoProto, card: ModelCard, source: Path) -> OutputSpec:
+def _output_spec(value: onnx.ValueInfoProto, card: ModelCard) -> OutputSpec:
     meaning, unit = _OUTPUTS[value.name]
-    dtype = _dtype(value, source)
+    dtype = _dtype(value)
     if card.sensor is not None:
         meaning = "probability of a boundary" if value.name == "edges" else meaning
         unit = "mm" if dtype == "uint16" else unit

@@ -1,4 +1,4 @@
-"""What `build_bundle` was asked for, and what is refused before any work."""
+"""The options of `build_bundle`, and the checks that run before any work."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class BuildRequest:
     lowering: Lowering = field(default_factory=Lowering)
     tensorrt: BuildOptions = field(default_factory=BuildOptions)
     graph: Path | None = None
-    """Where to keep the graph that is lowered."""
+    """File to keep the lowered graph in."""
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise M2HError(f"engine '{self.engine}': choose one of {', '.join(ENGINES)}")
         if self.precision not in (None, *PRECISIONS):
             raise M2HError(f"precision '{self.precision}': choose one of {', '.join(PRECISIONS)}")
-        BackendOptions(threads=self.threads)  # refuses a number of threads that is none
+        BackendOptions(threads=self.threads)  # refuses an invalid number of threads
         self._refuse_idle_options()
         if self.engine in NEED_GPU:
             check_options(self.engine, self.tensorrt)

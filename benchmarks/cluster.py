@@ -30,10 +30,10 @@ import cv2
 from m2h_deploy import Runtime
 from m2h_deploy.cluster import Cluster, predict_folder
 from m2h_deploy.console import say
-from m2h_deploy.data.rooms import render_room
-from m2h_deploy.image_files import read_image
+from m2h_deploy.data.rooms.render import render_room
+from m2h_deploy.files.images import read_image
 from m2h_deploy.profiling.machine import describe_machine
-from m2h_deploy.results import write_prediction
+from m2h_deploy.sinks.files import write_prediction
 from m2h_deploy.sources import folder_images
 
 

@@ -24,16 +24,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.calibration import Calibration, select_frames
-from engines.precision import to_fp16, to_int8
+from engines.precision.calibration import Calibration, select_frames
+from engines.precision.convert import to_fp16, to_int8
 from engines.targets import parse_targets
 from engines.tensorrt import BuildOptions, BuildRecord, build_plan
 from export import export_onnx
 from m2h_deploy.console import say
-from m2h_deploy.data.rooms import render_room
+from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import M2H, build_model, load_checkpoint
-from m2h_deploy.preprocess import PRESETS, Preprocess
+from m2h_deploy.runtime.preprocess import PRESETS, Preprocess
 
 NETWORKS = ("m2h-tiny", "m2h-small", "m2h", "m2h-small@480x640")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -60,7 +60,7 @@ def build_cell(
     precision: str,
     windows: str,
     batch: str,
-    flavour: str,
+    flavor: str,
     folder: Path,
     *,
     targets: Sequence[str] = TARGETS,
@@ -86,7 +86,7 @@ def build_cell(
         to_int8(source, model, calibration=Calibration(frames))
     for target in targets:
         options = BuildOptions(targets=parse_targets(target))
-        record = build_plan(model, folder / "model.plan", flavour=flavour, options=options)
+        record = build_plan(model, folder / "model.plan", flavor=flavor, options=options)
         yield Row(network, precision, windows, batch, target, model.stat().st_size, record)
     if model != source:
         model.unlink()

@@ -31,16 +31,16 @@ import torch
 from rich.console import Console
 
 from engines import BuildOptions, Lowering, build_bundle
-from engines.costs import node_costs
 from export import export_onnx
 from export.deploy_form import to_deploy
 from m2h_deploy.backends import BackendOptions, open_backend
-from m2h_deploy.bundle import Bundle
-from m2h_deploy.data.writing import write_multitask_folder
+from m2h_deploy.bundle.manifest import Bundle
+from m2h_deploy.data.nyuv2_writer import write_multitask_folder
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import M2H, build_model, load_checkpoint, save_checkpoint
 from m2h_deploy.parity import verify
 from m2h_deploy.profiling import percentile
+from m2h_deploy.profiling.costs import node_costs
 
 CELLS = "m2h:224x224:1,m2h:224x224:8,m2h-small:224x224:1,m2h-small:224x224:8,m2h-small:480x640:1,m2h-tiny:224x224:1"
 PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx-cu13", "tensorrt", "cuda-bindings", "numpy")

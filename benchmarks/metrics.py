@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import track
 
 from m2h_deploy.data.frame import Frame
-from m2h_deploy.data.rooms import render_room
+from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.metrics import DepthMetric, EdgesMetric, Metric, NormalsMetric, SemanticsMetric
 
 NYUV2_TEST_FRAMES = 654
@@ -70,7 +70,7 @@ def disturbed(frame: Frame, rng: np.random.Generator) -> dict[str, Pair]:
     assert semantics is not None and depth is not None and normals is not None and edges is not None
     wrong = smooth_noise(rng, 40) > 1
     labels = np.where(wrong, np.roll(semantics, 60, axis=1), semantics)
-    # A 41-class network: 0 is unknown, the data's class k is k + 1; unlabelled pixels get any answer.
+    # A 41-class network: 0 is unknown, the data's class k is k + 1; unlabeled pixels get any answer.
     labels_of_41 = np.where(labels == 255, 0, labels.astype(np.int64) + 1).astype(np.uint8)
     blurred = cv2.GaussianBlur(edges.astype(np.float32), (0, 0), 2.0)
     logits = 10 * blurred / max(float(blurred.max()), 1e-6) - 4 + 1.2 * smooth_noise(rng, 3)

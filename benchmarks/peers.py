@@ -35,13 +35,13 @@ import torch
 from rich.console import Console
 
 from cli.peers import write_plain
-from engines.calibration import Calibration, select_frames
-from engines.costs import node_costs
-from engines.precision import to_int8
+from engines.precision.calibration import Calibration, select_frames
+from engines.precision.convert import to_int8
 from export import export_onnx
-from m2h_deploy.data.rooms import render_room
+from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.model import M2H, build_model
-from m2h_deploy.preprocess import PRESETS, Preprocess
+from m2h_deploy.profiling.costs import node_costs
+from m2h_deploy.runtime.preprocess import PRESETS, Preprocess
 
 MATRIX = 1536
 

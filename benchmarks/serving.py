@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from m2h_deploy import Runtime  # noqa: E402
-from m2h_deploy.data.rooms import render_room  # noqa: E402
+from m2h_deploy.data.rooms.render import render_room  # noqa: E402
 
 BATCHED, SINGLE = "dynamic batching", "one by one"
 

@@ -13,7 +13,7 @@ import typer
 from m2h_deploy.causes import machine_words
 from m2h_deploy.console import say
 from m2h_deploy.errors import M2HError, missing_extra
-from m2h_deploy.streams import end_on_signals, prepare_streams
+from m2h_deploy.stdio import end_on_signals, prepare_streams
 
 app = typer.Typer(
     help="Take an M2H checkpoint to a verified engine and run it.",

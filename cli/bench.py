@@ -14,9 +14,9 @@ from m2h_deploy.console import err, out, print_json, say
 from m2h_deploy.errors import M2HError, missing_extra
 
 if TYPE_CHECKING:
-    from m2h_deploy.bundle import Bundle
+    from m2h_deploy.bundle.manifest import Bundle
     from m2h_deploy.profiling import BenchResult, BlockCost
-    from m2h_deploy.profiling.run import Progress
+    from m2h_deploy.profiling.bench import Progress
 
 
 @app.command()
@@ -56,9 +56,9 @@ def bench(
 
     Earlier results of the same kind are replaced by --json, --csv, --html and --logs.
     """
+    from m2h_deploy.files.provenance import check_outputs
     from m2h_deploy.profiling import BenchSettings
     from m2h_deploy.profiling import bench as measure
-    from m2h_deploy.provenance import check_outputs
 
     if peers and reference is None:
         raise M2HError("--peers needs the checkpoint that the bundle was made from: give --reference")
@@ -104,9 +104,9 @@ def bench(
 def _write(result: BenchResult, json_file: Path | None, csv_file: Path | None, html: Path | None) -> None:
     import json
 
-    from m2h_deploy.files import write_text
+    from m2h_deploy.files.atomic import write_text
     from m2h_deploy.profiling import to_json, write_csv
-    from m2h_deploy.profiling.table import print_bench
+    from m2h_deploy.profiling.report.table import print_bench
 
     values = to_json(result)
     if str(json_file) == "-":
@@ -118,7 +118,7 @@ def _write(result: BenchResult, json_file: Path | None, csv_file: Path | None, h
     if csv_file is not None:
         write_csv(result, csv_file)
     if html is not None:
-        from m2h_deploy.profiling.page import write_page
+        from m2h_deploy.profiling.report.page import write_page
 
         write_page(result, html)
 
@@ -133,13 +133,13 @@ def _size(text: str) -> tuple[int, int]:
 
 def _check_places(bundles: list[Path], files: list[Path], html: Path | None) -> None:
     """Raises M2HError where a result could not be written at the end of a long measurement."""
-    from m2h_deploy.bundle import check_outside
+    from m2h_deploy.bundle.manifest import check_outside
 
     for file in files:
         for bundle in bundles:
             check_outside(bundle, file)
     if html is not None:
-        from m2h_deploy.pages import check_jinja
+        from m2h_deploy.visualize.html import check_jinja
 
         check_jinja()
 
@@ -161,8 +161,8 @@ def _costs(bundle: Bundle, graphs: list[Path]) -> Mapping[str, BlockCost] | None
     from m2h_deploy.profiling import BlockCost
 
     try:
-        from engines.costs import node_costs, total
-        from engines.graph import load_graph
+        from m2h_deploy.onnx_graph.info import load_graph
+        from m2h_deploy.profiling.costs import node_costs, total
     except ModuleNotFoundError as error:
         say(str(missing_extra(str(error.name), "build", "counting MACs and bytes")), "yellow")
         return None
@@ -181,7 +181,7 @@ def _costs(bundle: Bundle, graphs: list[Path]) -> Mapping[str, BlockCost] | None
 
 def _source_of(bundle: Bundle, graphs: list[Path]) -> Path | None:
     """The graph that the bundle was built from. Raises M2HError where graphs were given and none of them is it."""
-    from m2h_deploy.onnx_files import onnx_sha256
+    from m2h_deploy.onnx_graph.files import onnx_sha256
 
     for graph in graphs:
         if onnx_sha256(graph) == bundle.manifest.model.onnx_sha256:

@@ -11,10 +11,10 @@ import typer
 from cli.app import OverwriteFlag, app
 from m2h_deploy.console import out, say
 from m2h_deploy.errors import M2HError
-from m2h_deploy.provenance import check_output
+from m2h_deploy.files.provenance import check_output
 
 if TYPE_CHECKING:
-    from m2h_deploy.bundle import Bundle
+    from m2h_deploy.bundle.manifest import Bundle
 
 
 @app.command()
@@ -40,7 +40,7 @@ def build(
         str | None, typer.Option(help="INT8: max, entropy or percentile.", show_default="max")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Other seeds choose other frames.", show_default="0")] = None,
-    policy: Annotated[Path | None, typer.Option(help="INT8: JSON with the blocks to quantise and to keep.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="INT8: JSON with the blocks to quantize and to keep.")] = None,
     min_psnr: Annotated[float | None, typer.Option(help="INT8: keep costly blocks in FP16 up to this (dB).")] = None,
     io: Annotated[str, typer.Option(help="Lowering: type of inputs and outputs, fp32 or fp16.")] = "fp32",
     target: Annotated[

@@ -13,11 +13,11 @@ from rich.table import Table
 from cli.app import JsonFlag, OverwriteFlag, app, needs
 from m2h_deploy.console import err, out, print_json, say
 from m2h_deploy.errors import M2HError
-from m2h_deploy.provenance import check_output
+from m2h_deploy.files.provenance import check_output
 
 if TYPE_CHECKING:
     from export import CheckReport, Sensor
-    from m2h_deploy.preprocess import Normalisation
+    from m2h_deploy.runtime.preprocess import Normalization
 
 
 class Windows(str, Enum):
@@ -65,7 +65,7 @@ def export(
     ] = None,
     depth: Annotated[
         str | None,
-        typer.Option(help="With --sensor: float32 (metres) or uint16 (millimetres).", show_default="float32"),
+        typer.Option(help="With --sensor: float32 (meters) or uint16 (millimeters).", show_default="float32"),
     ] = None,
     variant: Annotated[str | None, typer.Option(help="Refuse a checkpoint of another variant.")] = None,
     overwrite: OverwriteFlag = False,
@@ -107,9 +107,9 @@ def export(
     say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-def choose_normalization(preset: str | None, mean: str | None, std: str | None) -> Normalisation:
+def choose_normalization(preset: str | None, mean: str | None, std: str | None) -> Normalization:
     """The normalization that the options name. Raises M2HError where they contradict each other."""
-    from m2h_deploy.preprocess import PRESETS, parse_normalization
+    from m2h_deploy.runtime.preprocess import PRESETS, parse_normalization
 
     if (mean is None) != (std is None):
         raise M2HError("--mean and --std belong together: give both")

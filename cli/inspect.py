@@ -21,8 +21,8 @@ def inspect(
 ) -> None:
     """Print what a bundle or an ONNX file is, or two of them side by side."""
     try:
-        from engines.inspect import compare, render, render_comparison
-        from engines.inspect import inspect as examine_artifact
+        from engines.inspect.inspect import compare, render, render_comparison
+        from engines.inspect.inspect import inspect as examine_artifact
     except ModuleNotFoundError as error:
         if error.name != "onnx" or other is not None or not artifact.is_dir():
             raise
@@ -43,7 +43,7 @@ def inspect(
 
 def _print_bundle(path: Path, as_json: bool) -> None:
     """A bundle on a device, which has no onnx to look into its graph."""
-    from m2h_deploy.describe import describe_bundle, facts
+    from m2h_deploy.bundle.describe import describe_bundle, facts
 
     note = str(missing_extra("onnx", "build", "reading the graph"))
     report = describe_bundle(path)
@@ -54,7 +54,7 @@ def _print_bundle(path: Path, as_json: bool) -> None:
 @app.command()
 def doctor(as_json: JsonFlag = False) -> None:
     """List the engine kinds on this machine, what to install for the rest, and known problems."""
-    from engines.doctor import examine, render
+    from engines.inspect.doctor import examine, render
 
     _print_report(examine(), render, as_json)
 

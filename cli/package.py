@@ -12,7 +12,7 @@ from m2h_deploy.console import say
 from m2h_deploy.errors import M2HError, install_extra
 
 if TYPE_CHECKING:
-    from m2h_deploy.serving.repository import RepositoryOptions
+    from m2h_deploy.packaging.triton import RepositoryOptions
 
 
 @app.command()
@@ -50,7 +50,7 @@ def package(
     if triton is not None:
         if output is not None:
             raise M2HError("--triton names the folder to write: leave --output out")
-        from m2h_deploy.serving.repository import RepositoryOptions
+        from m2h_deploy.packaging.triton import RepositoryOptions
 
         _package_triton(bundle, triton, RepositoryOptions(**options))
         return
@@ -59,12 +59,12 @@ def package(
     if output is None:
         raise M2HError("say where to write it: --output FOLDER")
     if mono_hydra:
-        from engines.mono_hydra import PARAMETERS, package_mono_hydra
+        from m2h_deploy.packaging.mono_hydra import PARAMETERS, package_mono_hydra
 
         path = package_mono_hydra(bundle, output)
         say(f"wrote {path}: {PARAMETERS} there says how to run it")
         return
-    from m2h_deploy.packaging import package_cpp
+    from m2h_deploy.packaging.cpp import package_cpp
 
     path = package_cpp(bundle, output)
     say(f"wrote {path}: README.md there says how to build it")
@@ -72,8 +72,8 @@ def package(
 
 def _package_triton(bundle: Path, repository: Path, options: RepositoryOptions) -> None:
     from m2h_deploy.backends import EXTRAS
-    from m2h_deploy.bundle import load_bundle
-    from m2h_deploy.serving.repository import batches, is_native, write_repository
+    from m2h_deploy.bundle.manifest import load_bundle
+    from m2h_deploy.packaging.triton import batches, is_native, write_repository
 
     path = write_repository(bundle, repository, options)
     manifest = load_bundle(bundle).manifest

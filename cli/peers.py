@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.backends import BackendOptions, open_backend
-from m2h_deploy.bundle import Bundle, EngineInfo, file_sha256
+from m2h_deploy.bundle.manifest import Bundle, EngineInfo, file_sha256
 from m2h_deploy.causes import reason
 from m2h_deploy.console import say
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import scratch_folder
+from m2h_deploy.files.atomic import scratch_folder
 from m2h_deploy.profiling import Subject, subject_of
-from m2h_deploy.runtime import Runtime
+from m2h_deploy.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
     import torch
@@ -146,7 +146,7 @@ def plain_bundle(model: M2H, bundle: Bundle, folder: Path, threads: int | None) 
     elif manifest.engine.kind == "openvino":
         info = build_openvino(source, place, precision="fp32", threads=threads)
     else:
-        info = build_tensorrt(source, place, flavour=manifest.engine.kind, precision="fp32", options=None)
+        info = build_tensorrt(source, place, flavor=manifest.engine.kind, precision="fp32", options=None)
     files = {file.name: file_sha256(file) for file in place.iterdir()}
     update = {
         "engine": info,

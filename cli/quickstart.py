@@ -12,7 +12,7 @@ from cli.app import JsonFlag, OverwriteFlag, app, needs
 from cli.export import print_check
 from m2h_deploy.console import err, make_progress, print_json, print_values, timing_summary
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import check_folder, make_folder
+from m2h_deploy.files.atomic import check_folder, make_folder
 
 if TYPE_CHECKING:
     from export import CheckReport
@@ -32,10 +32,10 @@ def quickstart(
         from export import export_onnx
         from m2h_deploy.model import build_model, load_checkpoint
     from m2h_deploy import Runtime
-    from m2h_deploy.bundle import check_bundle_place
-    from m2h_deploy.data.rooms import render_room, room_name
-    from m2h_deploy.provenance import check_output
-    from m2h_deploy.results import check_results, write_prediction
+    from m2h_deploy.bundle.manifest import check_bundle_place
+    from m2h_deploy.data.rooms.render import render_room, room_name
+    from m2h_deploy.files.provenance import check_output
+    from m2h_deploy.sinks.files import check_results, write_prediction
 
     check_folder(output)
     check_bundle_place(output / "bundle")
@@ -63,7 +63,7 @@ def quickstart(
             prediction = runtime(room.image)
             timings.append(prediction.timings)
             written = write_prediction(output, room.name, room.image, prediction, bundle.manifest.classes)
-    weights = "trained weights" if trained else "FRESHLY INITIALISED: its predictions mean nothing"
+    weights = "trained weights" if trained else "FRESHLY INITIALIZED: its predictions mean nothing"
     summary: dict[str, Any] = {
         "network": f"{variant}, {weights}",
         "export": f"{exported - start:.1f} s",

@@ -22,7 +22,7 @@ def rooms(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier split at the place.")] = False,
 ) -> None:
     """Write synthetic rooms with exact labels: data to try commands on, and for tests. An existing split is kept."""
-    from m2h_deploy.data.writing import write_multitask_folder
+    from m2h_deploy.data.nyuv2_writer import write_multitask_folder
 
     with make_progress() as progress:
         task = progress.add_task("rooms", total=frames)

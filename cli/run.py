@@ -12,7 +12,7 @@ from cli.app import JsonFlag, OverwriteFlag, app
 from cli.on_ray import GpusOption, RayOption, WorkersOption, cluster_of, run_on_ray
 from m2h_deploy.console import make_progress, print_json, print_values, say, timing_summary
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import check_folder, make_folder
+from m2h_deploy.files.atomic import check_folder, make_folder
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -44,15 +44,15 @@ def run(
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Predict on frames: a picture, depth (16-bit PNG, millimetres) and labels (PNG) for each.
+    """Predict on frames: a picture, depth (16-bit PNG, millimeters) and labels (PNG) for each.
 
     Ctrl-C ends a camera; what was written so far is finished and kept. Earlier results of the same names are replaced.
     """
     from m2h_deploy import Runtime
-    from m2h_deploy.bundle import check_outside
-    from m2h_deploy.names import is_folder
-    from m2h_deploy.provenance import check_outputs
-    from m2h_deploy.results import check_results
+    from m2h_deploy.bundle.manifest import check_outside
+    from m2h_deploy.files.names import is_folder
+    from m2h_deploy.files.provenance import check_outputs
+    from m2h_deploy.sinks.files import check_results
     from m2h_deploy.sources import open_source
 
     cluster = cluster_of(ray, workers, threads, gpus)
@@ -111,7 +111,7 @@ class _Files:
         self.name = ""
 
     def add(self, image: Any, prediction: Prediction) -> None:
-        from m2h_deploy.results import check_result, write_prediction
+        from m2h_deploy.sinks.files import check_result, write_prediction
 
         if not self._overwrite:  # again: a file may have come meanwhile
             check_result(self._folder, self.name, npz=self._npz)
@@ -129,7 +129,7 @@ def _sinks(
 ) -> list[Any]:
     """Where predictions go beside the files; each refuses what it cannot do before the first frame."""
     from m2h_deploy.camera import ASSUMED_FOV, parse_intrinsics
-    from m2h_deploy.screen import VideoFile, Window
+    from m2h_deploy.sinks.screen import VideoFile, Window
 
     classes = runtime.manifest.classes
     if rerun is None and (fov is not None or intrinsics is not None):
@@ -142,7 +142,7 @@ def _sinks(
     if video is not None:
         sinks.append(VideoFile(video, classes, rate=frames.rate))
     if rerun is not None:
-        from m2h_deploy.rerun_log import RerunLog
+        from m2h_deploy.sinks.rerun import RerunLog
 
         camera = parse_intrinsics(intrinsics) if intrinsics is not None else None
         if camera is None and fov is None:
@@ -189,8 +189,8 @@ def _predict(
     runtime: Runtime, frame: SourceFrame, sinks: list[Any], timings: list[dict[str, float]], progress: Progress
 ) -> bool:
     """Predict one frame; False where the engine refuses it, gives NaN or infinity, or memory runs out."""
-    from m2h_deploy.image_files import OutOfMemoryError, enough_memory
-    from m2h_deploy.results import all_finite
+    from m2h_deploy.files.images import OutOfMemoryError, enough_memory
+    from m2h_deploy.sinks.files import all_finite
 
     height, width = frame.image.shape[:2]
     try:

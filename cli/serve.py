@@ -30,7 +30,7 @@ def serve(
 
     Clients send raw pixels: image, uint8 (N, H, W, 3) BGR; they get labels, depth, normals and edges.
     """
-    from m2h_deploy.provenance import check_output
+    from m2h_deploy.files.provenance import check_output
     from m2h_deploy.serving.options import ServeOptions
     from m2h_deploy.serving.server import serve as serve_bundle
 

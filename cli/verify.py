@@ -15,7 +15,7 @@ from m2h_deploy.errors import CheckFailed, M2HError
 
 if TYPE_CHECKING:
     from export import Sensor
-    from m2h_deploy.bundle import Bundle, Manifest
+    from m2h_deploy.bundle.manifest import Bundle, Manifest
     from m2h_deploy.cluster import Cluster
     from m2h_deploy.parity import Gates, LocateResult, VerifyResult
 
@@ -49,9 +49,9 @@ def verify(
     """
     import os
 
-    from m2h_deploy.bundle import check_outside, load_bundle, record_result
+    from m2h_deploy.bundle.manifest import check_outside, load_bundle, record_result
+    from m2h_deploy.files.provenance import Kind, check_outputs
     from m2h_deploy.parity import Gates
-    from m2h_deploy.provenance import Kind, check_outputs
 
     places: dict[Kind, Path | None] = {"json": json_file, "junit": junit, "html": html}
     for file in check_outputs(places, overwrite=overwrite, sources=[reference]):
@@ -82,7 +82,7 @@ def _compare(
 ) -> VerifyResult:
     from m2h_deploy.data import open_dataset
     from m2h_deploy.parity import verify as compare
-    from m2h_deploy.parity.run import name_of
+    from m2h_deploy.parity.verify import name_of
 
     source = open_dataset(data, split)
     for reason in getattr(source, "skipped", ()):
@@ -149,7 +149,7 @@ def _give(
 ) -> None:
     """The result where it was asked for, and then, since that takes long, where the numbers part."""
     from m2h_deploy.parity import to_json
-    from m2h_deploy.report import print_result, write_junit
+    from m2h_deploy.parity.report import print_result, write_junit
 
     stdout = str(json_file) == "-"
     _write(result, None, json_file, html)
@@ -169,9 +169,9 @@ def _give(
 def _write(result: VerifyResult, located: LocateResult | None, json_file: Path | None, html: Path | None) -> None:
     import json
 
-    from m2h_deploy.files import write_text
+    from m2h_deploy.files.atomic import write_text
     from m2h_deploy.parity import to_json
-    from m2h_deploy.report import write_html
+    from m2h_deploy.parity.report import write_html
 
     if json_file is not None and str(json_file) != "-":
         write_text(json_file, json.dumps(to_json(result, located), indent=2))
@@ -184,9 +184,9 @@ def _locate(bundle: Bundle, reference: str) -> LocateResult:
     with needs("export"):
         from export import export_onnx
         from m2h_deploy.model import load_checkpoint
-    from m2h_deploy.files import scratch_folder
+    from m2h_deploy.files.atomic import scratch_folder
     from m2h_deploy.parity import locate_in_bundle
-    from m2h_deploy.preprocess import normalization_of
+    from m2h_deploy.runtime.preprocess import normalization_of
 
     if reference.endswith(".onnx"):
         return locate_in_bundle(bundle, reference)

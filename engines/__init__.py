@@ -1,6 +1,6 @@
 """ONNX to engine: one file an engine kind, and `build_bundle` over them.
 
-Names are looked up when they are used: `engines.doctor` must run on a device that has neither onnx nor an engine.
+Names are imported on first use: `engines.inspect.doctor` must run on a device without onnx and without an engine.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from engines.build import build_bundle, trtexec_of
     from engines.lowered import Lowering
-    from engines.quantization import QuantPolicy, load_policy
+    from engines.precision.quantization import QuantPolicy, load_policy
     from engines.request import ENGINES
     from engines.targets import parse_targets
     from engines.tensorrt import BuildOptions
@@ -31,7 +31,7 @@ _HOMES = {
     **dict.fromkeys(("build_bundle", "trtexec_of"), "engines.build"),
     "ENGINES": "engines.request",
     "Lowering": "engines.lowered",
-    **dict.fromkeys(("QuantPolicy", "load_policy"), "engines.quantization"),
+    **dict.fromkeys(("QuantPolicy", "load_policy"), "engines.precision.quantization"),
     "parse_targets": "engines.targets",
     "BuildOptions": "engines.tensorrt",
 }

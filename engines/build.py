@@ -11,17 +11,15 @@ from pathlib import Path
 
 import onnx
 
-from engines.frames import Pictures
-from engines.graph import ModelCard, load_graph, read_card, read_precision
-from engines.interface import check_interface
 from engines.lowered import Float32Graph, Lowering, lower, read_lowered, self_test_of, with_rounding
 from engines.manifest import input_spec, make_manifest
 from engines.openvino import Hint, build_openvino, check_hint
+from engines.precision.frames import Pictures
 from engines.request import NEED_GPU, BuildRequest
 from engines.tensorrt import PLAN_FILE, BuildOptions, build_tensorrt, free_batch_of, trtexec_command
 from m2h_deploy.backends import BackendOptions, open_backend
 from m2h_deploy.backends.cuda import capability_here, missing_gpu
-from m2h_deploy.bundle import (
+from m2h_deploy.bundle.manifest import (
     Bundle,
     EngineInfo,
     InputSpec,
@@ -30,10 +28,12 @@ from m2h_deploy.bundle import (
     new_bundle_folder,
     write_manifest,
 )
+from m2h_deploy.bundle.self_test import check_self_test, pattern
 from m2h_deploy.errors import CheckFailed, M2HError
-from m2h_deploy.files import scratch_folder, write_bytes
-from m2h_deploy.onnx_files import as_single_file
-from m2h_deploy.selftest import check_self_test, pattern
+from m2h_deploy.files.atomic import scratch_folder, write_bytes
+from m2h_deploy.onnx_graph.files import as_single_file
+from m2h_deploy.onnx_graph.info import ModelCard, load_graph, read_card, read_precision
+from m2h_deploy.onnx_graph.interface import check_interface
 
 
 def build_bundle(
@@ -125,7 +125,7 @@ def trtexec_of(
         prepared = _prepare(request, pictures, scratch)
     batch = free_batch_of(prepared.proto)
     file = (graph or source).name
-    return trtexec_command(file, PLAN_FILE, flavour=engine, options=tensorrt, free_batch=batch)
+    return trtexec_command(file, PLAN_FILE, flavor=engine, options=tensorrt, free_batch=batch)
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def _compile(request: BuildRequest, prepared: _Prepared, folder: Path) -> Engine
             hint = "f32"  # nothing here can measure what a coarser one does to the network
         info = build_openvino(model, folder, precision=precision, threads=threads, hint=hint)
     else:
-        info = build_tensorrt(model, folder, flavour=request.engine, precision=precision, options=request.tensorrt)
+        info = build_tensorrt(model, folder, flavor=request.engine, precision=precision, options=request.tensorrt)
     if request.affinity:
         info = info.model_copy(update={"options": {**info.options, "affinity": list(request.affinity)}})
     return info

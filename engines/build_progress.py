@@ -11,11 +11,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 class BuildProgress:
     """One bar a phase, phases nested as TensorRT nests them. Silent where stderr is no terminal.
 
-    Set `cancelled` from any thread: the next step then tells TensorRT to stop.
+    Set `canceled` from any thread: the next step then tells TensorRT to stop.
     """
 
     def __init__(self, title: str) -> None:
-        self.cancelled = False
+        self.canceled = False
         self._console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -46,7 +46,7 @@ class BuildProgress:
         """Step `step` (0-based) of a phase is done. False asks TensorRT to stop."""
         if phase in self._tasks:
             self._progress.update(self._tasks[phase], completed=step + 1)
-        return not self.cancelled
+        return not self.canceled
 
     def finish(self, phase: str) -> None:
         """A phase has ended."""

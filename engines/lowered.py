@@ -18,25 +18,25 @@ from numpy.typing import NDArray
 from onnx import shape_inference
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from engines.frames import Pictures, calibration_frames, open_pictures
-from engines.functions import inline_functions
-from engines.graph import LOWERED, ModelCard, load_graph, metadata_of, set_metadata
-from engines.histograms import METHODS
-from engines.rounding import round_values
-from engines.sensor import is_sensor, put_network, take_network
-from m2h_deploy.bundle import CalibrationInfo, EngineInfo, InputSpec, LoweringInfo, SelfTest
+from engines.precision.frames import Pictures, calibration_frames, open_pictures
+from engines.precision.histograms import METHODS
+from engines.precision.raw_pixels import is_sensor, put_network, take_network
+from engines.precision.rounding import round_values
+from m2h_deploy.bundle.manifest import CalibrationInfo, EngineInfo, InputSpec, LoweringInfo, SelfTest
+from m2h_deploy.bundle.self_test import make_self_test, pattern, widen_tolerances
 from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError, install_extra
-from m2h_deploy.selftest import make_self_test, pattern, widen_tolerances
+from m2h_deploy.onnx_graph.functions import inline_functions
+from m2h_deploy.onnx_graph.info import LOWERED, ModelCard, load_graph, metadata_of, set_metadata
 
 if TYPE_CHECKING:
-    from engines.precision import PrecisionReport
-    from engines.quantization import QuantPolicy
+    from engines.precision.convert import PrecisionReport
+    from engines.precision.quantization import QuantPolicy
 
 
 @dataclass(frozen=True)
 class Lowering:
-    """Options of the conversion to FP16 or INT8, see `engines.precision`; None takes the default."""
+    """Options of the conversion to FP16 or INT8, see `engines.precision.convert`; None takes the default."""
 
     frames: str | None = None
     """Calibration frames: a folder, a video, or NYUv2. INT8 needs them; FP16 is only measured on them."""
@@ -101,7 +101,7 @@ class Float32Graph:
 
 def lower(source: Float32Graph, target: Path, precision: str, lowering: Lowering, pictures: Pictures | None) -> None:
     """Write `source` in `precision` to `target`, with what it says of itself. `pictures` are those of `lowering`."""
-    from engines.modelopt import require_modelopt
+    from engines.precision.modelopt import require_modelopt
 
     require_modelopt()
     expected = _run_on_cpu(load_graph(source.file), source.spec, source.file)
@@ -116,8 +116,8 @@ def lower(source: Float32Graph, target: Path, precision: str, lowering: Lowering
 def _convert(
     source: Float32Graph, target: Path, precision: str, lowering: Lowering, pictures: Pictures | None
 ) -> PrecisionReport:
-    from engines.calibration import Calibration, select_frames
-    from engines.precision import to_fp16, to_int8
+    from engines.precision.calibration import Calibration, select_frames
+    from engines.precision.convert import to_fp16, to_int8
     from m2h_deploy.backends.cache import user_cache_folder
 
     frames = None
@@ -145,7 +145,7 @@ def _lowering_info(report: PrecisionReport) -> LoweringInfo:
     return LoweringInfo(
         psnr=report.psnr,
         float32_nodes=len(report.islands),
-        int8_layers=len(report.quantised),
+        int8_layers=len(report.quantized),
         weights_beyond_fp16=tuple(dict.fromkeys(risk.node for risk in report.risks)),
     )
 
@@ -204,7 +204,7 @@ def with_rounding(test: SelfTest, proto: onnx.ModelProto, path: Path, spec: Inpu
 def _run_on_cpu(proto: onnx.ModelProto, spec: InputSpec, path: Path) -> dict[str, NDArray[Any]]:
     """Run the graph of the file `path` on the self-test's input, computed as it is written."""
     try:
-        from engines.compare import cpu_session
+        from m2h_deploy.onnx_graph.session import cpu_session
     except ModuleNotFoundError:
         raise M2HError(
             f"{path} brings no self-test, and making one needs ONNX Runtime: {install_extra('onnxruntime')}, or lower "

@@ -7,11 +7,9 @@ from typing import Any
 
 import onnx
 
-from engines.graph import ModelCard, default_opset
-from engines.interface import DTYPES
 from engines.lowered import Lowered
-from m2h_deploy import __version__
-from m2h_deploy.bundle import (
+from m2h_deploy.bundle.consistency import inconsistency, record_fields
+from m2h_deploy.bundle.manifest import (
     EngineInfo,
     InputSpec,
     Manifest,
@@ -21,9 +19,11 @@ from m2h_deploy.bundle import (
     SensorInfo,
     file_sha256,
 )
-from m2h_deploy.consistency import inconsistency, record_fields
 from m2h_deploy.errors import M2HError
-from m2h_deploy.onnx_files import onnx_sha256
+from m2h_deploy.onnx_graph.files import onnx_sha256
+from m2h_deploy.onnx_graph.info import ModelCard, default_opset
+from m2h_deploy.onnx_graph.interface import DTYPES
+from m2h_deploy.version import __version__
 
 _OUTPUTS = {
     "depth": ("metric depth along the optical axis", "m"),

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the optimised graph as an engine file."""
+"""ONNX Runtime: the optimized graph as an engine file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import onnxruntime as ort
 
 from m2h_deploy.backends.onnxruntime import PROVIDERS
-from m2h_deploy.bundle import EngineInfo
+from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError, install_extra
-from m2h_deploy.files import library_path
+from m2h_deploy.files.atomic import library_path
 
 ENGINE_FILE = "model.onnx"
 
@@ -26,7 +26,7 @@ def build_onnxruntime(
     provider: str = "cpu",
     provider_options: Mapping[str, str] | None = None,
 ) -> EngineInfo:
-    """Optimise the graph of `model` and keep it in `folder`, to be run by `provider` (see `backends.onnxruntime`).
+    """Optimize the graph of `model` and keep it in `folder`, to be run by `provider` (see `backends.onnxruntime`).
 
     The level is `extended`: fused attention, GELU and norms, valid on every CPU. The layout changes of level `all`
     (NCHWc) depend on the CPU's vector width, so they are left to the session on the device, which makes them when it

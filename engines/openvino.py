@@ -14,12 +14,12 @@ from typing import Any, Literal, get_args
 
 import onnx
 
-from engines.functions import inline_functions
-from engines.graph import load_graph
-from m2h_deploy.bundle import EngineInfo
+from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.causes import NO_SPACE, no_space
 from m2h_deploy.errors import M2HError, missing_extra
-from m2h_deploy.files import library_path
+from m2h_deploy.files.atomic import library_path
+from m2h_deploy.onnx_graph.functions import inline_functions
+from m2h_deploy.onnx_graph.info import load_graph
 
 ENGINE_FILE = "model.xml"
 

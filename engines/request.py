@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from engines.frames import Pictures
 from engines.lowered import Lowering
 from engines.openvino import Hint, check_hint, load_openvino
-from engines.tensorrt import BuildOptions, check_flavour, check_options, why_not_here
+from engines.precision.frames import Pictures
+from engines.tensorrt import BuildOptions, check_flavor, check_options, why_not_here
 from m2h_deploy.backends import EXTRAS, BackendOptions
-from m2h_deploy.bundle import check_outside
+from m2h_deploy.bundle.manifest import check_outside
 from m2h_deploy.errors import M2HError, missing_extra
-from m2h_deploy.files import check_writable
+from m2h_deploy.files.atomic import check_writable
 
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -89,7 +89,7 @@ class BuildRequest:
             reason = why_not_here(self.engine)
             if reason is not None:
                 raise M2HError(reason)
-            check_flavour(self.engine, self.tensorrt)
+            check_flavor(self.engine, self.tensorrt)
 
     def check_graph_place(self, out_dir: Path | None) -> None:
         """Raises M2HError where the lowered graph cannot be kept; `out_dir` is the bundle's folder, if there is one."""

@@ -3,8 +3,8 @@
 TensorRT builds for the GPU of the machine it runs on. TensorRT-RTX needs no GPU to build: its plan is portable over
 compute capability 8.0 and later unless targets are named, and kernels are chosen on the device.
 
-Both flavours' own API is used, which is the same for all that matters here. Polygraphy would add a layer that fixes the
-flavour once a process, by an environment variable, and that hides the parser's errors by node.
+Both flavors' own API is used, which is the same for all that matters here. Polygraphy would add a layer that fixes the
+flavor once a process, by an environment variable, and that hides the parser's errors by node.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from typing import Any
 
 import onnx
 
-from engines.blocks import block_of
 from engines.build_progress import BuildProgress
-from engines.graph import graph_precision, load_graph
 from engines.targets import check_rtx_targets, describe_target
 from m2h_deploy.backends.cuda import missing_gpu
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
 from m2h_deploy.backends.tensorrt_log import Messages, listen
-from m2h_deploy.bundle import EngineInfo, file_sha256
+from m2h_deploy.blocks import block_of
+from m2h_deploy.bundle.manifest import EngineInfo, file_sha256
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import library_path, write_bytes
-from m2h_deploy.onnx_files import onnx_sha256
+from m2h_deploy.files.atomic import library_path, write_bytes
+from m2h_deploy.onnx_graph.files import onnx_sha256
+from m2h_deploy.onnx_graph.info import graph_precision, load_graph
 
 PLAN_FILE = "model.plan"
 WEIGHTS_FILE = "weights.onnx"
@@ -39,19 +39,19 @@ WEIGHTS_FILE = "weights.onnx"
 #: and its builder says that it converts the scales of convolutions to float32.
 RTX_INT8_NOTE = (
     "TensorRT-RTX has no INT8 convolutions: with them the plan grows beyond FP16's and gains no speed; leave them out "
-    'with the policy {"quantise": ["/*/MatMul*"]}, or keep INT8 to the weights of Linear with {"weights_only": true}'
+    'with the policy {"quantize": ["/*/MatMul*"]}, or keep INT8 to the weights of Linear with {"weights_only": true}'
 )
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How to build a plan. What a flavour does not have is an error when it is asked for."""
+    """How to build a plan. What a flavor does not have is an error when it is asked for."""
 
     targets: tuple[str, ...] = ()
     """Compute capabilities; empty: portable (TensorRT-RTX) or this machine's GPU (TensorRT)."""
     workspace_mb: int | None = None
     level: int | None = None
-    """Builder optimisation level 0 to 5 (TensorRT)."""
+    """Builder optimization level 0 to 5 (TensorRT)."""
     version_compatible: bool = False
     """Let later versions of TensorRT run the plan (TensorRT)."""
     hardware_compatible: bool = False
@@ -73,7 +73,7 @@ class BuildOptions:
 class BuildRecord:
     """What was built, from what, and how."""
 
-    flavour: str
+    flavor: str
     version: str
     precision: str
     options: BuildOptions
@@ -87,7 +87,7 @@ class BuildRecord:
 
 
 def build_tensorrt(
-    model: Path, folder: Path, *, flavour: str, precision: str, options: BuildOptions | None = None
+    model: Path, folder: Path, *, flavor: str, precision: str, options: BuildOptions | None = None
 ) -> EngineInfo:
     """Compile the ONNX file `model`, which is already in `precision`, into `folder`; what a bundle says about it."""
     options = options or BuildOptions()
@@ -95,7 +95,7 @@ def build_tensorrt(
     found = graph_precision(proto, model)
     if found != precision:
         raise M2HError(f"{model} is {found}, not {precision}: convert it before it is compiled")
-    record = build_plan(model, folder / PLAN_FILE, flavour=flavour, options=options)
+    record = build_plan(model, folder / PLAN_FILE, flavor=flavor, options=options)
     if options.strip_weights:
         (folder / WEIGHTS_FILE).write_bytes(model.read_bytes())
     details = {key: value for key, value in asdict(options).items() if key not in ("targets", "plugins")}
@@ -105,12 +105,12 @@ def build_tensorrt(
     details |= {"build_seconds": round(record.seconds, 1), "fused_attention": record.fused_attention}
     details |= {"notes": list(record.notes), "onnx_sha256": record.onnx_sha256}
     details["trtexec"] = trtexec_command(
-        "model.onnx", PLAN_FILE, flavour=flavour, options=options, free_batch=free_batch_of(proto)
+        "model.onnx", PLAN_FILE, flavor=flavor, options=options, free_batch=free_batch_of(proto)
     )
     if options.strip_weights:
         details["weights"] = WEIGHTS_FILE
     return EngineInfo(
-        kind=flavour,
+        kind=flavor,
         version=record.version,
         precision=precision,  # type: ignore[arg-type]
         file=PLAN_FILE,
@@ -119,7 +119,7 @@ def build_tensorrt(
     )
 
 
-def build_plan(model: Path, plan: Path, *, flavour: str, options: BuildOptions | None = None) -> BuildRecord:
+def build_plan(model: Path, plan: Path, *, flavor: str, options: BuildOptions | None = None) -> BuildRecord:
     """Compile `model` to `plan`, with a progress bar on stderr.
 
     The network is strongly typed (the graph's casts and Q/DQ decide) and TF32 is off. Raises M2HError with TensorRT's
@@ -129,24 +129,22 @@ def build_plan(model: Path, plan: Path, *, flavour: str, options: BuildOptions |
     options = options or BuildOptions()
     if not plan.absolute().parent.is_dir():
         raise M2HError(f"cannot write {plan}: its folder does not exist")
-    trt = check_flavour(flavour, options)
+    trt = check_flavor(flavor, options)
     proto = load_graph(model)
-    logger, messages = listen(flavour)
+    logger, messages = listen(flavor)
     builder = trt.Builder(logger)
     _load_plugins(builder, options.plugins)
-    network = _parse(trt, builder, logger, model, flavour, options)
-    config = _configure(trt, builder, network, flavour, options)
+    network = _parse(trt, builder, logger, model, flavor, options)
+    config = _configure(trt, builder, network, flavor, options)
     start = perf_counter()
-    serialized = _build(trt, builder, network, config, f"{NAMES[flavour]} builds {plan.name}")
+    serialized = _build(trt, builder, network, config, f"{NAMES[flavor]} builds {plan.name}")
     seconds = perf_counter() - start
     if serialized is None:
-        raise M2HError(
-            f"{NAMES[flavour]} {trt.__version__} cannot build {model}: {_reason(messages, flavour, options)}"
-        )
+        raise M2HError(f"{NAMES[flavor]} {trt.__version__} cannot build {model}: {_reason(messages, flavor, options)}")
     write_bytes(plan, memoryview(serialized))
     precision = graph_precision(proto)
     return BuildRecord(
-        flavour=flavour,
+        flavor=flavor,
         version=trt.__version__,
         precision=precision,
         options=options,
@@ -155,7 +153,7 @@ def build_plan(model: Path, plan: Path, *, flavour: str, options: BuildOptions |
         seconds=seconds,
         fused_attention=sum("Softmax" in name for name in messages.attention),
         warnings=tuple(dict.fromkeys(messages.warnings)),
-        notes=(RTX_INT8_NOTE,) if flavour == "tensorrt-rtx" and _has_int8_convolutions(proto) else (),
+        notes=(RTX_INT8_NOTE,) if flavor == "tensorrt-rtx" and _has_int8_convolutions(proto) else (),
     )
 
 
@@ -164,8 +162,8 @@ def _has_int8_convolutions(proto: onnx.ModelProto) -> bool:
     return any(node.op_type == "Conv" and node.input[1] in made for node in proto.graph.node)
 
 
-def check_options(flavour: str, options: BuildOptions) -> None:
-    """Raises M2HError on options that no version of the flavour has. Needs no TensorRT."""
+def check_options(flavor: str, options: BuildOptions) -> None:
+    """Raises M2HError on options that no version of the flavor has. Needs no TensorRT."""
     if options.largest_batch < 1:
         raise M2HError(f"largest batch {options.max_batch}: must be at least 1")
     if options.level is not None and not 0 <= options.level <= 5:
@@ -173,7 +171,7 @@ def check_options(flavour: str, options: BuildOptions) -> None:
     for library in options.plugins:
         if not library.is_file():
             raise M2HError(f"no plug-in library at {library}")
-    if flavour != "tensorrt-rtx":
+    if flavor != "tensorrt-rtx":
         return
     absent = {"builder level": options.level, "version compatibility": options.version_compatible or None}
     absent["hardware compatibility"] = options.hardware_compatible or None
@@ -183,12 +181,12 @@ def check_options(flavour: str, options: BuildOptions) -> None:
     check_rtx_targets(options.targets)
 
 
-def check_flavour(flavour: str, options: BuildOptions) -> Any:
-    """The module of a flavour that is installed here and can build with `options`. Raises M2HError where none can."""
-    trt = load_tensorrt(flavour)
-    check_options(flavour, options)
-    if flavour == "tensorrt-rtx":
-        _check_known(trt, flavour, options.targets)
+def check_flavor(flavor: str, options: BuildOptions) -> Any:
+    """The module of a flavor that is installed here and can build with `options`. Raises M2HError where none can."""
+    trt = load_tensorrt(flavor)
+    check_options(flavor, options)
+    if flavor == "tensorrt-rtx":
+        _check_known(trt, flavor, options.targets)
     elif options.targets and not hasattr(trt.IBuilderConfig, "set_compute_capability"):
         raise M2HError(
             f"TensorRT {trt.__version__} builds for the GPU of this machine only: leave the targets out and build on "
@@ -197,13 +195,13 @@ def check_flavour(flavour: str, options: BuildOptions) -> Any:
     return trt
 
 
-def why_not_here(flavour: str) -> str | None:
-    """Why a flavour cannot build on this machine, in words; None where it can."""
+def why_not_here(flavor: str) -> str | None:
+    """Why a flavor cannot build on this machine, in words; None where it can."""
     try:
-        load_tensorrt(flavour)
+        load_tensorrt(flavor)
     except M2HError as error:
         return str(error)
-    if flavour == "tensorrt-rtx":  # builds without a GPU
+    if flavor == "tensorrt-rtx":  # builds without a GPU
         return None
     try:
         missing = missing_gpu()
@@ -216,10 +214,10 @@ def _load_plugins(builder: Any, libraries: Sequence[Path]) -> None:
     registry = builder.get_plugin_registry()
     for library in libraries:
         if registry.load_library(os.fspath(library)) is None:
-            raise M2HError(f"{library} is not a TensorRT plug-in library for this flavour and version")
+            raise M2HError(f"{library} is not a TensorRT plug-in library for this flavor and version")
 
 
-def _parse(trt: Any, builder: Any, logger: Any, model: Path, flavour: str, options: BuildOptions) -> Any:
+def _parse(trt: Any, builder: Any, logger: Any, model: Path, flavor: str, options: BuildOptions) -> Any:
     # TensorRT 11 has no other networks and may drop the flag.
     strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
@@ -228,7 +226,7 @@ def _parse(trt: Any, builder: Any, logger: Any, model: Path, flavour: str, optio
         override = getattr(trt.OnnxParserFlag, "ENABLE_PLUGIN_OVERRIDE", None)
         if override is None:
             raise M2HError(
-                f"{NAMES[flavour]} {trt.__version__} cannot let a plug-in replace an ONNX function: use 10.13 or later"
+                f"{NAMES[flavor]} {trt.__version__} cannot let a plug-in replace an ONNX function: use 10.13 or later"
             )
         parser.set_flag(override)
     with library_path(model) as file:
@@ -236,7 +234,7 @@ def _parse(trt: Any, builder: Any, logger: Any, model: Path, flavour: str, optio
     if not parsed:
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         raise M2HError(
-            f"{NAMES[flavour]} {trt.__version__} cannot parse {model}: {'; '.join(map(_parser_error, errors))}"
+            f"{NAMES[flavor]} {trt.__version__} cannot parse {model}: {'; '.join(map(_parser_error, errors))}"
         )
     return network
 
@@ -252,7 +250,7 @@ def _parser_error(error: Any) -> str:
     return f"{where}{inside} (block {block}): {' '.join(error.desc().split())} [{error.code()}]"
 
 
-def _configure(trt: Any, builder: Any, network: Any, flavour: str, options: BuildOptions) -> Any:
+def _configure(trt: Any, builder: Any, network: Any, flavor: str, options: BuildOptions) -> Any:
     config = builder.create_builder_config()
     if hasattr(trt.BuilderFlag, "TF32"):
         config.clear_flag(trt.BuilderFlag.TF32)
@@ -267,9 +265,9 @@ def _configure(trt: Any, builder: Any, network: Any, flavour: str, options: Buil
     if options.strip_weights:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
         # The very same weights come back: TensorRT may go on folding them where it is not told otherwise.
-        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL if flavour == "tensorrt" else trt.BuilderFlag.REFIT)
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL if flavor == "tensorrt" else trt.BuilderFlag.REFIT)
     if options.targets:
-        _set_targets(trt, config, flavour, options.targets)
+        _set_targets(trt, config, flavor, options.targets)
     shape = tuple(network.get_input(0).shape)
     if shape[0] == -1:
         profile = builder.create_optimization_profile()
@@ -286,18 +284,18 @@ def _known_targets(trt: Any) -> dict[str, Any]:
     return {f"{name[2:-1]}.{name[-1]}": value for name, value in members if name.startswith("SM")}
 
 
-def _check_known(trt: Any, flavour: str, targets: Sequence[str]) -> None:
+def _check_known(trt: Any, flavor: str, targets: Sequence[str]) -> None:
     known = _known_targets(trt)
     for target in targets:
         if target not in known:
             raise M2HError(
-                f"{NAMES[flavour]} {trt.__version__} does not build for compute capability {describe_target(target)}: "
+                f"{NAMES[flavor]} {trt.__version__} does not build for compute capability {describe_target(target)}: "
                 f"it knows {', '.join(sorted(known, key=lambda c: [int(p) for p in c.split('.')]))}"
             )
 
 
-def _set_targets(trt: Any, config: Any, flavour: str, targets: Sequence[str]) -> None:
-    _check_known(trt, flavour, targets)
+def _set_targets(trt: Any, config: Any, flavor: str, targets: Sequence[str]) -> None:
+    _check_known(trt, flavor, targets)
     config.num_compute_capabilities = len(targets)
     for index, target in enumerate(targets):
         config.set_compute_capability(_known_targets(trt)[target], index)
@@ -313,7 +311,7 @@ def _build(trt: Any, builder: Any, network: Any, config: Any, title: str) -> Any
             try:
                 return future.result()
             except BaseException:
-                progress.cancelled = True  # leaving the pool waits until TensorRT has stopped
+                progress.canceled = True  # leaving the pool waits until TensorRT has stopped
                 raise
 
 
@@ -336,19 +334,19 @@ def make_monitor(trt: Any, progress: BuildProgress) -> Any:
     return Monitor()
 
 
-def _reason(messages: Messages, flavour: str, options: BuildOptions) -> str:
+def _reason(messages: Messages, flavor: str, options: BuildOptions) -> str:
     """TensorRT's first error is the cause; later ones say that the build failed."""
     reason = messages.errors[0] if messages.errors else "it gives no reason"
     # Seen with 1.7: without weights to fold it compiles kernels at once, for which it wants the driver.
     hint = "; a plan without weights can only be built on a machine with a GPU"
-    return reason + (hint if flavour == "tensorrt-rtx" and options.strip_weights else "")
+    return reason + (hint if flavor == "tensorrt-rtx" and options.strip_weights else "")
 
 
 def trtexec_command(
     model: str,
     plan: str,
     *,
-    flavour: str,
+    flavor: str,
     options: BuildOptions | None = None,
     free_batch: tuple[str, tuple[int, ...]] | None = None,
 ) -> str:
@@ -357,8 +355,8 @@ def trtexec_command(
     `free_batch` is the input whose batch is free, as `free_batch_of` gives it.
     """
     options = options or BuildOptions()
-    words = ["trtexec" if flavour == "tensorrt" else "tensorrt_rtx", f"--onnx={model}", f"--saveEngine={plan}"]
-    words += ["--stronglyTyped"] if flavour == "tensorrt" else []
+    words = ["trtexec" if flavor == "tensorrt" else "tensorrt_rtx", f"--onnx={model}", f"--saveEngine={plan}"]
+    words += ["--stronglyTyped"] if flavor == "tensorrt" else []
     words += ["--noTF32", "--skipInference"]
     if options.targets:
         words.append("--computeCapabilities=" + ",".join(target.replace(".", "") for target in options.targets))

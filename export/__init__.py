@@ -3,8 +3,8 @@
 from export.check import CheckReport, check_export
 from export.exporter import export_onnx
 from export.options import ExportOptions
-from export.sensor import Sensor, add_sensor, parse_camera_size
-from export.sensor_check import check_sensor
+from export.raw_pixels import Sensor, add_sensor, parse_camera_size
+from export.raw_pixels_check import check_sensor
 
 __all__ = [
     "CheckReport",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from m2h_deploy.causes import failure, reason
 from m2h_deploy.model.network import M2H
 from m2h_deploy.numerics import Difference, judge, perturbed
-from m2h_deploy.preprocess import Normalisation, Preprocess
+from m2h_deploy.runtime.preprocess import Normalization, Preprocess
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ def references_of(
     model: M2H,
     height: int,
     width: int,
-    normalization: Normalisation,
+    normalization: Normalization,
     *,
     images: Sequence[np.ndarray] = (),
     seed: int = 0,
 ) -> list[Reference]:
     """Evaluate `model` on `images` (uint8 BGR; a rendered room by default) and on noise."""
-    from m2h_deploy.data.rooms import render_room
+    from m2h_deploy.data.rooms.render import render_room
 
     pictures = list(images) or [render_room(seed, 0, height=240, width=320).image]
     preprocess = Preprocess(normalization, height, width)
@@ -87,7 +87,7 @@ def check_export(
     """
     session = _open(path)
     _, _, height, width = session.get_inputs()[0].shape
-    normalization = Normalisation.from_json(session.get_modelmeta().custom_metadata_map["m2h.normalization"])
+    normalization = Normalization.from_json(session.get_modelmeta().custom_metadata_map["m2h.normalization"])
     return check_against(references_of(model, height, width, normalization, images=images, seed=seed), path)
 
 

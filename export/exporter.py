@@ -20,18 +20,18 @@ from export import graph
 from export.check import CheckReport, check_export
 from export.deploy_form import to_deploy
 from export.options import DEFAULT_OPSET, PUBLISHED, ExportOptions, Form, Windows
-from export.sensor import Sensor, add_sensor
-from export.sensor_check import check_sensor
+from export.raw_pixels import Sensor, add_sensor
+from export.raw_pixels_check import check_sensor
 from export.static_form import to_static
 from export.windows import add_function_bodies, use_functions
-from m2h_deploy import __version__
-from m2h_deploy.bundle import Classes
+from m2h_deploy.bundle.manifest import Classes
 from m2h_deploy.data.classes import default_classes
 from m2h_deploy.errors import CheckFailed
-from m2h_deploy.files import check_writable, library_path, whole_file
+from m2h_deploy.files.atomic import check_writable, library_path, whole_file
 from m2h_deploy.model.checkpoint import weights_digest
 from m2h_deploy.model.network import M2H
-from m2h_deploy.preprocess import Normalisation
+from m2h_deploy.runtime.preprocess import Normalization
+from m2h_deploy.version import __version__
 
 
 class _Outputs(nn.Module):
@@ -59,7 +59,7 @@ def export_onnx(
     tasks: Sequence[str] | None = None,
     windows: Windows = "standard",
     form: Form = "deploy",
-    normalization: Normalisation = PUBLISHED,
+    normalization: Normalization = PUBLISHED,
     classes: Classes | None = None,
     sensor: Sensor | None = None,
     images: Sequence[np.ndarray] = (),
@@ -67,13 +67,13 @@ def export_onnx(
 ) -> Path:
     """Write `model` as ONNX and check the file against it. Returns the path.
 
-    The graph has one input `image` (batch, 3, height, width) float32, normalised, and one output a task, in the
+    The graph has one input `image` (batch, 3, height, width) float32, normalized, and one output a task, in the
     order of TASKS. Height and width are static, the batch too unless `dynamic_batch`; `windows="functions"` keeps
     WMCA's partition as ONNX functions (see `export.windows`). `form="deploy"` is the network rewritten to do less work
     (see `export.deploy_form`), the same function up to rounding; "reference" is the network as published.
-    `normalization` is how images were normalised in training, and `classes` names and colors the semantic classes
+    `normalization` is how images were normalized in training, and `classes` names and colors the semantic classes
     (those of the data set that has as many, where None): both are recorded in the file for everything that reads it.
-    With `sensor` the graph takes a camera's raw pixels and gives finished results (see `export.sensor.add_sensor`);
+    With `sensor` the graph takes a camera's raw pixels and gives finished results (see `export.raw_pixels.add_sensor`);
     its outputs decide the tasks.
 
     The check compares names, shapes and values with `model` on `images` (uint8 BGR, H x W x 3; a rendered room

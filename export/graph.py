@@ -41,7 +41,7 @@ def name_by_module(proto: onnx.ModelProto) -> None:
     scope = ""
     for node in proto.graph.node:
         recorded = {entry.key: entry.value for entry in node.metadata_props}
-        if _SCOPES in recorded:  # nodes that the optimiser made have none: they stand beside their neighbour
+        if _SCOPES in recorded:  # nodes that the optimizer made have none: they stand beside their neighbor
             scope = _module_path(ast.literal_eval(recorded[_SCOPES]))
         name = f"{scope}/{node.op_type}"
         taken[name] += 1

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from export.sensor import Sensor
-from m2h_deploy.bundle import Classes
-from m2h_deploy.consistency import MAX_CLASSES
+from export.raw_pixels import Sensor
+from m2h_deploy.bundle.consistency import MAX_CLASSES
+from m2h_deploy.bundle.manifest import Classes
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model.config import TASKS, ModelConfig
-from m2h_deploy.preprocess import PRESETS, Normalisation
+from m2h_deploy.runtime.preprocess import PRESETS, Normalization
 
 #: TensorRT 10.3 (JetPack 6) parses opset 9 to 20, ONNX Runtime and OpenVINO go further: 20 is the newest that all
 #: three take, and the first with Gelu as one operator.
@@ -36,7 +36,7 @@ class ExportOptions:
     tasks: Sequence[str] | None = None
     windows: Windows = "standard"
     form: Form = "deploy"
-    normalization: Normalisation = PUBLISHED
+    normalization: Normalization = PUBLISHED
     classes: Classes | None = None
     sensor: Sensor | None = None
 

@@ -7,14 +7,20 @@ name is the block: `backbone`, `mstr`, `msf.<task>`, `wmca`, `context` or `conte
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from m2h_deploy.errors import M2HError
+
+if TYPE_CHECKING:
+    import onnx
 
 #: Block of a node whose name says none.
 UNKNOWN = "unknown"
 
-#: What INT8 leaves in float by default, as patterns of `matches`; the reasons are `engines.quantization.QuantPolicy`'s.
-#: Quantisation-aware fine-tuning leaves the same in float.
+#: What INT8 leaves in float by default, as patterns of `matches`; `engines.precision.quantization.QuantPolicy` gives
+#: the reasons. Quantization-aware fine-tuning leaves the same in float.
 KEPT_IN_FLOAT = (
     "/backbone/patch_embed/*",
     "/heads.*/final/*",
@@ -56,3 +62,17 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     (`heads.*`, `wmca`).
     """
     return any(fnmatchcase(name if "/" in pattern else block_of(name), pattern) for pattern in patterns)
+
+
+def blocks_in(proto: onnx.ModelProto) -> tuple[str, ...]:
+    """Blocks of a graph, in the order of the forward pass."""
+    return tuple(dict.fromkeys(block_of(node.name) for node in proto.graph.node))
+
+
+def check_patterns(proto: onnx.ModelProto, patterns: Sequence[str], source: str) -> None:
+    """Raises M2HError where a pattern matches no node: a misspelled name must not pass for a policy."""
+    for pattern in patterns:
+        if not any(matches(node.name, [pattern]) for node in proto.graph.node):
+            raise M2HError(
+                f"{source}: '{pattern}' matches nothing in the graph; its blocks are {', '.join(blocks_in(proto))}"
+            )

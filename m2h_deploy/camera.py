@@ -23,7 +23,7 @@ def parse_intrinsics(text: str) -> Intrinsics:
 
 
 def intrinsics_of_view(fov: float, height: int, width: int) -> Intrinsics:
-    """A pinhole camera of `fov` degrees across, square pixels, centred. Raises M2HError where that is no camera."""
+    """A pinhole camera of `fov` degrees across, square pixels, centered. Raises M2HError where that is no camera."""
     if not 1 <= fov < 179:
         raise M2HError(f"fov {fov:g}: a horizontal angle of view is between 1 and 179 degrees")
     focal = width / 2 / math.tan(math.radians(fov) / 2)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PYTEST = ("-m", "pytest", "-q", "-m", "not slow")
 PYTORCH = ("tests/model/test_golden.py", "tests/export/test_deploy_form.py", "tests/export/test_check.py")
 PYTORCH += ("tests/export/test_export.py", "tests/training/test_losses.py")
-OPENVINO = ("tests/engines/test_openvino.py", "tests/test_sensor_bundle.py")
+OPENVINO = ("tests/engines/test_openvino.py", "tests/runtime/test_raw_pixels.py")
 
 #: Builds bundles of m2h-tiny for ONNX Runtime: float32 as it is, and INT8.
 BUILD = """
@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 from engines import Lowering, build_bundle
 from export import export_onnx
-from m2h_deploy.data.writing import write_multitask_folder
+from m2h_deploy.data.nyuv2_writer import write_multitask_folder
 from m2h_deploy.model import load_checkpoint
 
 folder = Path(sys.argv[1])

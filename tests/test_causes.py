@@ -16,7 +16,7 @@ import pytest
 from m2h_deploy import M2HError
 from m2h_deploy.causes import NO_MEMORY, NO_SPACE, MachineError, failure, machine_fault, reason
 from m2h_deploy.data.reading import read_array
-from m2h_deploy.data.rooms import render_room
+from m2h_deploy.data.rooms.render import render_room
 from tests.commands import COMMAND, ROOT, environment, one_line, shell_with_mounts
 
 
@@ -74,14 +74,14 @@ READERS = """
 import sys
 from pathlib import Path
 from m2h_deploy import M2HError
-from m2h_deploy.bundle import load_bundle
+from m2h_deploy.bundle.manifest import load_bundle
 from m2h_deploy.data.nyuv2 import NYUv2
 from m2h_deploy.data.reading import read_array, read_plane
-from m2h_deploy.image_files import read_image
+from m2h_deploy.files.images import read_image
 from m2h_deploy.model import load_checkpoint
 from m2h_deploy.sources import open_source
-from engines.graph import load_graph
-import m2h_deploy.training.state as state, m2h_deploy.parity.locating as locating
+from m2h_deploy.onnx_graph.info import load_graph
+import m2h_deploy.training.state as state, m2h_deploy.parity.locate as locating
 import onnxruntime, h5py, tokenize, zipfile, json, torch, safetensors, os, resource
 folder = Path(sys.argv[1])
 readers = {
@@ -226,8 +226,8 @@ def test_a_recording_ends_whole_where_the_disk_is_full(tiny_bundle, tmp_path):
 
 
 def test_a_cache_that_is_full_only_costs_time(tiny_onnx, tmp_path):
-    from engines.calibration import Calibration, measure_ranges, select_frames
-    from engines.graph import load_graph
+    from engines.precision.calibration import Calibration, measure_ranges, select_frames
+    from m2h_deploy.onnx_graph.info import load_graph
 
     rng = np.random.default_rng(0)
     frames = select_frames(

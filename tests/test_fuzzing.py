@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from m2h_deploy import M2HError, Prediction, Runtime
-from m2h_deploy.bundle import file_sha256, load_bundle
-from m2h_deploy.image_files import read_image
+from m2h_deploy.bundle.manifest import file_sha256, load_bundle
+from m2h_deploy.files.images import read_image
 from tests.engines_at_no_cost import NoCost
 
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -151,8 +151,8 @@ def test_manifests_on_the_real_engine(broken, tiny_bundle):
         (lambda m: m["input"].update(height=113), "expected (1, 1, 113, 140)"),
         (lambda m: m["input"].update(scale=0), "scale is above 0"),
         (lambda m: m["input"].update(color="BGR"), "only a sensor graph takes raw pixels"),
-        (lambda m: m["classes"]["names"].pop(), "40 names and 41 colours"),
-        (lambda m: m["classes"]["palette"][0].__setitem__(0, 256), "colours are 0 to 255"),
+        (lambda m: m["classes"]["names"].pop(), "40 names and 41 colors"),
+        (lambda m: m["classes"]["palette"][0].__setitem__(0, 256), "colors are 0 to 255"),
         (lambda m: m.update(depth_range=[10, 1]), "depth_range: 10.0 to 1.0 m is none"),
         (lambda m: m["self_test"]["outputs"].update(labels=m["self_test"]["outputs"]["depth"]), "no output labels"),
         (lambda m: m["self_test"]["outputs"]["depth"].update(values=[]), "values: there are none"),
@@ -279,7 +279,7 @@ def test_thousands_of_picture_files(tmp_path, suffix):
 
 def fuzz_metadata(tiny_onnx: Path, folder: Path, profile: settings) -> None:
     """What an ONNX file says about itself is read before anything is built from it."""
-    from engines.graph import load_graph, read_card
+    from m2h_deploy.onnx_graph.info import load_graph, read_card
 
     original = onnx.load(tiny_onnx, load_external_data=False)
     entries = [(entry.key, entry.value) for entry in original.metadata_props]

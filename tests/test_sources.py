@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from m2h_deploy import M2HError, Runtime, Stream
-from m2h_deploy.data.rooms import render_room
+from m2h_deploy.data.rooms.render import render_room
 
 
 @pytest.mark.parametrize("index", [9999, np.int64(9999), "9999"])

@@ -1,4 +1,4 @@
-// m2h_run BUNDLE SOURCE OUT: depth (16 bits, millimetres) and labels (8 bits) of every frame.
+// m2h_run BUNDLE SOURCE OUT: depth (16 bits, millimeters) and labels (8 bits) of every frame.
 //
 // With OpenCV, SOURCE is a picture, a folder of pictures, a video or a camera's index, and results are PNG. Without, it
 // is a PPM picture (P6) or a folder of them, and results are PGM.
@@ -150,8 +150,8 @@ Picture read_ppm(const fs::path& file) {
   return picture;
 }
 
-std::uint16_t millimetres(float metres) {
-  return static_cast<std::uint16_t>(std::lround(std::min(std::max(metres * 1000.0F, 0.0F), 65535.0F)));
+std::uint16_t millimeters(float meters) {
+  return static_cast<std::uint16_t>(std::lround(std::min(std::max(meters * 1000.0F, 0.0F), 65535.0F)));
 }
 
 void write_pgm(const fs::path& file, const m2h::Arrays& frame, int most, const std::vector<std::uint8_t>& bytes) {
@@ -165,8 +165,8 @@ void write(const fs::path& out, const std::string& name, const m2h::Arrays& fram
   if (!frame.depth.empty()) {
     std::vector<std::uint8_t> bytes;
     bytes.reserve(2 * frame.depth.size());
-    for (const float metres : frame.depth) {
-      const std::uint16_t value = millimetres(metres);
+    for (const float meters : frame.depth) {
+      const std::uint16_t value = millimeters(meters);
       bytes.push_back(static_cast<std::uint8_t>(value >> 8));  // PGM puts the high byte first
       bytes.push_back(static_cast<std::uint8_t>(value & 255));
     }

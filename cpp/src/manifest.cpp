@@ -110,7 +110,7 @@ bool is_digest(const std::string& text) {
 void read_input(const Fields& top, const std::string& where, Manifest& manifest) {
   if (top.find("sensor") == nullptr) {
     throw Failure(where +
-                  ": the engine takes normalised tensors, and this library runs sensor graphs only: make one with "
+                  ": the engine takes normalized tensors, and this library runs sensor graphs only: make one with "
                   "m2h-deploy export CHECKPOINT -o sensor.onnx --sensor uint8 --camera-size 640x480, then "
                   "m2h-deploy build sensor.onnx -o BUNDLE");
   }
@@ -169,14 +169,14 @@ void read_classes(const Fields& top, Manifest& manifest) {
   const Fields classes = top.object("classes");
   for (const Json& name : classes.array("names", 255)) manifest.class_names.push_back(classes.as_text(name, "names"));
   for (const Json& color : classes.array("palette", 255)) {
-    if (!color.is_array() || color.size() != 3) classes.fail("palette", "expected colours of three numbers");
+    if (!color.is_array() || color.size() != 3) classes.fail("palette", "expected colors of three numbers");
     std::array<std::uint8_t, 3> rgb{};
     for (std::size_t c = 0; c < 3; ++c) {
       rgb[c] = static_cast<std::uint8_t>(classes.as_integer(color[c], "palette", 0, 255));
     }
     manifest.palette.push_back(rgb);
   }
-  if (manifest.palette.size() != manifest.class_names.size()) classes.fail("palette", "expected a colour for each name");
+  if (manifest.palette.size() != manifest.class_names.size()) classes.fail("palette", "expected a color for each name");
 }
 
 void read_engine(const Fields& top, Manifest& manifest) {

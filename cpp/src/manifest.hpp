@@ -1,4 +1,4 @@
-// What `manifest.json` says, checked. The format: docs of m2h_deploy/bundle.py and manifest.schema.json.
+// What `manifest.json` says, checked. The format: docs of m2h_deploy/bundle/manifest.py and manifest.schema.json.
 #pragma once
 
 #include <array>

@@ -20,7 +20,7 @@ double milliseconds(Clock::time_point since) {
   return std::chrono::duration<double, std::milli>(Clock::now() - since).count();
 }
 
-// The self-test's input; the formula is in m2h_deploy/selftest.py.
+// The self-test's input; the formula is in m2h_deploy/bundle/self_test.py.
 std::vector<std::uint8_t> pattern(const Manifest& manifest) {
   const auto value = [](int x, int y, int c) {
     return static_cast<std::uint8_t>((7 * x + 3 * y + 40 * c + 96 * ((x / 16 + y / 16) % 2)) % 256);
@@ -104,9 +104,9 @@ void Runtime::run(const m2h_image& image, const m2h_results& results) {
   run_engine(input, outputs_);
   for (std::size_t i = 0; i < outputs_.size(); ++i) {
     if (manifest_.outputs[i].type != Type::kUint16 || results.depth == nullptr) continue;
-    const auto* millimetres = static_cast<const std::uint16_t*>(outputs_[i]);
+    const auto* millimeters = static_cast<const std::uint16_t*>(outputs_[i]);
     for (std::size_t p = 0; p < manifest_.outputs[i].elements(); ++p) {
-      results.depth[p] = static_cast<float>(millimetres[p]) * 1e-3F;
+      results.depth[p] = static_cast<float>(millimeters[p]) * 1e-3F;
     }
   }
   total_ms = milliseconds(start);
@@ -127,7 +127,7 @@ const std::uint8_t* Runtime::input_of(const m2h_image& image) {
                   std::to_string(image.height));
   }
   const bool nv12 = image.color == M2H_NV12;
-  if (!nv12 && image.color != M2H_BGR && image.color != M2H_RGB) throw Failure("image: unknown colour order");
+  if (!nv12 && image.color != M2H_BGR && image.color != M2H_RGB) throw Failure("image: unknown color order");
   if (nv12 != manifest_.nv12) {
     throw Failure(std::string("image: this bundle takes ") + (manifest_.nv12 ? "NV12" : "BGR or RGB") +
                   ": export with --sensor " + (nv12 ? "nv12" : "uint8"));

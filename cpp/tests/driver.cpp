@@ -167,7 +167,7 @@ int misuse(m2h::Runtime& runtime) {
   refused("another width", "--camera-size", run([](m2h_image& image, m2h_results&) { image.width += 1; }));
   refused("a negative height", "x -1 pixels", run([](m2h_image& image, m2h_results&) { image.height = -1; }));
   refused("a stride below a row", "stride of 1 ", run([](m2h_image& image, m2h_results&) { image.stride = 1; }));
-  refused("an unknown colour", "unknown colour",
+  refused("an unknown color", "unknown color",
           run([](m2h_image& image, m2h_results&) { image.color = static_cast<m2h_color>(3); }));
   refused("a short array", "labels needs", run([](m2h_image&, m2h_results& results) { results.labels_bytes -= 1; }));
   refused("a newer structure", "beyond", run([](m2h_image& image, m2h_results&) { image.struct_size = 4096; }));
@@ -181,7 +181,7 @@ int misuse(m2h::Runtime& runtime) {
     refused("no such result", "gives no edges", run([&](m2h_image&, m2h_results& results) { results.edges = &one; }));
   }
   const m2h_color other = info.takes_nv12 ? M2H_BGR : M2H_NV12;
-  refused("another colour", "--sensor", run([&](m2h_image& image, m2h_results&) { image.color = other; }));
+  refused("another color", "--sensor", run([&](m2h_image& image, m2h_results&) { image.color = other; }));
   if (m2h_class_name(runtime.handle(), -1) != nullptr || m2h_class_name(runtime.handle(), info.classes) != nullptr) {
     std::cerr << "a class that is none has a name\n";
     ++failures;

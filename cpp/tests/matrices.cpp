@@ -42,7 +42,7 @@ int main(int argc, char** argv) {
   expect(second.depth.data == memory, "matrices are reused");
   try {
     runtime.run(cv::Mat(height, width, CV_8UC1));
-    expect(false, "grey is refused");
+    expect(false, "gray is refused");
   } catch (const m2h::Error& error) {
     expect(error.status() == M2H_ERROR, "its status");
   }

@@ -18,7 +18,7 @@ from m2h_deploy.model.wmca import WMCA, CrossTaskAttention, WMCALayer
 def window_partition(x: Tensor, window_size: int) -> Tensor:
     """The reference's partition, (N, C, H, W) to (N * M, p * p, C), channels last before the rest moves.
 
-    As one permutation of six axes it walks single channels; this way it moves rows of p * C neighbours.
+    As one permutation of six axes it walks single channels; this way it moves rows of p * C neighbors.
     """
     x = x.permute(0, 2, 3, 1)
     _, height, width, channels = x.shape

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import write_bytes
+from m2h_deploy.files.atomic import write_bytes
 
 _DIGEST_SIZE = hashlib.sha256().digest_size
 

@@ -95,7 +95,7 @@ class DeviceArray:
         }
 
     def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
-        """A capsule over this memory. The engine has synchronised its stream, so any `stream` may read at once."""
+        """A capsule over this memory. The engine has synchronized its stream, so any `stream` may read at once."""
         sides = (ctypes.c_int64 * len(self.shape))(*self.shape)
         kind = _DataType(_CODES[self.dtype.kind], 8 * self.dtype.itemsize, 1)
         tensor = _Tensor(self.pointer, _Device(*self.device), len(self.shape), kind, sides, None, 0)

@@ -23,7 +23,7 @@ from m2h_deploy.backends.dlpack import Borrowed, DeviceArray, borrow_cuda
 from m2h_deploy.backends.outputs import given_dtype
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
 from m2h_deploy.backends.tensorrt_log import listen
-from m2h_deploy.bundle import Bundle, Manifest, file_sha256
+from m2h_deploy.bundle.manifest import Bundle, Manifest, file_sha256
 from m2h_deploy.errors import M2HError
 
 #: Diagnostics of TensorRT-RTX's `get_engine_validity`, in words.
@@ -191,7 +191,7 @@ class TensorRTBackend:
             self._context.set_tensor_address(placement.name, self._device + placement.offset)
         self._placements, self._size, self._batch, self._graph = placements, size, batch, None
         self._cuda.free(before)
-        self._enqueue()  # lazy initialisation must not be captured
+        self._enqueue()  # lazy initialization must not be captured
         self._cuda.synchronize()
         if self._runtime_cache is not None:
             self._save_runtime_cache()

@@ -1,4 +1,4 @@
-"""The two flavours of TensorRT behind one door: TensorRT 10 and 11 (`tensorrt`) and TensorRT-RTX (`tensorrt_rtx`).
+"""The two flavors of TensorRT behind one door: TensorRT 10 and 11 (`tensorrt`) and TensorRT-RTX (`tensorrt_rtx`).
 
 Their Python modules have the same classes; what one lacks is asked for with `hasattr` where it is used.
 """
@@ -10,21 +10,21 @@ from typing import Any, Literal
 
 from m2h_deploy.errors import M2HError, missing_extra
 
-Flavour = Literal["tensorrt", "tensorrt-rtx"]
-FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
+Flavor = Literal["tensorrt", "tensorrt-rtx"]
+FLAVORS: tuple[Flavor, ...] = ("tensorrt", "tensorrt-rtx")
 
 NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
 _modules: dict[str, Any] = {}
 
 
-def load_tensorrt(flavour: str) -> Any:
-    """The Python module of a flavour. Raises M2HError, naming the extra, where it is not installed."""
-    if flavour not in FLAVOURS:
-        raise M2HError(f"unknown TensorRT flavour '{flavour}': choose one of {', '.join(FLAVOURS)}")
-    if flavour not in _modules:
+def load_tensorrt(flavor: str) -> Any:
+    """The Python module of a flavor. Raises M2HError, naming the extra, where it is not installed."""
+    if flavor not in FLAVORS:
+        raise M2HError(f"unknown TensorRT flavor '{flavor}': choose one of {', '.join(FLAVORS)}")
+    if flavor not in _modules:
         try:
-            _modules[flavour] = importlib.import_module(flavour.replace("-", "_"))
+            _modules[flavor] = importlib.import_module(flavor.replace("-", "_"))
         except (ImportError, OSError) as error:  # OSError: a library that the package needs is missing
-            raise missing_extra(NAMES[flavour], flavour, "the engine", error=error) from None
-    return _modules[flavour]
+            raise missing_extra(NAMES[flavor], flavor, "the engine", error=error) from None
+    return _modules[flavor]

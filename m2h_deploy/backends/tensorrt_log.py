@@ -15,21 +15,21 @@ class Messages:
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     attention: set[str] = field(default_factory=set)
-    """Nodes that the builder recognised as attention and hands to a fused kernel."""
+    """Nodes that the builder recognized as attention and hands to a fused kernel."""
 
 
 _loggers: dict[str, Any] = {}
 
 
-def listen(flavour: str) -> tuple[Any, Messages]:
-    """The flavour's logger, and the messages that it collects from now on.
+def listen(flavor: str) -> tuple[Any, Messages]:
+    """The flavor's logger, and the messages that it collects from now on.
 
     TensorRT takes one logger a process and ignores any later one, so there is one, and its ear changes.
     """
-    trt = load_tensorrt(flavour)
-    if flavour not in _loggers:
-        _loggers[flavour] = _make_logger(trt)
-    logger = _loggers[flavour]
+    trt = load_tensorrt(flavor)
+    if flavor not in _loggers:
+        _loggers[flavor] = _make_logger(trt)
+    logger = _loggers[flavor]
     logger.messages = Messages()
     return logger, logger.messages
 

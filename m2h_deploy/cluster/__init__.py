@@ -12,8 +12,8 @@ Importing this package does not import Ray.
 """
 
 from m2h_deploy.cluster.jobs import JobResult, Progress
-from m2h_deploy.cluster.measuring import verify_on
-from m2h_deploy.cluster.predicting import predict_folder
+from m2h_deploy.cluster.predict import predict_folder
 from m2h_deploy.cluster.session import Cluster
+from m2h_deploy.cluster.verify import verify_on
 
 __all__ = ["Cluster", "JobResult", "Progress", "predict_folder", "verify_on"]

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from m2h_deploy import __version__
-from m2h_deploy.bundle import Manifest, file_sha256
+from m2h_deploy.bundle.manifest import Manifest, file_sha256
 from m2h_deploy.data.frame import Dataset, Frame
 from m2h_deploy.errors import M2HError
+from m2h_deploy.version import __version__
 
 
 def job_digest(manifest: Manifest, settings: dict[str, Any]) -> str:
@@ -52,7 +52,7 @@ def reference_digest(reference: str | os.PathLike[str]) -> str:
 def _onnx_digest(path: Path) -> str:
     """Of the weights in other files too, where onnx is installed to find them."""
     try:
-        from m2h_deploy.onnx_files import onnx_sha256
+        from m2h_deploy.onnx_graph.files import onnx_sha256
 
         return onnx_sha256(path)
     except (ModuleNotFoundError, M2HError):  # what is no ONNX file is refused where it is opened

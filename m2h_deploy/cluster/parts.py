@@ -1,7 +1,7 @@
 """Results as Parquet: one part for the frames of a task, written in one step.
 
 A row is a frame: `name`, `file` (where the image was), `digest`, `height` and `width` (of the image and its maps),
-`depth` and `labels` (PNG files: 16-bit millimetres, 8-bit class indices), and if asked `npz` (every output). PNG, and
+`depth` and `labels` (PNG files: 16-bit millimeters, 8-bit class indices), and if asked `npz` (every output). PNG, and
 not arrays: frames of any size fit in one column, a map keeps its shape, nothing is lost that the files of `run` have,
 and it is several times smaller. Any Parquet reader takes the folder as one table.
 """
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from m2h_deploy.causes import failure
 from m2h_deploy.cluster.jobs import Row
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import whole_file
-from m2h_deploy.postprocess import Prediction
-from m2h_deploy.results import encode_npz, encode_png, maps_of
+from m2h_deploy.files.atomic import whole_file
+from m2h_deploy.runtime.postprocess import Prediction
+from m2h_deploy.sinks.files import encode_npz, encode_png, maps_of
 
 #: Frames of a part: 30 to 60 MB would be the usual size, but a part is also what a dead worker's successor does again.
 PART_FRAMES = 32

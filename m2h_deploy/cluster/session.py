@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from m2h_deploy.errors import M2HError, missing_extra
-from m2h_deploy.files import scratch_folder
-from m2h_deploy.streams import error_stream
+from m2h_deploy.files.atomic import scratch_folder
+from m2h_deploy.stdio import error_stream
 
 #: Address of a cluster of this machine alone, started for one job.
 LOCAL = "local"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import is_temporary, make_folder, write_text
+from m2h_deploy.files.atomic import is_temporary, make_folder, write_text
 
 #: A frame during which this many workers died is not tried again: it would take down every worker there is.
 MOST_TRIES = 3

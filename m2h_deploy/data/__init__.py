@@ -12,7 +12,7 @@ from m2h_deploy.data.classes import CITYSCAPES_CLASSES, IGNORE_LABEL, NYU40_CLAS
 from m2h_deploy.data.folders import ImageFolder, RGBDPairs
 from m2h_deploy.data.frame import NYU_INTRINSICS, Dataset, Frame, Intrinsics
 from m2h_deploy.data.nyuv2 import NYUv2
-from m2h_deploy.data.opening import open_dataset
+from m2h_deploy.data.open import open_dataset
 
 __all__ = [
     "CITYSCAPES_CLASSES",

@@ -17,14 +17,14 @@ from m2h_deploy.data.frame import Frame, Intrinsics
 from m2h_deploy.data.labels import boundaries
 from m2h_deploy.data.reading import as_depth, check_median, check_size, read_plane
 from m2h_deploy.errors import M2HError
-from m2h_deploy.image_files import read_image
+from m2h_deploy.files.images import read_image
 
 #: Depth beyond this is treated as unknown.
 MAX_DEPTH_M = 80.0
 #: Meters between which the median depth of a street lies.
 _MEDIAN = (0.5, 80.0)
 
-# The camera of the recordings at 2048x1024 and its stereo baseline in metres, used where a frame has no
+# The camera of the recordings at 2048x1024 and its stereo baseline in meters, used where a frame has no
 # camera file of its own.
 _CAMERA = Intrinsics(2262.52, 2265.30, 1096.98, 513.137)
 _BASELINE = 0.209313
@@ -34,7 +34,7 @@ _LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 
 
 
 def log_depth(depth: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Natural logarithm of depth in metres, the paper's target on Cityscapes; 0 stays where depth is unknown."""
+    """Natural logarithm of depth in meters, the paper's target on Cityscapes; 0 stays where depth is unknown."""
     return np.log(depth, out=np.zeros_like(depth), where=depth > 0)
 
 

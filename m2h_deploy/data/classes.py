@@ -1,4 +1,4 @@
-"""Class lists: the datasets' names in official order, those of a user's file, and one colour a class."""
+"""Class lists: the datasets' names in official order, those of a user's file, and one color a class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from m2h_deploy.bundle import Classes
+from m2h_deploy.bundle.manifest import Classes
 from m2h_deploy.errors import M2HError
 
 #: NYUv2's 40 classes in the order of classMapping40.mat (its spelling kept); index 0 here is NYU class 1.
@@ -29,7 +29,7 @@ CITYSCAPES_CLASSES: tuple[str, ...] = (
     "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
 )  # fmt: skip
 
-#: The value of an unlabelled pixel in memory, whatever the dataset writes in its files.
+#: The value of an unlabeled pixel in memory, whatever the dataset writes in its files.
 IGNORE_LABEL = 255
 
 
@@ -39,15 +39,15 @@ def nyu_class(name: str) -> int:
 
 
 def palette(count: int) -> npt.NDArray[np.uint8]:
-    """Distinct RGB colours, uint8 (count, 3): the bit-interleaved colour map of PASCAL VOC, without its black."""
-    colours = np.zeros((count, 3), np.uint8)
+    """Distinct RGB colors, uint8 (count, 3): the bit-interleaved color map of PASCAL VOC, without its black."""
+    colors = np.zeros((count, 3), np.uint8)
     for index in range(count):
         value = index + 1
         for bit in range(8):
             for channel in range(3):
-                colours[index, channel] |= ((value >> channel) & 1) << (7 - bit)
+                colors[index, channel] |= ((value >> channel) & 1) << (7 - bit)
             value >>= 3
-    return colours
+    return colors
 
 
 def default_classes(count: int) -> Classes:

@@ -1,4 +1,4 @@
-"""Plain folders: images without labels, and pairs of colour and depth images."""
+"""Plain folders: images without labels, and pairs of color and depth images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from m2h_deploy.data.frame import NYU_INTRINSICS, Frame, Intrinsics
 from m2h_deploy.data.reading import as_depth, read_plane
 from m2h_deploy.errors import M2HError, one_line
-from m2h_deploy.image_files import decode_picture, image_files, may_be_map, read_image
+from m2h_deploy.files.images import decode_picture, image_files, may_be_map, read_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class _Files(ABC):
 class ImageFolder(_Files):
     """The pictures directly in a folder, in the order of their names; no labels.
 
-    Depth maps and label maps among them are left out (see `m2h_deploy.image_files`), and named in `skipped`. A file
+    Depth maps and label maps among them are left out (see `m2h_deploy.files.images`), and named in `skipped`. A file
     that cannot be read is not: it is an error when its turn comes.
     """
 
@@ -80,10 +80,10 @@ class ImageFolder(_Files):
 
 @dataclass(frozen=True, eq=False)
 class RGBDPairs(_Files):
-    """rgb_NUMBER.jpg (or .png) with sync_depth_NUMBER.png, 16-bit millimetres, 0 unknown, in scene folders or not.
+    """rgb_NUMBER.jpg (or .png) with sync_depth_NUMBER.png, 16-bit millimeters, 0 unknown, in scene folders or not.
 
-    This is how the raw NYUv2 recordings are commonly distributed after synchronisation. Frames of 640x480
-    get the intrinsics of NYUv2's colour camera.
+    This is how the raw NYUv2 recordings are commonly distributed after synchronization. Frames of 640x480
+    get the intrinsics of NYUv2's color camera.
     """
 
     @classmethod
@@ -107,7 +107,7 @@ class RGBDPairs(_Files):
         partner = _depth_beside(file)
         stored = read_plane(partner, "depth")
         if stored.dtype != np.uint16:
-            raise M2HError(f"{partner}: depth is {stored.dtype}, expected 16-bit millimetres")
+            raise M2HError(f"{partner}: depth is {stored.dtype}, expected 16-bit millimeters")
         depth = as_depth(stored.astype(np.float32) / np.float32(1000.0), size, str(partner))
         camera: Intrinsics | None = NYU_INTRINSICS if size == (480, 640) else None
         name = file.relative_to(self.folder).with_suffix("").as_posix()

@@ -3,9 +3,9 @@
 Conventions in memory, whatever a dataset writes in its files:
 
 - image: uint8 (H, W, 3), BGR as OpenCV gives it
-- depth: float32 (H, W), metres along the optical axis (not along the ray), 0 where unknown, never NaN
+- depth: float32 (H, W), meters along the optical axis (not along the ray), 0 where unknown, never NaN
 - normals: float32 (H, W, 3), unit vectors, (0, 0, 0) where unknown, see below
-- semantics: uint8 (H, W), 0-based class index (NYUv2 class 1, wall, is 0), 255 where unlabelled
+- semantics: uint8 (H, W), 0-based class index (NYUv2 class 1, wall, is 0), 255 where unlabeled
 - edges: uint8 (H, W), 1 on a boundary, else 0
 
 Normals are written as the paper derives them from depth (equation 16a): proportional to
@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Intrinsics:
-    """A pinhole camera, in pixels; pixel centres are at whole coordinates."""
+    """A pinhole camera, in pixels; pixel centers are at whole coordinates."""
 
     fx: float
     fy: float
@@ -40,7 +40,7 @@ class Intrinsics:
         return Intrinsics(self.fx * sx, self.fy * sy, (self.cx + 0.5) * sx - 0.5, (self.cy + 0.5) * sy - 0.5)
 
     def rays(self, height: int, width: int) -> npt.NDArray[np.float64]:
-        """Viewing rays, float64 (height, width, 3), with z = 1: depth times ray is the point in metres."""
+        """Viewing rays, float64 (height, width, 3), with z = 1: depth times ray is the point in meters."""
         x = (np.arange(width) - self.cx) / self.fx
         y = (np.arange(height) - self.cy) / self.fy
         rays = np.ones((height, width, 3))
@@ -49,7 +49,7 @@ class Intrinsics:
         return rays
 
 
-#: The colour camera of NYUv2 at 640x480, from the toolbox of the dataset (camera_params.m).
+#: The color camera of NYUv2 at 640x480, from the toolbox of the dataset (camera_params.m).
 NYU_INTRINSICS = Intrinsics(518.85790117450188, 519.46961112127485, 325.58244941119034, 253.73616633400465)
 
 

@@ -25,7 +25,7 @@ from m2h_deploy.data.reading import (
     require_file,
 )
 from m2h_deploy.errors import M2HError, missing_extra
-from m2h_deploy.image_files import read_image
+from m2h_deploy.files.images import read_image
 
 #: Depth beyond this is treated as unknown.
 MAX_DEPTH_M = 20.0

@@ -8,32 +8,32 @@ import numpy.typing as npt
 
 from m2h_deploy.data.frame import Intrinsics
 
-#: An unlabelled gap between two segments is at most this wide (pixels each side) to still be a boundary.
+#: An unlabeled gap between two segments is at most this wide (pixels each side) to still be a boundary.
 _GAP = 8
 
 
 def normals_from_depth(
     depth: npt.NDArray[np.float32], intrinsics: Intrinsics, window: int = 7
 ) -> npt.NDArray[np.float32]:
-    """Surface normals by a least-squares plane in each `window` x `window` neighbourhood.
+    """Surface normals by a least-squares plane in each `window` x `window` neighborhood.
 
     A plane n·P = 1 seen through a pinhole is linear in the viewing ray: 1/z = n·(x, y, 1). So each
     pixel solves three normal equations built from box sums, and unknown pixels simply carry no weight.
 
     Args:
-        depth: float32 (H, W), metres, 0 where unknown.
+        depth: float32 (H, W), meters, 0 where unknown.
         intrinsics: the camera of `depth`.
         window: odd, pixels.
 
     Returns:
         float32 (H, W, 3), unit, in the convention of `m2h_deploy.data.frame`; (0, 0, 0) where depth is
-        unknown or its neighbourhood has no plane.
+        unknown or its neighborhood has no plane.
     """
     known = depth > 0
     weight = known.astype(np.float64)
     inverse = np.divide(1.0, depth, out=np.zeros(depth.shape), where=known)
     rays = intrinsics.rays(*depth.shape)
-    # Box sums of the ray products lose digits far from the principal point; columns and rows centred in
+    # Box sums of the ray products lose digits far from the principal point; columns and rows centered in
     # the window would differ per pixel, so the sums are taken in float64.
     ray = [rays[..., 0], rays[..., 1], rays[..., 2]]
     pairs = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
@@ -63,9 +63,9 @@ def boundaries(segments: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
     """Boundaries between segments, uint8 (H, W): 1 where the pixel to the right or below is another segment.
 
     Args:
-        segments: integers (H, W), one number a segment, 0 where unlabelled. Unlabelled gaps of a few
+        segments: integers (H, W), one number a segment, 0 where unlabeled. Unlabeled gaps of a few
             pixels between two segments, which hand-drawn labels have, are closed from both sides first;
-            the border of a larger unlabelled area is no boundary.
+            the border of a larger unlabeled area is no boundary.
     """
     filled = _close_gaps(segments)
     edges = np.zeros(segments.shape, np.uint8)
@@ -77,14 +77,14 @@ def boundaries(segments: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
 
 
 def _close_gaps(segments: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
-    unlabelled = segments == 0
-    if not unlabelled.any() or unlabelled.all():
+    unlabeled = segments == 0
+    if not unlabeled.any() or unlabeled.all():
         return segments
     distance, nearest = cv2.distanceTransformWithLabels(
-        unlabelled.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+        unlabeled.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
-    # OpenCV numbers the labelled pixels 1.. in its own order; look up which segment each number is.
+    # OpenCV numbers the labeled pixels 1.. in its own order; look up which segment each number is.
     lookup = np.zeros(int(nearest.max()) + 1, segments.dtype)
-    lookup[nearest[~unlabelled]] = segments[~unlabelled]
+    lookup[nearest[~unlabeled]] = segments[~unlabeled]
     closed: npt.NDArray[np.integer] = np.where(distance <= _GAP, lookup[nearest], 0)
     return closed

@@ -1,4 +1,4 @@
-"""NYUv2 in both its layouts: the official labelled .mat file, and the multi-task folder.
+"""NYUv2 in both its layouts: the official labeled .mat file, and the multi-task folder.
 
 The official file (nyu_depth_v2_labeled.mat, MATLAB v7.3, that is HDF5) has images, depths and labels of 894
 classes; splits.mat says which frames are for training and which for testing, and classMapping40.mat maps to
@@ -33,7 +33,7 @@ from m2h_deploy.data.reading import (
     read_plane,
 )
 from m2h_deploy.errors import M2HError, missing_extra
-from m2h_deploy.image_files import read_image
+from m2h_deploy.files.images import read_image
 
 #: The names of the official files.
 MAT_NAME, SPLITS_NAME, MAPPING_NAME = "nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat"
@@ -84,7 +84,7 @@ class NYUv2:
         class_mapping: str | Path | None = None,
         split: str = "val",
     ) -> NYUv2:
-        """The official labelled file.
+        """The official labeled file.
 
         Args:
             mat: nyu_depth_v2_labeled.mat.
@@ -117,7 +117,7 @@ class NYUv2:
         """The multi-task folder.
 
         It has gt_sets/train.txt and gt_sets/val.txt (names, one a line), images/NAME.png or .jpg, and for
-        the labels segmentation/NAME.png (0 unlabelled, 1..40), depth/NAME.npy (metres), normals/NAME.png
+        the labels segmentation/NAME.png (0 unlabeled, 1..40), depth/NAME.npy (meters), normals/NAME.png
         ((n + 1) / 2 * 255) or .npy, edge/NAME.png (0 or 255) or .npy. A label whose folder is absent is None
         in every frame.
 
@@ -195,7 +195,7 @@ def _read_folder_frame(folder: Path, name: str, present: frozenset[str]) -> Fram
 
 @dataclass(frozen=True, eq=False)
 class _MatFile:
-    """The labelled file: MATLAB wrote columns first, so its arrays are transposed as HDF5 sees them."""
+    """The labeled file: MATLAB wrote columns first, so its arrays are transposed as HDF5 sees them."""
 
     path: Path
     table: npt.NDArray[np.uint8]
@@ -267,7 +267,7 @@ def _hdf5(path: Path) -> Any:
     except ImportError as error:
         raise missing_extra("h5py", "data", f"reading {path}", error=error) from None
     if not path.is_file():
-        raise M2HError(f"{path}: the labelled NYUv2 file is missing")
+        raise M2HError(f"{path}: the labeled NYUv2 file is missing")
     try:
         return h5py.File(path, "r")
     except OSError as error:
@@ -277,7 +277,7 @@ def _hdf5(path: Path) -> Any:
 
 def _side_file(path: Path, key: str, what: str) -> npt.NDArray[np.int64]:
     if not path.is_file():
-        raise M2HError(f"{path}: {what} is missing; put {path.name} beside the labelled file or name it")
+        raise M2HError(f"{path}: {what} is missing; put {path.name} beside the labeled file or name it")
     numbers = read_numbers(path, key)
     if not numbers.size or not np.isfinite(numbers).all():
         raise M2HError(f"{path}: {what} '{key}' is empty or not made of numbers")
@@ -291,7 +291,7 @@ def _read_split(path: Path, split: str) -> npt.NDArray[np.int64]:
 
 
 def _read_mapping(path: Path) -> npt.NDArray[np.uint8]:
-    """Class (1..40) of each raw label; entry 0 is 0, unlabelled."""
+    """Class (1..40) of each raw label; entry 0 is 0, unlabeled."""
     table = _side_file(path, "mapClass", "the class mapping")
     if table.min() < 1 or table.max() > len(NYU40_CLASSES):
         raise M2HError(f"{path}: maps to classes {table.min()}..{table.max()}, expected 1..{len(NYU40_CLASSES)}")

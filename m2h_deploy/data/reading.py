@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from m2h_deploy.arrays import DAMAGED_ARRAY
 from m2h_deploy.causes import failure
 from m2h_deploy.data.classes import IGNORE_LABEL
 from m2h_deploy.errors import M2HError
-from m2h_deploy.image_files import decode, read_content
+from m2h_deploy.files.arrays import DAMAGED_ARRAY
+from m2h_deploy.files.images import decode, read_content
 
 Size = tuple[int, int]
 
@@ -35,7 +35,7 @@ def read_plane(path: Path, what: str) -> npt.NDArray[Any]:
     if plane.ndim == 3 and (plane[..., :1] == plane).all():
         plane = plane[..., 0]
     if plane.ndim != 2:
-        raise M2HError(f"{path}: {what} has {plane.shape[2]} colour channels, expected one")
+        raise M2HError(f"{path}: {what} has {plane.shape[2]} color channels, expected one")
     return plane
 
 
@@ -130,7 +130,7 @@ def check_median(depth: npt.NDArray[Any], where: str, bounds: tuple[float, float
 
 
 def as_semantics(array: npt.NDArray[Any], size: Size, where: str, classes: int) -> npt.NDArray[np.uint8]:
-    """Labels in memory (0-based, 255 unlabelled) from labels in a file (1..classes, 0 unlabelled).
+    """Labels in memory (0-based, 255 unlabeled) from labels in a file (1..classes, 0 unlabeled).
 
     Raises:
         M2HError: wrong size, or a label that the class list does not have.
@@ -141,7 +141,7 @@ def as_semantics(array: npt.NDArray[Any], size: Size, where: str, classes: int) 
     low, high = int(array.min()), int(array.max())
     if low < 0 or high > classes:
         wrong = high if high > classes else low
-        raise M2HError(f"{where}: label {wrong}, expected 1..{classes} or 0 for unlabelled")
+        raise M2HError(f"{where}: label {wrong}, expected 1..{classes} or 0 for unlabeled")
     return np.where(array == 0, IGNORE_LABEL, array.astype(np.int32) - 1).astype(np.uint8)
 
 
@@ -187,8 +187,8 @@ def as_edges(array: npt.NDArray[Any], size: Size, where: str) -> npt.NDArray[np.
 
 def decode_normals(path: Path) -> npt.NDArray[np.float32]:
     """Normals from an RGB image that stores (n + 1) / 2 * 255, x in red, y in green, z in blue."""
-    colours = _decode(path, cv2.IMREAD_COLOR, "normals")
-    return colours[..., ::-1].astype(np.float32) * (2.0 / 255.0) - 1.0
+    colors = _decode(path, cv2.IMREAD_COLOR, "normals")
+    return colors[..., ::-1].astype(np.float32) * (2.0 / 255.0) - 1.0
 
 
 def _decode(path: Path, flags: int, what: str) -> npt.NDArray[Any]:

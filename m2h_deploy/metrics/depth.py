@@ -11,7 +11,7 @@ import numpy.typing as npt
 from m2h_deploy.errors import M2HError
 from m2h_deploy.metrics.base import Metric, State, joined, ratio, split
 
-#: A prediction at or below 0 has no logarithm; the published evaluators lift it to this, in metres.
+#: A prediction at or below 0 has no logarithm; the published evaluators lift it to this, in meters.
 _FLOOR = 1e-9
 
 
@@ -25,7 +25,7 @@ class DepthMetric(Metric):
     absolute, relative and squared log error, `split` in two.
 
     Args:
-        clamp: metres (lowest, highest) that predictions are limited to first, for instance (1e-3, 10.0), the
+        clamp: meters (lowest, highest) that predictions are limited to first, for instance (1e-3, 10.0), the
             range of the sensor; None leaves them as they are.
 
     Example:
@@ -46,7 +46,7 @@ class DepthMetric(Metric):
 
     def __init__(self, clamp: tuple[float, float] | None = None) -> None:
         if clamp is not None and not 0 < clamp[0] < clamp[1] < float("inf"):
-            raise M2HError(f"depth metric: clamp {clamp} must be (lowest, highest) metres with 0 < lowest < highest")
+            raise M2HError(f"depth metric: clamp {clamp} must be (lowest, highest) meters with 0 < lowest < highest")
         self.clamp = None if clamp is None else (float(clamp[0]), float(clamp[1]))
         super().__init__()
 
@@ -62,8 +62,8 @@ class DepthMetric(Metric):
         """Sums of one frame.
 
         Args:
-            prediction: floating-point (H, W), metres, finite.
-            target: floating-point (H, W), metres, 0 where unknown, never negative.
+            prediction: floating-point (H, W), meters, finite.
+            target: floating-point (H, W), meters, 0 where unknown, never negative.
         """
         given, truth = self._frame(prediction, target)
         truth = self._float(truth, "target")
@@ -83,7 +83,7 @@ class DepthMetric(Metric):
         return np.concatenate([[expected.size, *within], split(sums)]).astype(np.float64)
 
     def compute_from(self, state: State) -> dict[str, float]:
-        """`rmse` and `mae` in metres; `abs_rel`, `log_rmse` (natural log); `delta1..3`, shares 0..1."""
+        """`rmse` and `mae` in meters; `abs_rel`, `log_rmse` (natural log); `delta1..3`, shares 0..1."""
         valid, *within = (float(value) for value in state[:4])
         squared, absolute, relative, squared_log = (float(value) for value in joined(state[4:]))
         return {

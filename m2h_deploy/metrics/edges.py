@@ -143,7 +143,7 @@ class EdgesMetric(Metric):
 
 
 def _thinned_at_thresholds(strength: npt.NDArray[np.float32]) -> list[npt.NDArray[np.bool_]]:
-    """The pixels above each threshold, thinned; neighbouring thresholds that select the same share one array."""
+    """The pixels above each threshold, thinned; neighboring thresholds that select the same share one array."""
     masks: list[npt.NDArray[np.bool_]] = []
     selected_before = -1
     for threshold in THRESHOLDS:

@@ -19,10 +19,10 @@ class BoundaryMatcher:
     """Counts the pixels of a thinned prediction that can be matched one to one with pixels of a thinned target.
 
     Only pixels at most `radius` apart may be matched. The count is the size of a maximum matching, exactly.
-    The benchmark's own matcher (correspondPixels of BSDS, the CSA solver) minimises total distance plus
+    The benchmark's own matcher (correspondPixels of BSDS, the CSA solver) minimizes total distance plus
     100 radii for each unmatched pixel; one more match always outweighs the distances that it displaces
     (short of a chain of 200 pixels all moved by a full radius), so its optimum has the same count. With one
-    target per image, precision and recall need nothing but that count, and distances need not be minimised.
+    target per image, precision and recall need nothing but that count, and distances need not be minimized.
 
     Successive predictions of one frame (descending thresholds) differ little. The matching is kept between
     calls: pairs whose predicted pixel survives stay, free pixels are first paired greedily with the nearest, and
@@ -35,14 +35,14 @@ class BoundaryMatcher:
     """
 
     def __init__(self, target: Mask, candidates: Mask, radius: float) -> None:
-        neighbours, distances = _neighbours(target, candidates, radius)
-        found = neighbours >= 0
+        neighbors, distances = _neighbors(target, candidates, radius)
+        found = neighbors >= 0
         # Graph in compressed rows: target pixel i may be matched with adjacent[start[i] : start[i + 1]].
         per_target = found.sum(axis=1)
         within_reach = np.flatnonzero(per_target)
-        self.adjacent: Indices = neighbours[found]
+        self.adjacent: Indices = neighbors[found]
         self.owner: Indices = np.repeat(np.arange(len(within_reach), dtype=np.int32), per_target[within_reach])
-        self.distance: Indices = np.broadcast_to(distances, neighbours.shape)[found]
+        self.distance: Indices = np.broadcast_to(distances, neighbors.shape)[found]
         self.candidates = candidates
         self.num_targets = len(within_reach)
         self.num_candidates = int(candidates.sum())
@@ -110,7 +110,7 @@ class BoundaryMatcher:
         self.mate_of_candidate[candidates] = targets
 
 
-def _neighbours(target: Mask, candidates: Mask, radius: float) -> tuple[Indices, Indices]:
+def _neighbors(target: Mask, candidates: Mask, radius: float) -> tuple[Indices, Indices]:
     """Candidate numbers (-1: none) at each offset within `radius` of each target pixel, and squared distances.
 
     int32 (targets, offsets) and int32 (offsets,). Offsets run in raster order, so each row's numbers rise.
@@ -124,8 +124,8 @@ def _neighbours(target: Mask, candidates: Mask, radius: float) -> tuple[Indices,
     near = np.sqrt(squared) <= radius
     offsets = dy[near] * number.shape[1] + dx[near]
     rows, columns = np.nonzero(target)
-    centre = (rows + reach) * number.shape[1] + columns + reach
-    return number.ravel()[centre[:, None] + offsets], squared[near]
+    center = (rows + reach) * number.shape[1] + columns + reach
+    return number.ravel()[center[:, None] + offsets], squared[near]
 
 
 def _scipy_flow() -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ IGNORE = 255
 
 
 class SemanticsMetric(Metric):
-    """mIoU, pixel accuracy and mean class accuracy over all labelled pixels of the data set.
+    """mIoU, pixel accuracy and mean class accuracy over all labeled pixels of the data set.
 
     Counts per class are pooled over the data set before any division. Classes that occur neither in the
     targets nor in the predictions count as IoU 0 in `miou`, which always averages over all classes: so do
@@ -24,12 +24,12 @@ class SemanticsMetric(Metric):
     every class occurs and it makes no difference; on a few frames it does, and `miou_present`, the mean over
     the classes that occur in either, is the one to read.
 
-    State, three integers a class: true positives, predicted pixels, target pixels; labelled pixels only.
+    State, three integers a class: true positives, predicted pixels, target pixels; labeled pixels only.
 
     Args:
         num_outputs: outputs of the network, at most 255.
         unknown: the network has an "unknown" output 0 and prediction label k is the target's class k - 1. Unknown is
-            never right: on a labelled pixel it is a miss, it does not take the pixel out of the count. Without it
+            never right: on a labeled pixel it is a miss, it does not take the pixel out of the count. Without it
             prediction labels are the target's classes. By default only of 41 outputs, NYUv2's classes after "unknown".
 
     Example:
@@ -65,7 +65,7 @@ class SemanticsMetric(Metric):
 
         Args:
             prediction: integer (H, W), labels below `num_outputs`.
-            target: integer (H, W), from 0 and below the number of classes, 255 where unlabelled.
+            target: integer (H, W), from 0 and below the number of classes, 255 where unlabeled.
         """
         labels, truth = self._frame(prediction, target)
         for name, values in (("prediction", labels), ("target", truth)):
@@ -76,16 +76,16 @@ class SemanticsMetric(Metric):
                 f"semantics metric: prediction labels {labels.min()}..{labels.max()} leave 0..{self.num_outputs - 1}; "
                 "set num_outputs to the classes of the network"
             )
-        labelled = truth != IGNORE
-        expected = truth[labelled].astype(np.int64)
+        labeled = truth != IGNORE
+        expected = truth[labeled].astype(np.int64)
         if expected.size and not 0 <= expected.min() <= expected.max() < self.num_classes:
             raise M2HError(
                 f"semantics metric: target labels {expected.min()}..{expected.max()} leave 0..{self.num_classes - 1} "
-                "(255 = unlabelled)"
+                "(255 = unlabeled)"
             )
         # One class down for a network with "unknown", which becomes a class after the last: predicted, never expected.
         count = self.num_classes
-        given = (labels[labelled].astype(np.int64) - self.unknown) % (count + 1)
+        given = (labels[labeled].astype(np.int64) - self.unknown) % (count + 1)
         hits = np.bincount(expected[given == expected], minlength=count)
         predicted = np.bincount(given, minlength=count + 1)[:count]
         return np.concatenate([hits, predicted, np.bincount(expected, minlength=count)]).astype(np.float64)

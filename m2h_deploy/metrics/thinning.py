@@ -11,12 +11,12 @@ import numpy.typing as npt
 #: Boundaries this close to the image border are faded out by SEISM's suppression, pixels.
 BORDER = 5
 
-# Where each neighbour's bit sits: x1 is east, then counter-clockwise, as Lam, Lee and Suen number them.
+# Where each neighbor's bit sits: x1 is east, then counter-clockwise, as Lam, Lee and Suen number them.
 _BITS = np.array([[8, 4, 2], [16, 0, 1], [32, 64, 128]], np.float32)
 
 
 def _deletable(code: int, second: bool) -> bool:
-    """Conditions G1, G2 and G3 (G3' in the second half) of Lam, Lee and Suen for one neighbourhood."""
+    """Conditions G1, G2 and G3 (G3' in the second half) of Lam, Lee and Suen for one neighborhood."""
     x = [bool(code >> i & 1) for i in range(8)]
     crossings = sum(not x[i] and (x[i + 1] or x[(i + 2) % 8]) for i in (0, 2, 4, 6))
     pairs = sum(x[i] or x[i + 1] for i in (0, 2, 4, 6))
@@ -27,7 +27,7 @@ def _deletable(code: int, second: bool) -> bool:
 
 @cache
 def _keep_tables() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """For each of the two half steps: 1 where a pixel with that neighbourhood stays."""
+    """For each of the two half steps: 1 where a pixel with that neighborhood stays."""
     first, second = (np.array([not _deletable(c, half) for c in range(256)], np.uint8) for half in (False, True))
     return first, second
 
@@ -42,8 +42,8 @@ def thin(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     while True:
         before = current
         for table in _keep_tables():
-            neighbours = cv2.filter2D(current, cv2.CV_8U, _BITS, borderType=cv2.BORDER_CONSTANT)
-            current = cv2.bitwise_and(current, cv2.LUT(neighbours, table))
+            neighbors = cv2.filter2D(current, cv2.CV_8U, _BITS, borderType=cv2.BORDER_CONSTANT)
+            current = cv2.bitwise_and(current, cv2.LUT(neighbors, table))
         if np.array_equal(before, current):
             return current.astype(bool)
 
@@ -75,9 +75,9 @@ def _triangle_filtered(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32
 
 
 def suppress_non_maxima(probability: npt.NDArray[np.float32], border: int = BORDER) -> npt.NDArray[np.float32]:
-    """The map with every pixel set to 0 that a neighbour across the boundary beats by more than 1 %.
+    """The map with every pixel set to 0 that a neighbor across the boundary beats by more than 1 %.
 
-    Structured Edges' suppression with the arguments that SEISM uses: radius 1, bilinear neighbours, factor
+    Structured Edges' suppression with the arguments that SEISM uses: radius 1, bilinear neighbors, factor
     1.01, and a fade over the outer `border` pixels (times 0, 1/5 ... 4/5). A boundary on the outermost row or
     column is therefore never found, in SEISM as here.
 
@@ -92,8 +92,8 @@ def suppress_non_maxima(probability: npt.NDArray[np.float32], border: int = BORD
     thinned = probability.copy()
     raised = probability * np.float32(1.01)
     for side in (-1, 1):
-        neighbour = _bilinear(probability, columns + side * across, rows + side * down)
-        thinned[raised < neighbour] = 0
+        neighbor = _bilinear(probability, columns + side * across, rows + side * down)
+        thinned[raised < neighbor] = 0
     for axis, size in ((0, height), (1, width)):
         for distance in range(min(border, size // 2)):
             fade = np.float32(distance / min(border, size // 2))

@@ -117,7 +117,7 @@ class DINOv2(nn.Module):
     def forward(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
         """image (N, 3, H, W), any size; returns per stage the patch map (N, C, h, w) and class token (N, C).
 
-        The image is padded with zeros around its centre to whole patches: h = ceil(H / p), w = ceil(W / p).
+        The image is padded with zeros around its center to whole patches: h = ceil(H / p), w = ceil(W / p).
         """
         image = center_pad(image, self.config.patch_size)
         grid = (image.shape[2] // self.config.patch_size, image.shape[3] // self.config.patch_size)

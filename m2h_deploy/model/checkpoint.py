@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import whole_file
+from m2h_deploy.files.atomic import whole_file
 from m2h_deploy.model.config import BACKBONES, VARIANTS, BackboneConfig, ModelConfig
 from m2h_deploy.model.network import M2H
 from m2h_deploy.model.weights import read_tensors

@@ -60,7 +60,7 @@ class ModelConfig:
     """Index 0 is unknown, 1 to 40 are NYUv2's classes."""
     min_depth: float = 1e-3
     max_depth: float = 10.0
-    """Depth range in metres. The network adds `min_depth`; consumers clamp to the range."""
+    """Depth range in meters. The network adds `min_depth`; consumers clamp to the range."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

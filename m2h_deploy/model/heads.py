@@ -173,7 +173,7 @@ class PlainHead(nn.Module):
 
 
 class DepthHead(AttendedHead):
-    """Metric depth in metres, at least `min_depth`."""
+    """Metric depth in meters, at least `min_depth`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, 1, 3)

@@ -21,8 +21,8 @@ class M2H(nn.Module):
 
     ```
     model = build_model("m2h-small").eval()
-    outputs = model(image)                # image: (N, 3, H, W) float32, normalised
-    outputs["depth"]                      # (N, 1, H, W) metres
+    outputs = model(image)                # image: (N, 3, H, W) float32, normalized
+    outputs["depth"]                      # (N, 1, H, W) meters
     outputs["semantics"]                  # (N, classes, H, W) logits
     outputs["normals"]                    # (N, 3, H, W) unit vectors up to the last bilinear resize
     outputs["edges"]                      # (N, 1, H, W) logits
@@ -49,7 +49,7 @@ class M2H(nn.Module):
     def forward(self, image: Tensor, record: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The four outputs at the image's size, in the order of TASKS.
 
-        Any H and W: the backbone pads to whole patches around the centre and the outputs, which cover the padded
+        Any H and W: the backbone pads to whole patches around the center and the outputs, which cover the padded
         field, are resized to H x W as the published network does. Where `record` is given, intermediate features
         are written into it by name: `reassembled_i` (MSTR), `task_t` (MSF), `wmca_i_t`, `context_t`.
         """
@@ -65,5 +65,5 @@ class M2H(nn.Module):
 
 
 def build_model(variant: str = "m2h", **options: Any) -> M2H:
-    """A freshly initialised network; see `make_config` for the options. Raises M2HError on unknown names."""
+    """A freshly initialized network; see `make_config` for the options. Raises M2HError on unknown names."""
     return M2H(make_config(variant, **options))

@@ -55,7 +55,7 @@ class CrossTaskAttention(nn.Module):
 class CrossTaskLayer(nn.Module):
     """Norm per task, attention over all tasks, feed-forward, norm per task: the paper's Z_in to Z_ffn.
 
-    Residuals start at the normalised tokens (equation 8), not before the norm as in a pre-norm transformer.
+    Residuals start at the normalized tokens (equation 8), not before the norm as in a pre-norm transformer.
     """
 
     def __init__(self, channels: int, heads: int) -> None:

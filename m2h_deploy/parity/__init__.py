@@ -10,11 +10,11 @@ result.passed
 
 from m2h_deploy.parity.chart import draw_errors
 from m2h_deploy.parity.gates import GateResult, Gates, Verdict
-from m2h_deploy.parity.locating import LocateResult, locate, locate_in_bundle
+from m2h_deploy.parity.locate import LocateResult, locate, locate_in_bundle
 from m2h_deploy.parity.result import VerifyResult, to_json
-from m2h_deploy.parity.run import verify
 from m2h_deploy.parity.tasks import TaskResult
 from m2h_deploy.parity.tensors import TensorResult
+from m2h_deploy.parity.verify import verify
 
 __all__ = [
     "GateResult",

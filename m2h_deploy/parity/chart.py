@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 from m2h_deploy.errors import missing_extra
-from m2h_deploy.parity.locating import LocateResult
+from m2h_deploy.parity.locate import LocateResult
 
 _LEAST, _MOST = 1e-9, 1e2
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from m2h_deploy.bundle import Manifest
+from m2h_deploy.bundle.manifest import Manifest
 from m2h_deploy.data.frame import Dataset, Frame
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import printable
+from m2h_deploy.files.atomic import printable
 from m2h_deploy.parity.pictures import difference
 from m2h_deploy.parity.reference import Outputs, Reference
 from m2h_deploy.parity.tasks import Against, State, TaskComparison, check_classes
 from m2h_deploy.parity.tensors import TensorComparison, tensor_sums
-from m2h_deploy.postprocess import Postprocess, Prediction
-from m2h_deploy.preprocess import preprocess_for
-from m2h_deploy.runtime import Runtime
-from m2h_deploy.sensor import bgr_to_nv12, nv12_to_bgr
+from m2h_deploy.runtime.postprocess import Postprocess, Prediction
+from m2h_deploy.runtime.preprocess import preprocess_for
+from m2h_deploy.runtime.raw_pixels import bgr_to_nv12, nv12_to_bgr
+from m2h_deploy.runtime.runtime import Runtime
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ class _Plain:
 class _Sensor:
     """The reference between Python's preprocess and postprocess, and the finished results of a sensor graph.
 
-    Where the graph takes NV12, the reference sees the colours that NV12 left.
+    Where the graph takes NV12, the reference sees the colors that NV12 left.
     """
 
     def __init__(self, runtime: Runtime, reference: Reference) -> None:

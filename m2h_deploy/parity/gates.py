@@ -89,7 +89,7 @@ class Rule:
 def judge(rule: Rule, limit: float, value: float, interval: Interval, frames: int | None = None) -> GateResult:
     """The verdict on a measured `value` with its `interval` (low, high), both in the gate's unit.
 
-    Larger is worse, or better where `rule.at_least`. A value that is not a number (nothing was labelled) is unsure.
+    Larger is worse, or better where `rule.at_least`. A value that is not a number (nothing was labeled) is unsure.
     With `frames`, how many were measured, an unsure gate says how many are likely to be enough.
     """
     low, high = interval

@@ -10,19 +10,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.bundle import Classes
+from m2h_deploy.bundle.manifest import Classes
 from m2h_deploy.data.frame import Frame
-from m2h_deploy.files import printable
+from m2h_deploy.files.atomic import printable
 from m2h_deploy.metrics.normals import angles_between
-from m2h_deploy.postprocess import Prediction
-from m2h_deploy.visualize import Picture, depth_span, draw_depth, draw_edges, draw_normals, draw_semantics, fit
+from m2h_deploy.runtime.postprocess import Prediction
+from m2h_deploy.visualize.draw import Picture, depth_span, draw_depth, draw_edges, draw_normals, draw_semantics, fit
 
 #: Width of a picture in pixels; wide enough for half a phone, small enough for a page of forty.
 _WIDTH = 360
 #: Height at most: a strip of 16 x 16384 pixels would get 370,000 rows, more than a JPEG has.
 _TALLEST = 1440
 
-#: What one frame's difference is measured in, and the difference that gets the brightest colour.
+#: What one frame's difference is measured in, and the difference that gets the brightest color.
 _DIFFERENCES = {
     "depth": ("m on average", 0.5),
     "semantics": ("% of the pixels differ", 1.0),
@@ -40,7 +40,7 @@ class WorstFrame:
     difference: float
     unit: str
     scale: str
-    """What the brightest colour of the difference means."""
+    """What the brightest color of the difference means."""
     pictures: dict[str, bytes]
 
 
@@ -102,7 +102,7 @@ def _difference(task: str, reference: NDArray[Any], engine: NDArray[Any]) -> NDA
 
 
 def _draw(task: str, reference: NDArray[Any], engine: NDArray[Any], classes: Classes) -> tuple[Picture, Picture]:
-    """Both predictions, in the same colours."""
+    """Both predictions, in the same colors."""
     if task == "depth":
         near, far = depth_span(reference)
         return draw_depth(reference, near, far), draw_depth(engine, near, far)

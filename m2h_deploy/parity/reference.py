@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.bundle import InputSpec
+from m2h_deploy.bundle.manifest import InputSpec
 from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError, missing_extra
-from m2h_deploy.files import library_path
-from m2h_deploy.preprocess import Normalisation, normalization_of
+from m2h_deploy.files.atomic import library_path
+from m2h_deploy.runtime.preprocess import Normalization, normalization_of
 
 Outputs = dict[str, NDArray[np.float32]]
 
@@ -30,7 +30,7 @@ class Reference(Protocol):
     tasks: tuple[str, ...]
 
     def run(self, image: NDArray[np.float32]) -> Outputs:
-        """(1, 3, H, W) float32, normalised, to the outputs by name, (1, C, H, W) each."""
+        """(1, 3, H, W) float32, normalized, to the outputs by name, (1, C, H, W) each."""
         ...
 
 
@@ -94,7 +94,7 @@ class _OnnxReference:
         if "m2h.weights_sha256" not in card:
             raise M2HError(f"{path} was not made by m2h-deploy export: it does not name its weights")
         stated = card.get("m2h.normalization")
-        if stated is not None and Normalisation.from_json(stated) != normalization_of(spec):
+        if stated is not None and Normalization.from_json(stated) != normalization_of(spec):
             raise M2HError(
                 f"{path} takes images of another normalization than the engine: give the file it was built from"
             )
@@ -132,7 +132,7 @@ def _content(path: Path) -> Iterator[str | bytes]:
     It does not take the shapes of a graph from another file. A device without onnx leaves that to it.
     """
     try:
-        from m2h_deploy.onnx_files import external_files, read_onnx
+        from m2h_deploy.onnx_graph.files import external_files, read_onnx
 
         whole = bool(external_files(path))
     except ModuleNotFoundError:

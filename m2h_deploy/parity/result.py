@@ -7,14 +7,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from m2h_deploy import __version__
 from m2h_deploy.parity.gates import GateResult, Gates, Verdict
 from m2h_deploy.parity.pictures import WorstFrame
 from m2h_deploy.parity.tasks import TaskResult
 from m2h_deploy.parity.tensors import TensorResult
+from m2h_deploy.version import __version__
 
 if TYPE_CHECKING:
-    from m2h_deploy.parity.locating import LocateResult
+    from m2h_deploy.parity.locate import LocateResult
 
 RESULT_VERSION = 2
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.bundle import Classes
+from m2h_deploy.bundle.manifest import Classes
 from m2h_deploy.data.classes import IGNORE_LABEL, generic_name
 from m2h_deploy.data.frame import Frame
 from m2h_deploy.errors import M2HError
@@ -17,7 +17,7 @@ from m2h_deploy.metrics import DepthMetric, EdgesMetric, Metric, NormalsMetric, 
 from m2h_deploy.metrics.thinning import suppress_non_maxima
 from m2h_deploy.parity.bootstrap import Interval, interval
 from m2h_deploy.parity.gates import GateResult, Gates, Rule, judge
-from m2h_deploy.postprocess import Prediction
+from m2h_deploy.runtime.postprocess import Prediction
 
 Against = Literal["labels", "reference"]
 State = NDArray[np.float64]
@@ -128,18 +128,18 @@ class TaskComparison:
         a, b = self._figures(reference, weights), self._figures(engine, weights)
         worse = spec.sign * (b - a) + 0.0  # no negative zeros
         frames = len(reference)
-        labelled = self.against == "labels"
+        labeled = self.against == "labels"
         result = TaskResult(
             task=self.task,
             metric=spec.metric,
             unit=spec.unit,
             against=self.against,
             derived=self.derived,
-            reference=float(a[0]) if labelled else None,
+            reference=float(a[0]) if labeled else None,
             engine=float(b[0]),
             worse_by=float(worse[0]),
             interval=interval(float(worse[0]), worse[1:], frames),
-            reference_figures=self._metric.compute_from(reference.sum(axis=0)) if labelled else None,
+            reference_figures=self._metric.compute_from(reference.sum(axis=0)) if labeled else None,
             engine_figures=self._metric.compute_from(engine.sum(axis=0)),
             figure_units=dict(self._metric.units),
         )
@@ -147,7 +147,7 @@ class TaskComparison:
         if limit is None:
             return result, []
         if self.task == "depth":
-            base = a if labelled else self._figures(np.array(self._scale), weights)
+            base = a if labeled else self._figures(np.array(self._scale), weights)
             worse = 100 * np.divide(worse, base, out=np.full_like(worse, np.nan), where=base > 0)
         rule = Rule(f"{self.task}.{spec.gate}", self.task, f"{self.task} {spec.words}", spec.gate_unit)
         return result, [judge(rule, limit, float(worse[0]), interval(float(worse[0]), worse[1:], frames), frames)]

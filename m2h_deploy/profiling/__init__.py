@@ -1,12 +1,12 @@
 """Latency as a robot sees it: tails, frame age, what the machine did meanwhile, and where the time goes."""
 
-from m2h_deploy.profiling.camera import Camera, CameraRun, run_camera
+from m2h_deploy.profiling.bench import BenchSettings, bench
+from m2h_deploy.profiling.camera_load import Camera, CameraRun, run_camera
 from m2h_deploy.profiling.layers import BlockCost
 from m2h_deploy.profiling.loadgen import SCENARIOS, LoadRun, LoadSettings
 from m2h_deploy.profiling.measure import Subject, subject_of
 from m2h_deploy.profiling.result import BenchResult, to_json, write_csv
-from m2h_deploy.profiling.run import BenchSettings, bench
-from m2h_deploy.profiling.statistics import Estimate, Summary, percentile, summarise
+from m2h_deploy.profiling.statistics import Estimate, Summary, percentile, summarize
 
 __all__ = [
     "SCENARIOS",
@@ -24,7 +24,7 @@ __all__ = [
     "percentile",
     "run_camera",
     "subject_of",
-    "summarise",
+    "summarize",
     "to_json",
     "write_csv",
 ]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from m2h_deploy.errors import M2HError, missing_extra
-from m2h_deploy.files import make_folder, scratch_folder
+from m2h_deploy.files.atomic import make_folder, scratch_folder
 from m2h_deploy.profiling.measure import Samples, Subject, Timer
 
 Scenario = Literal["single-stream", "multi-stream", "offline", "server"]

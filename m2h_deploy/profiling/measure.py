@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.profiling.clock import Clock, RealClock
-from m2h_deploy.profiling.statistics import Summary, summarise
+from m2h_deploy.profiling.statistics import Summary, summarize
 
 STAGES = ("preprocess", "inference", "postprocess")
 
@@ -53,7 +53,7 @@ class Samples:
 
     def summary(self) -> dict[str, Summary]:
         """Milliseconds: `total`, then each stage."""
-        return {"total": summarise(self.total)} | {name: summarise(values) for name, values in self.stages.items()}
+        return {"total": summarize(self.total)} | {name: summarize(values) for name, values in self.stages.items()}
 
 
 class Timer:
@@ -103,7 +103,7 @@ def interleave(
 
 def frames(count: int, height: int, width: int) -> list[Image]:
     """Rendered rooms to measure on, uint8 (height, width, 3) BGR."""
-    from m2h_deploy.data.rooms import render_room
+    from m2h_deploy.data.rooms.render import render_room
 
     return [render_room(0, index, height=height, width=width).image for index in range(count)]
 

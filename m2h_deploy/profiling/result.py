@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2h_deploy import __version__
-from m2h_deploy.files import write_text
-from m2h_deploy.profiling.camera import CameraRun
+from m2h_deploy.files.atomic import write_text
+from m2h_deploy.profiling.camera_load import CameraRun
 from m2h_deploy.profiling.layers import LayerProfile
 from m2h_deploy.profiling.loadgen import LoadRun
 from m2h_deploy.profiling.machine import Machine
 from m2h_deploy.profiling.measure import STAGES, Samples
 from m2h_deploy.profiling.memory import Memory
 from m2h_deploy.profiling.roofline import Roofline
-from m2h_deploy.profiling.sensors import Reading
 from m2h_deploy.profiling.statistics import Estimate, Summary
+from m2h_deploy.profiling.telemetry import Reading
 from m2h_deploy.profiling.warmup import WarmUp
+from m2h_deploy.version import __version__
 
 
 @dataclass(frozen=True)

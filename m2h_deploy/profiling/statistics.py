@@ -79,7 +79,7 @@ def _binomial(count: int, share: float) -> Array:
     return np.asarray(np.minimum(np.cumsum(np.exp(chances)), 1.0))
 
 
-def summarise(samples: ArrayLike) -> Summary:
+def summarize(samples: ArrayLike) -> Summary:
     """Mean, extremes, variation and percentiles of durations. Raises M2HError where there are none."""
     values = np.asarray(samples, np.float64).ravel()
     p50 = percentile(values, 0.5)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.postprocess import Prediction
-from m2h_deploy.runtime import Runtime
+from m2h_deploy.runtime.postprocess import Prediction
+from m2h_deploy.runtime.runtime import Runtime
 from m2h_deploy.serving.options import IMAGE, engine_batch, output_names
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -18,7 +18,7 @@ Arrays = Mapping[str, NDArray[Any]]
 def infer_function(runtime: Runtime) -> Callable[[Sequence[Arrays]], list[dict[str, NDArray[Any]]]]:
     """A function of requests, `image` uint8 (n, H, W, 3) BGR each, to the arrays of their n frames.
 
-    `labels` (n, H, W) uint8, `depth` (n, H, W) metres, `normals` (n, H, W, 3), `edges` (n, H, W): the tasks that the
+    `labels` (n, H, W) uint8, `depth` (n, H, W) meters, `normals` (n, H, W, 3), `edges` (n, H, W): the tasks that the
     engine has, as `Runtime` gives them. All frames run as one batch where the engine takes that. The function raises
     M2HError where a frame is no picture.
     """

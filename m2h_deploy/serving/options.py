@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from m2h_deploy.bundle import Manifest
+from m2h_deploy.bundle.manifest import Manifest
 from m2h_deploy.errors import M2HError
 
 #: Frames that one call may carry; what a client may ask for in one request, too.

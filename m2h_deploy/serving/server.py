@@ -23,15 +23,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from m2h_deploy.bundle import load_bundle
+from m2h_deploy.bundle.manifest import load_bundle
 from m2h_deploy.causes import MachineError, reason
 from m2h_deploy.errors import CheckFailed, M2HError
-from m2h_deploy.files import scratch_folder
-from m2h_deploy.provenance import LOG_MARK
+from m2h_deploy.files.atomic import scratch_folder
+from m2h_deploy.files.provenance import LOG_MARK
 from m2h_deploy.serving.environment import check_environment
 from m2h_deploy.serving.options import ServeOptions
 from m2h_deploy.serving.processes import group_members
-from m2h_deploy.streams import wanted_signals
+from m2h_deploy.stdio import wanted_signals
 
 #: Seconds for the engine's self-test and Triton's start.
 START = 120.0

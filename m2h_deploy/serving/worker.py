@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from m2h_deploy.errors import M2HError
-from m2h_deploy.runtime import Runtime
+from m2h_deploy.runtime.runtime import Runtime
 from m2h_deploy.serving.infer import infer_function, warm_up
 from m2h_deploy.serving.options import IMAGE, ServeOptions, output_names
 from m2h_deploy.serving.processes import group_members

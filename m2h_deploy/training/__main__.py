@@ -8,7 +8,7 @@ import sys
 
 from m2h_deploy.causes import machine_words
 from m2h_deploy.errors import M2HError
-from m2h_deploy.streams import prepare_streams
+from m2h_deploy.stdio import prepare_streams
 from m2h_deploy.training import interrupted_message, run, table
 
 

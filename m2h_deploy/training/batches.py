@@ -1,4 +1,4 @@
-"""Batches of labelled frames as tensors, and the paper's augmentations (section IV B)."""
+"""Batches of labeled frames as tensors, and the paper's augmentations (section IV B)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m2h_deploy.data import IGNORE_LABEL
-from m2h_deploy.preprocess import Normalisation
+from m2h_deploy.runtime.preprocess import Normalization
 from m2h_deploy.training.cache import UNKNOWN_EDGE, FrameCache
 
 
@@ -26,7 +26,7 @@ class AugmentConfig:
     contrast: float = 0.2
     saturation: float = 0.2
     hue: float = 0.05
-    """Share of the colour circle, 0..0.5."""
+    """Share of the color circle, 0..0.5."""
     gamma: float = 0.2
     flip: float = 0.5
     """Probability of a horizontal flip."""
@@ -37,8 +37,8 @@ class Batch:
     """Labels of N frames of H x W pixels, beside the image.
 
     - image: float32 (N, 3, H, W), RGB 0..1
-    - depth: float32 (N, 1, H, W), metres, 0 where unknown
-    - semantics: int64 (N, H, W), the network's class index: 0 is "unknown", 1..40 are the data's 0..39; -1 unlabelled
+    - depth: float32 (N, 1, H, W), meters, 0 where unknown
+    - semantics: int64 (N, H, W), the network's class index: 0 is "unknown", 1..40 are the data's 0..39; -1 unlabeled
     - normals: float32 (N, 3, H, W), zeros where unknown
     - edges: float32 (N, 1, H, W), 0 or 1, -1 where unknown
     """
@@ -52,19 +52,19 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
-    def network_input(self, normalisation: Normalisation) -> Tensor:
+    def network_input(self, normalization: Normalization) -> Tensor:
         """The image as the network takes it."""
-        return normalised(self.image, normalisation)
+        return normalized(self.image, normalization)
 
 
-def normalised(image: Tensor, normalisation: Normalisation) -> Tensor:
+def normalized(image: Tensor, normalization: Normalization) -> Tensor:
     """(N, 3, H, W), RGB 0..1, less the mean and divided by the deviation of each channel."""
-    mean, std = (image.new_tensor(values).view(3, 1, 1) for values in (normalisation.mean, normalisation.std))
+    mean, std = (image.new_tensor(values).view(3, 1, 1) for values in (normalization.mean, normalization.std))
     return (image - mean) / std
 
 
 def read_batch(cache: FrameCache, indices: np.ndarray, size: tuple[int, int]) -> Batch:
-    """The frames at `indices`, resized to `size` (height, width): images by area, labels by nearest neighbour.
+    """The frames at `indices`, resized to `size` (height, width): images by area, labels by nearest neighbor.
 
     An edge is one pixel wide, so a smaller edge map keeps an edge wherever one of the pixels under it has one.
     """
@@ -87,7 +87,7 @@ def _images(cache: FrameCache, indices: np.ndarray, size: tuple[int, int]) -> np
 
 
 def resize_labels(batch: Batch, size: tuple[int, int]) -> Batch:
-    """The batch with its labels, not its image, at another size: nearest neighbour, edges by maximum."""
+    """The batch with its labels, not its image, at another size: nearest neighbor, edges by maximum."""
     semantics = F.interpolate(batch.semantics[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()
     return replace(
         batch,

@@ -1,4 +1,4 @@
-"""Labelled frames, read or rendered once and kept on disk as arrays: an epoch then costs a read."""
+"""Labeled frames, read or rendered once and kept on disk as arrays: an epoch then costs a read."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from m2h_deploy.arrays import DAMAGED_ARRAY
 from m2h_deploy.causes import MachineError, machine_fault, reason
 from m2h_deploy.data import IGNORE_LABEL, Dataset, Frame
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import write_text
+from m2h_deploy.files.arrays import DAMAGED_ARRAY
+from m2h_deploy.files.atomic import write_text
 from m2h_deploy.training.progress import progress_bar
 
 #: Edge value of pixels that have no edge label.
@@ -44,8 +44,8 @@ _VERSION = 1
 class FrameCache:
     """`count` frames of one size, memory-mapped.
 
-    image uint8 (count, H, W, 3) BGR; depth float16 (count, H, W) metres, 0 unknown; semantics uint8 (count, H, W),
-    255 unlabelled; normals float16 (count, H, W, 3), zeros unknown; edges uint8 (count, H, W), 0 or 1, 255 unknown.
+    image uint8 (count, H, W, 3) BGR; depth float16 (count, H, W) meters, 0 unknown; semantics uint8 (count, H, W),
+    255 unlabeled; normals float16 (count, H, W, 3), zeros unknown; edges uint8 (count, H, W), 0 or 1, 255 unknown.
     """
 
     image: npt.NDArray[np.uint8]
@@ -59,7 +59,7 @@ class FrameCache:
         return len(self.image)
 
     def __iter__(self) -> Iterator[Frame]:
-        """Give the frames as metrics take them, in order. Unlabelled edges count as no edge."""
+        """Give the frames as metrics take them, in order. Unlabeled edges count as no edge."""
         for i in range(len(self)):
             yield Frame(
                 image=np.ascontiguousarray(self.image[i]),
@@ -170,7 +170,7 @@ def _read(dataset: Dataset, size: tuple[int, int], index: int) -> dict[str, npt.
 
 
 def frame_fields(frame: Frame, size: tuple[int, int]) -> dict[str, npt.NDArray]:
-    """A frame's arrays at `size` (height, width): the image by area, labels by nearest neighbour."""
+    """A frame's arrays at `size` (height, width): the image by area, labels by nearest neighbor."""
     fields: dict[str, npt.NDArray] = {"image": _resize(frame.image, size, cv2.INTER_AREA)}
     for name, unknown in _UNKNOWN.items():
         dtype, channels = _FIELDS[name]

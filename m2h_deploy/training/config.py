@@ -33,7 +33,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of training, with its own optimiser and schedule."""
+    """One stage of training, with its own optimizer and schedule."""
 
     name: str
     epochs: int
@@ -89,7 +89,7 @@ class TrainConfig:
     variant: str = "m2h-small"
     seed: int = 0
     preset: Literal["published", "imagenet"] = "published"
-    """Normalisation of the images; the runtime must be told the same one."""
+    """Normalization of the images; the runtime must be told the same one."""
     depth_loss: Literal["indoor", "outdoor", "relative"] = "indoor"
     """The paper's two (equations 15a and 15b), or errors as a share of the true depth (see `losses`)."""
     checkpoint: str = ""

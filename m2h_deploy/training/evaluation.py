@@ -1,4 +1,4 @@
-"""A network on labelled frames: the project's metrics, and the table that shows them, in a file of the reader's."""
+"""A network on labeled frames: the project's metrics, and the table that shows them, in a file of the reader's."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from m2h_deploy.data import Frame
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import check_writable, write_text
+from m2h_deploy.files.atomic import check_writable, write_text
 from m2h_deploy.metrics import DepthMetric, EdgesMetric, Metric, NormalsMetric, SemanticsMetric
 from m2h_deploy.model import M2H
-from m2h_deploy.preprocess import PRESETS, Normalisation
-from m2h_deploy.training.batches import normalised
+from m2h_deploy.runtime.preprocess import PRESETS, Normalization
+from m2h_deploy.training.batches import normalized
 from m2h_deploy.training.progress import progress_bar
 from m2h_deploy.training.speed import CPUAttention
 
@@ -43,7 +43,7 @@ def evaluate(
     """Metrics of `model`, in float32 on its own device, by task, and `frames`, how many were seen.
 
     Frames must be of one size; a frame counts for the tasks that it has labels for. Depth is limited to the model's
-    range. `preset` is how images were normalised in training. `edges=False` leaves out the matching of boundaries,
+    range. `preset` is how images were normalized in training. `edges=False` leaves out the matching of boundaries,
     which takes longest. The mode of the model is put back. Raises M2HError for no frames or frames of different sizes.
     """
     metrics: dict[str, Metric] = {
@@ -85,12 +85,12 @@ def _groups(frames: Iterable[Frame], size: int) -> Iterable[list[Frame]]:
         yield group
 
 
-def _predict(model: M2H, group: list[Frame], normalisation: Normalisation) -> list[dict[str, np.ndarray]]:
+def _predict(model: M2H, group: list[Frame], normalization: Normalization) -> list[dict[str, np.ndarray]]:
     device = next(model.parameters()).device
     stacked = np.stack([np.ascontiguousarray(frame.image[..., ::-1]) for frame in group])
     image = torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad(), CPUAttention():
-        outputs = model(normalised(image, normalisation))
+        outputs = model(normalized(image, normalization))
     answers: dict[str, Tensor] = {
         "depth": outputs["depth"][:, 0],
         "semantics": outputs["semantics"].argmax(dim=1),

@@ -121,7 +121,7 @@ def _before_upsampling(block: nn.Module, x: Tensor) -> Tensor:
     h = F.relu(block.norm2(block.conv2(h)))
     rows, columns = (_upsampled_mean_weights(n).to(h) for n in h.shape[2:])
     mean = ((h * columns).sum(3) * rows).sum(2)[..., None, None]
-    # Not through the module: quantisers round maps, never means, as in an INT8 engine.
+    # Not through the module: quantizers round maps, never means, as in an INT8 engine.
     gate = block.gate(F.conv2d(mean, block.refine.weight, groups=block.refine.groups))
     return block.refine(h) * gate + block.residual(x)
 

@@ -7,7 +7,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from m2h_deploy.streams import wanted_signals
+from m2h_deploy.stdio import wanted_signals
 
 
 class Interrupt:

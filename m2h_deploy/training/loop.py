@@ -1,4 +1,4 @@
-"""The training loop: stages, optimiser and schedule, balancing, averaging, saving and going on."""
+"""The training loop: stages, optimizer and schedule, balancing, averaging, saving and going on."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import M2H
-from m2h_deploy.preprocess import PRESETS
+from m2h_deploy.runtime.preprocess import PRESETS
 from m2h_deploy.training.balancing import LossHistory, task_weights
 from m2h_deploy.training.cache import FrameCache
 from m2h_deploy.training.config import StageConfig, TrainConfig
 from m2h_deploy.training.distillation import distillation_losses
-from m2h_deploy.training.feeding import Feed, Sample
 from m2h_deploy.training.forward import forward
 from m2h_deploy.training.interrupt import Interrupt
+from m2h_deploy.training.loader import Feed, Sample
 from m2h_deploy.training.losses import Camera
 from m2h_deploy.training.objective import BALANCED, consistency_losses, task_losses
 from m2h_deploy.training.optimizers import Optimizer
@@ -68,13 +68,13 @@ class Run:
     saved: dict[str, Any] = field(default_factory=dict)
     """State of the stage under way, where the run goes on from one."""
     qat: bool = False
-    """Whether `model` carries INT8 quantisers."""
+    """Whether `model` carries INT8 quantizers."""
     before: dict[str, Any] = field(default_factory=dict)
-    """Evaluation of the quantised network before its fine-tuning."""
+    """Evaluation of the quantized network before its fine-tuning."""
 
 
 class Stage:
-    """The parts that live as long as one stage: trained network, optimiser, moving average, balancing."""
+    """The parts that live as long as one stage: trained network, optimizer, moving average, balancing."""
 
     def __init__(self, run: Run, config: StageConfig) -> None:
         self.run, self.config = run, config
@@ -156,7 +156,7 @@ def _run_stage(stage: Stage, bar: Any, interrupt: Interrupt) -> None:
 
 
 def _step(stage: Stage, sample: Sample, done: int, total: int) -> dict[str, float]:
-    """One step of the optimiser; returns the losses. Raises M2HError where a loss is not finite."""
+    """One step of the optimizer; returns the losses. Raises M2HError where a loss is not finite."""
     run, config = stage.run, stage.config
     rate = learning_rate(config, done, total)
     sample = replace(sample, batch=sample.batch.to(run.device))
@@ -214,7 +214,7 @@ def _outputs(stage: Stage, sample: Sample) -> dict[str, Tensor]:
 
 
 def _camera(stage: Stage, sample: Sample) -> Camera | None:
-    """The camera of the decoder's view of the image, centred on the whole image."""
+    """The camera of the decoder's view of the image, centered on the whole image."""
     if not stage.config.focal:
         return None
     fx, fy = stage.config.focal

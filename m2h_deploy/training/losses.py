@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Metres; nearer depths count as this where they are divided by or their logarithm is taken.
+#: Meters; nearer depths count as this where they are divided by or their logarithm is taken.
 _LEAST_DEPTH = 1e-3
 
 
@@ -29,7 +29,7 @@ def segmentation_loss(logits: Tensor, target: Tensor, *, alpha: float = 0.5, bet
 
     Args:
         logits: (N, C, H, W).
-        target: int64 (N, H, W), class index 0..C-1, -1 where unlabelled.
+        target: int64 (N, H, W), class index 0..C-1, -1 where unlabeled.
     """
     log_probability = F.log_softmax(logits, dim=1)
     cross_entropy = F.nll_loss(log_probability, target, ignore_index=-1, reduction="sum")
@@ -38,7 +38,7 @@ def segmentation_loss(logits: Tensor, target: Tensor, *, alpha: float = 0.5, bet
 
 
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """1 - mean over classes of 2 sum(p g) / (sum p + sum g), the sums over the batch's labelled pixels (equation 14).
+    """1 - mean over classes of 2 sum(p g) / (sum p + sum g), the sums over the batch's labeled pixels (equation 14).
 
     Classes that the batch does not show are left out of the mean: for them the quotient only says 0.
     """
@@ -60,7 +60,7 @@ def _dice(probability: Tensor, target: Tensor) -> Tensor:
 
 
 def _differences(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Finite differences to the right and to the lower neighbour: (N, C, H, W-1) and (N, C, H-1, W)."""
+    """Finite differences to the right and to the lower neighbor: (N, C, H, W-1) and (N, C, H-1, W)."""
     return values[..., :, 1:] - values[..., :, :-1], values[..., 1:, :] - values[..., :-1, :]
 
 
@@ -86,11 +86,11 @@ def indoor_depth_loss(
     """Huber + lambda_grad * squared gradient difference (equation 15a).
 
     Args:
-        prediction: (N, 1, H, W) metres.
-        target: (N, 1, H, W) metres.
+        prediction: (N, 1, H, W) meters.
+        target: (N, 1, H, W) meters.
         mask: bool (N, 1, H, W).
         gradient_weight: lambda_grad, 0.5 to 2 in the paper.
-        delta: metres of error where Huber turns from square to linear.
+        delta: meters of error where Huber turns from square to linear.
     """
     target = torch.where(mask, target, 0.0)
     huber = F.huber_loss(prediction, target, reduction="none", delta=delta)
@@ -121,7 +121,7 @@ def relative_depth_loss(
 ) -> Tensor:
     """Huber of the relative error, over delta, + lambda_grad * squared gradient difference; not one of the paper's.
 
-    Equation 15a counts metres of error, and squares those below one: half a metre costs the same on a chair at 0.8 m as
+    Equation 15a counts meters of error, and squares those below one: half a meter costs the same on a chair at 0.8 m as
     on the wall 5 m behind it. Here errors count as "abs rel" counts them, linearly above `delta`.
 
     Args:
@@ -150,27 +150,27 @@ class Camera:
     """A pinhole camera: focal lengths and principal point, each (x, y) in pixels of the depth map."""
 
     focal: tuple[float, float]
-    centre: tuple[float, float]
+    center: tuple[float, float]
 
 
 def normals_of_depth(depth: Tensor, camera: Camera | None = None) -> Tensor:
     """Unit normals of a depth map by finite differences (equation 16a): (N, 1, H, W) to (N, 3, H-1, W-1).
 
-    The paper's form, (-dx d, -dy d, 1) with differences between neighbouring pixels, knows no camera: where one
-    pixel is millimetres wide every surface seems to face it. With a camera, it is the normal of the plane in space
-    through the pixel and its right and lower neighbour.
+    The paper's form, (-dx d, -dy d, 1) with differences between neighboring pixels, knows no camera: where one
+    pixel is millimeters wide every surface seems to face it. With a camera, it is the normal of the plane in space
+    through the pixel and its right and lower neighbor.
     """
     if camera is None:
         dx = depth[..., :-1, 1:] - depth[..., :-1, :-1]
         dy = depth[..., 1:, :-1] - depth[..., :-1, :-1]
         return F.normalize(torch.cat((-dx, -dy, torch.ones_like(dx)), dim=1), dim=1)
     height, width = depth.shape[2:]
-    x = (torch.arange(width, device=depth.device, dtype=depth.dtype) - camera.centre[0]) / camera.focal[0]
-    y = (torch.arange(height, device=depth.device, dtype=depth.dtype)[:, None] - camera.centre[1]) / camera.focal[1]
+    x = (torch.arange(width, device=depth.device, dtype=depth.dtype) - camera.center[0]) / camera.focal[0]
+    y = (torch.arange(height, device=depth.device, dtype=depth.dtype)[:, None] - camera.center[1]) / camera.focal[1]
     points = torch.cat((depth * x, depth * y, depth), dim=1)
     right = points[..., :-1, 1:] - points[..., :-1, :-1]
     down = points[..., 1:, :-1] - points[..., :-1, :-1]
-    # The product of two pixel steps is around 1e-5 square metres: the usual epsilon of normalisation is too near.
+    # The product of two pixel steps is around 1e-5 square meters: the usual epsilon of normalization is too near.
     return F.normalize(torch.linalg.cross(right, down, dim=1), dim=1, eps=1e-20)
 
 
@@ -178,7 +178,7 @@ def depth_normal_consistency(depth: Tensor, normals: Tensor, camera: Camera | No
     """1 - cosine between predicted normals and those of the predicted depth (equations 16a and 16b).
 
     Args:
-        depth: (N, 1, H, W) metres.
+        depth: (N, 1, H, W) meters.
         normals: (N, 3, H, W), in the convention of `m2h_deploy.data.frame`.
         camera: see `normals_of_depth`.
     """
@@ -189,7 +189,7 @@ def edge_segmentation_consistency(logits: Tensor, edges: Tensor) -> Tensor:
     """|grad S - E|, mean over pixels (equation 17).
 
     The paper leaves open how the C logits of a pixel meet its one edge value. Here grad S is the length of (dS/dx,
-    dS/dy), differences to the right and lower neighbour, averaged over classes, and E the edge probability.
+    dS/dy), differences to the right and lower neighbor, averaged over classes, and E the edge probability.
 
     Args:
         logits: segmentation logits S, (N, C, H, W).

@@ -1,6 +1,6 @@
-"""Quantisation-aware fine-tuning: the network trains with the rounding that INT8 will bring.
+"""Quantization-aware fine-tuning: the network trains with the rounding that INT8 will bring.
 
-NVIDIA ModelOpt puts quantisers on the layers that an INT8 build quantises by default. Inputs are rounded to 8 bits with
+NVIDIA ModelOpt puts quantizers on the layers that an INT8 build quantizes by default. Inputs are rounded to 8 bits with
 one range a layer, the largest magnitude seen on calibration frames, as the build measures it. Weights are rounded with
 one range per output channel, their largest magnitude at that step, as the build will find it. Gradients pass the
 rounding as if it were not there, and stop where a value is cut off at the end of its range.
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from m2h_deploy.blocks import KEPT_IN_FLOAT, matches
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.model import M2H
-from m2h_deploy.preprocess import PRESETS
+from m2h_deploy.runtime.preprocess import PRESETS
 from m2h_deploy.training.batches import read_batch
 from m2h_deploy.training.cache import FrameCache
 from m2h_deploy.training.config import TrainConfig
@@ -40,12 +40,12 @@ _WEIGHT = {"num_bits": 8, "axis": 0, "type": "dynamic"}
 def check_qat(config: TrainConfig) -> None:
     """Raises M2HError where a run has nothing to fine-tune, or ModelOpt's PyTorch part cannot be imported."""
     if not config.checkpoint:
-        raise M2HError("quantisation-aware fine-tuning starts from trained weights: set checkpoint in the config")
+        raise M2HError("quantization-aware fine-tuning starts from trained weights: set checkpoint in the config")
     _modelopt()
 
 
-def quantised_layers(model: M2H) -> tuple[str, ...]:
-    """Names of the modules that INT8 quantises by default, in the model's order."""
+def quantized_layers(model: M2H) -> tuple[str, ...]:
+    """Names of the modules that INT8 quantizes by default, in the model's order."""
     return tuple(
         name
         for name, module in model.named_modules()
@@ -62,15 +62,15 @@ def calibration_batches(config: TrainConfig, frames: FrameCache, device: torch.d
         yield batch.to(device).network_input(PRESETS[config.preset])
 
 
-def insert_quantisers(model: M2H, images: Iterable[Tensor]) -> None:
-    """Quantise `quantised_layers` of `model` in place, with ranges measured on batches of `images` (N, 3, H, W).
+def insert_quantizers(model: M2H, images: Iterable[Tensor]) -> None:
+    """Quantize `quantized_layers` of `model` in place, with ranges measured on batches of `images` (N, 3, H, W).
 
     The ranges become buffers, part of the state dict, and stay as they are in training. The mode of the model is put
     back. Raises M2HError where ModelOpt is missing.
     """
     mtq = _modelopt()
     entries: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
-    for name in quantised_layers(model):
+    for name in quantized_layers(model):
         entries.append({"quantizer_name": f"{name}.input_quantizer", "cfg": _INPUT})
         entries.append({"quantizer_name": f"{name}.weight_quantizer", "cfg": _WEIGHT})
 
@@ -87,8 +87,8 @@ def insert_quantisers(model: M2H, images: Iterable[Tensor]) -> None:
     model.train(training)
 
 
-def without_quantisers(model: M2H) -> M2H:
-    """A plain network with the weights of a quantised one, unrounded, on the CPU and in eval mode."""
+def without_quantizers(model: M2H) -> M2H:
+    """A plain network with the weights of a quantized one, unrounded, on the CPU and in eval mode."""
     plain = M2H(model.config)
     weights = model.state_dict()
     plain.load_state_dict({name: weights[name] for name in plain.state_dict()})

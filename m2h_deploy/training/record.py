@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from m2h_deploy.causes import MachineError, reason
-from m2h_deploy.files import whole_file
+from m2h_deploy.files.atomic import whole_file
 from m2h_deploy.training.objective import BALANCED
 
 _CONSISTENCY = ("depth_normals", "edge_semantics")
@@ -87,7 +87,7 @@ def plot_record(record: Path, image: Path) -> None:
 
 
 def _smoothed(points: list[tuple[int, float]], most: int = 400) -> list[tuple[float, float]]:
-    """At most `most` points, each the mean of as many neighbours."""
+    """At most `most` points, each the mean of as many neighbors."""
     size = -(-len(points) // most)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]

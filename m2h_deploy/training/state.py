@@ -14,7 +14,7 @@ from torch import Tensor
 
 from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import whole_file
+from m2h_deploy.files.atomic import whole_file
 
 _VERSION = 1
 

@@ -19,7 +19,7 @@ from m2h_deploy.training.batches import Batch, resize_labels
 CELLS = 4
 
 _WIDTH = 256
-#: Fresh networks guess this depth, metres: from 0 the first steps would only find the scale.
+#: Fresh networks guess this depth, meters: from 0 the first steps would only find the scale.
 _FIRST_DEPTH = 2.5
 
 

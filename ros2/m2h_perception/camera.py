@@ -8,9 +8,9 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.channel import Channel
 from m2h_deploy.errors import M2HError
 from m2h_deploy.sources import Item, Source, SourceFrame
+from m2h_deploy.stream.channel import Channel
 
 Message = TypeVar("Message")
 

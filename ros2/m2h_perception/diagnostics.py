@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
 
-from m2h_deploy.bundle import Manifest
-from m2h_deploy.health import Health
+from m2h_deploy.bundle.manifest import Manifest
+from m2h_deploy.stream.health import Health
 
 OK, WARN, ERROR = 0, 1, 2
 

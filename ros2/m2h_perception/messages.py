@@ -27,7 +27,7 @@ _ENCODINGS: dict[str, tuple[int, int | None]] = {
     "yuyv": (2, cv2.COLOR_YUV2BGR_YUY2),
 }
 
-#: Encodings that do not say the order of their colours.
+#: Encodings that do not say the order of their colors.
 _UNORDERED = {"8uc3": {"rgb": "rgb8", "bgr": "bgr8"}, "8uc4": {"rgb": "rgba8", "bgr": "bgra8"}}
 
 
@@ -80,7 +80,7 @@ def _pixels(values: NDArray[Any], encoding: str) -> Pixels:
 
 
 def depth_pixels(depth: NDArray[np.float32], scale: float = 1.0) -> Pixels:
-    """float32 (H, W) metres as 32FC1, multiplied by `scale`."""
+    """float32 (H, W) meters as 32FC1, multiplied by `scale`."""
     return _pixels(depth if scale == 1.0 else depth * np.float32(scale), "32FC1")
 
 
@@ -100,7 +100,7 @@ def float_pixels(values: NDArray[np.float32]) -> Pixels:
 
 
 def palette_table(palette: tuple[tuple[int, int, int], ...]) -> NDArray[np.uint8]:
-    """uint8 (256, 3) RGB: the classes' colours, and black beyond them."""
+    """uint8 (256, 3) RGB: the classes' colors, and black beyond them."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = np.array(palette, np.uint8).reshape(-1, 3)[:256]
     return table

@@ -24,7 +24,7 @@ from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 
 from m2h_deploy import M2HError, Runtime
-from m2h_deploy.stream import Stream, StreamFrame
+from m2h_deploy.stream.stream import Stream, StreamFrame
 from m2h_perception import messages
 from m2h_perception.camera import Camera
 from m2h_perception.diagnostics import Monitor, Report, identity

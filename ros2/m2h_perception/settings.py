@@ -29,11 +29,11 @@ class Settings:
     image_topic: str = "/camera/color/image_raw"
     camera_info_topic: str = "/camera/color/camera_info"
     image_depth_topic: str = "/camera/depth_cam/image_raw"
-    """32FC1, metres."""
+    """32FC1, meters."""
     label_ids_topic: str = "/camera/seg_cam/labels_argmax"
     """mono8, class index, after `label_remap`."""
     image_semantic_topic: str = "/camera/seg_cam/image_raw"
-    """rgb8, in the bundle's colours."""
+    """rgb8, in the bundle's colors."""
     normals_topic: str = ""
     """32FC3, unit vectors."""
     edges_topic: str = ""
@@ -60,7 +60,7 @@ class Settings:
     input_color_order: str = "rgb"
     """Of encodings that do not say it, such as 8UC3."""
     depth_scale: float = 1.0
-    """Metres are multiplied by it."""
+    """Meters are multiplied by it."""
     label_remap: str = ""
     """YAML file; see `m2h_perception.labels`."""
 

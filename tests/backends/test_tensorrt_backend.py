@@ -22,7 +22,7 @@ from m2h_deploy.backends.tensorrt import (
     targets_in_words,
     words_for,
 )
-from m2h_deploy.bundle import Bundle, file_sha256, load_bundle, write_manifest
+from m2h_deploy.bundle.manifest import Bundle, file_sha256, load_bundle, write_manifest
 from m2h_deploy.errors import M2HError, install_extra
 from tests.engines.graphs import small_graph
 
@@ -280,7 +280,7 @@ class TestOpening:
             pytest.skip("this machine has a GPU")
         path = shutil.copytree(tiny_bundle, tmp_path / "bundle")
         onnx.save(small_graph(), tmp_path / "small.onnx")
-        info = build_tensorrt(tmp_path / "small.onnx", path, flavour="tensorrt-rtx", precision="fp32")
+        info = build_tensorrt(tmp_path / "small.onnx", path, flavor="tensorrt-rtx", precision="fp32")
         assert info.version == rtx.__version__
         manifest = load_bundle(tiny_bundle).manifest
         files = {file.name: file_sha256(file) for file in path.iterdir() if file.name != "manifest.json"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cv2
 
-from m2h_deploy.data.rooms import render_room
+from m2h_deploy.data.rooms.render import render_room
 
 
 def add_picture(folder: Path, index: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from m2h_deploy.data.writing import write_multitask_folder
+from m2h_deploy.data.nyuv2_writer import write_multitask_folder
 from tests.cluster.processes import command, descendants, kill, workers_of
 
 pytest.importorskip("ray", reason="needs the extra ray")

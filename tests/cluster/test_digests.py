@@ -9,13 +9,13 @@ import shutil
 import numpy as np
 import pytest
 
-from m2h_deploy.bundle import load_bundle, record_result
+from m2h_deploy.bundle.manifest import load_bundle, record_result
 from m2h_deploy.cluster.digests import frame_digest, job_digest, reference_digest
 from m2h_deploy.data.cityscapes import Cityscapes
 from m2h_deploy.data.folders import RGBDPairs
-from m2h_deploy.data.opening import open_dataset
-from m2h_deploy.data.rooms import Rooms
-from m2h_deploy.data.writing import write_multitask_folder
+from m2h_deploy.data.nyuv2_writer import write_multitask_folder
+from m2h_deploy.data.open import open_dataset
+from m2h_deploy.data.rooms.render import Rooms
 from m2h_deploy.errors import M2HError
 
 

@@ -18,12 +18,12 @@ from m2h_deploy.cluster import Cluster, predict_folder, verify_on
 from m2h_deploy.cluster.jobs import FrameWorker, Row, run_job
 from m2h_deploy.cluster.session import on_demand
 from m2h_deploy.cluster.state import MOST_TRIES, State
-from m2h_deploy.data.writing import write_multitask_folder
+from m2h_deploy.data.nyuv2_writer import write_multitask_folder
 from m2h_deploy.errors import M2HError
-from m2h_deploy.image_files import read_image
+from m2h_deploy.files.images import read_image
+from m2h_deploy.files.provenance import mark_png
 from m2h_deploy.parity import to_json
-from m2h_deploy.provenance import mark_png
-from m2h_deploy.results import write_prediction
+from m2h_deploy.sinks.files import write_prediction
 from m2h_deploy.sources import folder_images
 from tests.cluster.processes import add_picture, kill, workers_of
 

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 from m2h_deploy import M2HError, Runtime
-from m2h_deploy.data.rooms import render_room
-from m2h_deploy.packaging import package_cpp
+from m2h_deploy.data.rooms.render import render_room
+from m2h_deploy.packaging.cpp import package_cpp
 from tests.pages import REPOSITORY, Page, shell_environment
 
 PAGE = Page("cpp.md")
@@ -166,8 +166,8 @@ def assert_example_wrote(out: Path, suffix: str, runtime: Runtime) -> None:
         expected = runtime(room(index))
         labels, depth = (out / f"room{index}_{result}{suffix}" for result in ("labels", "depth"))
         assert np.mean(cv2.imread(str(labels), cv2.IMREAD_UNCHANGED) == expected.semantics) >= 0.999
-        metres = cv2.imread(str(depth), cv2.IMREAD_UNCHANGED).astype(np.float32) / 1000
-        assert np.abs(metres - expected.depth).max() <= 2e-3
+        meters = cv2.imread(str(depth), cv2.IMREAD_UNCHANGED).astype(np.float32) / 1000
+        assert np.abs(meters - expected.depth).max() <= 2e-3
 
 
 @pytest.mark.cpp
@@ -217,13 +217,13 @@ def test_results_are_pythons_on_the_real_frames(built, runtime, shared):
 
 
 @pytest.mark.cpp
-def test_nv12_in_and_millimetres_out_are_pythons_too(built, tmp_path):
+def test_nv12_in_and_millimeters_out_are_pythons_too(built, tmp_path):
     import onnx
 
     from engines import build_bundle
     from export import Sensor, add_sensor, export_onnx
     from m2h_deploy.model import load_checkpoint
-    from m2h_deploy.sensor import bgr_to_nv12
+    from m2h_deploy.runtime.raw_pixels import bgr_to_nv12
 
     plain = export_onnx(load_checkpoint("m2h-tiny"), tmp_path / "plain.onnx", height=112, width=140, form="deploy")
     sensor = Sensor((160, 120), "nv12", ("depth", "labels"), "uint16")

@@ -14,8 +14,8 @@ from scipy.io import loadmat, savemat
 
 from m2h_deploy.data import NYU40_CLASSES, NYUv2, open_dataset
 from m2h_deploy.data.mat5 import read_numbers
-from m2h_deploy.data.rooms import render_room
-from m2h_deploy.data.writing import write_mat, write_multitask_folder
+from m2h_deploy.data.nyuv2_writer import write_mat, write_multitask_folder
+from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.errors import M2HError
 
 SEED, FRAMES, SIZE = 9, 3, (48, 64)
@@ -195,7 +195,7 @@ def _cut(kind: str, suffix: str) -> Callable[[Path], Path]:
         (_replaced("depth", ".npy", np.ones((10, 12), np.float32)), "10x12"),
         (_replaced("segmentation", ".png", np.full(SIZE, 41, np.uint8)), "label 41, expected 1..40"),
         (_replaced("segmentation", ".png", np.zeros((9, 9), np.uint8)), "9x9"),
-        (_replaced("segmentation", ".png", np.dstack([np.full(SIZE, n, np.uint8) for n in (1, 2, 3)])), "3 colour"),
+        (_replaced("segmentation", ".png", np.dstack([np.full(SIZE, n, np.uint8) for n in (1, 2, 3)])), "3 color"),
         (_replaced("normals", ".png", np.zeros((9, 9, 3), np.uint8)), "9x9"),
         (_replaced("edge", ".png", np.zeros((9, 9), np.uint8)), "9x9"),
         (_replaced("edge", ".png", np.full(SIZE, 40, np.uint8)), "edges are 40 to 40, expected 0 and 1"),
@@ -273,16 +273,16 @@ def test_a_label_whose_folder_is_absent_is_none(folder: Path) -> None:
     assert frame.normals is None and frame.depth is None and frame.semantics is not None
 
 
-def test_zero_in_the_segmentation_is_unlabelled(folder: Path) -> None:
+def test_zero_in_the_segmentation_is_unlabeled(folder: Path) -> None:
     _save(_first(folder, "segmentation", ".png"), np.repeat(np.uint8([[0, 40]]), 32, axis=1).repeat(48, axis=0))
     semantics = open_dataset(folder)[0].semantics
     assert semantics is not None and semantics[0, 0] == 255 and semantics[0, -1] == 39
 
 
-def test_black_and_grey_pixels_are_no_normals(folder: Path) -> None:
-    colours = np.full((*SIZE, 3), (255, 128, 128), np.uint8)
-    colours[0], colours[1] = 0, 128
-    _save(_first(folder, "normals", ".png"), colours)
+def test_black_and_gray_pixels_are_no_normals(folder: Path) -> None:
+    colors = np.full((*SIZE, 3), (255, 128, 128), np.uint8)
+    colors[0], colors[1] = 0, 128
+    _save(_first(folder, "normals", ".png"), colors)
     normals = open_dataset(folder)[0].normals
     assert normals is not None and (normals[:2] == 0).all()
     assert np.allclose(normals[2:], (0, 0, 1), atol=0.01)

@@ -10,11 +10,11 @@ import pytest
 from m2h_deploy.data.classes import NYU40_CLASSES, nyu_class
 from m2h_deploy.data.frame import Frame
 from m2h_deploy.data.labels import boundaries, normals_from_depth
-from m2h_deploy.data.rooms import ROOM_CLASSES, Rooms, render_room, render_room_with_instances, segments
-from m2h_deploy.data.synthetic.furniture import make_style
-from m2h_deploy.data.synthetic.geometry import BOX, CYLINDER, ELLIPSOID, Solid, cast, intersect, look, surfaces
-from m2h_deploy.data.synthetic.layout import choose_camera, make_room
-from m2h_deploy.data.synthetic.materials import Material
+from m2h_deploy.data.rooms.furniture import make_style
+from m2h_deploy.data.rooms.geometry import BOX, CYLINDER, ELLIPSOID, Solid, cast, intersect, look, surfaces
+from m2h_deploy.data.rooms.layout import choose_camera, make_room
+from m2h_deploy.data.rooms.materials import Material
+from m2h_deploy.data.rooms.render import ROOM_CLASSES, Rooms, render_room, render_room_with_instances, segments
 from m2h_deploy.errors import M2HError
 
 SIZE = (120, 160)
@@ -77,7 +77,7 @@ def test_floor_is_one_plane_at_the_height_that_its_normal_says(rooms: list[Frame
     assert seen >= 4
 
 
-def test_normals_agree_with_depth_where_the_neighbourhood_is_one_plane(rooms: list[Frame]) -> None:
+def test_normals_agree_with_depth_where_the_neighborhood_is_one_plane(rooms: list[Frame]) -> None:
     for frame in rooms:
         assert frame.depth is not None and frame.normals is not None and frame.intrinsics is not None
         derived = normals_from_depth(frame.depth, frame.intrinsics, window=3)
@@ -147,7 +147,7 @@ def test_cameras_stand_free_in_the_room() -> None:
         room = make_room(rng)
         camera = choose_camera(room, rng, intrinsics, (16, 16))
         for solid in room.solids:
-            inside = np.abs((camera.position - solid.centre) @ solid.rotation) < solid.half
+            inside = np.abs((camera.position - solid.center) @ solid.rotation) < solid.half
             assert not inside.all()
 
 
@@ -174,7 +174,7 @@ def test_boundaries_close_thin_gaps_but_not_large_holes() -> None:
     labels[:, :10], labels[:, 13:25] = 1, 2
     edges = boundaries(labels)
     assert edges[:, 9:14].any(axis=1).all(), "the two segments meet across the gap"
-    assert not edges[:, 26:].any(), "a large unlabelled area has no boundary of its own"
+    assert not edges[:, 26:].any(), "a large unlabeled area has no boundary of its own"
 
 
 def test_normals_are_unknown_where_depth_is() -> None:

@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from m2h_deploy.data.classes import default_classes
-from m2h_deploy.preprocess import PRESETS
+from m2h_deploy.runtime.preprocess import PRESETS
 
 SIDE = 16
 

@@ -19,7 +19,7 @@ from m2h_deploy import Runtime
 from m2h_deploy.backends import tensorrt_api
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import load_checkpoint, save_checkpoint
-from m2h_deploy.results import write_prediction
+from m2h_deploy.sinks.files import write_prediction
 from tests.engines.graphs import exported_small_graph
 from tests.networks import random_network
 
@@ -149,7 +149,7 @@ def test_an_engine_on_the_cpu_that_is_not_installed_is_refused_before_any_work(
 
 def test_a_tensorrt_that_finds_no_gpu_says_so_before_any_work(small, tmp_path, no_work, monkeypatch):
     """TensorRT itself ends with a null pointer there."""
-    monkeypatch.setattr("engines.tensorrt.load_tensorrt", lambda flavour: object())
+    monkeypatch.setattr("engines.tensorrt.load_tensorrt", lambda flavor: object())
     monkeypatch.setattr("engines.tensorrt.missing_gpu", lambda: "no CUDA device")
     said = refused(small, tmp_path / "bundle", engine="tensorrt")
     assert "builds for the GPU of this machine" in said

@@ -14,10 +14,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines import Lowering, build_bundle
-from engines.graph import LOWERED, PRECISION, graph_precision, read_precision, set_metadata
 from m2h_deploy import CheckFailed, M2HError, Runtime
-from m2h_deploy.bundle import load_bundle
+from m2h_deploy.bundle.manifest import load_bundle
 from m2h_deploy.errors import install_extra
+from m2h_deploy.onnx_graph.info import LOWERED, PRECISION, graph_precision, read_precision, set_metadata
 from m2h_deploy.parity.reference import open_reference
 from tests.engines.graphs import SIDE, exported_small_graph, small_graph
 

@@ -17,12 +17,12 @@ pytest.importorskip("openvino")
 import openvino as ov
 
 from engines.openvino import build_openvino, preferred_precision
-from engines.precision import to_fp16
+from engines.precision.convert import to_fp16
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.openvino import OpenVINOBackend, available_precision, cache_folder
-from m2h_deploy.bundle import Bundle, Classes, OutputSpec, file_sha256, load_bundle, write_manifest
+from m2h_deploy.bundle.manifest import Bundle, Classes, OutputSpec, file_sha256, load_bundle, write_manifest
+from m2h_deploy.bundle.self_test import pattern
 from m2h_deploy.errors import M2HError
-from m2h_deploy.selftest import pattern
 from tests.engines.graphs import SIDE, quantize_elsewhere, small_graph
 
 ONE_THREAD = BackendOptions(threads=1)
@@ -177,12 +177,12 @@ def test_the_precision_is_chosen_by_the_processor_and_is_never_coarser_than_reco
 
 
 def test_int8_graphs_load(tmp_path, tiny_bundle):
-    graph, quantised = _saved(small_graph(), tmp_path / "small.onnx"), tmp_path / "int8.onnx"
-    quantize_elsewhere(graph, quantised, _images(1))
-    assert any(node.op_type == "QuantizeLinear" for node in onnx.load(quantised).graph.node)
-    backend = OpenVINOBackend(_small_bundle(tmp_path / "b", tiny_bundle, quantised, precision="int8"), ONE_THREAD)
+    graph, quantized = _saved(small_graph(), tmp_path / "small.onnx"), tmp_path / "int8.onnx"
+    quantize_elsewhere(graph, quantized, _images(1))
+    assert any(node.op_type == "QuantizeLinear" for node in onnx.load(quantized).graph.node)
+    backend = OpenVINOBackend(_small_bundle(tmp_path / "b", tiny_bundle, quantized, precision="int8"), ONE_THREAD)
     assert backend.precision == "f32"
-    assert _error(backend.run(_images(1))["semantics"], _expected(quantised, _images(1))["semantics"]) < 0.05
+    assert _error(backend.run(_images(1))["semantics"], _expected(quantized, _images(1))["semantics"]) < 0.05
 
 
 def test_a_wrong_hint_and_a_wrong_precision_are_refused(tiny_onnx, tmp_path):
@@ -257,7 +257,7 @@ def test_compiled_models_are_kept_when_asked_for_the_user_and_not_in_the_bundle(
 def test_a_bundle_is_built_proven_and_run(tiny_onnx, tiny_bundle, tmp_path):
     from engines import build_bundle
     from m2h_deploy import Runtime
-    from m2h_deploy.data.rooms import render_room
+    from m2h_deploy.data.rooms.render import render_room
 
     bundle = build_bundle(tiny_onnx, tmp_path / "b", engine="openvino", threads=1)
     assert sorted(bundle.manifest.files) == ["model.bin", "model.xml"]

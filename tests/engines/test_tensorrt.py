@@ -60,30 +60,30 @@ def test_a_target_is_described_with_its_gpus():
 def test_trtexec_gets_the_same_flags():
     options = BuildOptions(workspace_mb=512, level=4, version_compatible=True, strip_weights=True, max_batch=2)
     batch = free_batch_of(small_graph(batch="batch"))
-    command = trtexec_command("a b.onnx", "m.plan", flavour="tensorrt", options=options, free_batch=batch)
+    command = trtexec_command("a b.onnx", "m.plan", flavor="tensorrt", options=options, free_batch=batch)
     assert command == (
         "trtexec '--onnx=a b.onnx' --saveEngine=m.plan --stronglyTyped --noTF32 --skipInference "
         "--memPoolSize=workspace:512M --builderOptimizationLevel=4 --versionCompatible --stripWeights "
         "--minShapes=image:1x3x16x16 --optShapes=image:1x3x16x16 --maxShapes=image:2x3x16x16"
     )
-    command = trtexec_command("m.onnx", "m.plan", flavour=RTX, options=BuildOptions(targets=("8.6", "12.0")))
+    command = trtexec_command("m.onnx", "m.plan", flavor=RTX, options=BuildOptions(targets=("8.6", "12.0")))
     assert command == (
         "tensorrt_rtx --onnx=m.onnx --saveEngine=m.plan --noTF32 --skipInference --computeCapabilities=86,120"
     )
     assert free_batch_of(small_graph()) is None
 
 
-def test_a_flavour_that_is_not_installed_is_named_with_its_extra(monkeypatch, tmp_path):
+def test_a_flavor_that_is_not_installed_is_named_with_its_extra(monkeypatch, tmp_path):
     def missing(name: str):
         raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
     monkeypatch.setattr(tensorrt_api, "_modules", {})
     monkeypatch.setattr(tensorrt_api.importlib, "import_module", missing)
     source = save(small_graph(), tmp_path)
-    for flavour in ("tensorrt", RTX):
-        said = refused(build_plan, source, tmp_path / "m.plan", flavour=flavour)
-        assert said.endswith(f"is not installed: {install_extra(flavour)}")
-    assert "choose one of tensorrt, tensorrt-rtx" in refused(build_plan, source, tmp_path / "m.plan", flavour="trt")
+    for flavor in ("tensorrt", RTX):
+        said = refused(build_plan, source, tmp_path / "m.plan", flavor=flavor)
+        assert said.endswith(f"is not installed: {install_extra(flavor)}")
+    assert "choose one of tensorrt, tensorrt-rtx" in refused(build_plan, source, tmp_path / "m.plan", flavor="trt")
 
 
 class TestBuilds:
@@ -94,14 +94,14 @@ class TestBuilds:
     def test_a_plan_is_built_for_the_targets_that_were_named(self, tmp_path):
         source = save(small_graph(), tmp_path)
         options = BuildOptions(targets=("8.6", "12.0"), workspace_mb=256)
-        record = build_plan(source, tmp_path / "m.plan", flavour=RTX, options=options)
+        record = build_plan(source, tmp_path / "m.plan", flavor=RTX, options=options)
         assert record.plan_bytes == (tmp_path / "m.plan").stat().st_size > 1000
-        assert (record.flavour, record.precision, record.options.targets) == (RTX, "fp32", ("8.6", "12.0"))
+        assert (record.flavor, record.precision, record.options.targets) == (RTX, "fp32", ("8.6", "12.0"))
         assert record.version == pytest.importorskip("tensorrt_rtx").__version__
         assert sorted(path.name for path in tmp_path.iterdir()) == ["m.plan", "small.onnx"]
 
     def test_the_whole_network_compiles_with_its_attention_fused(self, tiny_onnx, tmp_path):
-        info = build_tensorrt(tiny_onnx, tmp_path, flavour=RTX, precision="fp32")
+        info = build_tensorrt(tiny_onnx, tmp_path, flavor=RTX, precision="fp32")
         assert info.kind == RTX
         assert info.targets == ()
         assert info.options["fused_attention"] == 8, "6 blocks of the backbone and 2 layers of WMCA"
@@ -110,12 +110,12 @@ class TestBuilds:
 
     def test_functions_and_a_free_batch_compile(self, tmp_path):
         source = save(small_graph(functions=True, batch="batch"), tmp_path)
-        record = build_plan(source, tmp_path / "m.plan", flavour=RTX, options=BuildOptions(max_batch=4))
+        record = build_plan(source, tmp_path / "m.plan", flavor=RTX, options=BuildOptions(max_batch=4))
         assert record.plan_bytes > 1000
 
     def test_the_precision_of_the_graph_is_checked(self, tmp_path):
         source = save(small_graph(), tmp_path)
-        said = refused(build_tensorrt, source, tmp_path, flavour=RTX, precision="fp16")
+        said = refused(build_tensorrt, source, tmp_path, flavor=RTX, precision="fp16")
         assert "is fp32, not fp16" in said
 
     @pytest.mark.parametrize("functions", [False, True])
@@ -126,7 +126,7 @@ class TestBuilds:
         else:
             node = next(node for node in proto.graph.node if node.name == "/wmca/Relu")
             node.op_type = "Odd"
-        said = refused(build_plan, save(proto, tmp_path), tmp_path / "m.plan", flavour=RTX)
+        said = refused(build_plan, save(proto, tmp_path), tmp_path / "m.plan", flavor=RTX)
         assert "Odd" in said
         assert "wmca" in said
         assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
@@ -145,7 +145,7 @@ class TestBuilds:
     )
     def test_options_that_cannot_be_had_are_refused(self, options, said, tmp_path):
         source = save(small_graph(), tmp_path)
-        assert said in refused(build_plan, source, tmp_path / "m.plan", flavour=RTX, options=options)
+        assert said in refused(build_plan, source, tmp_path / "m.plan", flavor=RTX, options=options)
         assert not (tmp_path / "m.plan").exists()
 
     def test_a_library_that_is_no_plugin_is_refused(self, tmp_path):
@@ -154,7 +154,7 @@ class TestBuilds:
         source = save(small_graph(), tmp_path)
         options = BuildOptions(plugins=(library,))
         assert "is not a TensorRT plug-in" in refused(
-            build_plan, source, tmp_path / "m.plan", flavour=RTX, options=options
+            build_plan, source, tmp_path / "m.plan", flavor=RTX, options=options
         )
 
     def test_a_plugin_takes_the_place_of_a_function_and_gets_its_attributes(self, tmp_path, monkeypatch):
@@ -179,12 +179,10 @@ class TestBuilds:
         registry.register_creator(creator, "")
         monkeypatch.setattr("engines.tensorrt._load_plugins", lambda builder, libraries: None)
         try:
-            build_plan(source, tmp_path / "m.plan", flavour=RTX)
+            build_plan(source, tmp_path / "m.plan", flavor=RTX)
             assert made == [], "without a plug-in library the function's own body is compiled"
             # The creator makes no plug-in, so the build ends where TensorRT asked for it.
-            said = refused(
-                build_plan, source, tmp_path / "m.plan", flavour=RTX, options=BuildOptions(plugins=(source,))
-            )
+            said = refused(build_plan, source, tmp_path / "m.plan", flavor=RTX, options=BuildOptions(plugins=(source,)))
         finally:
             registry.deregister_creator(creator)
         assert made == [("/wmca/Swap", {"window_size": [7]})]
@@ -198,7 +196,7 @@ class TestBuilds:
         if make == "no folder":
             source = save(small_graph(), tmp_path)
         plan = tmp_path / ("nowhere/m.plan" if make == "no folder" else "m.plan")
-        said = refused(build_plan, source, plan, flavour=RTX)
+        said = refused(build_plan, source, plan, flavor=RTX)
         assert "m.onnx" in said or "m.plan" in said
 
     def test_ctrl_c_stops_a_build_and_leaves_nothing(self, tmp_path, monkeypatch):
@@ -207,27 +205,27 @@ class TestBuilds:
         def interrupt(self, phase: str, step: int) -> bool:
             if not steps:
                 _thread.interrupt_main()
-            steps.append(self.cancelled)
-            return not self.cancelled
+            steps.append(self.canceled)
+            return not self.canceled
 
         monkeypatch.setattr(BuildProgress, "step", interrupt)
         source = save(small_graph(), tmp_path)
         with pytest.raises(KeyboardInterrupt):
-            build_plan(source, tmp_path / "m.plan", flavour=RTX)
+            build_plan(source, tmp_path / "m.plan", flavor=RTX)
         assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
 
     def test_a_monitor_that_says_stop_stops_the_build(self, tmp_path, monkeypatch):
         monkeypatch.setattr(BuildProgress, "step", lambda self, phase, step: False)
         source = save(small_graph(), tmp_path)
-        assert "cannot build" in refused(build_plan, source, tmp_path / "m.plan", flavour=RTX)
+        assert "cannot build" in refused(build_plan, source, tmp_path / "m.plan", flavor=RTX)
         assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
 
     def test_a_plan_without_weights_is_smaller_or_says_that_it_needs_a_gpu(self, tmp_path):
         source = save(small_graph(), tmp_path)
-        whole = build_plan(source, tmp_path / "whole.plan", flavour=RTX)
+        whole = build_plan(source, tmp_path / "whole.plan", flavor=RTX)
         options = BuildOptions(strip_weights=True)
         try:
-            stripped = build_plan(source, tmp_path / "stripped.plan", flavour=RTX, options=options)
+            stripped = build_plan(source, tmp_path / "stripped.plan", flavor=RTX, options=options)
         except M2HError as error:
             assert str(error).endswith("a plan without weights can only be built on a machine with a GPU")
             assert not (tmp_path / "stripped.plan").exists()
@@ -257,7 +255,7 @@ def test_progress_follows_nested_phases():
         assert progress.step("inner", 0)
         progress.finish("inner")
         progress.finish("never started")
-        progress.cancelled = True
+        progress.canceled = True
         assert not progress.step("outer", 0)
 
 

@@ -14,10 +14,10 @@ from onnx import helper, numpy_helper
 
 from export import export_onnx
 from export.check import CheckReport, Reference, check_against, references_of
+from m2h_deploy.bundle.self_test import LEAST_LOW_TOLERANCE
 from m2h_deploy.model import M2H, load_checkpoint
 from m2h_deploy.parity import Gates
-from m2h_deploy.preprocess import PRESETS
-from m2h_deploy.selftest import LEAST_LOW_TOLERANCE
+from m2h_deploy.runtime.preprocess import PRESETS
 from tests.export.faults import FAULTS, Fault, round_to_half
 from tests.golden import filler
 

@@ -14,9 +14,9 @@ from onnx import numpy_helper
 
 from export import Sensor, check_export, export_onnx
 from export.static_form import to_static
-from m2h_deploy.bundle import Classes
+from m2h_deploy.bundle.manifest import Classes
 from m2h_deploy.errors import CheckFailed, M2HError
-from m2h_deploy.preprocess import Normalisation
+from m2h_deploy.runtime.preprocess import Normalization
 from tests.networks import random_network
 
 
@@ -155,7 +155,7 @@ def test_a_failed_check_leaves_no_file(tiny_model, tmp_path, monkeypatch):
         {"tasks": ["depth", "optical flow"]},
         {"windows": "round"},
         {"batch": 2, "dynamic_batch": True},
-        {"normalization": Normalisation((123.7, 116.3, 103.5), (58.4, 57.1, 57.4))},
+        {"normalization": Normalization((123.7, 116.3, 103.5), (58.4, 57.1, 57.4))},
         {"classes": Classes(names=("road", "grass"), palette=((0, 0, 0), (1, 1, 1)))},
         {"tasks": ["depth"], "sensor": Sensor((64, 48))},
         {"path": "missing/folder/m.onnx"},

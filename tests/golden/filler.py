@@ -52,7 +52,7 @@ def _deviation(name: str, shape: tuple[int, ...]) -> float:
 
 
 def image(n: int, height: int, width: int) -> NDArray[np.float32]:
-    """A smooth random normalised batch (n, 3, height, width): coarse noise, bilinearly enlarged, plus fine noise."""
+    """A smooth random normalized batch (n, 3, height, width): coarse noise, bilinearly enlarged, plus fine noise."""
     draw = np.random.default_rng([SEED, height, width])
     coarse = draw.standard_normal((n, 3, height // 16 + 2, width // 16 + 2))
     y = np.linspace(0, coarse.shape[2] - 1.001, height)

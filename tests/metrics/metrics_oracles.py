@@ -77,12 +77,12 @@ def suppress_by_pixel(probability: np.ndarray, angle: np.ndarray) -> np.ndarray:
                 x = min(max(c + side * math.cos(angle[r, c]), 0.0), width - 1.001)
                 y = min(max(r + side * math.sin(angle[r, c]), 0.0), height - 1.001)
                 x0, y0, fx, fy = int(x), int(y), x - int(x), y - int(y)
-                neighbour = sum(
+                neighbor = sum(
                     float(probability[y0 + j, x0 + i]) * (fx if i else 1 - fx) * (fy if j else 1 - fy)
                     for i in (0, 1)
                     for j in (0, 1)
                 )
-                if 1.01 * float(probability[r, c]) < neighbour:
+                if 1.01 * float(probability[r, c]) < neighbor:
                     out[r, c] = 0
             for distance in (r, height - 1 - r, c, width - 1 - c):
                 out[r, c] *= min(distance / 5, 1)

@@ -13,7 +13,7 @@ from m2h_deploy.metrics import SemanticsMetric
 
 def by_pixel(prediction: np.ndarray, target: np.ndarray) -> dict[str, float]:
     """The figures from per-class sets of pixels, with data's labels on both sides (-1: unknown)."""
-    ious, accuracies, right, labelled = [], [], 0, 0
+    ious, accuracies, right, labeled = [], [], 0, 0
     pixels = [(int(p), int(t)) for p, t in zip(prediction.ravel(), target.ravel(), strict=True) if t != 255]
     for c in range(40):
         given = {i for i, (p, _) in enumerate(pixels) if p == c}
@@ -22,12 +22,12 @@ def by_pixel(prediction: np.ndarray, target: np.ndarray) -> dict[str, float]:
         if truth:
             accuracies.append(len(given & truth) / len(truth))
         right += len(given & truth)
-        labelled += len(truth)
+        labeled += len(truth)
     present = [iou for iou in ious if iou is not None]
     return {
         "miou": sum(present) / 40,
         "miou_present": sum(present) / len(present),
-        "pixel_accuracy": right / labelled,
+        "pixel_accuracy": right / labeled,
         "mean_accuracy": sum(accuracies) / len(accuracies),
     }
 
@@ -55,7 +55,7 @@ def test_a_perfect_prediction_of_all_classes_is_one() -> None:
     assert set(metric.compute().values()) == {1.0}
 
 
-def test_what_is_predicted_on_unlabelled_pixels_changes_nothing() -> None:
+def test_what_is_predicted_on_unlabeled_pixels_changes_nothing() -> None:
     target = np.array([[0, 1, 255, 255]], np.uint8)
     one, other = SemanticsMetric(), SemanticsMetric()
     one.update(np.array([[0, 1, 0, 5]]), target)
@@ -87,7 +87,7 @@ def test_a_class_only_predicted_counts_as_present_with_iou_zero() -> None:
     assert metric.compute()["miou_present"] == 0.25
 
 
-def test_nothing_labelled_gives_nan() -> None:
+def test_nothing_labeled_gives_nan() -> None:
     metric = SemanticsMetric()
     metric.update(np.zeros((2, 2), np.uint8), np.full((2, 2), 255, np.uint8))
     assert all(math.isnan(value) for value in metric.compute().values())

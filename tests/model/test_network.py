@@ -93,7 +93,7 @@ def test_larger_backbones_are_dinov2s():
         {"backbone": "vit_giant"},
         {"cross_task": "swin"},
         {"context": "none"},
-        {"colour": "blue"},
+        {"color": "blue"},
         {"channels": 0},
         {"channels": 30},
         {"min_depth": 5.0, "max_depth": 1.0},

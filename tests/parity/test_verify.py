@@ -10,17 +10,17 @@ import shutil
 import numpy as np
 import pytest
 
-from m2h_deploy.bundle import load_bundle
-from m2h_deploy.data.rooms import Rooms
-from m2h_deploy.data.writing import write_multitask_folder
+from m2h_deploy.bundle.manifest import load_bundle
+from m2h_deploy.data.nyuv2_writer import write_multitask_folder
+from m2h_deploy.data.rooms.render import Rooms
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import save_checkpoint
 from m2h_deploy.parity import Gates, to_json, verify
 from m2h_deploy.parity.bootstrap import draws
 from m2h_deploy.parity.reference import open_reference
-from m2h_deploy.parity.run import name_of
 from m2h_deploy.parity.tasks import TaskComparison
-from m2h_deploy.postprocess import Prediction
+from m2h_deploy.parity.verify import name_of
+from m2h_deploy.runtime.postprocess import Prediction
 
 ROOMS = Rooms(2, height=64, width=80)
 
@@ -31,7 +31,7 @@ def bundle(tiny_bundle, tmp_path):
 
 
 @dataclasses.dataclass(frozen=True)
-class Unlabelled:
+class Unlabeled:
     """Rooms as plain images."""
 
     rooms: Rooms = ROOMS
@@ -75,7 +75,7 @@ def test_two_frames_of_a_good_engine_are_inconclusive_and_its_manifest_says_so(b
 
 
 def test_without_labels_the_reference_stands_in_for_them(bundle, tiny_onnx):
-    result = verify(bundle, tiny_onnx, Unlabelled())
+    result = verify(bundle, tiny_onnx, Unlabeled())
     assert good(result), result.summary
     assert [task.against for task in result.tasks] == ["reference"] * 4
     values = {task.task: task.engine for task in result.tasks}
@@ -94,7 +94,7 @@ def test_edges_that_equal_the_references_own_agree_with_them_completely(tiny_bun
     grid = np.hypot(*np.mgrid[-30:30, -40:40]).astype(np.float32)
     edges = (strength * np.exp(-((grid - 18) ** 2) / 4)).astype(np.float32)
     same, moved, gone = (Prediction(None, None, None, e) for e in (edges, np.roll(edges, 12, 1), np.zeros_like(edges)))
-    frame = Unlabelled()[0]
+    frame = Unlabeled()[0]
     agreement = {}
     for name, engine in {"same": same, "moved": moved, "gone": gone}.items():
         comparison = TaskComparison("edges", "reference", load_bundle(tiny_bundle).manifest.classes)
@@ -136,7 +136,7 @@ def test_every_figure_of_the_json_has_its_unit(tiny_bundle, tiny_onnx):
 
 
 def test_a_damaged_semantics_head_fails_and_is_named(bad_head, tiny_onnx):
-    result = verify(bad_head, tiny_onnx, Unlabelled(), record=False)
+    result = verify(bad_head, tiny_onnx, Unlabeled(), record=False)
     assert result.verdict == "fail"
     failed = {gate.task for gate in result.gates if gate.verdict != "pass" and gate.task}
     assert failed == {"semantics"}
@@ -166,7 +166,7 @@ def test_gates_can_be_set_and_left_out(tiny_bundle, tiny_onnx):
 
 
 def test_one_frame_proves_nothing(tiny_bundle, tiny_onnx):
-    result = verify(tiny_bundle, tiny_onnx, Unlabelled(), limit=1, record=False)
+    result = verify(tiny_bundle, tiny_onnx, Unlabeled(), limit=1, record=False)
     assert result.verdict == "unsure"
     assert not result.passed
     assert "about 8 frames are likely to be enough (the data has 2)" in result.summary

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,17 @@ import pytest
 from rich.console import Console
 
 from m2h_deploy import M2HError
-from m2h_deploy.bundle import load_bundle, write_manifest
+from m2h_deploy.bundle.manifest import load_bundle, write_manifest
 from m2h_deploy.errors import install_extra
-from m2h_deploy.profiling import BenchSettings, bench, to_json, words, write_csv
-from m2h_deploy.profiling.cautions import find_warnings
+from m2h_deploy.profiling import BenchSettings, bench, to_json, write_csv
 from m2h_deploy.profiling.layers import BlockCost
 from m2h_deploy.profiling.measure import Subject, Timer, interleave, subject_of
-from m2h_deploy.profiling.page import write_page
+from m2h_deploy.profiling.report import words
+from m2h_deploy.profiling.report.page import write_page
+from m2h_deploy.profiling.report.table import print_bench
 from m2h_deploy.profiling.result import latency_record
-from m2h_deploy.profiling.table import print_bench
-from tests.test_cli import m2h, mistake
+from m2h_deploy.profiling.warnings import find_warnings
+from tests.cli.test_cli import m2h, mistake
 
 QUICK = {"height": 96, "width": 128, "threads": 1, "duration_s": 0.2, "min_rounds": 5}
 
@@ -209,7 +211,7 @@ def test_a_bundle_that_cannot_be_written_is_told_before_anything_runs(copy, monk
         raise AssertionError("measured")
 
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != copy)
-    monkeypatch.setattr("m2h_deploy.profiling.run.interleave", run)
+    monkeypatch.setattr(sys.modules["m2h_deploy.profiling.bench"], "interleave", run)
     with pytest.raises(M2HError, match=r"not yours to write.*--record"):
         bench([copy], BenchSettings(**QUICK), record=True)
 
@@ -231,7 +233,7 @@ def test_ctrl_c_leaves_the_bundle_as_it_was(copy, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("m2h_deploy.profiling.run.interleave", interrupt)
+    monkeypatch.setattr(sys.modules["m2h_deploy.profiling.bench"], "interleave", interrupt)
     with pytest.raises(KeyboardInterrupt):
         bench([copy], BenchSettings(**QUICK), record=True)
     assert (copy / "manifest.json").read_bytes() == before

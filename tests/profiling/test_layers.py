@@ -7,16 +7,16 @@ import json
 import pytest
 
 from engines import build_bundle
-from engines.blocks import blocks_in
-from engines.graph import load_graph
-from m2h_deploy.bundle import load_bundle
+from m2h_deploy.blocks import blocks_in
+from m2h_deploy.bundle.manifest import load_bundle
+from m2h_deploy.onnx_graph.info import load_graph
 from m2h_deploy.profiling.layers import (
     RUNS,
     BlockCost,
     LayerTime,
     blocks_of_run,
     profile_layers,
-    summarise_layers,
+    summarize_layers,
 )
 from m2h_deploy.profiling.layers.onnxruntime import read_events
 from m2h_deploy.profiling.layers.tensorrt import layer_names
@@ -33,7 +33,7 @@ def bundle(request, tiny_onnx, tiny_bundle, tmp_path_factory):
 
 def test_every_block_of_the_graph_has_a_time(bundle, tiny_onnx):
     runs = profile_layers(bundle, threads=1)
-    profile = summarise_layers("tiny", runs)
+    profile = summarize_layers("tiny", runs)
     assert profile.runs == len(runs) == RUNS
     found = {block.block: block for block in profile.blocks}
     computing = {block for block in blocks_in(load_graph(tiny_onnx)) if block not in ("unknown", "network")}
@@ -56,17 +56,17 @@ def test_figures_are_medians_beside_what_the_machine_allows():
     runs = [[LayerTime("/a/x/Conv", "Conv", t), LayerTime("/b/y/Add", "Add", 1.0)] for t in (3.0, 9.0, 4.0)]
     roof = Roofline(gflops=100.0, gigabytes=10.0, threads=1, threads_held=True)
     costs = {"a": BlockCost(macs=100_000_000, nbytes=1_000_000), "b": BlockCost(macs=0, nbytes=5_000_000)}
-    a, b = summarise_layers("s", runs, costs, roof).blocks
+    a, b = summarize_layers("s", runs, costs, roof).blocks
     assert (a.milliseconds, a.share, a.layers) == (4.0, 0.8, 1)
     assert a.least_ms == pytest.approx(2.0)  # 2e8 operations at 1e11 a second; its bytes need only 0.1 ms
     assert a.of_roofline == pytest.approx(0.5)
     assert b.least_ms == pytest.approx(0.5)  # nothing but bytes
-    assert summarise_layers("s", runs, None, roof).blocks[0].of_roofline is None
+    assert summarize_layers("s", runs, None, roof).blocks[0].of_roofline is None
 
 
 def test_the_slowest_layers_come_first():
     run = [LayerTime(f"/a/{index}/Conv", "Conv", float(index)) for index in range(20)]
-    assert [layer.milliseconds for layer in summarise_layers("s", [run]).slowest] == [
+    assert [layer.milliseconds for layer in summarize_layers("s", [run]).slowest] == [
         float(i) for i in range(19, 9, -1)
     ]
 

@@ -9,8 +9,8 @@ import torch
 from cli.peers import TorchBackend, open_peers, plain_bundle
 from m2h_deploy import M2HError, Runtime
 from m2h_deploy.backends import BackendOptions, open_backend
+from m2h_deploy.bundle.self_test import check_self_test, pattern
 from m2h_deploy.model import load_checkpoint
-from m2h_deploy.selftest import check_self_test, pattern
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m2h_deploy import M2HError
-from m2h_deploy.profiling.statistics import percentile, speedup, summarise
+from m2h_deploy.profiling.statistics import percentile, speedup, summarize
 
 
 def test_a_percentile_is_the_smallest_sample_that_the_share_does_not_exceed():
@@ -49,9 +49,9 @@ def test_nothing_measured_is_said():
 
 
 def test_variation_above_two_and_a_half_per_cent_is_not_steady():
-    assert summarise([100, 101, 99, 100]).steady
-    assert not summarise([100, 110, 90, 100]).steady
-    assert summarise([5.0]).variation == 0
+    assert summarize([100, 101, 99, 100]).steady
+    assert not summarize([100, 110, 90, 100]).steady
+    assert summarize([5.0]).variation == 0
 
 
 def test_a_ratio_of_paired_runs_does_not_see_what_meets_both():

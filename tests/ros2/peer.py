@@ -24,7 +24,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image
 
-from m2h_deploy.data.rooms import render_room
+from m2h_deploy.data.rooms.render import render_room
 
 IMAGE, INFO = "/camera/color/image_raw", "/camera/color/camera_info"
 TOPICS = {

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from m2h_deploy import Runtime
-from m2h_deploy.data.rooms import render_room
+from m2h_deploy.data.rooms.render import render_room
 
 pytestmark = pytest.mark.ros2
 

@@ -18,9 +18,9 @@ from m2h_perception.policy import FramePolicy, lag_seconds
 from m2h_perception.settings import Settings, defaults, unknown_parameters
 
 from m2h_deploy import M2HError, Runtime
-from m2h_deploy.data.rooms import render_room
-from m2h_deploy.health import Health
-from m2h_deploy.stream import Stream
+from m2h_deploy.data.rooms.render import render_room
+from m2h_deploy.stream.health import Health
+from m2h_deploy.stream.stream import Stream
 
 PACKAGE = Path(__file__).parents[2] / "ros2"
 ROOM = render_room(5, 0, 48, 64).image
@@ -43,16 +43,16 @@ def message(pixels: np.ndarray, encoding: str, padding: int = 0, **changes: obje
         ("8UC3", cv2.COLOR_BGR2RGB),
     ],
 )
-def test_colours_come_out_as_bgr_whatever_the_encoding_and_step(encoding, conversion, padding):
+def test_colors_come_out_as_bgr_whatever_the_encoding_and_step(encoding, conversion, padding):
     pixels = ROOM if conversion is None else cv2.cvtColor(ROOM, conversion)
     np.testing.assert_array_equal(messages.image_to_bgr(message(pixels, encoding, padding)), ROOM)
 
 
-def test_grey_is_repeated_and_yuv_is_converted():
-    grey = cv2.cvtColor(ROOM, cv2.COLOR_BGR2GRAY)
-    np.testing.assert_array_equal(messages.image_to_bgr(message(grey, "mono8")), np.dstack([grey] * 3))
+def test_gray_is_repeated_and_yuv_is_converted():
+    gray = cv2.cvtColor(ROOM, cv2.COLOR_BGR2GRAY)
+    np.testing.assert_array_equal(messages.image_to_bgr(message(gray, "mono8")), np.dstack([gray] * 3))
     level = np.full((4, 6, 2), 128, np.uint8)
-    level[:, :, 0] = 200  # Y first: YUYV of a light grey
+    level[:, :, 0] = 200  # Y first: YUYV of a light gray
     light = messages.image_to_bgr(message(level, "yuv422_yuy2"))
     assert light.shape == (4, 6, 3)
     assert np.ptp(light.reshape(-1, 3)) == 0
@@ -80,7 +80,7 @@ def test_a_damaged_message_is_refused_in_one_line(changes):
     assert "\n" not in str(refusal.value)
 
 
-def test_depth_is_32fc1_in_metres_times_the_scale():
+def test_depth_is_32fc1_in_meters_times_the_scale():
     depth = np.linspace(0, 10, 12, dtype=np.float32).reshape(3, 4)
     pixels = messages.depth_pixels(depth, 0.5)
     assert (pixels.encoding, pixels.height, pixels.width, pixels.step) == ("32FC1", 3, 4, 16)
@@ -96,7 +96,7 @@ def test_labels_are_mono8_and_looked_up():
     assert list(looked_up.data) == [255, 254, 253, 252, 251, 250]
 
 
-def test_colours_of_labels_are_the_palette_s_and_black_beyond_it():
+def test_colors_of_labels_are_the_palette_s_and_black_beyond_it():
     palette = messages.palette_table(((1, 2, 3), (4, 5, 6)))
     pixels = messages.color_pixels(np.array([[1, 0, 200]], np.uint8), palette)
     assert (pixels.encoding, list(pixels.data)) == ("rgb8", [4, 5, 6, 1, 2, 3, 0, 0, 0])

@@ -24,7 +24,7 @@ import tritonclient.grpc
 import tritonclient.http
 
 from m2h_deploy import Prediction, Runtime
-from m2h_deploy.data.rooms import render_room
+from m2h_deploy.data.rooms.render import render_room
 
 OUTPUTS = ("labels", "depth", "normals", "edges")
 

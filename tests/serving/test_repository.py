@@ -14,10 +14,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from m2h_deploy.bundle import OutputSpec, SensorInfo, load_bundle, write_manifest
+from m2h_deploy.bundle.manifest import OutputSpec, SensorInfo, load_bundle, write_manifest
 from m2h_deploy.errors import M2HError
-from m2h_deploy.serving import RepositoryOptions, write_repository
-from m2h_deploy.serving.repository import protobuf_text
+from m2h_deploy.packaging.triton import RepositoryOptions, protobuf_text, write_repository
 from tests.serving.conftest import PATIENCE, free_ports
 from tests.serving.test_server import check_parity
 

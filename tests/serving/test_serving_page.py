@@ -10,7 +10,7 @@ from urllib.request import urlopen
 import cv2
 import pytest
 
-from m2h_deploy.data.rooms import render_room
+from m2h_deploy.data.rooms.render import render_room
 from tests.pages import Page
 from tests.serving.conftest import PATIENCE
 
@@ -34,7 +34,7 @@ def test_the_page_s_commands_work_from_top_to_bottom(folder):
 
 
 @pytest.mark.serving
-def test_the_page_s_client_gets_labels_and_metres(triton, folder):
+def test_the_page_s_client_gets_labels_and_meters(triton, folder):
     client = folder / "client.py"
     (program,) = PAGE.blocks("python")
     client.write_text(program)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from m2h_deploy.data.rooms import Rooms, render_room
+from m2h_deploy.data.rooms.render import Rooms, render_room
 from m2h_deploy.errors import M2HError
 from m2h_deploy.training.batches import AugmentConfig, Batch, augment, epoch_order, flip, read_batch, resize_labels
 from m2h_deploy.training.cache import UNKNOWN_EDGE, FrameCache, open_cache

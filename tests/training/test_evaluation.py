@@ -1,4 +1,4 @@
-"""What a network is worth on labelled frames: the figures, their table, the command that writes it into a page."""
+"""What a network is worth on labeled frames: the figures, their table, the command that writes it into a page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from m2h_deploy.data.rooms import Rooms
+from m2h_deploy.data.rooms.render import Rooms
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import TASKS, build_model
 from m2h_deploy.training import check_marks, evaluate, evaluate_checkpoint, replace_table, table

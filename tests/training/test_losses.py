@@ -35,16 +35,16 @@ def test_segmentation_loss_is_alpha_cross_entropy_plus_beta_dice() -> None:
     assert fine.item() == pytest.approx(0.75 * LOG2 + 0.5)
 
 
-def test_dice_skips_unlabelled_pixels_and_absent_classes() -> None:
+def test_dice_skips_unlabeled_pixels_and_absent_classes() -> None:
     logits = torch.zeros(1, 4, 1, 3)
     target = torch.tensor([[[2, 2, -1]]])
     # Class 2 alone occurs, at two pixels: overlap 0.5, probability mass 0.5, count 2.
     assert losses.dice_loss(logits, target).item() == pytest.approx(1 - 2 * 0.5 / (0.5 + 2))
 
 
-def test_cross_entropy_is_a_mean_over_labelled_pixels_only() -> None:
+def test_cross_entropy_is_a_mean_over_labeled_pixels_only() -> None:
     logits = torch.tensor([[[[0.0, 100.0]], [[0.0, -100.0]]]])
-    # The second pixel would cost 200; it is unlabelled.
+    # The second pixel would cost 200; it is unlabeled.
     loss = losses.segmentation_loss(logits, torch.tensor([[[0, -1]]]), alpha=1.0, beta=0.0)
     assert loss.item() == pytest.approx(LOG2)
 
@@ -101,7 +101,7 @@ def test_edges_cost_binary_cross_entropy_of_the_logits() -> None:
 
 
 def test_normals_of_depth_follow_equation_16a() -> None:
-    # One metre a pixel to the right, two a pixel down.
+    # One meter a pixel to the right, two a pixel down.
     depth = maps([1.0, 2.0], [3.0, 4.0])
     expected = torch.tensor([-1.0, -2.0, 1.0]) / math.sqrt(6)
     torch.testing.assert_close(losses.normals_of_depth(depth)[0, :, 0, 0], expected)

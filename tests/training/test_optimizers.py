@@ -1,4 +1,4 @@
-"""The optimisers: AdamW as PyTorch has it, Muon on matrices and on kernels seen as matrices."""
+"""The optimizers: AdamW as PyTorch has it, Muon on matrices and on kernels seen as matrices."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.model import M2H, build_model, load_checkpoint, save_checkpoint
 from m2h_deploy.training import TrainConfig, train
 from m2h_deploy.training.config import StageConfig
-from m2h_deploy.training.qat import insert_quantisers, quantised_layers, without_quantisers
+from m2h_deploy.training.qat import insert_quantizers, quantized_layers, without_quantizers
 from m2h_deploy.training.record import read_record
 from m2h_deploy.training.state import load_state
 from m2h_deploy.training.warmstart import prepare_fresh
@@ -55,9 +55,9 @@ def whole(modelopt: None, config: TrainConfig, frames: Path, tmp_path_factory: p
 
 
 @pytest.fixture(scope="module")
-def quantised(modelopt: None) -> M2H:
+def quantized(modelopt: None) -> M2H:
     model = small_network()
-    insert_quantisers(model, images())
+    insert_quantizers(model, images())
     return model
 
 
@@ -75,13 +75,13 @@ def rounding(model: M2H) -> dict[str, nn.Module]:
     }
 
 
-def test_the_layers_are_those_that_the_int8_build_quantises(tmp_path: Path) -> None:
+def test_the_layers_are_those_that_the_int8_build_quantizes(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("modelopt.onnx.quantization", exc_type=ImportError)
-    from engines.functions import inline_functions
-    from engines.graph import load_graph
-    from engines.quantization import QuantPolicy, chosen_layers
+    from engines.precision.quantization import QuantPolicy, chosen_layers
     from export import export_onnx
+    from m2h_deploy.onnx_graph.functions import inline_functions
+    from m2h_deploy.onnx_graph.info import load_graph
 
     model = small_network()
     proto, _ = inline_functions(
@@ -90,7 +90,7 @@ def test_the_layers_are_those_that_the_int8_build_quantises(tmp_path: Path) -> N
     chosen = set(chosen_layers(proto, QuantPolicy()))
     # A unit that two maps share is one module and two nodes with one weight.
     built = {(block_of(node.name).split(".")[0], node.input[1]) for node in proto.graph.node if node.name in chosen}
-    trained = Counter(name.split(".")[0] for name in quantised_layers(model))
+    trained = Counter(name.split(".")[0] for name in quantized_layers(model))
     assert trained == Counter(block for block, _ in built)
     assert set(trained) == {"backbone", "msf", "context", "heads"}
 
@@ -100,22 +100,22 @@ def test_the_layers_are_those_that_the_int8_build_quantises(tmp_path: Path) -> N
 def test_first_and_last_layers_gates_mstr_and_wmca_stay_in_float(variant: str, context: str) -> None:
     with torch.device("meta"):
         model = build_model(variant, backbone="vit_tiny", channels=16, head_channels=(8, 8), context=context)
-    names = quantised_layers(model)
+    names = quantized_layers(model)
     for part in ("patch_embed", "mstr.", "wmca.", ".gate", "squeeze", "excite", "pooled", ".final", ".spatial"):
         assert not [name for name in names if part in name], part
     for part in ("attn.qkv", "mlp.fc2", "msf.edges.project", "context.merge.", "heads.depth.aspp.project"):
         assert [name for name in names if part in name], part
 
 
-def test_only_convolutions_and_linear_layers_carry_quantisers(quantised: M2H) -> None:
-    layers = rounding(quantised)
-    assert tuple(layers) == quantised_layers(quantised)
+def test_only_convolutions_and_linear_layers_carry_quantizers(quantized: M2H) -> None:
+    layers = rounding(quantized)
+    assert tuple(layers) == quantized_layers(quantized)
     assert all(isinstance(module, nn.Conv2d | nn.Linear) for module in layers.values())
-    on = [n for n, m in quantised.named_modules() if n.endswith("_quantizer") and getattr(m, "is_enabled", False)]
+    on = [n for n, m in quantized.named_modules() if n.endswith("_quantizer") and getattr(m, "is_enabled", False)]
     assert sorted(on) == sorted(f"{name}.{part}_quantizer" for name in layers for part in ("input", "weight"))
 
 
-def test_ranges_are_the_largest_values_on_the_frames(quantised: M2H) -> None:
+def test_ranges_are_the_largest_values_on_the_frames(quantized: M2H) -> None:
     from m2h_deploy.training.forward import forward
 
     plain, seen = small_network(), {}
@@ -126,17 +126,17 @@ def test_ranges_are_the_largest_values_on_the_frames(quantised: M2H) -> None:
 
         return look
 
-    for name in quantised_layers(plain):
+    for name in quantized_layers(plain):
         plain.get_submodule(name).register_forward_pre_hook(hook(name))
     with torch.no_grad():
         for image in images():
             forward(plain, image)
-    for name, module in rounding(quantised).items():
+    for name, module in rounding(quantized).items():
         assert float(module.input_quantizer.amax) == pytest.approx(seen[name], rel=1e-4), name
 
 
-def test_inputs_and_weights_take_at_most_256_values_a_range(quantised: M2H) -> None:
-    layer = rounding(quantised)["heads.depth.upsample1.conv1.pointwise"]
+def test_inputs_and_weights_take_at_most_256_values_a_range(quantized: M2H) -> None:
+    layer = rounding(quantized)["heads.depth.upsample1.conv1.pointwise"]
     x = torch.randn(1, layer.in_channels, 40, 40)
     scale = float(layer.input_quantizer.amax) / 127
     steps = layer.input_quantizer(x).detach() / scale
@@ -150,13 +150,13 @@ def test_inputs_and_weights_take_at_most_256_values_a_range(quantised: M2H) -> N
     assert steps.abs().amax((1, 2, 3)) == pytest.approx(127, abs=1e-3), "each channel has its own range, as it is now"
 
 
-def test_removing_quantisers_gives_the_weights_back(quantised: M2H) -> None:
-    plain, start = without_quantisers(quantised).state_dict(), small_network().state_dict()
+def test_removing_quantizers_gives_the_weights_back(quantized: M2H) -> None:
+    plain, start = without_quantizers(quantized).state_dict(), small_network().state_dict()
     assert plain.keys() == start.keys()
     assert all(torch.equal(plain[name], start[name]) for name in start)
     with torch.no_grad():
         image = images()[0]
-        difference = quantised(image)["depth"] - small_network()(image)["depth"]
+        difference = quantized(image)["depth"] - small_network()(image)["depth"]
     assert difference.abs().max() > 1e-4, "rounding must be felt"
 
 
@@ -166,7 +166,7 @@ def test_the_checkpoint_is_an_ordinary_one(whole: Path, config: TrainConfig) -> 
     assert not torch.equal(start["backbone.blocks.0.attn.qkv.weight"], end["backbone.blocks.0.attn.qkv.weight"])
 
 
-def test_the_loss_under_quantisation_falls(whole: Path) -> None:
+def test_the_loss_under_quantization_falls(whole: Path) -> None:
     totals = [float(row["total"]) for row in read_record(whole / "losses.csv")]
     assert np.mean(totals[-3:]) < 0.95 * np.mean(totals[:3])
 

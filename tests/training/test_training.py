@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from m2h_deploy.data.rooms import Rooms
+from m2h_deploy.data.rooms.render import Rooms
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import TASKS, build_model, load_checkpoint, save_checkpoint
 from m2h_deploy.training import TrainConfig, evaluate, load_config, train

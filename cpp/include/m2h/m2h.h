@@ -67,7 +67,7 @@ typedef struct m2h_info {
   int has_labels;
   int has_normals;
   int has_edges;
-  float min_depth; /* metres; depth is clamped to this range */
+  float min_depth; /* meters; depth is clamped to this range */
   float max_depth;
   int classes;           /* number of classes; labels are below it */
   const char* variant;   /* such as m2h-small */
@@ -90,7 +90,7 @@ typedef struct m2h_image {
  * which is checked. The engine writes into them directly where it can: use the same ones from frame to frame. */
 typedef struct m2h_results {
   size_t struct_size;
-  float* depth;       /* metres */
+  float* depth;       /* meters */
   size_t depth_bytes;
   uint8_t* labels; /* class index */
   size_t labels_bytes;
@@ -110,7 +110,7 @@ M2H_API m2h_status m2h_run(m2h_runtime* runtime, const m2h_image* image, const m
 
 M2H_API m2h_status m2h_get_info(const m2h_runtime* runtime, m2h_info* info);
 
-/* Name of a class and its colour (3 bytes, RGB); NULL where there is no such class. */
+/* Name of a class and its color (3 bytes, RGB); NULL where there is no such class. */
 M2H_API const char* m2h_class_name(const m2h_runtime* runtime, int index);
 M2H_API const uint8_t* m2h_class_color(const m2h_runtime* runtime, int index);
 

@@ -2,7 +2,7 @@
 //
 //   m2h::Runtime runtime("bundle");
 //   m2h::Prediction frame = runtime.run(image);   // image: cv::Mat CV_8UC3 BGR
-//   frame.depth;                                  // CV_32FC1, metres
+//   frame.depth;                                  // CV_32FC1, meters
 //
 // Define M2H_NO_OPENCV to leave OpenCV out although it is there. Threads: see m2h.h.
 #pragma once
@@ -43,7 +43,7 @@ inline void check(m2h_status status) {
 struct Arrays {
   int width = 0;
   int height = 0;
-  std::vector<float> depth;           // height x width, metres
+  std::vector<float> depth;           // height x width, meters
   std::vector<std::uint8_t> labels;   // height x width
   std::vector<float> normals;         // height x width x 3
   std::vector<float> edges;           // height x width, 0 to 1
@@ -52,7 +52,7 @@ struct Arrays {
 #ifdef M2H_WITH_OPENCV
 // The same as matrices; empty where the engine does not give one.
 struct Prediction {
-  cv::Mat depth;    // CV_32FC1, metres
+  cv::Mat depth;    // CV_32FC1, meters
   cv::Mat labels;   // CV_8UC1
   cv::Mat normals;  // CV_32FC3
   cv::Mat edges;    // CV_32FC1, 0 to 1

@@ -11,10 +11,10 @@ import numpy as np
 
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.onnxruntime import open_session
-from m2h_deploy.bundle import Bundle
+from m2h_deploy.bundle.manifest import Bundle
 from m2h_deploy.causes import reason
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files import scratch_folder
+from m2h_deploy.files.atomic import scratch_folder
 from m2h_deploy.profiling.layers import LayerTime, Run
 
 _SUFFIX = "_kernel_time"

@@ -1,0 +1,1 @@
+"""What a file or a machine is: graphs, bundles, engines, known issues."""

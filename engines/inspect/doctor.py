@@ -1,0 +1,156 @@
+"""What this machine has, engine kind by engine kind, what to install for the rest, and what is known to go wrong."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from engines.inspect.known_issues import KNOWN_ISSUES, Installed, KnownIssue, applies
+from m2h_deploy.backends import EXTRAS
+from m2h_deploy.causes import reason
+from m2h_deploy.errors import install_extra
+from m2h_deploy.profiling.hardware import Cpu, Nvidia, read_cpu, read_nvidia
+from m2h_deploy.version import __version__
+
+#: Engine kind to the distributions that carry it (the first found counts) and the module they install.
+_DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], str]] = {
+    "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), "onnxruntime"),
+    "openvino": (("openvino",), "openvino"),
+    "tensorrt": (("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "tensorrt"),
+    "tensorrt-rtx": (("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"), "tensorrt_rtx"),
+}
+
+#: Engine kinds that run on NVIDIA GPUs alone.
+_NEED_GPU = ("tensorrt", "tensorrt-rtx")
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """One engine kind on this machine."""
+
+    kind: str
+    version: str | None
+    """None: not installed, or it does not load."""
+    devices: tuple[str, ...]
+    """Providers (ONNX Runtime), devices (OpenVINO) or GPUs (TensorRT) that it can use here."""
+    install: str | None
+    """What installs it, where it is missing."""
+    details: str
+    """The same in words."""
+
+
+def examine() -> dict[str, Any]:
+    """Python, machine, every engine kind and the known issues, as plain values.
+
+    `known_issues` lists all of them, each with `applies`: true where its engine, version and device are all here.
+    """
+    cpu, nvidia = read_cpu(), read_nvidia()
+    engines = [_engine(kind, nvidia) for kind in _DISTRIBUTIONS]
+    here = Installed(
+        engines={engine.kind: engine.version for engine in engines if engine.version},
+        capabilities=[gpu.compute_capability for gpu in nvidia.gpus if gpu.compute_capability],
+        cpu_features=frozenset(cpu.features),
+        distributions=frozenset(name for names, _ in _DISTRIBUTIONS.values() for name in names if _version(name)),
+    )
+    return {
+        "m2h_deploy": __version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "cores": cpu.cores,
+        "torch": _version("torch"),
+        "cpu": asdict(cpu),
+        "nvidia": asdict(nvidia),
+        "engines": [asdict(engine) for engine in engines],
+        "known_issues": [_issue(issue, here) for issue in KNOWN_ISSUES],
+    }
+
+
+def _issue(issue: KnownIssue, here: Installed) -> dict[str, Any]:
+    return {
+        "engine": issue.engine,
+        "versions": list(issue.versions),
+        "condition": issue.condition,
+        "effect": issue.effect,
+        "remedy": issue.remedy,
+        "link": issue.link,
+        "applies": applies(issue, here),
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _engine(kind: str, nvidia: Nvidia) -> EngineStatus:
+    distributions, module_name = _DISTRIBUTIONS[kind]
+    install = install_extra(EXTRAS[kind])
+    version = next((found for name in distributions if (found := _version(name))), None)
+    if version is None:
+        return EngineStatus(kind, None, (), install, f"not installed: {install}")
+    try:
+        module = importlib.import_module(module_name)
+        devices = _devices(kind, module, nvidia)
+    except Exception as error:  # a broken native library raises whatever it likes
+        return EngineStatus(kind, None, (), None, f"{version} is installed but does not load: {reason(error)}")
+    details = ", ".join(devices)
+    if kind in _NEED_GPU and not devices:
+        details = "builds here; running needs an NVIDIA GPU" if kind == "tensorrt-rtx" else "needs an NVIDIA GPU"
+    return EngineStatus(kind, version, devices, None, details)
+
+
+def _devices(kind: str, module: Any, nvidia: Nvidia) -> tuple[str, ...]:
+    if kind == "onnxruntime":
+        return tuple(provider.removesuffix("ExecutionProvider") for provider in module.get_available_providers())
+    if kind == "openvino":
+        return tuple(module.Core().available_devices)
+    return tuple(f"{gpu.name} ({gpu.compute_capability})" for gpu in nvidia.gpus)
+
+
+def render(report: dict[str, Any]) -> list[RenderableType]:
+    """A report of `examine` for a terminal. Of the known issues only those that apply here are shown."""
+    table = Table("", "engine", "version", "details", box=None)
+    for engine in report["engines"]:
+        mark = "[green]✓[/]" if engine["version"] else "[red]✗[/]"
+        table.add_row(mark, engine["kind"], engine["version"] or "-", Text(engine["details"]))
+    return [_machine_table(report), table, *_issue_tables(report["known_issues"])]
+
+
+def _machine_table(report: dict[str, Any]) -> Table:
+    cpu = Cpu(**report["cpu"])
+    memory = f", {cpu.memory_bytes / 2**30:.0f} GiB" if cpu.memory_bytes else ""
+    gpus = [f"{gpu['name']} (compute capability {gpu['compute_capability']})" for gpu in report["nvidia"]["gpus"]]
+    rows = {
+        "m2h-deploy": report["m2h_deploy"],
+        "python": f"{report['python']}, {report['machine']}",
+        "torch": report["torch"] or "not installed (a device needs none)",
+        "cpu": f"{cpu.model}, {cpu.cores} cores{memory}",
+        "cpu features": ", ".join(cpu.features) or "-",
+        "nvidia": "; ".join([f"driver {report['nvidia']['driver']}", *gpus]) if report["nvidia"]["driver"] else "none",
+    }
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, Text(str(value)))
+    return table
+
+
+def _issue_tables(issues: list[dict[str, Any]]) -> list[RenderableType]:
+    mine = [issue for issue in issues if issue["applies"]]
+    if not mine:
+        return [Text(f"none of {len(issues)} known issues applies to what is installed here", style="green")]
+    table = Table(box=None)
+    for title in ("known to go wrong here", "with", "what happens", "what to do"):
+        table.add_column(title, overflow="fold")  # a link that is cut off leads nowhere
+    for issue in mine:
+        remedy = issue["remedy"] + (f" ({issue['link']})" if issue["link"] else "")
+        table.add_row(*(Text(text) for text in (issue["engine"], issue["condition"], issue["effect"], remedy)))
+    return [table]

@@ -1,0 +1,291 @@
+"""Calibration: which frames, and what range each activation takes on them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from engines.precision.histograms import BINS, METHODS, PERCENTILE, Histogram, Method, threshold
+from m2h_deploy.causes import failure
+from m2h_deploy.errors import M2HError
+from m2h_deploy.files.arrays import DAMAGED_ARRAY
+from m2h_deploy.files.atomic import make_folder, whole_file
+
+#: Activations are fetched in groups of at most this many bytes a frame.
+GROUP_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class CalibrationFrames:
+    """Frames to calibrate on and others to check on, none in both. Each is float32 (1, 3, H, W)."""
+
+    frames: tuple[NDArray[np.float32], ...]
+    held_out: tuple[NDArray[np.float32], ...]
+    seed: int
+    sha256: str
+    """Digest of `frames`: shapes and values."""
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """What INT8 ranges were measured with; goes into a bundle's manifest."""
+
+    method: Method
+    percentile: float | None
+    frames: int
+    seed: int
+    frames_sha256: str
+    graph_sha256: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Frames and the calibrator that turns what was seen on them into ranges."""
+
+    frames: CalibrationFrames
+    method: Method = "max"
+    percentile: float = PERCENTILE
+    cache: Path | None = None
+    """Folder in which histograms are kept by graph and frames."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise M2HError(f"calibrator '{self.method}': choose one of {', '.join(METHODS)}")
+        if not 50 < self.percentile <= 100:
+            raise M2HError(f"percentile {self.percentile}: must be above 50 and at most 100")
+
+
+def select_frames(
+    frames: Iterable[NDArray[np.float32]],
+    *,
+    count: int,
+    held_out: int = 2,
+    seed: int = 0,
+    source: str = "calibration",
+) -> CalibrationFrames:
+    """A random `count` frames to calibrate on and `held_out` others to check on, the same for the same `seed`.
+
+    Frames are copied, so the iterable may reuse its buffer. Frames of one color are left out: a range measured on
+    them says nothing. Raises M2HError, naming `source`, when too few frames remain.
+    """
+    if count < 1 or held_out < 0:
+        raise M2HError(f"{source}: {count} calibration frames and {held_out} to check on make no calibration")
+    chosen: list[tuple[int, NDArray[np.float32]]] = []
+    generator = random.Random(seed)
+    wanted, usable, flat = count + held_out, 0, 0
+    for frame in frames:
+        _check_frame(frame, source)
+        if _is_one_color(frame):
+            flat += 1
+            continue
+        # Reservoir sampling: every frame has the same chance and only the chosen ones are in memory.
+        place = usable if usable < wanted else generator.randrange(usable + 1)
+        if place < wanted:
+            chosen[place : place + 1] = [(usable, frame.copy())]
+        usable += 1
+    if usable < wanted:
+        raise M2HError(_too_few(source, usable, flat, count, held_out))
+    generator.shuffle(chosen)
+    calibrate = [frame for _, frame in sorted(chosen[:count], key=lambda pair: pair[0])]
+    check = [frame for _, frame in sorted(chosen[count:], key=lambda pair: pair[0])]
+    return CalibrationFrames(tuple(calibrate), tuple(check), seed, frames_digest(calibrate))
+
+
+def _check_frame(frame: NDArray[np.float32], source: str) -> None:
+    if frame.ndim != 4 or frame.shape[:2] != (1, 3) or frame.dtype != np.float32:
+        raise M2HError(f"{source}: a frame is {frame.dtype} {frame.shape}, expected float32 (1, 3, H, W)")
+    if not np.isfinite(frame).all():
+        raise M2HError(f"{source}: a frame holds values that are not numbers")
+
+
+def _is_one_color(frame: NDArray[np.float32]) -> bool:
+    return bool((frame == frame[:, :, :1, :1]).all())
+
+
+def _too_few(source: str, usable: int, flat: int, count: int, held_out: int) -> str:
+    if usable == flat == 0:
+        return f"{source}: no frames; give a folder or video with at least {count + held_out}"
+    left_out = f" ({flat} of one color were left out)" if flat else ""
+    need = f"{count} to calibrate on" + (f" and {held_out} to check on" if held_out else "")
+    return f"{source}: {usable} usable frames{left_out}, {need} were asked for; give more frames or ask for fewer"
+
+
+def frames_digest(frames: Sequence[NDArray[np.float32]]) -> str:
+    """sha256 over shapes and values of frames, in order."""
+    digest = hashlib.sha256()
+    for frame in frames:
+        digest.update(f"{frame.dtype.str}{frame.shape}".encode())
+        digest.update(np.ascontiguousarray(frame).tobytes())
+    return digest.hexdigest()
+
+
+def record_of(calibration: Calibration, graph_sha256: str) -> CalibrationRecord:
+    """What to write down about a calibration."""
+    return CalibrationRecord(
+        method=calibration.method,
+        percentile=calibration.percentile if calibration.method == "percentile" else None,
+        frames=len(calibration.frames.frames),
+        seed=calibration.frames.seed,
+        frames_sha256=calibration.frames.sha256,
+        graph_sha256=graph_sha256,
+    )
+
+
+def measure_ranges(
+    proto: onnx.ModelProto, graph_sha256: str, tensors: Sequence[str], calibration: Calibration
+) -> dict[str, float]:
+    """Saturation threshold of each tensor of `tensors`, from the cache or by running the graph on ONNX Runtime."""
+    frames = calibration.frames.frames
+    file = _cache_file(calibration, graph_sha256)
+    histograms = _read_cache(file) if file is not None else {}
+    if not set(tensors) <= set(histograms):
+        if calibration.method == "max":  # needs no histogram: one run a frame whatever the size of the tensors
+            largest = largest_values(proto, tensors, frames)
+            histograms = {name: replace(Histogram.empty(), largest=value) for name, value in largest.items()}
+        else:
+            histograms = collect_histograms(proto, tensors, frames)
+        if file is not None:
+            _write_cache(file, histograms)
+    return {name: threshold(histograms[name], calibration.method, calibration.percentile) for name in tensors}
+
+
+def collect_histograms(
+    proto: onnx.ModelProto, tensors: Sequence[str], frames: Sequence[NDArray[np.float32]]
+) -> dict[str, Histogram]:
+    """Histogram of each of `tensors` over `frames`, with a progress bar on stderr."""
+    histograms = dict.fromkeys(tensors, Histogram.empty())
+    session = _open_with_outputs(proto, tensors)
+    for frame in _with_progress(frames):
+        for name, values in _run_in_groups(session, proto, tensors, frame):
+            histograms[name] = histograms[name].add(values)
+    return histograms
+
+
+def largest_values(
+    proto: onnx.ModelProto, tensors: Sequence[str], frames: Sequence[NDArray[np.float32]]
+) -> dict[str, float]:
+    """Largest magnitude of each of `tensors` over `frames`. Reduced inside the graph, so that no tensor comes out."""
+    reduced = onnx.ModelProto()
+    reduced.CopyFrom(proto)
+    for index, name in enumerate(tensors):
+        reduced.graph.node.append(onnx.helper.make_node("Abs", [name], [f"magnitude_{index}"]))
+        reduced.graph.node.append(
+            onnx.helper.make_node("ReduceMax", [f"magnitude_{index}"], [f"largest_{index}"], keepdims=0)
+        )
+    outputs = [f"largest_{index}" for index in range(len(tensors))]
+    session = _open_with_outputs(reduced, outputs)
+    largest = np.zeros(len(tensors))
+    for frame in _with_progress(frames):
+        _check_size(session, frame)
+        largest = np.maximum(largest, session.run(outputs, {session.get_inputs()[0].name: frame}))
+    return {name: float(value) for name, value in zip(tensors, largest, strict=True)}
+
+
+def _with_progress(frames: Sequence[NDArray[np.float32]]) -> Iterable[NDArray[np.float32]]:
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(frames, "Calibrating", console=console, transient=True, disable=not console.is_terminal)
+
+
+def _check_size(session: ort.InferenceSession, frame: NDArray[np.float32]) -> None:
+    expected = session.get_inputs()[0].shape
+    if list(frame.shape[2:]) != expected[2:]:
+        raise M2HError(
+            f"a calibration frame is {frame.shape[3]} x {frame.shape[2]} pixels, the graph takes "
+            f"{expected[3]} x {expected[2]}: preprocess frames for this graph"
+        )
+
+
+def _open_with_outputs(proto: onnx.ModelProto, tensors: Sequence[str]) -> ort.InferenceSession:
+    known = {value.name for value in (*proto.graph.input, *proto.graph.output)}
+    graph = onnx.ModelProto()
+    graph.CopyFrom(proto)
+    # Types and shapes are left to ONNX Runtime's own inference.
+    graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in known)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # The arena would keep the largest of all outputs for good.
+    options.enable_cpu_mem_arena = False
+    try:
+        return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises its own unexported types
+        raise failure(error, "ONNX Runtime cannot load the graph to calibrate") from None
+
+
+def _run_in_groups(
+    session: ort.InferenceSession, proto: onnx.ModelProto, tensors: Sequence[str], frame: NDArray[np.float32]
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Values of `tensors` on `frame`. Runs the graph once for every GROUP_BYTES of them, to bound the memory."""
+    _check_size(session, frame)
+    feed = {session.get_inputs()[0].name: frame}
+    yield from ((name, feed[name]) for name in tensors if name in feed)
+    wanted = [name for name in tensors if name not in feed]
+    for group in _groups(wanted, _tensor_bytes(proto)):
+        yield from zip(group, session.run(group, feed), strict=True)
+
+
+def _groups(names: Sequence[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    group: list[str] = []
+    total = 0
+    for name in names:
+        size = sizes.get(name, 0)
+        if group and total + size > GROUP_BYTES:
+            yield group
+            group, total = [], 0
+        group.append(name)
+        total += size
+    if group:
+        yield group
+
+
+def _tensor_bytes(proto: onnx.ModelProto) -> dict[str, int]:
+    return {
+        value.name: 4 * int(np.prod([dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]))
+        for value in proto.graph.value_info
+    }
+
+
+def _cache_file(calibration: Calibration, graph_sha256: str) -> Path | None:
+    if calibration.cache is None:
+        return None
+    kind = "max" if calibration.method == "max" else "ranges"
+    return calibration.cache / f"{kind}-{graph_sha256[:16]}-{calibration.frames.sha256[:16]}.npz"
+
+
+def _read_cache(file: Path) -> dict[str, Histogram]:
+    """Histograms of an earlier run; none where the file is missing or damaged, so that it is made again."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            names, counts = stored["names"], stored["counts"]
+            limits, largest = stored["limits"], stored["largest"]
+    except DAMAGED_ARRAY:
+        return {}
+    if counts.shape != (len(names), BINS) or not len(names) == len(limits) == len(largest):
+        return {}
+    return {
+        str(name): Histogram(counts[index], float(limits[index]), float(largest[index]))
+        for index, name in enumerate(names)
+    }
+
+
+def _write_cache(file: Path, histograms: Mapping[str, Histogram]) -> None:
+    # A cache that cannot be written only costs time, the next time.
+    with contextlib.suppress(M2HError), whole_file(make_folder(file.parent) / file.name) as temporary:
+        np.savez_compressed(
+            temporary,
+            names=np.array(list(histograms)),
+            counts=np.stack([histogram.counts for histogram in histograms.values()]),
+            limits=np.array([histogram.limit for histogram in histograms.values()]),
+            largest=np.array([histogram.largest for histogram in histograms.values()]),
+        )

@@ -1,0 +1,209 @@
+"""FP16 and INT8 as properties of the ONNX graph: casts and Q/DQ nodes that every reader can see.
+
+TensorRT 11 and TensorRT-RTX build what the graph says and nothing else (strong typing), TensorRT 10 does so when asked.
+The file that comes out of here is the one that is checked on a CPU and the one that is compiled.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from engines.precision.calibration import (
+    Calibration,
+    CalibrationFrames,
+    CalibrationRecord,
+    largest_values,
+    measure_ranges,
+    record_of,
+)
+from engines.precision.compare import CpuReference
+from engines.precision.islands import Island, WeightRisk, find_islands, weight_risks
+from engines.precision.modelopt import quiet_modelopt, require_modelopt
+from engines.precision.quantization import (
+    QuantPolicy,
+    candidates,
+    chosen_layers,
+    insert_qdq,
+    insert_weight_dq,
+    quantized_layers,
+)
+from engines.precision.raw_pixels import is_sensor, put_network, take_network
+from engines.precision.sensitivity import BlockCost, choose_blocks
+from m2h_deploy.causes import reason
+from m2h_deploy.errors import M2HError
+from m2h_deploy.files.atomic import scratch_folder, whole_file
+from m2h_deploy.onnx_graph.files import onnx_sha256
+from m2h_deploy.onnx_graph.functions import inline_functions, outline_functions
+from m2h_deploy.onnx_graph.info import PRECISION, graph_precision, load_graph
+
+Precision = Literal["fp16", "int8"]
+IO = Literal["fp32", "fp16"]
+
+#: Frames that blocks are compared on when a least PSNR is asked for.
+SENSITIVITY_FRAMES = 2
+
+
+@dataclass(frozen=True)
+class PrecisionReport:
+    """What was done to a graph and what it costs."""
+
+    precision: Precision
+    io: IO
+    islands: tuple[Island, ...]
+    """Nodes that stayed float32."""
+    risks: tuple[WeightRisk, ...]
+    """Weights with values that FP16 cannot hold."""
+    quantized: tuple[str, ...] = ()
+    """Layers that became INT8."""
+    calibration: CalibrationRecord | None = None
+    block_costs: tuple[BlockCost, ...] = ()
+    """What INT8 costs block by block, where a least PSNR was asked for."""
+    psnr: dict[str, float] = field(default_factory=dict)
+    """Decibels a output against the float32 graph, on frames that no range was measured on; empty without frames."""
+
+
+def to_fp16(
+    onnx_path: str | os.PathLike[str],
+    out_path: str | os.PathLike[str],
+    *,
+    io: IO = "fp32",
+    keep_fp32: Sequence[str] = (),
+    frames: CalibrationFrames | None = None,
+    headroom: float = 8.0,
+) -> PrecisionReport:
+    """Write the float32 graph at `onnx_path` as FP16 to `out_path`.
+
+    Inputs and outputs stay float32 unless `io` is "fp16". Reductions, the last layers of depth and the division of the
+    normals stay float32; `keep_fp32` names more (blocks or globs). With `frames`, tensors that come within
+    `headroom` of FP16's largest value on them are kept float32 too, and the held out ones give the PSNR. Of a sensor
+    graph the network alone is converted, and `frames` are the network's. Raises M2HError on bad input; nothing is left
+    behind then.
+    """
+    exported, proto = _load_float32(onnx_path, io)
+    plain, calls = inline_functions(proto)
+    largest = _largest_values(plain, frames.frames) if frames else None
+    islands, risks = _islands_and_risks(plain, keep_fp32, largest, headroom)
+    result = outline_functions(_autocast(plain, islands, io), calls, proto)
+    report = PrecisionReport("fp16", io, islands, risks)
+    return _finish(exported, proto, result, report, Path(out_path), frames.held_out if frames else ())
+
+
+def to_int8(
+    onnx_path: str | os.PathLike[str],
+    out_path: str | os.PathLike[str],
+    *,
+    calibration: Calibration,
+    policy: QuantPolicy | None = None,
+    min_psnr: float | None = None,
+    io: IO = "fp32",
+    keep_fp32: Sequence[str] = (),
+) -> PrecisionReport:
+    """Write the float32 graph at `onnx_path` with Q/DQ around the layers `policy` names, and the rest in FP16.
+
+    Weights are int8 per output channel, activations int8 per tensor, symmetric, with ranges measured on
+    `calibration.frames`; its held out frames give the PSNR. With `min_psnr` (decibels, every output) the blocks that
+    cost most stay in FP16 until the rest is that good on the first calibration frames. Raises M2HError on bad input;
+    nothing is left behind then.
+    """
+    exported, proto = _load_float32(onnx_path, io)
+    policy = policy or QuantPolicy()
+    plain, calls = inline_functions(proto)
+    islands, risks = _islands_and_risks(plain, keep_fp32, None, 1.0)
+    kept = {island.node for island in islands}
+    layers = tuple(name for name in chosen_layers(plain, policy) if name not in kept)
+    digest = onnx_sha256(onnx_path)
+    costs: tuple[BlockCost, ...] = ()
+    if policy.weights_only:
+        if min_psnr is not None:
+            raise M2HError("a least PSNR chooses among layers with INT8 activations: leave it out with weights_only")
+        quantized = insert_weight_dq(plain, layers)
+    else:
+        # Every candidate is measured, so that another policy finds its ranges in the cache.
+        inputs = candidates(plain)
+        ranges = measure_ranges(plain, digest, tuple(dict.fromkeys(inputs.values())), calibration)
+        if min_psnr is not None:
+            few = calibration.frames.frames[:SENSITIVITY_FRAMES]
+            layers, costs = choose_blocks(plain, layers, ranges, few, min_psnr)
+        wanted = {inputs[name]: ranges[inputs[name]] for name in layers}
+        quantized = insert_qdq(plain, layers, wanted, calibration.frames.frames[0])
+    result = outline_functions(_autocast(quantized, islands, io), calls, proto)
+    record = record_of(calibration, digest)
+    report = PrecisionReport("int8", io, islands, risks, quantized_layers(result), record, costs)
+    return _finish(exported, proto, result, report, Path(out_path), calibration.frames.held_out)
+
+
+def _load_float32(path: str | os.PathLike[str], io: IO) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The file as it was exported, and the network in it: the same unless it is a sensor graph."""
+    proto = load_graph(path)
+    if graph_precision(proto, path) != "fp32":
+        raise M2HError(f"{path} is not a float32 graph: give the file that m2h-deploy export wrote")
+    if is_sensor(proto) and io == "fp16":
+        raise M2HError(f"{path} is a sensor graph, whose inputs and outputs have their types: leave io at fp32")
+    require_modelopt()
+    return proto, take_network(proto) if is_sensor(proto) else proto
+
+
+def _largest_values(proto: onnx.ModelProto, frames: Sequence[NDArray[np.float32]]) -> dict[str, float]:
+    kinds = {value.name: value.type.tensor_type.elem_type for value in proto.graph.value_info}
+    names = [name for name, kind in kinds.items() if kind == onnx.TensorProto.FLOAT]
+    made = {output for node in proto.graph.node for output in node.output}
+    return largest_values(proto, [name for name in names if name in made], frames)
+
+
+def _islands_and_risks(
+    proto: onnx.ModelProto, keep_fp32: Sequence[str], largest: dict[str, float] | None, headroom: float
+) -> tuple[tuple[Island, ...], tuple[WeightRisk, ...]]:
+    islands = find_islands(proto, keep_fp32=keep_fp32, largest=largest, headroom=headroom)
+    risks = weight_risks(proto, islands)
+    kept = dict.fromkeys(risk.node for risk in risks if risk.action == "node kept in float32")
+    return (*islands, *(Island(name, "weights") for name in kept)), risks
+
+
+def _autocast(proto: onnx.ModelProto, islands: Sequence[Island], io: IO) -> onnx.ModelProto:
+    """ModelOpt's conversion to FP16, with casts around the islands."""
+    from modelopt.onnx.autocast import convert_to_mixed_precision
+
+    with scratch_folder("m2h-fp16-") as folder, quiet_modelopt():
+        source = folder / "float.onnx"
+        onnx.save(proto, source)
+        try:
+            return convert_to_mixed_precision(
+                os.fspath(source),
+                low_precision_type="fp16",
+                nodes_to_exclude=[f"{re.escape(island.node)}$" for island in islands],
+                # Ranges were judged by the islands; without this ModelOpt would judge them on random input.
+                data_max=np.inf,
+                keep_io_types=io == "fp32",
+                opset=next(opset.version for opset in proto.opset_import if opset.domain == ""),
+                providers=["cpu"],
+            )
+        except Exception as error:  # ModelOpt raises whatever its parts raise
+            raise M2HError(f"NVIDIA ModelOpt cannot convert the graph to FP16: {reason(error)}") from error
+
+
+def _finish(
+    exported: onnx.ModelProto,
+    source: onnx.ModelProto,
+    result: onnx.ModelProto,
+    report: PrecisionReport,
+    out: Path,
+    frames: Sequence[NDArray[np.float32]],
+) -> PrecisionReport:
+    """Carry the model card over, write the file in one step and measure what it gives."""
+    del result.metadata_props[:]
+    result.metadata_props.extend(entry for entry in source.metadata_props if entry.key != PRECISION)
+    result.metadata_props.add(key=PRECISION, value=report.precision)
+    result.producer_name, result.producer_version = source.producer_name, source.producer_version
+    with whole_file(out) as temporary:
+        onnx.save(put_network(exported, result) if is_sensor(exported) else result, temporary)
+        psnr = CpuReference(source, frames).psnr(result) if frames else {}
+    return replace(report, psnr=psnr)

@@ -1,0 +1,70 @@
+"""Calibration frames: pictures, a video or NYUv2's training split, as the runtime would see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.data.nyuv2 import MAT_NAME
+from m2h_deploy.data.open import open_dataset
+from m2h_deploy.errors import M2HError
+from m2h_deploy.files.names import is_file, is_folder
+from m2h_deploy.runtime.preprocess import Normalization, Preprocess
+from m2h_deploy.sources import VIDEOS, SourceFrame, open_source
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of a source that is there."""
+
+    source: str
+    count: int | None
+    """Upper bound of their number; None if unknown."""
+    read: Callable[[], Iterator[NDArray[np.uint8]]]
+    """uint8 (H, W, 3) BGR, one after the other. Raises M2HError on a broken one."""
+
+
+def open_pictures(source: str, least: int = 1) -> Pictures:
+    """The pictures of `source`, without reading them.
+
+    A data set with splits gives its training split, so that what is verified later was never calibrated on. Raises
+    M2HError where there is nothing to read, fewer than `least` pictures, or a camera, which has no end.
+    """
+    path = Path(source)
+    if path.suffix.lower() == ".mat" or is_folder(path / "gt_sets") or is_file(path / MAT_NAME):
+        data = open_dataset(path, "train")
+        pictures = Pictures(source, len(data), lambda: (frame.image for frame in data))
+    else:
+        opened = open_source(source)
+        if opened.live:
+            raise M2HError(f"{source} has no end: calibrate on a folder, a video file, or NYUv2")
+        # What a video file says of its length may be wrong.
+        count = None if path.suffix.lower() in VIDEOS else opened.count
+        pictures = Pictures(source, count, lambda: _images(opened.read()))
+    if pictures.count is not None and pictures.count < least:
+        raise M2HError(f"{source} has {pictures.count} frames, {least} are needed: give more frames or ask for fewer")
+    return pictures
+
+
+def _images(items: Iterator[object]) -> Iterator[NDArray[np.uint8]]:
+    for item in items:
+        if isinstance(item, M2HError):
+            raise item
+        if isinstance(item, SourceFrame):
+            yield item.image
+
+
+def calibration_frames(
+    pictures: Pictures, normalization: Normalization, *, height: int, width: int
+) -> Iterator[NDArray[np.float32]]:
+    """float32 (1, 3, height, width) of every picture, through the runtime's own preprocess.
+
+    The buffer is reused from frame to frame. Raises M2HError on a broken picture.
+    """
+    preprocess = Preprocess(normalization, height, width)
+    for image in pictures.read():
+        yield preprocess(image)

@@ -1,0 +1,144 @@
+"""Which nodes of an FP16 graph stay float32, and which weights FP16 cannot hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from m2h_deploy.blocks import matches
+
+#: Operators that sum many values: FP16 sums overflow or lose the small terms. TensorRT still fuses attention where
+#: only the softmax between its two products is float32.
+REDUCTIONS = frozenset(
+    {
+        "GlobalAveragePool",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "ReduceL2",
+        "ReduceMean",
+        "ReduceSum",
+        "Softmax",
+    }
+)
+
+#: Largest and smallest magnitude of FP16.
+FP16_MAX = 65504.0
+FP16_TINY = 2.0**-24
+
+#: Where more than this share of a weight's values vanishes in FP16, the node that uses it stays float32.
+UNDERFLOW_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Island:
+    """A node that stays float32, and why."""
+
+    node: str
+    reason: Literal["reduction", "depth output", "unit normals", "position resize", "asked for", "range", "weights"]
+
+
+@dataclass(frozen=True)
+class WeightRisk:
+    """A weight with values that FP16 cannot hold, and what was done about it."""
+
+    initializer: str
+    node: str
+    kind: Literal["underflow", "overflow"]
+    values: int
+    total: int
+    magnitude: float
+    """The value furthest outside FP16."""
+    action: Literal["node kept in float32", "rounded to FP16's smallest value"]
+
+
+def find_islands(
+    proto: onnx.ModelProto,
+    *,
+    keep_fp32: Sequence[str] = (),
+    largest: Mapping[str, float] | None = None,
+    headroom: float = 8.0,
+) -> tuple[Island, ...]:
+    """Nodes of `proto` that stay float32, in graph order.
+
+    `keep_fp32` adds nodes by block or glob (see `m2h_deploy.blocks.matches`). `largest` gives the largest magnitude
+    seen in each tensor: nodes that touch one beyond FP16's range divided by `headroom` are added.
+    """
+    reasons: dict[str, Island] = {}
+    tails = dict(_output_tails(proto))
+    limit = FP16_MAX / headroom
+    for node in proto.graph.node:
+        reason: str | None = None
+        if node.op_type in REDUCTIONS:
+            reason = "reduction"
+        elif node.name in tails:
+            reason = tails[node.name]
+        elif node.op_type == "Resize" and _is_cubic(node):
+            reason = "position resize"
+        elif matches(node.name, keep_fp32):
+            reason = "asked for"
+        elif largest and any(largest.get(name, 0.0) > limit for name in (*node.input, *node.output)):
+            reason = "range"
+        if reason is not None:
+            reasons[node.name] = Island(node.name, reason)  # type: ignore[arg-type]
+    return tuple(reasons.values())
+
+
+def _is_cubic(node: onnx.NodeProto) -> bool:
+    return any(attribute.name == "mode" and attribute.s == b"cubic" for attribute in node.attribute)
+
+
+def _output_tails(proto: onnx.ModelProto) -> Iterator[tuple[str, str]]:
+    """The last layers of depth (meters need more than FP16's 11 bits) and the division that makes unit normals."""
+    producers = {output: node for node in proto.graph.node for output in node.output}
+    for name, reason in (("depth", "depth output"), ("normals", "unit normals")):
+        node = producers.get(name)
+        while node is not None and node.op_type != "Conv":
+            if reason == "depth output":
+                yield node.name, reason
+            elif node.op_type == "Div":
+                yield from ((found.name, reason) for found in _division(node, producers))
+            node = producers.get(node.input[0])
+        if node is not None and reason == "depth output":
+            yield node.name, reason
+
+
+def _division(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """A Div and what computes its divisor, down to the norm: the guard against zero is below FP16."""
+    yield node
+    below = producers.get(node.input[1])
+    while below is not None and below.op_type in ("Expand", "Clip", "Max"):
+        yield below
+        below = producers.get(below.input[0])
+
+
+def weight_risks(proto: onnx.ModelProto, islands: Sequence[Island]) -> tuple[WeightRisk, ...]:
+    """Weights of nodes outside `islands` with values beyond FP16."""
+    in_float32 = {island.node for island in islands}
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    risks: list[WeightRisk] = []
+    for node in proto.graph.node:
+        if node.name in in_float32:
+            continue
+        for name in dict.fromkeys(node.input):
+            if name in weights:
+                risks.extend(_risks_of(name, node.name, numpy_helper.to_array(weights[name])))
+    return tuple(risks)
+
+
+def _risks_of(name: str, node: str, values: np.ndarray) -> Iterator[WeightRisk]:
+    magnitudes = np.abs(values[values != 0])
+    high, low = magnitudes[magnitudes > FP16_MAX], magnitudes[magnitudes < FP16_TINY]
+    if high.size:
+        yield WeightRisk(name, node, "overflow", high.size, values.size, float(high.max()), "node kept in float32")
+    if low.size:
+        many = low.size > UNDERFLOW_SHARE * magnitudes.size
+        action: Literal["node kept in float32", "rounded to FP16's smallest value"] = (
+            "node kept in float32" if many else "rounded to FP16's smallest value"
+        )
+        yield WeightRisk(name, node, "underflow", low.size, values.size, float(low.min()), action)

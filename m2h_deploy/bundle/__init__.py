@@ -1,0 +1,1 @@
+"""The bundle: its manifest, its folder and its self-test."""

@@ -1,0 +1,42 @@
+"""What a bundle says about itself: readable where only the runtime is installed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from m2h_deploy.bundle.manifest import load_bundle
+
+
+def describe_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A bundle as plain values that JSON takes: `manifest`, `bytes` and `sizes` of its files.
+
+    Raises M2HError when it is none, or damaged.
+    """
+    bundle = load_bundle(path)
+    sizes = {name: (Path(path) / name).stat().st_size for name in bundle.manifest.files}
+    return {
+        "kind": "bundle",
+        "path": str(path),
+        "bytes": sum(sizes.values()),
+        "sizes": sizes,
+        "manifest": bundle.manifest.model_dump(mode="json"),
+    }
+
+
+def facts(report: dict[str, Any]) -> dict[str, Any]:
+    """What a person wants to know of `describe_bundle`'s report, one value a line."""
+    manifest = report["manifest"]
+    engine, image = manifest["engine"], manifest["input"]
+    return {
+        "path": report["path"],
+        "variant": manifest["model"]["variant"],
+        "engine": f"{engine['kind']} {engine['version']}",
+        "precision": engine["precision"],
+        "targets": ", ".join(engine["targets"]) or "any",
+        "input": f"{image['batch'] or 'N'} x {image['height']} x {image['width']}, {image['dtype']} {image['layout']}",
+        "outputs": ", ".join(f"{output['name']} ({output['unit']})" for output in manifest["outputs"]),
+        "classes": len(manifest["classes"]["names"]),
+        "megabytes": report["bytes"] / 1e6,
+    }

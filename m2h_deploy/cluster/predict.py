@@ -1,0 +1,223 @@
+"""`run` on many workers: a folder of images to files as `run` writes them, or to Parquet."""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.bundle.manifest import load_bundle
+from m2h_deploy.cluster.digests import files_digest, job_digest
+from m2h_deploy.cluster.jobs import TASK_FRAMES, Complain, FrameWorker, JobResult, Progress, Row, Status, run_job
+from m2h_deploy.cluster.parts import PART_FRAMES, part_row, settle_parts, write_part
+from m2h_deploy.cluster.session import Cluster, on_demand
+from m2h_deploy.cluster.state import State
+from m2h_deploy.errors import M2HError
+from m2h_deploy.files.atomic import check_folder, make_folder, write_text
+from m2h_deploy.files.images import enough_memory
+from m2h_deploy.runtime.postprocess import Prediction
+from m2h_deploy.runtime.runtime import Runtime
+from m2h_deploy.sinks.files import all_finite, check_results, write_prediction
+from m2h_deploy.sources import Skipped, folder_images, read_item
+
+#: Inside of the results' folder; Parquet's readers pass over names that begin with a point.
+_STATE = ".m2h"
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """What each worker does with its frames."""
+
+    bundle: Path
+    output: Path
+    npz: bool = False
+    threads: int = 1
+    self_test: bool = True
+    plugins: tuple[Path, ...] = ()
+
+
+def predict_folder(
+    bundle: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    cluster: Cluster | None = None,
+    parquet: bool = False,
+    npz: bool = False,
+    limit: int | None = None,
+    self_test: bool = True,
+    plugins: Sequence[str | os.PathLike[str]] = (),
+    overwrite: bool = True,
+    progress: Progress | None = None,
+    complain: Complain | None = None,
+) -> JobResult:
+    """Predict on every image of the folder `source`; what `output` holds already of the same job stays.
+
+    A frame counts when its result lies in `output` whole. The same call again does only frames that are new, changed,
+    failed or were not reached: frames are known by the name, size and time of change of their file, a job by the
+    engine's sha256 and the settings that shape results. A node needs the bundle, the images and `output` at the
+    same paths.
+
+    Args:
+        bundle: the bundle's folder.
+        source: folder of images.
+        output: folder of the results: files as `write_prediction` makes them, or with `parquet` parts (see `parts`).
+        cluster: where; a local one by default.
+        parquet: write Parquet.
+        npz: every output as npz too, as a file or a column.
+        limit: only this many images, the first by name.
+        self_test: prove the engine's numbers on each worker before its first frame.
+        plugins: libraries that a TensorRT plan needs.
+        overwrite: replace files in `output` that are no results of m2h-deploy, too.
+        progress: called as frames are done.
+        complain: called with the reason of each frame that gives no result.
+
+    Raises:
+        M2HError: Ray is missing or not there, a bundle or a folder that is broken, or a file that is in the
+            way. A frame that cannot be read is in `JobResult.failed`.
+    """
+    cluster = cluster or Cluster()
+    folder, results = Path(source).resolve(), Path(output).resolve()
+    if not folder.is_dir():
+        raise M2HError(f"{source} is not a folder: a job on Ray takes a folder of images")
+    if folder == results:
+        raise M2HError(f"{output} is the source itself: results could overwrite its files; give another folder")
+    manifest = load_bundle(bundle).manifest
+    rows = _rows(folder, limit, job_digest(manifest, {"kind": "parquet" if parquet else "files", "npz": npz}))
+    check_folder(results)
+    if not parquet and not overwrite:
+        check_results(results, {row.name for row in rows}, npz=npz)
+    libraries = tuple(Path(plugin).resolve() for plugin in plugins)
+    settings = PredictSettings(Path(bundle).resolve(), results, npz, cluster.threads, self_test, libraries)
+    with on_demand(cluster) as connect:
+        make_folder(results)
+        state = State.begin(results / _STATE)
+        left = settle_parts(results, rows) if parquet else [row for row in rows if not _stamp(state, row).fits(row)]
+        return run_job(
+            connect,
+            _ToParquet if parquet else _ToFiles,
+            (state, settings),
+            left,
+            reused=len(rows) - len(left),
+            task_frames=PART_FRAMES if parquet else TASK_FRAMES,
+            progress=progress,
+            complain=complain,
+        )
+
+
+def _rows(folder: Path, limit: int | None, job: str) -> list[Row]:
+    images = folder_images(folder)[:limit]
+    return [Row(name, files_digest(job, name, [file]), str(file)) for name, file in images]
+
+
+class _Predictor(FrameWorker):
+    """Opens the bundle; what becomes of a prediction is left to the two below."""
+
+    def __init__(self, state: State, settings: PredictSettings) -> None:
+        super().__init__(state)
+        self.settings = settings
+        self._runtime: Runtime | None = None
+
+    def open(self) -> None:
+        settings = self.settings
+        cv2.setNumThreads(settings.threads)
+        self._runtime = Runtime.load(
+            settings.bundle, threads=settings.threads, self_test=settings.self_test, plugins=settings.plugins
+        )
+
+    def work(self, row: Row) -> tuple[Status, str, bytes]:
+        assert self._runtime is not None
+        item = read_item(row.name, Path(row.source))
+        if isinstance(item, M2HError):
+            raise item
+        if isinstance(item, Skipped):
+            self.skip(row)
+            return "skipped", item.reason, b""
+        height, width = item.image.shape[:2]
+        with enough_memory(f"{row.name}, {width} x {height} pixels"):
+            prediction = self._runtime(item.image)
+            if not all_finite(prediction, self._runtime.tasks):
+                raise M2HError("the engine gave values that are no numbers")
+            self.put(row, item.image, prediction)
+        return "done", "", b""
+
+    @abstractmethod
+    def put(self, row: Row, image: NDArray[np.uint8], prediction: Prediction) -> None:
+        """Keep the results of one frame."""
+
+    def skip(self, row: Row) -> None:
+        """A file that is no picture has no result."""
+
+
+class _ToFiles(_Predictor):
+    """The files of each frame, and then the stamp that makes them count."""
+
+    def is_there(self, row: Row) -> bool:
+        return _stamp(self.state, row).fits(row)
+
+    def put(self, row: Row, image: NDArray[np.uint8], prediction: Prediction) -> None:
+        assert self._runtime is not None
+        stamp = _stamp(self.state, row)
+        stamp.remove()  # first: it must not vouch for the files of another engine that are about to be replaced
+        classes = self._runtime.manifest.classes
+        stamp.write(row, write_prediction(self.settings.output, row.name, image, prediction, classes,
+                                          npz=self.settings.npz))  # fmt: skip
+
+
+class _ToParquet(_Predictor):
+    """One part for the frames of a task: they count when it is there."""
+
+    def __init__(self, state: State, settings: PredictSettings) -> None:
+        super().__init__(state, settings)
+        self._rows: list[dict[str, Any]] = []
+
+    def put(self, row: Row, image: NDArray[np.uint8], prediction: Prediction) -> None:
+        self._rows.append(part_row(row, image, prediction, npz=self.settings.npz))
+
+    def finish(self) -> None:
+        rows, self._rows = self._rows, []
+        if rows:
+            write_part(self.settings.output, rows)
+
+
+@dataclass(frozen=True)
+class _Stamp:
+    """Says of which digest a frame's files are, and that they are all there."""
+
+    path: Path
+
+    def fits(self, row: Row) -> bool:
+        """Whether the files are this row's, and nobody has changed them since."""
+        try:
+            content = json.loads(self.path.read_bytes())
+            folder = self.path.parents[2]
+            return content["digest"] == row.key and all(
+                _size_and_time(folder / name) == tuple(known) for name, known in content["files"].items()
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+
+    def write(self, row: Row, files: list[Path]) -> None:
+        make_folder(self.path.parent)
+        content = {"digest": row.key, "files": {file.name: _size_and_time(file) for file in files}}
+        write_text(self.path, json.dumps(content))
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _stamp(state: State, row: Row) -> _Stamp:
+    return _Stamp(state.folder / "done" / f"{row.name}.json")
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns

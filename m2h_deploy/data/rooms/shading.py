@@ -1,0 +1,118 @@
+"""What a camera in the room would record: light, soft shadows, bounce, gloss, exposure and sensor noise."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from m2h_deploy.data.rooms.geometry import Camera, Hits, Solid, dot, groups, shadowed
+from m2h_deploy.data.rooms.layout import Light, Room
+from m2h_deploy.data.rooms.materials import paint
+
+Array = npt.NDArray[np.floating]
+Rng = np.random.Generator
+
+#: Shadows are cast on a grid this much coarser than the image.
+_SHADOW_STEP = 3
+
+
+def _surface_colors(room: Room, hits: Hits) -> tuple[Array, Array, Array]:
+    """Albedo (H, W, 3), emitted light (H, W, 3) and gloss (H, W)."""
+    albedo, glow = np.zeros((*hits.depth.shape, 3)), np.zeros((*hits.depth.shape, 3))
+    gloss = np.zeros(hits.depth.shape)
+    for number, pixels in groups(hits.solid):
+        material = room.faces[-1 - number] if number < 0 else room.solids[number].material
+        half = room.size / 2 if number < 0 else room.solids[number].half
+        albedo[pixels], glow[pixels] = paint(material, room.tile, hits.local[pixels], hits.local_normals[pixels], half)
+        gloss[pixels] = material.gloss
+    return albedo, glow, gloss
+
+
+def _shadow_map(light: Light, casters: list[Solid], hits: Hits, rng: Rng) -> Array:
+    """Share of the light (0..1) that reaches each pixel: jittered shadow rays on a coarse grid, smoothed."""
+    step = _SHADOW_STEP
+    points = (hits.points + 0.012 * hits.normals)[::step, ::step]
+    jitter = rng.uniform(-1, 1, (points.shape[0] * points.shape[1], 3)) * light.spread
+    blocked = shadowed(casters, light.position + jitter, points.reshape(-1, 3))
+    coarse = 1.0 - blocked.reshape(points.shape[:2]).astype(np.float32)
+    coarse = cv2.GaussianBlur(coarse, (0, 0), 1.1)
+    height, width = hits.depth.shape
+    return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR), np.float64)
+
+
+def _occlusion(room: Room, hits: Hits) -> Array:
+    """Darkening (H, W) near the room's corners and beside what stands in front (from the depth image)."""
+    dark = np.ones(hits.depth.shape)
+    for axis in range(3):
+        for wall in (0.0, float(room.size[axis])):
+            away = np.abs(hits.points[..., axis] - wall)
+            facing = 1.0 - np.abs(hits.normals[..., axis])
+            dark *= 1.0 - 0.38 * facing * np.exp(-away / 0.28)
+    depth = hits.depth.astype(np.float32)
+    for sigma, strength in ((3.0, 0.5), (9.0, 0.45)):
+        reach = sigma * hits.depth.shape[1] / 320.0
+        gap = (depth - cv2.GaussianBlur(depth, (0, 0), reach)) / depth
+        dark *= 1.0 - strength * np.clip(gap * 4.0, 0.0, 0.6)
+    return dark
+
+
+def _direct(light: Light, hits: Hits, camera: Camera, gloss: Array, lit: Array) -> tuple[Array, Array]:
+    """Diffuse and mirror-like light (H, W, 3) from one source."""
+    towards = light.position - hits.points
+    square = dot(towards, towards)
+    towards /= np.sqrt(square)[..., None]
+    size = float((light.spread**2).sum())
+    fall = lit / (square + 0.25 + size)
+    if light.facing is not None:
+        fall = fall * np.clip(-(towards @ light.facing), 0.0, 1.0) * 1.6
+    cosine = np.clip(dot(towards, hits.normals), 0.0, 1.0)
+    view = camera.position - hits.points
+    half = towards + view / np.sqrt(dot(view, view))[..., None]
+    alignment = np.clip(dot(half, hits.normals) / (np.sqrt(dot(half, half)) + 1e-9), 0.0, 1.0)
+    # Forty-eighth power, the width of the highlight, by squaring.
+    narrow = alignment**2 * alignment
+    narrow = ((narrow**2) ** 2) ** 2
+    shine = narrow * narrow * gloss * (cosine > 0)
+    return (fall * cosine)[..., None] * light.color, (fall * shine * 1.2)[..., None] * light.color
+
+
+def radiance(room: Room, camera: Camera, hits: Hits, rng: Rng) -> Array:
+    """Linear RGB light (H, W, 3) arriving at the camera, in arbitrary units."""
+    albedo, glow, gloss = _surface_colors(room, hits)
+    # Thin things on walls, lamp shades and their stands cast no shadow worth its time.
+    casters = [s for s in room.solids if s.half.min() > 0.004 and s.material.glow == 0 and np.prod(s.half) > 6e-6]
+    up = hits.normals[..., 2]
+    bounce = room.ambient * (0.85 + 0.15 * up[..., None]) * _occlusion(room, hits)[..., None]
+    diffuse, shine = bounce, np.zeros_like(albedo)
+    for number, light in enumerate(room.lights):
+        if float(light.color.max()) < 0.02:
+            continue
+        # Small lamps are many and weak: only the ceiling light and windows cast shadows.
+        sharp = number == 0 or light.facing is not None
+        lit = _shadow_map(light, casters, hits, rng) if sharp else np.ones(hits.depth.shape)
+        d, s = _direct(light, hits, camera, gloss, lit)
+        diffuse, shine = diffuse + d, shine + s
+    result: Array = albedo * diffuse + shine + glow * float(np.mean(diffuse)) * 2.2
+    return result
+
+
+def expose(light: Array, rng: Rng) -> npt.NDArray[np.uint8]:
+    """A BGR photograph: auto exposure with error, white balance error, vignette, lens blur, noise, gamma."""
+    height, width = light.shape[:2]
+    luminance = light @ np.array([0.2126, 0.7152, 0.0722])
+    # Meter for the room, not for its window.
+    metered = float(np.mean(np.minimum(luminance, 4 * np.median(luminance))))
+    gain = 0.24 * float(rng.uniform(0.7, 1.35)) / max(metered, 1e-6)
+    balance = 1.0 + rng.normal(0.0, 0.05, 3)
+    y, x = np.mgrid[0:height, 0:width]
+    radius = np.hypot((x - width / 2) / width, (y - height / 2) / width)
+    exposed = light * gain * balance * (1.0 - 0.45 * radius**2)[..., None]
+    exposed = cv2.GaussianBlur(exposed.astype(np.float32), (0, 0), float(rng.uniform(0.45, 0.75)))
+    level = float(rng.uniform(0.003, 0.012))
+    noise = rng.standard_normal(exposed.shape, np.float32) * np.sqrt(level**2 + exposed.clip(0) * level * 0.12)
+    exposed = np.clip(exposed + noise, 0.0, None)
+    # A soft shoulder keeps windows and lamps from clipping to flat white.
+    toned = np.where(exposed > 0.6, 0.6 + 0.4 * np.tanh((exposed - 0.6) / 0.6), exposed)
+    encoded = np.rint(255.0 * toned ** (1 / 2.2)).astype(np.uint8)
+    return np.ascontiguousarray(encoded[..., ::-1])

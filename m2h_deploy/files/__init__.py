@@ -1,0 +1,1 @@
+"""Reading and writing files: atomic writes, images, videos, names, and what may be overwritten."""

@@ -1,0 +1,1 @@
+"""Reading and changing ONNX graphs: files, metadata, interface, functions, sessions."""

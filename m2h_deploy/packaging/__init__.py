@@ -1,0 +1,1 @@
+"""What other programs need of a bundle: C++ sources, a Triton repository, Mono-Hydra's file."""

@@ -1,0 +1,175 @@
+"""The ONNX file and the parameters that Mono-Hydra's present ONNX node takes, with no change to the node.
+
+Facts of the node (mono_hydra_perception, m2h_onnx_node.py): it resizes with OpenCV's bilinear on 8 bits, scales to
+0..1, subtracts `normalize_mean` and divides by `normalize_std`; takes the first output of shape (1, 1, H, W) for the
+depth and the first other one for class scores. Mono-Hydra's launch files set neither mean nor std, so the node then
+uses its defaults, ImageNet's. The file that is written here therefore takes images of that normalization, whatever the
+network was trained with, and is right both under the launch files and with the parameters beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from m2h_deploy.bundle.manifest import load_bundle
+from m2h_deploy.causes import failure
+from m2h_deploy.data.rooms.render import render_room
+from m2h_deploy.errors import CheckFailed, M2HError
+from m2h_deploy.files.atomic import whole_folder, write_text
+from m2h_deploy.numerics import judge, perturbed
+from m2h_deploy.onnx_graph.info import LOWERED, ModelCard, load_graph, read_card, set_metadata
+from m2h_deploy.onnx_graph.interface import check_interface
+from m2h_deploy.runtime.preprocess import PRESETS, Normalization, Preprocess
+
+#: What the node normalizes with where nobody says otherwise.
+NODE_PRESET = "imagenet"
+MODEL, PARAMETERS = "m2h.onnx", "m2h_onnx.yaml"
+
+_OUTPUTS = ("depth", "semantics", "normals", "edges")
+
+#: Units in the last place by which the node's normalization of an image differs from ours.
+_ULPS = 4
+
+
+def package_mono_hydra(source: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -> Path:
+    """Write a new folder `out_dir` with `m2h.onnx` and `m2h_onnx.yaml`, of an exported ONNX file or a bundle of one.
+
+    The graph is compared, on a rendered room and by the node's own steps, with what `source` gives. Raises M2HError on
+    a graph that the node cannot take and where `out_dir` exists, CheckFailed where the numbers differ.
+    """
+    path = _onnx_file(Path(source))
+    proto = load_graph(path)
+    card = read_card(proto, path)
+    check_interface(proto, card, path)
+    height, width = _check_graph(proto, card, path)
+    out = Path(out_dir).resolve()
+    with whole_folder(out) as temporary:
+        original = proto.SerializeToString()
+        renormalize(proto, card.normalization)
+        _compare(original, proto.SerializeToString(), card, (height, width), path)
+        onnx.save(proto, temporary / MODEL)
+        write_text(temporary / PARAMETERS, _parameters(out / MODEL, card, height, width))
+    return out
+
+
+def _onnx_file(source: Path) -> Path:
+    if not source.is_dir():
+        return source
+    bundle = load_bundle(source)
+    if bundle.manifest.engine.kind != "onnxruntime":
+        raise M2HError(
+            f"{source} is a bundle of {bundle.manifest.engine.kind}, and Mono-Hydra's node runs ONNX files: "
+            "give the file that m2h-deploy export wrote"
+        )
+    return bundle.engine_file
+
+
+def _check_graph(proto: onnx.ModelProto, card: ModelCard, path: Path) -> tuple[int, int]:
+    """Height and width of the input. Raises M2HError where the node cannot take the graph."""
+    again = "export it again with m2h-deploy export"
+    if card.sensor is not None:
+        raise M2HError(f"{path} takes raw pixels, and Mono-Hydra's node normalizes itself: {again} without --sensor")
+    outputs = tuple(value.name for value in proto.graph.output)
+    if outputs != _OUTPUTS:
+        raise M2HError(f"{path} gives {', '.join(outputs)}, expected {', '.join(_OUTPUTS)} in this order: {again}")
+    values = (proto.graph.input[0], *proto.graph.output)
+    if any(value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT for value in values):
+        raise M2HError(f"{path} has inputs or outputs that are not float32: {again}")
+    shape = [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim]
+    if shape[0] != 1:
+        raise M2HError(f"{path} has batch {shape[0] or 'free'}, and Mono-Hydra's node sends single images: {again}")
+    return shape[2], shape[3]
+
+
+def renormalize(proto: onnx.ModelProto, own: Normalization) -> None:
+    """Let a graph trained with `own` take images normalized as the node does: one Mul and one Add on its input."""
+    theirs = PRESETS[NODE_PRESET]
+    if own == theirs:
+        return
+    mean, std, own_mean, own_std = (np.array(v) for v in (theirs.mean, theirs.std, own.mean, own.std))
+    constants = {"normalize/factor": std / own_std, "normalize/shift": (mean - own_mean) / own_std}
+    for name, value in constants.items():
+        proto.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32).reshape(1, 3, 1, 1), name))
+    image = proto.graph.input[0].name
+    for node in proto.graph.node:
+        node.input[:] = ["normalize/image" if name == image else name for name in node.input]
+    factor, shift = constants
+    proto.graph.node.insert(0, helper.make_node("Mul", [image, factor], ["normalize/scaled"], "normalize/Mul"))
+    proto.graph.node.insert(
+        1, helper.make_node("Add", ["normalize/scaled", shift], ["normalize/image"], "normalize/Add")
+    )
+    set_metadata(proto, "m2h.normalization", theirs.to_json())
+    set_metadata(proto, LOWERED, None)  # its self-test is of the other normalization
+
+
+def node_input(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:
+    """What the node makes of a uint8 (H, W, 3) BGR image: float32 (1, 3, height, width)."""
+    rgb = cv2.resize(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), (width, height), interpolation=cv2.INTER_LINEAR)
+    preset = PRESETS[NODE_PRESET]
+    mean, std = np.array(preset.mean, np.float32), np.array(preset.std, np.float32)
+    pixels = (rgb.astype(np.float32) * np.float32(1 / 255) - mean) / std
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+
+
+def _compare(original: bytes, packaged: bytes, card: ModelCard, size: tuple[int, int], path: Path) -> None:
+    """Raises CheckFailed where the packaged graph differs by more than rounding of the image explains."""
+    image = render_room(0, 0, 240, 320).image
+    tensor = Preprocess(card.normalization, *size)(image)
+    expected = _run(original, tensor, path)
+
+    @cache
+    def run_original(index: int) -> list[NDArray[Any]]:
+        return _run(original, perturbed(tensor, index + 1, ulps=_ULPS), path)
+
+    found = _run(packaged, node_input(image, *size), path)
+    for index, name in enumerate(_OUTPUTS):
+        if not np.isfinite(expected[index]).all():
+            raise M2HError(f"{path} gives NaN or infinity in {name}: its weights are damaged: export it again")
+        difference = judge(found[index], expected[index], lambda k, index=index: run_original(k)[index])  # type: ignore[misc]
+        if not difference.passed:
+            raise CheckFailed(f"the packaged graph's {name} {difference.reason}: please report it")
+
+
+def _run(graph: bytes, tensor: NDArray[np.floating], path: Path) -> list[NDArray[Any]]:
+    from m2h_deploy.onnx_graph.session import cpu_session
+
+    session = cpu_session(graph, str(path))
+    try:
+        outputs: list[NDArray[Any]] = session.run(list(_OUTPUTS), {session.get_inputs()[0].name: tensor})
+    except Exception as error:  # ONNX Runtime raises its own unexported types
+        raise failure(error, f"ONNX Runtime cannot run {path}") from None
+    return outputs
+
+
+def _parameters(model: Path, card: ModelCard, height: int, width: int) -> str:
+    preset = PRESETS[NODE_PRESET]
+    return f"""# {card.variant} for Mono-Hydra's ONNX node:
+#   ros2 run mono_hydra_perception m2h_onnx_node --ros-args --params-file {PARAMETERS}
+/**:
+  ros__parameters:
+    model_path: {json.dumps(str(model), ensure_ascii=False)} # where this machine has it
+    input_width: {width}
+    input_height: {height}
+    model_expects_rgb: true
+    scale_input_to_01: true
+    normalize_mean: {list(preset.mean)} # the node's defaults: the graph was made for them
+    normalize_std: {list(preset.std)}
+    num_classes: {card.config["num_classes"]}
+    semantic_encoding: mono8
+    depth_output_name: depth
+    semantic_output_name: semantics
+    depth_scale: 1.0
+    depth_min: {float(card.config["min_depth"])}
+    depth_max: {float(card.config["max_depth"])}
+    output_original_size: true
+"""

@@ -1,0 +1,172 @@
+"""A Triton model repository of a bundle: files and text, written without Triton.
+
+A sensor graph for ONNX Runtime or TensorRT is served as it is, by Triton's own backend: raw pixels go in, finished
+arrays come out. Every other bundle runs in Triton's Python backend through `m2h_deploy.Runtime`: the same goes in and
+comes out.
+`config.pbtxt` follows Triton's `model_config.proto`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m2h_deploy.bundle.manifest import Bundle, Manifest, check_outside, copy_bundle, load_bundle
+from m2h_deploy.errors import M2HError
+from m2h_deploy.files.atomic import whole_folder, write_text
+from m2h_deploy.serving.options import IMAGE, check_batching, check_name, engine_batch, output_names
+
+#: Engine kinds that Triton has a backend for, and the file's name there.
+_BACKENDS = {"onnxruntime": ("onnxruntime", "model.onnx"), "tensorrt": ("tensorrt", "model.plan")}
+_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8", "uint16": "TYPE_UINT16"}
+_MODEL = Path(__file__).parents[1] / "serving" / "python_model.py"
+
+
+class _Name(str):
+    """A value of an enumeration: written without quotes."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class RepositoryOptions:
+    """How Triton serves the model."""
+
+    name: str = "m2h"
+    max_batch: int = 8
+    """Frames that run together at most. A graph of a fixed batch takes that one, and Triton does not batch."""
+    delay_ms: float = 2.0
+    """Milliseconds that a frame waits for others."""
+    instances: int = 1
+    """Copies of the engine that work at the same time."""
+    threads: int | None = None
+    """CPU threads of each; None: the engine's own choice."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_batching(self.max_batch, self.delay_ms)
+        if not 1 <= self.instances <= 64:
+            raise M2HError(f"{self.instances} instances: must be between 1 and 64")
+        if self.threads is not None and not 1 <= self.threads <= 1024:
+            raise M2HError(f"threads {self.threads}: must be between 1 and 1024")
+
+
+def write_repository(
+    bundle_path: str | os.PathLike[str],
+    repository: str | os.PathLike[str],
+    options: RepositoryOptions | None = None,
+) -> Path:
+    """Write the model's folder into `repository`, which is made where it is missing and may hold other models.
+
+    Returns the model's folder, `repository/name`. Raises M2HError when that exists, or cannot be written.
+    """
+    options = options or RepositoryOptions()
+    bundle = load_bundle(bundle_path)
+    if bundle.manifest.engine.options.get("plugins"):
+        raise M2HError(f"{bundle.path} needs a plug-in library, which a model repository does not bring")
+    out = check_outside(bundle.path, repository) / options.name
+    with whole_folder(out) as folder:
+        version = folder / "1"
+        version.mkdir()
+        if is_native(bundle.manifest):
+            engine = bundle.manifest.engine
+            for name in bundle.manifest.files:
+                target = _BACKENDS[engine.kind][1] if name == engine.file else name
+                shutil.copyfile(bundle.path / name, version / target)
+        else:
+            copy_bundle(bundle, version / "bundle")
+            shutil.copyfile(_MODEL, version / "model.py")
+        write_text(folder / "config.pbtxt", config_text(bundle, options))
+    return out
+
+
+def is_native(manifest: Manifest) -> bool:
+    """True where one of Triton's own backends runs the graph as it is, and the graph takes raw pixels."""
+    bare = not manifest.engine.options.get("weights")  # a plan without its weights is the runtime's to complete
+    return manifest.sensor is not None and manifest.engine.kind in _BACKENDS and bare
+
+
+def batches(manifest: Manifest) -> bool:
+    """True where Triton puts requests together. A graph of a fixed batch run by Triton's own backend takes that one."""
+    return not is_native(manifest) or manifest.input.batch is None
+
+
+def config_text(bundle: Bundle, options: RepositoryOptions) -> str:
+    """`config.pbtxt`: protobuf text of Triton's ModelConfig."""
+    manifest = bundle.manifest
+    native = is_native(manifest)
+    largest = min(options.max_batch, engine_batch(manifest) or options.max_batch) if native else options.max_batch
+    inputs, outputs = _native_tensors(manifest) if native else _runtime_tensors(manifest)
+    config: dict[str, Any] = {
+        "name": options.name,
+        "backend": _BACKENDS[manifest.engine.kind][0] if native else "python",
+        "max_batch_size": largest if batches(manifest) else 0,
+        "input": inputs,
+        "output": outputs,
+        "instance_group": [{"count": options.instances, "kind": _Name(_device(manifest, native))}],
+    }
+    if batches(manifest):
+        config["dynamic_batching"] = {"max_queue_delay_microseconds": round(options.delay_ms * 1000)}
+    config["model_warmup"] = _warm_ups(manifest, inputs[0], config["max_batch_size"])
+    if options.threads is not None:
+        key = "intra_op_thread_count" if native else "threads"
+        config["parameters"] = [{"key": key, "value": {"string_value": str(options.threads)}}]
+    return protobuf_text(config)
+
+
+def _device(manifest: Manifest, native: bool) -> str:
+    """Where Triton places the instances. What the Python backend runs opens its device itself."""
+    engine = manifest.engine
+    on_gpu = engine.kind == "tensorrt" or engine.options.get("provider", "cpu") != "cpu"
+    return "KIND_GPU" if native and on_gpu else "KIND_CPU"
+
+
+def _native_tensors(manifest: Manifest) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The graph's own input and outputs, with the batch where it is fixed."""
+    spec = manifest.input
+    batch = [] if spec.batch is None else [spec.batch]
+    outputs = [_tensor(out.name, out.dtype, [*batch, *(int(side or 1) for side in out.shape[1:])])
+               for out in manifest.outputs]  # fmt: skip
+    return [_tensor(spec.name, spec.dtype, [*batch, *spec.sides])], outputs
+
+
+def _runtime_tensors(manifest: Manifest) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """BGR images of any size, or a sensor graph's, and what `Runtime` makes of them."""
+    spec = manifest.input
+    size = [-1, -1] if manifest.sensor is None else [spec.height, spec.width]
+    outputs = [
+        _tensor(name, "uint8" if name == "labels" else "float32", [*size, 3] if name == "normals" else size)
+        for name in output_names(manifest).values()
+    ]
+    return [_tensor(IMAGE, "uint8", [*size, 3])], outputs
+
+
+def _tensor(name: str, dtype: str, dims: list[int]) -> dict[str, Any]:
+    return {"name": name, "data_type": _Name(_TYPES[dtype]), "dims": dims}
+
+
+def _warm_ups(manifest: Manifest, tensor: dict[str, Any], largest: int) -> list[dict[str, Any]]:
+    """Black frames before the model counts as ready: the first run of a size takes longer than all others."""
+    spec = manifest.input
+    dims = [spec.height, spec.width, 3] if -1 in tensor["dims"] else tensor["dims"]
+    entry = {"key": tensor["name"], "value": {"data_type": tensor["data_type"], "dims": dims, "zero_data": True}}
+    return [{"name": f"batch {size}", "batch_size": size, "inputs": entry} for size in sorted({1, max(largest, 1)})]
+
+
+def protobuf_text(message: Mapping[str, Any], indent: str = "") -> str:
+    """`message` in protobuf's text format. Mappings are messages, a list repeats its field."""
+    lines: list[str] = []
+    for field, value in message.items():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, Mapping):
+                lines += [f"{indent}{field} {{", protobuf_text(one, indent + "  "), f"{indent}}}"]
+            elif isinstance(one, _Name):
+                lines.append(f"{indent}{field}: {one}")
+            else:
+                lines.append(f"{indent}{field}: {json.dumps(one)}")
+    return "\n".join(lines)

@@ -1,0 +1,303 @@
+"""`locate`: in which block of the network two ONNX files begin to differ."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.bundle.manifest import Bundle
+from m2h_deploy.bundle.self_test import pattern
+from m2h_deploy.causes import failure
+from m2h_deploy.errors import M2HError, missing_extra
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Relative error that a single operator may add by rounding alone, by the engine's precision.
+ROUNDING = {"fp32": 1e-4, "fp16": 3e-3, "int8": 5e-2}
+
+#: A value is where it goes wrong when its error is this many times its inputs' (or the rounding, where that is more);
+#: operators in between that could not be compared may each add as much.
+JUMP = 10.0
+
+#: Values fetched in the first run, and bytes in the later ones: the maps of a large network together exceed a
+#: machine's memory.
+_FIRST_CHUNK, _CHUNK_BYTES = 24, 400_000_000
+
+_LAYER = re.compile(r"(?:^|/)((?:blocks|layers)\.\d+)(?=/|$)")
+_AROUND_LAYERS = {"backbone": ("embed", "stages"), "wmca": ("reduce", "expand")}
+_TASKS = ("depth", "semantics", "normals", "edges")
+
+
+@dataclass(frozen=True)
+class ValueDifference:
+    """One intermediate value that both files have, in graph order."""
+
+    name: str
+    block: str
+    error: float
+    """Root mean squared difference as a share of the reference's root mean square; inf where not finite."""
+    inputs_error: float
+    """Largest error among the nearest compared values that it is computed from."""
+    skipped: int
+    """Operators in between whose values could not be compared."""
+
+
+@dataclass(frozen=True)
+class BlockDifference:
+    """One block of the paper, with the largest error of its values."""
+
+    name: str
+    error: float
+    values: int
+
+
+@dataclass(frozen=True)
+class LocateResult:
+    """Where two files begin to differ."""
+
+    values: tuple[ValueDifference, ...]
+    blocks: tuple[BlockDifference, ...]
+    """In graph order."""
+    block: str | None
+    """The first block whose error jumps; None where no error does."""
+    value: str | None
+    """The first value there whose error jumps."""
+    compared: int
+    of: int
+    """Values that the reference has; an optimized engine has fewer of them, fused operators hide theirs."""
+    unseen: tuple[str, ...]
+    """Blocks without any value to compare: a difference that begins there is named in the next."""
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        if self.block is None:
+            worst = max(self.values, key=lambda v: v.error)
+            return f"no block jumps: the largest relative error is {worst.error:.1e}, in {worst.block}"
+        found = next(v for v in self.values if v.name == self.value)
+        return (
+            f"first difference in {self.block}: {found.name} is off by {found.error:.2g} (relative), "
+            f"what it is computed from by {found.inputs_error:.1e}"
+        )
+
+
+def block_of(value: str, *, after_layers: bool = False) -> str:
+    """The paper's block of a value named by module path: `/wmca/layers.0/attention/MatMul_output_0` is `wmca.layers.0`.
+
+    backbone.blocks.i, mstr, msf.task, wmca.layers.i, context (GGFM), heads.task. What surrounds the layers of the first
+    and of WMCA is backbone.embed and wmca.reduce, and `after_layers` backbone.stages and wmca.expand. A network
+    output belongs to its head.
+    """
+    if value in _TASKS:
+        return f"heads.{value}"
+    first, _, rest = value.lstrip("/").partition("/")
+    if first not in _AROUND_LAYERS:
+        return first
+    layer = _LAYER.search(rest)  # the deploy form has /wmca/exchange/layers.0
+    return f"{first}.{layer[1] if layer else _AROUND_LAYERS[first][after_layers]}"
+
+
+def locate(
+    reference: str | os.PathLike[str],
+    engine: str | os.PathLike[str],
+    image: NDArray[np.float32],
+    *,
+    precision: str = "fp32",
+    jump: float = JUMP,
+) -> LocateResult:
+    """Run both ONNX files on `image` in ONNX Runtime and compare every value that both name.
+
+    The engine's file may be optimized: ONNX Runtime's level `extended` keeps five of six values of an exported M2H and
+    some in every block. Both must have been exported in the same form, so that equal names mean equal values.
+
+    Args:
+        reference: float32 file of m2h-deploy export.
+        engine: the file in question, for instance a bundle's model.onnx.
+        image: float32 (N, 3, H, W), normalized; repeated where the files want a larger fixed batch.
+        precision: of the engine: sets what counts as rounding (`ROUNDING`).
+        jump: how many times the error of its inputs a value's must be.
+
+    Raises:
+        M2HError: a file that is no ONNX, needs onnx or onnxruntime installed, or has no value in common.
+    """
+    if precision not in ROUNDING:
+        raise M2HError(f"precision '{precision}': choose one of {', '.join(ROUNDING)}")
+    a, b = _load(reference), _load(engine)
+    theirs = set(_value_names(b))
+    ours = _value_names(a)
+    common = [name for name in ours if name in theirs]
+    differences = _errors(_probe(a, common, reference), _probe(b, common, engine), image, common)
+    if not differences:
+        raise M2HError(f"{engine} has no value in common with {reference}: export both with the same options")
+    values = _with_inputs(a, differences)
+    floor = ROUNDING[precision]
+    found = next((v for v in values if not v.error < jump * max(v.inputs_error, floor) * (1 + v.skipped)), None)
+    blocks = _by_block(values)
+    return LocateResult(
+        values=values,
+        blocks=blocks,
+        block=found.block if found else None,
+        value=found.name if found else None,
+        compared=len(values),
+        of=len(ours),
+        unseen=tuple(sorted(_blocks_of(a) - {block.name for block in blocks})),
+    )
+
+
+def locate_in_bundle(
+    bundle: Bundle, reference: str | os.PathLike[str], image: NDArray[np.float32] | None = None
+) -> LocateResult:
+    """`locate` for the engine of a bundle, on `image` or on the self-test's input.
+
+    Raises M2HError where the engine file is not ONNX: a compiled engine does not show its intermediate values.
+    """
+    engine = bundle.manifest.engine
+    if bundle.engine_file.suffix != ".onnx":
+        raise M2HError(
+            f"{bundle.path}: an engine of {engine.kind} does not show its intermediate values: "
+            "locate in the ONNX file that it was built from"
+        )
+    card = _metadata(reference)
+    if card.get("m2h.precision", "fp32") != "fp32":
+        raise M2HError(f"{reference} is {card['m2h.precision']}: a reference is float32, the file that was lowered")
+    if bundle.manifest.sensor is not None and "m2h.sensor" not in card:
+        raise M2HError(f"{reference} is not a sensor graph, the bundle's is: export it with the same --sensor")
+    return locate(
+        reference,
+        bundle.engine_file,
+        pattern(bundle.manifest.input) if image is None else image,
+        precision=engine.precision,
+    )
+
+
+def _metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    return {entry.key: entry.value for entry in _load(path).metadata_props}
+
+
+def _load(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    try:
+        import onnx  # noqa: F401 (as below)
+        import onnxruntime  # noqa: F401 (asked for here, so that one line names what is missing)
+    except ModuleNotFoundError as error:
+        raise missing_extra(str(error.name), "export", "locating a difference") from None
+    from m2h_deploy.onnx_graph.files import read_onnx
+
+    return read_onnx(path)
+
+
+def _value_names(proto: onnx.ModelProto) -> list[str]:
+    return [name for node in proto.graph.node for name in node.output if name]
+
+
+class _Probe:
+    """A session whose every wanted value is an output."""
+
+    def __init__(self, proto: onnx.ModelProto, wanted: Iterable[str], path: str) -> None:
+        import onnx
+        import onnxruntime as ort
+
+        outputs = {value.name for value in proto.graph.output}
+        # Without a type: ONNX Runtime infers it.
+        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in outputs)
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # two engines share the cores
+        # Optimization would fuse away the values that are asked for.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises its own unexported types
+            raise failure(error, f"ONNX Runtime cannot load {path}") from None
+        self._path = path
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1:
+            raise M2HError(f"{path} takes {len(inputs)} inputs, expected one image: export it again")
+        self._input = inputs[0]
+
+    def run(self, names: list[str], image: NDArray[np.float32]) -> list[NDArray[Any]]:
+        batch = self._input.shape[0]
+        if isinstance(batch, int) and batch > len(image):
+            image = np.resize(image, (batch, *image.shape[1:]))
+        dtype = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}.get(self._input.type, np.float32)
+        try:
+            values: list[NDArray[Any]] = self._session.run(names, {self._input.name: image.astype(dtype)})
+        except Exception as error:  # ONNX Runtime raises its own unexported types
+            shape = " x ".join(map(str, image.shape))
+            raise failure(error, f"ONNX Runtime cannot run {self._path} on {shape}") from None
+        return values
+
+
+def _probe(proto: onnx.ModelProto, wanted: list[str], path: str | os.PathLike[str]) -> _Probe:
+    return _Probe(proto, wanted, os.fspath(path))
+
+
+def _errors(a: _Probe, b: _Probe, image: NDArray[np.float32], names: list[str]) -> dict[str, float]:
+    """Relative error of each value of floating-point numbers and of one shape on both sides."""
+    errors = {}
+    left, count, largest = list(names), _FIRST_CHUNK, 1
+    while left:
+        chunk, left = left[:count], left[count:]
+        for name, x, y in zip(chunk, a.run(chunk, image), b.run(chunk, image), strict=True):
+            largest = max(largest, x.nbytes)
+            if x.shape == y.shape and x.size and np.issubdtype(x.dtype, np.floating):
+                errors[name] = _relative(x, y)
+        count = max(1, _CHUNK_BYTES // (2 * largest))
+    return errors
+
+
+def _relative(reference: NDArray[Any], value: NDArray[Any]) -> float:
+    if not np.isfinite(value).all():
+        return float("inf")
+    reference, value = reference.astype(np.float64), value.astype(np.float64)
+    difference = float(np.sqrt(np.mean((reference - value) ** 2)))
+    size = float(np.sqrt(np.mean(reference**2)))
+    if size == 0:
+        return 0.0 if difference == 0 else float("inf")
+    return difference / size
+
+
+def _values_in_order(proto: onnx.ModelProto) -> Iterator[tuple[str, str, list[str]]]:
+    """Name, block and inputs of every value."""
+    entered: set[str] = set()
+    for node in proto.graph.node:
+        for name in filter(None, node.output):
+            first, _, rest = name.lstrip("/").partition("/")
+            if _LAYER.search(rest):
+                entered.add(first)
+            yield name, block_of(name, after_layers=first in entered), list(node.input)
+
+
+def _blocks_of(proto: onnx.ModelProto) -> set[str]:
+    return {block for name, block, _ in _values_in_order(proto) if "/" in name or name in _TASKS}
+
+
+def _with_inputs(proto: onnx.ModelProto, errors: Mapping[str, float]) -> tuple[ValueDifference, ...]:
+    """Each compared value beside the error it inherits: values that could not be compared pass on their inputs'."""
+    carried: dict[str, tuple[float, int]] = {}
+    values = []
+    for name, block, inputs in _values_in_order(proto):
+        sources = [carried[source] for source in inputs if source in carried]
+        inherited = max((error for error, _ in sources), default=0.0)
+        skipped = max((count for _, count in sources), default=0)
+        if name in errors:
+            values.append(ValueDifference(name, block, errors[name], inherited, skipped))
+            carried[name] = errors[name], 0
+        else:
+            carried[name] = inherited, skipped + 1
+    return tuple(values)
+
+
+def _by_block(values: Iterable[ValueDifference]) -> tuple[BlockDifference, ...]:
+    worst: dict[str, tuple[float, int]] = {}
+    for value in values:
+        error, count = worst.get(value.block, (0.0, 0))
+        worst[value.block] = (max(error, value.error), count + 1)
+    return tuple(BlockDifference(name, error, count) for name, (error, count) in worst.items())

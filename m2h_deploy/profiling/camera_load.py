@@ -1,0 +1,163 @@
+"""A camera of fixed rate in front of an engine: how old a frame is when its answer arrives, which frames never get one.
+
+Frame i is there at i / rate, whether or not the last answer is. While the engine works, frames wait in a buffer:
+policy `latest` keeps one and puts every new frame in its place; policy `queue` keeps them in order and, where it is
+bounded, turns new ones away when it is full. Which frames arrived during a run is known from the clock alone, so
+camera and engine need no two threads, and on a virtual clock the outcome is exact.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from m2h_deploy.errors import M2HError
+from m2h_deploy.profiling.clock import Clock
+from m2h_deploy.profiling.statistics import Summary, summarize
+
+Policy = Literal["latest", "queue"]
+POLICIES: tuple[Policy, ...] = ("latest", "queue")
+
+_SECOND = 1_000_000_000
+_MILLISECOND = 1_000_000
+
+#: Frames a second beyond which a camera is a mistake.
+_MOST = 100_000.0
+
+
+@dataclass(frozen=True)
+class Camera:
+    """What arrives, and what is kept of it. Raises M2HError on values that are none."""
+
+    rate: float
+    """Frames a second."""
+    frames: int
+    policy: Policy = "latest"
+    deadline_ms: float | None = None
+    """Oldest a frame may be at delivery; None: one period."""
+    capacity: int | None = None
+    """Frames that wait at most under `queue`; None: any number."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= _MOST:
+            raise M2HError(f"camera rate {self.rate:g}: must be above 0 and at most {_MOST:g} frames a second")
+        if self.frames < 1:
+            raise M2HError(f"a camera of {self.frames} frames: give at least one, with a longer --duration")
+        if self.policy not in POLICIES:
+            raise M2HError(f"policy '{self.policy}': choose one of {', '.join(POLICIES)}")
+        if self.deadline_ms is not None and not 0 < self.deadline_ms < float("inf"):
+            raise M2HError(f"deadline {self.deadline_ms:g} ms: must be above 0")
+        if self.capacity is not None and self.capacity < 1:
+            raise M2HError(f"a queue of {self.capacity} frames: must hold at least one")
+
+    @property
+    def period_ms(self) -> float:
+        return 1000 / self.rate
+
+    @property
+    def limit_ms(self) -> float:
+        return self.period_ms if self.deadline_ms is None else self.deadline_ms
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One answered frame; moments in nanoseconds of the clock."""
+
+    frame: int
+    arrived: int
+    started: int
+    delivered: int
+
+    @property
+    def age_ms(self) -> float:
+        return (self.delivered - self.arrived) / _MILLISECOND
+
+    @property
+    def service_ms(self) -> float:
+        return (self.delivered - self.started) / _MILLISECOND
+
+
+@dataclass(frozen=True)
+class CameraRun:
+    """A run of the camera: what was delivered, in order."""
+
+    camera: Camera
+    start: int
+    deliveries: tuple[Delivery, ...]
+    dropped: tuple[int, ...]
+    """Frames that never reached the engine."""
+
+    @property
+    def misses(self) -> int:
+        """Frames that were delivered after their deadline."""
+        return sum(delivery.age_ms > self.camera.limit_ms for delivery in self.deliveries)
+
+    @property
+    def in_time(self) -> float:
+        """Share of all frames that were delivered by their deadline; a dropped frame was not."""
+        return (len(self.deliveries) - self.misses) / self.camera.frames
+
+    @property
+    def age(self) -> Summary:
+        """Milliseconds from arrival to delivery."""
+        return summarize([delivery.age_ms for delivery in self.deliveries])
+
+    @property
+    def service(self) -> Summary:
+        """Milliseconds that the engine took."""
+        return summarize([delivery.service_ms for delivery in self.deliveries])
+
+    @property
+    def utilization(self) -> float:
+        """Mean service time over the period: above 1 the engine cannot keep up."""
+        return self.service.mean / self.camera.period_ms
+
+    @property
+    def delivered_rate(self) -> float:
+        """Answers a second, from the first arrival to the last delivery."""
+        return len(self.deliveries) * _SECOND / (self.deliveries[-1].delivered - self.start)
+
+
+def run_camera(
+    camera: Camera, serve: Callable[[int], object], clock: Clock, progress: Callable[[int], None] | None = None
+) -> CameraRun:
+    """Let `camera` run in front of `serve`, which answers frame i, until every frame is delivered or dropped.
+
+    A frame that arrives at the very moment of a delivery is there before the next one is taken. `progress` is told
+    how many frames have arrived.
+    """
+    start = clock.now()
+    arrivals = [start + round(index * _SECOND / camera.rate) for index in range(camera.frames)]
+    waiting: deque[int] = deque()
+    deliveries: list[Delivery] = []
+    dropped: list[int] = []
+    coming = 0
+    while waiting or coming < camera.frames:
+        while coming < camera.frames and arrivals[coming] <= clock.now():
+            dropped += _admit(coming, waiting, camera)
+            coming += 1
+        if progress is not None:
+            progress(coming)
+        if not waiting:
+            clock.sleep_until(arrivals[coming])
+            continue
+        frame = waiting.popleft()
+        started = clock.now()
+        serve(frame)
+        deliveries.append(Delivery(frame, arrivals[frame], started, clock.now()))
+    return CameraRun(camera, start, tuple(deliveries), tuple(dropped))
+
+
+def _admit(frame: int, waiting: deque[int], camera: Camera) -> list[int]:
+    """Put an arrived frame where it waits; the frames that are dropped for it."""
+    if camera.policy == "latest":
+        displaced = list(waiting)
+        waiting.clear()
+        waiting.append(frame)
+        return displaced
+    if camera.capacity is not None and len(waiting) >= camera.capacity:
+        return [frame]
+    waiting.append(frame)
+    return []

@@ -1,0 +1,1 @@
+"""The runtime: an image in, a prediction out."""

@@ -1,0 +1,177 @@
+"""Network outputs to what a robot uses, at the image's own size or at the network's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.errors import M2HError
+
+Resolution = Literal["image", "network"]
+RESOLUTIONS: tuple[Resolution, ...] = ("image", "network")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One frame's answer, H x W as the image, or as the network where that was asked for.
+
+    A task that the engine does not have is None.
+    """
+
+    depth: NDArray[np.float32] | None
+    """(H, W) meters along the optical axis, not along the ray."""
+    semantics: NDArray[np.uint8] | None
+    """(H, W) index into the manifest's `classes.names`; never 255, which marks unlabeled pixels in data sets."""
+    normals: NDArray[np.float32] | None
+    """(H, W, 3) unit vectors towards the camera: x left, y up, z towards the camera; a floor is (0, 1, 0)."""
+    edges: NDArray[np.float32] | None
+    """(H, W) probability 0..1 of an object boundary."""
+    timings: dict[str, float] = field(default_factory=dict)
+    """Milliseconds: preprocess, inference, postprocess."""
+
+
+#: dtype and trailing sides of each task's array.
+_ARRAYS: dict[str, tuple[type, tuple[int, ...]]] = {
+    "depth": (np.float32, ()),
+    "semantics": (np.uint8, ()),
+    "normals": (np.float32, (3,)),
+    "edges": (np.float32, ()),
+}
+
+
+def empty_prediction(tasks: Iterable[str], height: int, width: int) -> Prediction:
+    """A prediction of `tasks` with arrays of this size to write into, for `out=`."""
+    arrays: dict[str, NDArray[Any] | None] = dict.fromkeys(_ARRAYS)
+    for task in tasks:
+        dtype, trailing = _ARRAYS[task]
+        arrays[task] = np.empty((height, width, *trailing), dtype)
+    return Prediction(**arrays)  # type: ignore[arg-type]
+
+
+def nonfinite_outputs(outputs: Mapping[str, NDArray[np.float32]]) -> list[str]:
+    """The outputs that hold NaN or infinity. One sum each, without a temporary array."""
+    # float32 sums overflow only where a value is as good as infinite.
+    with np.errstate(all="ignore"):
+        return [name for name, value in outputs.items() if not np.isfinite(np.add.reduce(value, axis=None))]
+
+
+class Postprocess:
+    """Turns one frame's outputs (batch dimension removed) into arrays of the image's size, or the network's.
+
+    Labels are decided at the network's size and repeated to the image's, as the published node does; the others are
+    resized bilinearly, then depth is clamped and normals are normalized again. Not for two threads at once: the work
+    between is done in buffers that are kept, so that with `out` a frame costs no allocation.
+    """
+
+    def __init__(self, depth_range: tuple[float, float]) -> None:
+        self.depth_range = depth_range
+        self._buffers: dict[str, NDArray[Any]] = {}
+
+    def __call__(
+        self, outputs: Mapping[str, NDArray[np.float32]], height: int, width: int, out: Prediction | None = None
+    ) -> Prediction:
+        """depth (1, h, w) meters, semantics (C, h, w) logits, normals (3, h, w), edges (1, h, w) logits.
+
+        Written to the arrays of `out` where it is given, and else to new ones. Raises M2HError when `out` has another
+        size or lacks a task.
+        """
+        if out is None:
+            out = empty_prediction(outputs, height, width)
+        else:
+            check_out(out, outputs, height, width)
+        if "depth" in outputs:
+            self._depth(outputs["depth"], out.depth)
+        if "semantics" in outputs:
+            self._semantics(outputs["semantics"], out.semantics)
+        if "normals" in outputs:
+            self._normals(outputs["normals"], out.normals)
+        if "edges" in outputs:
+            self._edges(outputs["edges"], out.edges)
+        return out
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape != shape:
+            buffer = self._buffers[name] = np.empty(shape, dtype)
+        return buffer
+
+    def _depth(self, depth: NDArray[np.float32], out: Any) -> None:
+        _resize(depth[0], out)
+        np.clip(out, *self.depth_range, out=out)
+
+    def _semantics(self, logits: NDArray[np.float32], out: Any) -> None:
+        labels = self._argmax(logits)
+        if labels.shape == out.shape:
+            np.copyto(out, labels)
+        else:
+            cv2.resize(labels, (out.shape[1], out.shape[0]), dst=out, interpolation=cv2.INTER_NEAREST)
+
+    def _argmax(self, logits: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """argmax over the first axis, the first of equals. Pass by pass over whole planes, in OpenCV's loops: numpy's
+        own walks them pixel by pixel and takes several times as long."""
+        shape = logits.shape[1:]
+        best, labels = self._buffer("best", shape, np.float32), self._buffer("labels", shape, np.uint8)
+        better = self._buffer("better", shape, np.uint8)
+        np.copyto(best, logits[0])
+        labels.fill(0)
+        for index in range(1, len(logits)):
+            cv2.compare(logits[index], best, cv2.CMP_GT, dst=better)
+            cv2.max(logits[index], best, dst=best)
+            # Indices only grow, so the largest one that was better is the label.
+            np.bitwise_and(better, np.uint8(index), out=better)
+            cv2.max(labels, better, dst=labels)
+        return labels
+
+    def _normals(self, normals: NDArray[np.float32], out: Any) -> None:
+        _, h, w = normals.shape
+        if (h, w) == out.shape[:2]:
+            cv2.merge(list(normals), dst=out)
+        else:
+            together = self._buffer("together", (h, w, 3), np.float32)
+            cv2.merge(list(normals), dst=together)
+            _resize(together, out)
+        length, square = (self._buffer(name, out.shape[:2], np.float32) for name in ("length", "square"))
+        # Channel by channel: broadcasting over the last axis is slower, and numpy allocates for it.
+        channels = [out[:, :, channel] for channel in range(3)]
+        np.multiply(channels[0], channels[0], out=length)
+        for channel in channels[1:]:
+            np.add(length, np.multiply(channel, channel, out=square), out=length)
+        np.sqrt(length, out=length)
+        # Opposite normals can cancel out between two pixels; a vector of no length stays one.
+        np.maximum(length, 1e-12, out=length)
+        for channel in channels:
+            np.divide(channel, length, out=channel)
+
+    def _edges(self, logits: NDArray[np.float32], out: Any) -> None:
+        probability = self._buffer("probability", logits.shape[1:], np.float32)
+        np.clip(logits[0], -80, 80, out=probability)
+        np.negative(probability, out=probability)
+        np.exp(probability, out=probability)
+        probability += 1
+        np.reciprocal(probability, out=probability)
+        _resize(probability, out)
+
+
+def check_out(out: Prediction, tasks: Iterable[str], height: int, width: int) -> None:
+    """Raises M2HError when `out` lacks a task or has an array of another size or type."""
+    for task in tasks:
+        dtype, trailing = _ARRAYS[task]
+        array = getattr(out, task)
+        shape = (height, width, *trailing)
+        # OpenCV writes to a copy of what is not contiguous, and the caller would see nothing of it.
+        if array is None or array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+            found = "none" if array is None else f"{array.dtype} {array.shape}"
+            raise M2HError(f"out.{task} is {found}: expected contiguous {np.dtype(dtype).name} {shape}")
+
+
+def _resize(array: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    """Bilinear to the size of `out`."""
+    if array.shape[:2] == out.shape[:2]:
+        np.copyto(out, array)
+    else:
+        cv2.resize(array, (out.shape[1], out.shape[0]), dst=out, interpolation=cv2.INTER_LINEAR)

@@ -1,0 +1,169 @@
+"""Camera image to network input."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.errors import M2HError
+
+#: Smallest side of an image that is taken for a picture.
+MIN_SIDE = 16
+
+#: Largest side: OpenCV's resize counts pixels of a row in 16 bits.
+MAX_SIDE = 32766
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How pixels were normalized in training: (value * scale - mean) / std, per channel in RGB order.
+
+    Raises M2HError unless `mean` and `std` are three finite numbers each, those of `std` above 0.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    scale: float = 1 / 255
+
+    def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise M2HError(f"{name} {_words(values)}: give three finite numbers, one for each of R, G and B")
+        if min(self.std) <= 0:
+            raise M2HError(f"std {_words(self.std)}: must be above 0")
+
+    def to_json(self) -> str:
+        """The text that an ONNX file's metadata holds."""
+        return json.dumps({"mean": self.mean, "std": self.std})
+
+    @staticmethod
+    def from_json(text: str) -> Normalization:
+        """Inverse of `to_json`. Raises M2HError on anything else."""
+        try:
+            values = json.loads(text)
+            mean, std = (tuple(float(value) for value in values[name]) for name in ("mean", "std"))
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise M2HError(f"not a normalization: {' '.join(str(error).split())}") from None
+        return Normalization(mean, std)  # type: ignore[arg-type]
+
+
+#: `published` is what M2H's own node uses, `imagenet` what DINOv2 was trained with.
+PRESETS = {
+    "published": Normalization((0.4803, 0.4800, 0.4723), (0.2594, 0.2573, 0.2641)),
+    "imagenet": Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def parse_normalization(mean: str, std: str) -> Normalization:
+    """`0.485,0.456,0.406` and `0.229,0.224,0.225` as a normalization, in RGB order and units of 0 to 1.
+
+    Raises M2HError on anything else; values above 1 are those of pixels of 0 to 255.
+    """
+    numbers: dict[str, tuple[float, ...]] = {}
+    for name, text in (("mean", mean), ("std", std)):
+        try:
+            numbers[name] = tuple(float(part) for part in text.split(","))
+        except ValueError:
+            raise M2HError(
+                f"{name} '{text}': give three numbers separated by commas, such as 0.485,0.456,0.406"
+            ) from None
+    return Normalization(numbers["mean"], numbers["std"])  # type: ignore[arg-type]
+
+
+def _words(values: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
+def as_color_image(image: NDArray[Any], name: str = "image") -> NDArray[np.uint8]:
+    """`image` as uint8 (H, W, 3): gray is repeated, alpha is dropped, color order is kept.
+
+    Raises M2HError on other types, more channels, or a side under 16 or over 32766 pixels.
+    """
+    if not isinstance(image, np.ndarray) or image.ndim not in (2, 3):
+        raise M2HError(f"{name}: expected an array of H x W x 3, got {getattr(image, 'shape', type(image).__name__)}")
+    if image.dtype != np.uint8:
+        raise M2HError(f"{name}: pixels are {image.dtype}, expected uint8: convert it to 8 bits a channel")
+    channels = 1 if image.ndim == 2 else image.shape[2]
+    if channels not in (1, 3, 4):
+        raise M2HError(f"{name}: {channels} channels, expected gray, color or color with alpha")
+    size = f"{image.shape[1]} x {image.shape[0]} pixels"
+    if min(image.shape[:2]) < MIN_SIDE:
+        raise M2HError(f"{name}: {size} is too small: at least {MIN_SIDE} x {MIN_SIDE}")
+    if max(image.shape[:2]) > MAX_SIDE:
+        raise M2HError(f"{name}: {size} is too large: at most {MAX_SIDE} a side")
+    if channels == 1:
+        return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_GRAY2BGR)
+    return image if channels == 3 else image[:, :, :3]
+
+
+class Preprocess:
+    """Resize, reorder and normalize into buffers that are reused from call to call. Not for two threads at once.
+
+    The resize is bilinear with half-pixel centers and no antialias, on 8-bit pixels: within 1/255 of the published
+    node, which resizes in float. Contiguous uint8 (H, W, 3) costs no allocation.
+    """
+
+    def __init__(
+        self, normalization: Normalization, height: int, width: int, *, color: Literal["BGR", "RGB"] = "BGR"
+    ) -> None:
+        self.size = (width, height)
+        # Plane c of the network's input is RGB channel c.
+        self._planes: Sequence[int] = (2, 1, 0) if color == "BGR" else (0, 1, 2)
+        levels = np.arange(256, dtype=np.float64) * normalization.scale
+        self._tables = [
+            ((levels - mean) / std).astype(np.float32)
+            for mean, std in zip(normalization.mean, normalization.std, strict=True)
+        ]
+        self._resized = np.empty((height, width, 3), np.uint8)
+        self._plane = np.empty((height, width), np.uint8)
+        self._out = self.new_tensor()
+
+    def new_tensor(self, batch: int = 1) -> NDArray[np.float32]:
+        """An array for `out`: float32 (batch, 3, height, width)."""
+        return np.empty((batch, 3, self.size[1], self.size[0]), np.float32)
+
+    def __call__(self, image: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """uint8 (H, W, 3) to float32 (1, 3, height, width).
+
+        Written to `out` where it is given (C-contiguous; a batch of more is filled with repeats), and else to a buffer
+        that the next call overwrites.
+        """
+        image = as_color_image(image)
+        tensor = self._out if out is None else out
+        if (image.shape[1], image.shape[0]) == self.size:
+            resized = image
+        else:
+            resized = cv2.resize(image, self.size, dst=self._resized, interpolation=cv2.INTER_LINEAR)
+        if not resized.flags.c_contiguous:  # such as RGB made of BGR by a slice
+            np.copyto(self._resized, resized)
+            resized = self._resized
+        for plane, (channel, table) in enumerate(zip(self._planes, self._tables, strict=True)):
+            cv2.extractChannel(resized, channel, dst=self._plane)
+            cv2.LUT(self._plane, table, dst=tensor[0, plane])
+        for index in range(1, len(tensor)):
+            np.copyto(tensor[index], tensor[0])
+        return tensor
+
+
+def preprocess_for(spec: Any, color: Literal["BGR", "RGB"] = "BGR") -> Any:
+    """The preprocessing that a manifest's `InputSpec` describes, for images of the given color order.
+
+    A `Preprocess`, or a `SensorPreprocess` where the engine takes raw pixels.
+    """
+    if spec.layout != "NCHW":
+        from m2h_deploy.runtime.raw_pixels import SensorPreprocess
+
+        return SensorPreprocess(spec, color=color)
+    return Preprocess(normalization_of(spec), spec.height, spec.width, color=color)
+
+
+def normalization_of(spec: Any) -> Normalization:
+    """The normalization of a manifest's `InputSpec`."""
+    return Normalization(tuple(spec.mean), tuple(spec.std), spec.scale)

@@ -1,0 +1,115 @@
+"""One thread that works off frames in the order in which they were given, with a future for each."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from time import monotonic
+
+from m2h_deploy.errors import M2HError
+from m2h_deploy.runtime.postprocess import Prediction
+
+#: Seconds that closing waits for the frame in work.
+PATIENCE = 1.5
+
+
+class FrameFuture(Future[Prediction]):
+    """A prediction to come. `frame_id` counts a runtime's submitted frames from 0."""
+
+    def __init__(self, frame_id: int) -> None:
+        super().__init__()
+        self.frame_id = frame_id
+
+
+class Worker:
+    """Runs submitted work on one thread, first come first served. Any thread may submit and close.
+
+    concurrent.futures' own pool works everything off before a program may end; here Ctrl-C cancels what has not begun.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[FrameFuture, Callable[[], Prediction]]] = deque()
+        self._changed = threading.Condition()
+        self._running: FrameFuture | None = None
+        self._closed = False
+        self._count = 0
+        self._thread: threading.Thread | None = None
+        _open_workers.add(self)
+
+    def submit(self, work: Callable[[], Prediction]) -> FrameFuture:
+        """A future for `work()`. Raises M2HError after `close`."""
+        with self._changed:
+            if self._closed:
+                raise M2HError("the runtime is closed: it takes no more frames")
+            future = FrameFuture(self._count)
+            self._count += 1
+            self._waiting.append((future, work))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="m2h-submit", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+        return future
+
+    def close(self, patience: float = PATIENCE) -> None:
+        """Cancel what waits and wait for the frame in work; if that is stuck, its future fails with M2HError.
+
+        Every future is then done. Harmless to call twice, also from a future's callback.
+        """
+        with self._changed:
+            self._closed = True
+            waiting = [future for future, _ in self._waiting]
+            self._waiting.clear()
+            self._changed.notify_all()
+        for future in waiting:
+            if future.cancel():
+                future.set_running_or_notify_cancel()
+        if self._thread is None or self._thread is threading.current_thread():
+            return
+        self._thread.join(patience)
+        running = self._running
+        if self._thread.is_alive() and running is not None:
+            with suppress(InvalidStateError):
+                running.set_exception(M2HError(f"the engine did not finish the frame within {patience:g} s"))
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._closed:
+                    self._changed.wait()
+                if not self._waiting:
+                    return
+                future, work = self._waiting.popleft()
+                if not future.set_running_or_notify_cancel():
+                    del future, work
+                    continue
+                self._running = future
+            _finish(future, work)
+            self._running = None
+            del future, work  # an idle thread must keep no frame
+
+
+def _finish(future: FrameFuture, work: Callable[[], Prediction]) -> None:
+    try:
+        result = work()
+    except BaseException as error:  # it belongs to whoever asks the future
+        with suppress(InvalidStateError):
+            future.set_exception(error)
+    else:
+        with suppress(InvalidStateError):
+            future.set_result(result)
+
+
+_open_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """An engine that runs while the interpreter goes away takes the process down."""
+    deadline = monotonic() + PATIENCE
+    for worker in list(_open_workers):
+        worker.close(max(0.0, deadline - monotonic()))

@@ -1,0 +1,1 @@
+"""Where results go: files, a video, a window, Rerun."""

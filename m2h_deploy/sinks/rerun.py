@@ -1,0 +1,110 @@
+"""Predictions as a recording of Rerun (https://rerun.io): the extra `rerun`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.bundle.manifest import Classes
+from m2h_deploy.camera import ASSUMED_FOV, intrinsics_of_view
+from m2h_deploy.data.frame import Intrinsics
+from m2h_deploy.files.atomic import NewFile, check_space, check_writable, library_path
+from m2h_deploy.runtime.postprocess import Prediction
+from m2h_deploy.visualize.draw import draw_edges, draw_normals
+
+#: Points of a frame's cloud, about: every pixel of a small picture, every third or so of a large one.
+_POINTS = 40_000
+
+
+class RerunLog:
+    """A .rrd file in the making. It takes its place when `close` is called, after an interrupt too.
+
+    Entities, on the timeline `frame`: `camera/image`, `camera/depth` (meters, under the pinhole `camera`, which a
+    viewer turns into a cloud), `points` (the same depth as colored points, in meters, x right, y down, z forward),
+    `camera/labels` with the class names, `camera/normals`, `camera/edges`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        classes: Classes,
+        depth_range: tuple[float, float],
+        *,
+        intrinsics: Intrinsics | None = None,
+        fov: float = ASSUMED_FOV,
+    ) -> None:
+        """`intrinsics` in pixels of the images; without them a camera of `fov` degrees is assumed.
+
+        Raises M2HError where the file cannot be written, ModuleNotFoundError without rerun-sdk.
+        """
+        import rerun as rr
+
+        intrinsics_of_view(fov, 16, 16)  # refuses a view that is none
+        self._rr = rr
+        self.path = Path(path)
+        self._intrinsics, self._fov, self._depth_range = intrinsics, fov, depth_range
+        self._file = NewFile(self.path)
+        check_writable(self.path)
+        self._recording: Any = rr.RecordingStream("m2h-deploy", send_properties=False)
+        with library_path(self._file.temporary) as name:
+            self._recording.save(name)
+        colors = [rr.AnnotationInfo(id=i, label=classes.names[i], color=classes.palette[i]) for i in _indices(classes)]
+        self._recording.log("/", rr.AnnotationContext(colors), static=True)
+        self._recording.log("/", rr.ViewCoordinates.RDF, static=True)
+        self._count = 0
+
+    def add(self, image: NDArray[np.uint8], prediction: Prediction) -> None:
+        """Log one frame; `image` is uint8 (H, W, 3) BGR, the prediction of its size."""
+        check_space(self._file.temporary.parent, self.path)  # Rerun does not say that it could not write
+        rr, log = self._rr, self._recording.log
+        self._recording.set_time("frame", sequence=self._count)
+        self._count += 1
+        height, width = image.shape[:2]
+        camera = self._intrinsics or intrinsics_of_view(self._fov, height, width)
+        matrix = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
+        log("camera", rr.Pinhole(image_from_camera=matrix, resolution=(width, height)))
+        log("camera/image", rr.Image(image, color_model="BGR").compress(jpeg_quality=90))
+        if prediction.depth is not None:
+            near, far = self._depth_range
+            log("camera/depth", rr.DepthImage(prediction.depth, meter=1.0, depth_range=(near, far)))
+            points, colors = point_cloud(image, prediction.depth, camera)
+            log("points", rr.Points3D(points, colors=colors, radii=rr.Radius.ui_points(1.5)))
+        if prediction.semantics is not None:
+            log("camera/labels", rr.SegmentationImage(prediction.semantics))
+        if prediction.normals is not None:
+            log("camera/normals", rr.Image(draw_normals(prediction.normals), color_model="BGR").compress())
+        if prediction.edges is not None:
+            log("camera/edges", rr.Image(draw_edges(prediction.edges)[:, :, 0], color_model="L").compress())
+
+    def close(self) -> None:
+        """Finish the file; without a frame there is none. Harmless to call twice."""
+        if self._recording is None:
+            return
+        self._recording.flush()
+        self._recording.disconnect()
+        self._recording = None
+        self._file.finish() if self._count else self._file.discard()
+
+
+def point_cloud(
+    image: NDArray[np.uint8], depth: NDArray[np.float32], camera: Intrinsics
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Points (N, 3) in meters, x right, y down, z forward, and their RGB colors, from a regular part of the pixels.
+
+    Pixels without depth are left out.
+    """
+    height, width = depth.shape
+    stride = max(1, round((height * width / _POINTS) ** 0.5))
+    rays = camera.rays(height, width)[::stride, ::stride]
+    z = depth[::stride, ::stride]
+    known = z > 0
+    points = (rays * z[:, :, None])[known].astype(np.float32)
+    return points, np.ascontiguousarray(image[::stride, ::stride][known][:, ::-1])
+
+
+def _indices(classes: Classes) -> range:
+    return range(min(len(classes.names), len(classes.palette)))

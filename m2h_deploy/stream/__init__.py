@@ -1,0 +1,1 @@
+"""Frames of a source, predicted as they come."""

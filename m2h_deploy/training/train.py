@@ -1,0 +1,241 @@
+"""A training run from its description to its files."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from m2h_deploy.data import Dataset, open_dataset
+from m2h_deploy.data.rooms.render import Rooms
+from m2h_deploy.errors import M2HError
+from m2h_deploy.files.atomic import make_folder, scratch_folder, write_text
+from m2h_deploy.model import M2H, build_model, load_checkpoint, save_checkpoint
+from m2h_deploy.model.checkpoint import check_finite
+from m2h_deploy.model.weights import read_tensors
+from m2h_deploy.training.cache import FrameCache, open_cache
+from m2h_deploy.training.config import DataConfig, TrainConfig, load_config
+from m2h_deploy.training.evaluation import evaluate, table
+from m2h_deploy.training.loop import STATE, Run, run_stages
+from m2h_deploy.training.parallel import join_group
+from m2h_deploy.training.qat import calibration_batches, check_qat, insert_quantizers, without_quantizers
+from m2h_deploy.training.record import Record, is_record, plot_record
+from m2h_deploy.training.speed import keep_freed_memory
+from m2h_deploy.training.state import Position, load_state
+from m2h_deploy.training.warmstart import prepare_fresh
+
+
+def run(
+    config_path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    cache: str | os.PathLike[str] | None = None,
+    workers: int = 1,
+    qat: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """`train` with the run that a TOML file describes; what `m2h-deploy train` calls."""
+    config = load_config(config_path)
+    return train(
+        config, output, resume=resume, device=device, cache=cache, workers=workers, qat=qat, overwrite=overwrite
+    )
+
+
+def train(
+    config: TrainConfig,
+    output: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    cache: str | os.PathLike[str] | None = None,
+    workers: int = 1,
+    qat: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Train, evaluate, and return what `evaluate` says of the result on the validation frames.
+
+    Into the folder `output` go `model.safetensors`, `losses.csv` (one row a step), `losses.png`, `evaluation.json`,
+    `evaluation.md` and, until the end, `state.pt`. Frames are kept under `cache` (default: `output`/frames), read or
+    rendered by `workers` processes. `device` is `auto`, `cpu` or `cuda`.
+
+    A run that was killed goes on with `resume=True` from its last saved state, to the same bits on the same machine.
+    With `qat` the config's checkpoint is fine-tuned as INT8 will see it: layers round their inputs and weights, and the
+    evaluation is of that network, with the one before the fine-tuning as `before`; the checkpoint is an ordinary one.
+    Under `torchrun` each process takes its share of every batch; those that do not lead return nothing.
+    A run begins in a folder that holds none of these files; with `overwrite` it replaces them.
+    Raises M2HError for a folder that holds another run, data that cannot be read, a loss that is not finite, or `qat`
+    without a checkpoint or without ModelOpt;
+    KeyboardInterrupt after Ctrl-C, with the state saved.
+    """
+    if qat:
+        check_qat(config)
+    place = _device(device)
+    group = join_group()
+    folder = Path(output)
+    state = _prepare_folder(folder, config, resume=resume, qat=qat, overwrite=overwrite)
+    keep_freed_memory()
+    frames_root = Path(cache) if cache is not None else folder / "frames"
+    if not group.leads:
+        group.wait()
+    frames = _frames(config, config.data, frames_root, workers)
+    validation = _frames(config, config.validation, frames_root, workers)
+    if group.leads:
+        group.wait()
+    model = _initial_model(config).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    before = _quantize(model, config, frames, validation if group.leads and state is None else None) if qat else {}
+    position = Position()
+    if state is not None:
+        before = state.get("before", {})
+        model.load_state_dict(state["model"])
+        position = Position(**state["position"])
+    work = Run(
+        config=config,
+        model=model,
+        frames=frames,
+        folder=folder,
+        record=Record(folder / "losses.csv", after=position.total) if group.leads else None,
+        group=group,
+        device=place,
+        teacher=_teacher(config, place),
+        position=position,
+        saved=state["stage"] if state is not None else {},
+        qat=qat,
+        before=before,
+    )
+    run_stages(work)
+    return _finish(work, validation) if group.leads else {}
+
+
+def evaluate_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    config_path: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    cache: str | os.PathLike[str] | None = None,
+    workers: int = 1,
+) -> dict[str, Any]:
+    """What `evaluate` says of a checkpoint on the validation frames of a run's TOML file, normalized as in that run.
+
+    `checkpoint`, a path or the name of the embedded default, need not come from that run, and of the file only
+    `[validation]` and `preset` are looked at. Frames are kept under
+    `cache` for the next time; without it they go when the figures are there. `device` and `workers` as for `train`.
+    Raises M2HError for a checkpoint, config or data that cannot be read.
+    """
+    config = load_config(config_path, training=False)
+    model = load_checkpoint(checkpoint).to(_device(device))
+    with ExitStack() as stack:
+        root = cache if cache is not None else stack.enter_context(scratch_folder("m2h-frames-"))
+        frames = _frames(config, config.validation, Path(root), workers)
+        return evaluate(model, frames, preset=config.preset)
+
+
+def interrupted_message(output: str | os.PathLike[str], *, overwrite: bool = False) -> str:
+    """Say what an interrupted run left in its folder, and how it goes on; `overwrite` if the command had it."""
+    state = Path(output) / STATE
+    if state.is_file():
+        resume = "--resume in place of --overwrite" if overwrite else "--resume"
+        return f"interrupted: the state is saved in {state}; the same command with {resume} goes on from there"
+    return f"interrupted before a step was saved: nothing to resume in {output}; the same command starts anew"
+
+
+#: What a finished run leaves in its folder, the network last.
+_RESULTS = ["losses.csv", "losses.png", "evaluation.json", "evaluation.md", "model.safetensors"]
+
+
+def _prepare_folder(
+    folder: Path, config: TrainConfig, *, resume: bool, qat: bool, overwrite: bool
+) -> dict[str, Any] | None:
+    """The state to go on from, if there is one."""
+    if resume and overwrite:
+        raise M2HError("--resume goes on with the run that --overwrite would replace: give one of the two")
+    state_file = folder / STATE
+    if state_file.is_file() and not overwrite:
+        if not resume:
+            raise M2HError(f"{folder} holds an unfinished run: give --resume, another folder, or --overwrite")
+        state = load_state(state_file)
+        if state["config"] != repr(config):
+            raise M2HError(f"{folder} holds a run with another config: resume it with its own, or give another folder")
+        if state.get("qat", False) != qat:
+            raise M2HError(f"{folder} holds a run {'without' if qat else 'with'} --qat: resume it as it was begun")
+        return state
+    there = [name for name in _RESULTS if (folder / name).exists()]
+    begun = there == _RESULTS[:1] and is_record(folder / there[0])  # stopped before a state was saved
+    if there and not begun and not overwrite:
+        held = f"{folder} holds a finished run, or other files of these names ({there[-1]})"
+        raise M2HError(f"{held}: give another folder, or --overwrite")
+    state_file.unlink(missing_ok=True)
+    make_folder(folder)
+    return None
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise M2HError(f"unknown device '{name}': choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise M2HError("no CUDA device that this PyTorch can use: choose cpu, or install PyTorch for CUDA")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _frames(config: TrainConfig, data: DataConfig, root: Path, workers: int) -> FrameCache:
+    dataset: Dataset
+    if data.source == "rooms":
+        dataset, key = Rooms(data.count, data.seed), f"rooms {data.seed}"
+    else:
+        source = config.find(data.source)
+        dataset, key = open_dataset(source, split=data.split), f"{Path(source).resolve()} {data.split}"
+    return open_cache(dataset, key, root, (data.height, data.width), count=data.count, workers=workers)
+
+
+def _initial_model(config: TrainConfig) -> M2H:
+    torch.manual_seed(config.seed)
+    if config.checkpoint:
+        return load_checkpoint(config.find(config.checkpoint))
+    model = build_model(config.variant, **config.model)
+    prepare_fresh(model, config.layer_scale)
+    if config.backbone:
+        _load_backbone(model, Path(config.find(config.backbone)))
+    return model
+
+
+def _quantize(model: M2H, config: TrainConfig, frames: FrameCache, validation: FrameCache | None) -> dict[str, Any]:
+    """Insert quantizers; returns the evaluation on `validation` in plain values, which a state can hold."""
+    insert_quantizers(model, calibration_batches(config, frames, next(model.parameters()).device))
+    if validation is None:
+        return {}
+    before: dict[str, Any] = json.loads(json.dumps(evaluate(model, validation, preset=config.preset)))
+    return before
+
+
+def _load_backbone(model: M2H, file: Path) -> None:
+    tensors = {name: tensor.float() for name, tensor in read_tensors(file)[0].items()}
+    check_finite(tensors, file)
+    try:
+        model.backbone.load_state_dict(tensors)
+    except RuntimeError as error:
+        last = (str(error).splitlines() or ["not a state dict"])[-1].strip()
+        raise M2HError(f"{file} is not a DINOv2 state dict for {model.config.backbone.name}: {last[:120]}") from None
+
+
+def _teacher(config: TrainConfig, device: torch.device) -> M2H | None:
+    if not config.teacher:
+        return None
+    return load_checkpoint(config.find(config.teacher)).to(device).requires_grad_(False).eval()
+
+
+def _finish(work: Run, validation: FrameCache) -> dict[str, Any]:
+    result = evaluate(work.model, validation, preset=work.config.preset)
+    if work.qat:
+        result["before"] = work.before
+    folder = work.folder
+    write_text(folder / "evaluation.json", json.dumps(result, indent=2))
+    write_text(folder / "evaluation.md", table(result))
+    plot_record(folder / "losses.csv", folder / "losses.png")
+    save_checkpoint(without_quantizers(work.model) if work.qat else work.model, folder / "model.safetensors")
+    (folder / STATE).unlink()
+    return result

@@ -1,0 +1,147 @@
+"""The doctor tells what is there, what installs the rest, and which known issues touch it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from engines.inspect import doctor
+from engines.inspect.known_issues import KNOWN_ISSUES, Installed, affects, applies
+from m2h_deploy.backends import EXTRAS
+from m2h_deploy.errors import install_extra
+from m2h_deploy.profiling.hardware import Gpu, Nvidia, driver_of, read_cpu, read_nvidia
+
+
+@pytest.fixture(scope="module")
+def report() -> dict:
+    return doctor.examine()
+
+
+def _printed(report: dict) -> str:
+    console = Console(file=io.StringIO(), width=250)
+    for renderable in doctor.render(report):
+        console.print(renderable)
+    return console.file.getvalue()
+
+
+def _attention_issues(version: str, capabilities: list[str]) -> list[str]:
+    here = Installed(engines={"tensorrt": version}, capabilities=capabilities)
+    return [i.versions[0] for i in KNOWN_ISSUES if applies(i, here) and i.engine == "tensorrt" and "ViT" in i.condition]
+
+
+def test_every_engine_kind_is_reported_with_what_installs_it(report):
+    engines = {engine["kind"]: engine for engine in report["engines"]}
+    assert set(engines) == set(EXTRAS)
+    assert engines["onnxruntime"]["version"] == importlib.metadata.version("onnxruntime")
+    assert "CPU" in engines["onnxruntime"]["devices"]
+    for engine in engines.values():
+        assert engine["details"]
+        if engine["version"] is None and engine["install"]:
+            assert engine["install"] == install_extra(EXTRAS[engine["kind"]])
+    json.dumps(report)
+
+
+def test_the_processor_is_described(report):
+    cpu = report["cpu"]
+    assert cpu["model"]
+    assert cpu["cores"] == report["cores"] >= 1
+    assert cpu["memory_bytes"] > 2**28
+    assert read_cpu().model == cpu["model"]
+
+
+def test_a_machine_without_a_gpu_is_normal():
+    nvidia = read_nvidia()
+    assert nvidia.source
+    assert nvidia.driver is not None or nvidia.gpus == ()
+
+
+def test_the_driver_is_read_off_its_file():
+    line = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (root@host)"
+    assert driver_of(line) == "580.95.05"
+    assert driver_of("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.161.08  Tue") == "535.161.08"
+    assert driver_of("") is None
+
+
+def test_a_broken_library_is_told_from_a_missing_one(monkeypatch):
+    def broken(name: str):
+        raise OSError("libfoo.so: cannot open shared object file\nmore")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    status = doctor._engine("onnxruntime", Nvidia(None, (), ""))
+    assert status.version is None
+    assert "does not load: libfoo.so" in status.details
+    assert "\n" not in status.details
+
+
+def test_tensorrt_tells_of_the_gpus(monkeypatch):
+    monkeypatch.setattr(doctor, "_version", lambda name: "10.13.0")
+    monkeypatch.setattr(doctor.importlib, "import_module", lambda name: object())
+    with_gpu = Nvidia("580.95", (Gpu("RTX 3080", "8.6", 2**33),), "test")
+    assert doctor._engine("tensorrt", with_gpu).devices == ("RTX 3080 (8.6)",)
+    without = doctor._engine("tensorrt-rtx", Nvidia(None, (), ""))
+    assert without.version == "10.13.0"
+    assert "running needs an NVIDIA GPU" in without.details
+
+
+@pytest.mark.parametrize(
+    ("version", "capabilities", "expected"),
+    [
+        ("10.3.0.30", ["8.7"], ["10.3"]),
+        ("10.4.0", ["8.6"], ["10.4"]),
+        ("10.16.1.11", ["12.0"], ["10.16"]),
+        ("10.16.1.11", [], ["10.16"]),
+        ("10.16.1.11", ["8.6"], []),
+        ("10.13.3", ["12.0"], []),
+        ("10.30.0", ["8.6"], []),
+    ],
+)
+def test_silently_wrong_attention_is_known_by_version_and_gpu(version, capabilities, expected):
+    assert _attention_issues(version, capabilities) == expected
+
+
+def test_versions_are_read_as_numbers():
+    first_release, migration = (i for i in KNOWN_ISSUES if i.versions in (("10.0.0",), (">=11",)))
+    assert affects(first_release, "10.0.0b6")
+    assert affects(first_release, "10.0.0.6")
+    assert not affects(first_release, "10.0.1")
+    assert affects(migration, "11.3.0")
+    assert not affects(migration, "10.16.1")
+    assert not affects(migration, "unknown")
+
+
+def test_issues_that_hang_on_the_cpu_or_on_packages_wait_for_them():
+    precision = next(i for i in KNOWN_ISSUES if "amx_bf16" in i.cpu_features)
+    both = next(i for i in KNOWN_ISSUES if len(i.distributions) == 2)
+    here = Installed(engines={"openvino": "2026.4.1", "onnxruntime": "1.20"}, distributions={"onnxruntime"})
+    assert not applies(precision, here)
+    assert not applies(both, here)
+    there = Installed(here.engines, (), {"amx_bf16"}, {"onnxruntime", "onnxruntime-gpu"})
+    assert applies(precision, there)
+    assert applies(both, there)
+    assert not applies(precision, Installed({}, (), {"amx_bf16"}))
+
+
+def test_every_known_issue_says_what_to_do_and_links_to_a_page():
+    for issue in KNOWN_ISSUES:
+        assert issue.engine in EXTRAS
+        assert issue.condition
+        assert issue.effect
+        assert issue.remedy
+        assert issue.link is None or re.fullmatch(
+            r"https://(github\.com/[\w.-]+/[\w.-]+/issues/\d+|docs\.\S+)", issue.link
+        )
+
+
+def test_only_issues_that_apply_are_shown(report):
+    quiet = [{**issue, "applies": False} for issue in report["known_issues"]]
+    assert "none of" in _printed({**report, "known_issues": quiet})
+    loud = [{**issue, "applies": issue["link"] and issue["link"].endswith("/4837")} for issue in report["known_issues"]]
+    text = _printed({**report, "known_issues": loud})
+    assert "https://github.com/NVIDIA/TensorRT/issues/4837" in text
+    assert "issues/4723" not in text
+    assert "tensorrt-rtx" in text

@@ -1,0 +1,100 @@
+"""What is packaged for Mono-Hydra's ONNX node gives the network's numbers by that node's own steps."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import yaml
+
+from m2h_deploy import M2HError, Runtime
+from m2h_deploy.data.rooms.render import render_room
+from m2h_deploy.onnx_graph.info import read_card
+from m2h_deploy.packaging.mono_hydra import node_input, package_mono_hydra
+from m2h_deploy.runtime.preprocess import PRESETS
+
+
+@pytest.fixture(scope="module")
+def packaged(tiny_bundle, tmp_path_factory):
+    return package_mono_hydra(tiny_bundle, tmp_path_factory.mktemp("mono_hydra") / "out")
+
+
+@pytest.fixture(scope="module")
+def parameters(packaged):
+    return yaml.safe_load((packaged / "m2h_onnx.yaml").read_text())["/**"]["ros__parameters"]
+
+
+def test_the_graph_has_four_float32_outputs_in_order_and_batch_one(packaged):
+    session = ort.InferenceSession(packaged / "m2h.onnx", providers=["CPUExecutionProvider"])
+    assert [(value.name, value.type, value.shape[0]) for value in session.get_outputs()] == [
+        (name, "tensor(float)", 1) for name in ("depth", "semantics", "normals", "edges")
+    ]
+    onnx.checker.check_model(onnx.load(packaged / "m2h.onnx"), full_check=True)
+
+
+def test_the_node_finds_depth_first_and_class_scores_next(packaged, parameters):
+    session = ort.InferenceSession(packaged / "m2h.onnx", providers=["CPUExecutionProvider"])
+    shapes = {value.name: value.shape for value in session.get_outputs()}
+    depth = next(name for name, shape in shapes.items() if shape[:2] == [1, 1])
+    scores = next(name for name in shapes if name != depth)
+    assert (depth, scores) == (parameters["depth_output_name"], parameters["semantic_output_name"])
+    assert shapes[scores][1] == parameters["num_classes"]
+    image = session.get_inputs()[0]
+    assert image.shape == [1, 3, parameters["input_height"], parameters["input_width"]]
+
+
+def test_the_node_s_steps_give_the_runtime_s_depth_and_labels(packaged, parameters, tiny_bundle):
+    image = render_room(3, 1, 112, 140).image
+    session = ort.InferenceSession(parameters["model_path"], providers=["CPUExecutionProvider"])
+    tensor = node_input(image, parameters["input_height"], parameters["input_width"])
+    depth, scores, _, _ = session.run(None, {"image": tensor})
+    depth = np.clip(depth[0, 0] * parameters["depth_scale"], parameters["depth_min"], parameters["depth_max"])
+    with Runtime.load(tiny_bundle, threads=1) as runtime:
+        prediction = runtime(image)
+    # Random weights amplify the rounding of the normalization.
+    np.testing.assert_allclose(depth, prediction.depth, rtol=1e-3, atol=1e-3)
+    assert np.mean(scores[0].argmax(0) == prediction.semantics) > 0.999
+
+
+def test_the_parameters_are_the_node_s_defaults_where_its_launch_files_set_nothing(parameters):
+    assert parameters["normalize_mean"] == [0.485, 0.456, 0.406]
+    assert parameters["normalize_std"] == [0.229, 0.224, 0.225]
+
+
+def test_the_file_says_itself_how_it_is_normalized_now(packaged):
+    path = packaged / "m2h.onnx"
+    assert read_card(onnx.load(path), path).normalization == PRESETS["imagenet"]
+
+
+def test_a_graph_that_the_node_cannot_take_is_refused(tiny_onnx, tmp_path):
+    proto = onnx.load(tiny_onnx)
+    del proto.graph.output[3]
+    onnx.save(proto, tmp_path / "three.onnx")
+    with pytest.raises(M2HError, match="in this order"):
+        package_mono_hydra(tmp_path / "three.onnx", tmp_path / "out")
+    proto = onnx.load(tiny_onnx)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    onnx.save(proto, tmp_path / "free.onnx")
+    with pytest.raises(M2HError, match="single images"):
+        package_mono_hydra(tmp_path / "free.onnx", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_something_is_left_alone(tiny_onnx, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(M2HError, match="exists"):
+        package_mono_hydra(tiny_onnx, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_the_command_writes_both_files(tiny_onnx, tmp_path):
+    shutil.copy(tiny_onnx, tmp_path / "model.onnx")
+    command = [sys.executable, "-c", "import cli; cli.main()", "package", tmp_path / "model.onnx", "--mono-hydra"]
+    done = subprocess.run([*command, "-o", tmp_path / "hydra"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "hydra").iterdir()) == ["m2h.onnx", "m2h_onnx.yaml"]

@@ -1,0 +1,87 @@
+"""What the machine tells is read in its units; what it does not tell is left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m2h_deploy.profiling.machine import describe_machine
+from m2h_deploy.profiling.memory import peak_mb, reset_peak, resident_mb
+from m2h_deploy.profiling.telemetry import CpuClock, OtherLoad, Rapl, Thermal, find_probes, watch
+
+
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n")
+
+
+def test_clocks_are_the_mean_of_the_cores_in_megahertz(tmp_path):
+    for core, kilohertz in enumerate((1_200_000, 1_800_000)):
+        put(tmp_path / f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq", str(kilohertz))
+    assert CpuClock(tmp_path).read() == {"CPU clock (MHz)": 1500.0}
+
+
+def test_clocks_are_taken_from_cpuinfo_where_the_kernel_has_no_cpufreq(tmp_path):
+    put(tmp_path / "proc/cpuinfo", "processor\t: 0\ncpu MHz\t\t: 2000.0\nprocessor\t: 1\ncpu MHz\t\t: 3000.0")
+    assert CpuClock(tmp_path).read() == {"CPU clock (MHz)": 2500.0}
+
+
+def test_zones_of_one_kind_show_the_hottest(tmp_path):
+    for zone, (kind, temperature) in enumerate([("cpu-thermal", "51500"), ("cpu-thermal", "63000"), ("gpu", "-2000")]):
+        put(tmp_path / f"sys/class/thermal/thermal_zone{zone}/type", kind)
+        put(tmp_path / f"sys/class/thermal/thermal_zone{zone}/temp", temperature)
+    put(tmp_path / "sys/class/thermal/thermal_zone3/temp", "garbage")
+    assert Thermal(tmp_path).read() == {"cpu-thermal (°C)": 63.0, "gpu (°C)": -2.0}
+
+
+def test_power_is_energy_over_time_and_survives_the_counters_end(tmp_path):
+    domain = tmp_path / "sys/class/powercap/intel-rapl:0"
+    put(domain / "name", "package-0")
+    put(domain / "max_energy_range_uj", "100000000")
+    put(domain / "energy_uj", "90000000")
+    rapl = Rapl(tmp_path)
+    rapl.read(now=10.0)
+    put(domain / "energy_uj", "99000000")
+    assert rapl.read(now=11.0) == {"package-0 (W)": pytest.approx(9.0)}
+    put(domain / "energy_uj", "4000000")
+    assert rapl.read(now=12.0) == {"package-0 (W)": pytest.approx(5.0)}
+
+
+def test_load_of_others_leaves_out_this_process(tmp_path):
+    put(tmp_path / "proc/stat", "cpu 1000 0 0 1000 0 0 0 0 0 0\ncpu0 1 2 3")
+    load = OtherLoad(tmp_path)
+    put(tmp_path / "proc/stat", "cpu 4000 0 0 7000 0 0 0 0 0 0")
+    assert load.read()["other load (%)"] == pytest.approx(100 * 3000 / 9000, abs=0.5)
+
+
+def test_a_machine_without_any_sensor_is_read_without_a_word(tmp_path):
+    for probe in (CpuClock(tmp_path), OtherLoad(tmp_path), Thermal(tmp_path), Rapl(tmp_path)):
+        assert probe.read() == {}
+    machine = describe_machine(tmp_path)
+    assert machine.governor is None
+    assert machine.memory_gb is None
+
+
+def test_this_machine_is_read_while_a_block_runs():
+    with watch(find_probes(), interval=0.01) as readings:
+        sum(range(10_000))
+    assert readings
+    assert [reading.seconds for reading in readings] == sorted(reading.seconds for reading in readings)
+    machine = describe_machine()
+    assert machine.cpu
+    assert set(machine.affinity) <= set(range(4096))
+    assert "numpy" in machine.packages
+
+
+def test_peak_memory_sees_what_was_given_back():
+    if resident_mb() is None:
+        pytest.skip("this machine does not tell")
+    reset_peak()
+    before = resident_mb()
+    block = np.ones(300_000_000, np.uint8)
+    del block
+    after = peak_mb()
+    assert after is not None
+    assert after - before > 200

@@ -52,13 +52,6 @@ def train(
 def evaluate(
     checkpoint: Annotated[str, typer.Argument(help="Checkpoint, or m2h-tiny for the embedded default.")],
     config: ConfigArgument,
-    table_in: Annotated[
-        Path | None,
-        typer.Option(
-            "--table",
-            help="Markdown file with a place for the table: <!-- evaluation --> ... <!-- end of evaluation -->.",
-        ),
-    ] = None,
     device: DeviceOption = "auto",
     cache: Annotated[Path | None, typer.Option(help="Where frames are kept for the next time.")] = None,
     workers: WorkersOption = 1,
@@ -66,14 +59,10 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint on the validation frames of a training run's TOML file."""
     with needs("train"):
-        from m2h_deploy.training import check_marks, evaluate_checkpoint, replace_table, table
+        from m2h_deploy.training import evaluate_checkpoint, table
 
-    if table_in is not None:
-        check_marks(table_in)
     result = evaluate_checkpoint(checkpoint, config, device=device, cache=cache, workers=workers)
     if as_json:
         print_json(result)
     else:
         out.print(table(result), markup=False)
-    if table_in is not None:
-        say(f"wrote the table into {replace_table(table_in, result)}")

@@ -111,22 +111,18 @@ class DeployWMCA(nn.Module):
 
     Attention does not care about the order of its tokens, so a window holds (row, column, task) tokens. The reference
     crops after each layer and pads with zeros again before the next: here padding tokens are set back to zero between
-    layers. No layer looks across windows, so rows of windows may go through all of them in `strips`, small enough for
-    a CPU's cache. Exact.
+    layers. Exact.
 
     Task maps (N, C, H, W) to one map (N, T * C', H', W'), tasks in the order of WMCA_TASKS; in M2H-small
     before the upsampling and `expand`, which its readers take in.
     """
 
-    def __init__(self, wmca: WMCA, height: int, width: int, strips: int = 1) -> None:
+    def __init__(self, wmca: WMCA) -> None:
         super().__init__()
         self.reduce = wmca.reduce if wmca.reduced else None
-        self.size = (height // 2, width // 2) if wmca.reduced else (height, width)
         layers: Any = wmca.layers
         self.layers = nn.ModuleList(DeployWMCALayer(layer) for layer in layers)
         self.window_size: int = layers[0].window_size
-        window_rows = -(-self.size[0] // self.window_size)
-        self.strip_height = -(-window_rows // min(strips, window_rows)) * self.window_size
         # Looked up on the instance so that an export can put named operators in their place.
         self.partition = window_partition
         self.reverse = window_reverse
@@ -135,12 +131,8 @@ class DeployWMCA(nn.Module):
         if self.reduce is not None:
             maps = {task: F.max_pool2d(self.reduce[task](maps[task]), 2) for task in WMCA_TASKS}
         stacked = torch.cat([maps[task] for task in WMCA_TASKS], dim=1)
-        return torch.cat([self.exchange(strip) for strip in stacked.split(self.strip_height, dim=2)], dim=2)
-
-    def exchange(self, strip: Tensor) -> Tensor:
-        """All layers on whole rows of windows: (N, T * C, H, W) to the same."""
-        height, width = strip.shape[2:]
-        windows = self.partition(strip, self.window_size)
+        height, width = stacked.shape[2:]
+        windows = self.partition(stacked, self.window_size)
         for index, layer in enumerate(self.layers):
             windows = layer(windows if index == 0 else self.clear_padding(windows, height, width))
         return self.reverse(windows, self.window_size, height, width)
@@ -167,10 +159,10 @@ class LocalPath(nn.Module):
     `forward` gives each task a map; `full` brings it to C channels and full size, where it is not there yet.
     """
 
-    def __init__(self, wmca: WMCA | None, height: int, width: int, strips: int = 1) -> None:
+    def __init__(self, wmca: WMCA | None) -> None:
         super().__init__()
         windows = wmca is not None and isinstance(wmca.layers[0], WMCALayer)
-        self.exchange = DeployWMCA(wmca, height, width, strips) if wmca is not None and windows else wmca
+        self.exchange = DeployWMCA(wmca) if wmca is not None and windows else wmca
         self.reduced = wmca is not None and windows and wmca.reduced
         self.expand = nn.ModuleDict()
         if wmca is not None and self.reduced:

@@ -8,17 +8,15 @@ train(load_config("configs/m2h-tiny.toml"), "runs/tiny")
 """
 
 from m2h_deploy.training.config import TrainConfig, load_config
-from m2h_deploy.training.evaluation import check_marks, evaluate, replace_table, table
+from m2h_deploy.training.evaluation import evaluate, table
 from m2h_deploy.training.train import evaluate_checkpoint, interrupted_message, run, train
 
 __all__ = [
     "TrainConfig",
-    "check_marks",
     "evaluate",
     "evaluate_checkpoint",
     "interrupted_message",
     "load_config",
-    "replace_table",
     "run",
     "table",
     "train",

@@ -1,10 +1,8 @@
-"""A network on labeled frames: the project's metrics, and the table that shows them, in a file of the reader's."""
+"""Evaluate a network on labeled frames with the project's metrics, and show the result as a table."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sized
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,6 @@ from torch import Tensor
 
 from m2h_deploy.data import Frame
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files.atomic import check_writable, write_text
 from m2h_deploy.metrics import DepthMetric, EdgesMetric, Metric, NormalsMetric, SemanticsMetric
 from m2h_deploy.model import M2H
 from m2h_deploy.runtime.preprocess import PRESETS, Normalization
@@ -32,9 +29,6 @@ _COLUMNS = (
     ("normals", "within_11.25", "normals within 11.25 degrees", 100.0, 2),
     ("edges", "odsF", "edges odsF", 100.0, 2),
 )
-
-# What a Markdown file has around the table that `replace_table` writes.
-_BEGIN, _END = "<!-- evaluation -->", "<!-- end of evaluation -->"
 
 
 def evaluate(
@@ -121,32 +115,3 @@ def table(result: dict[str, Any]) -> str:
             values = " | ".join(f"{factor * one[task][key]:.{decimals}f}" for one in results)
             lines.append(f"| {heading} | {values} |")
     return "\n".join([*lines, "| frames | " + " | ".join(str(one["frames"]) for one in results) + " |"])
-
-
-def replace_table(file: str | os.PathLike[str], result: dict[str, Any]) -> Path:
-    """Put `table(result)` into a Markdown file, in place of what stands between its two marks, each a line of its own.
-
-    The marks are `<!-- evaluation -->` and `<!-- end of evaluation -->`. The rest of the text stays as it is.
-    Raises M2HError for a file that cannot be read or written, or that has not each mark once, in this order.
-    """
-    before, after = _around_marks(file)
-    return write_text(file, f"{before}{table(result)}\n{after}")
-
-
-def check_marks(file: str | os.PathLike[str]) -> None:
-    """Raises the M2HError of `replace_table` for a file it would refuse: before the evaluation, not after it."""
-    _around_marks(check_writable(file))
-
-
-def _around_marks(file: str | os.PathLike[str]) -> tuple[str, str]:
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except OSError as error:
-        raise M2HError(f"cannot read {file}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise M2HError(f"cannot read {file}: it is not UTF-8 text") from None
-    lines = text.splitlines(keepends=True)
-    begins, ends = ([i for i, line in enumerate(lines) if line.strip() == mark] for mark in (_BEGIN, _END))
-    if len(begins) != 1 or len(ends) != 1 or begins > ends:
-        raise M2HError(f"{file} has no place for the table: it needs one line '{_BEGIN}' and below it one '{_END}'")
-    return "".join(lines[: begins[0] + 1]), "".join(lines[ends[0] :])

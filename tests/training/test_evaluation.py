@@ -1,4 +1,4 @@
-"""What a network is worth on labeled frames: the figures, their table, the command that writes it into a page."""
+"""Evaluate a network on labeled frames: the figures, their table and the command that prints them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,10 @@ from rich.console import Console
 from m2h_deploy.data.rooms.render import Rooms
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import TASKS, build_model
-from m2h_deploy.training import check_marks, evaluate, evaluate_checkpoint, replace_table, table
+from m2h_deploy.training import evaluate, evaluate_checkpoint, table
 from m2h_deploy.training.progress import losses_note, progress_bar
 
 ROOT = Path(__file__).parents[2]
-PAGE = """# A page with `<!-- evaluation -->` in its words
-
-<!-- evaluation -->
-what stood here
-<!-- end of evaluation -->
-
-After it.
-"""
 CONFIG = """
 [validation]
 count = 3
@@ -72,16 +64,13 @@ def command(*arguments: object, temporary: Path) -> subprocess.CompletedProcess[
     return subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
 
 
-def test_the_command_writes_its_figures_as_json_and_into_the_page(config: Path, tmp_path: Path) -> None:
-    page, temporary = tmp_path / "PAGE.md", tmp_path / "temporary"
-    page.write_text(PAGE)
+def test_the_command_prints_its_figures_as_json_and_leaves_no_temporary_file(config: Path, tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
     temporary.mkdir()
-    ran = command("m2h-tiny", config, "--table", page, "--json", temporary=temporary)
+    ran = command("m2h-tiny", config, "--json", temporary=temporary)
     assert ran.returncode == 0, ran.stderr
     result = json.loads(ran.stdout)
     assert result["frames"] == 3 and set(result) == {"frames", *TASKS}
-    head, tail = PAGE.split("what stood here\n")
-    assert page.read_text() == f"{head}{table(result)}\n{tail}"
     assert list(temporary.iterdir()) == []
 
 
@@ -96,34 +85,6 @@ def test_the_figures_are_those_of_the_validation_frames(config: Path, tmp_path: 
     assert evaluate_checkpoint("m2h-tiny", other, cache=kept, device="cpu")["depth"] != one["depth"]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "no marks\n",
-        "<!-- evaluation -->\nno end\n",
-        "<!-- end of evaluation -->\n<!-- evaluation -->\n",
-        PAGE + PAGE,
-    ],
-    ids=["none", "no end", "other way round", "two places"],
-)
-def test_a_page_without_one_place_for_the_table_is_refused_and_kept(text: str, config: Path, tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(text)
-    # The page is looked at before the network: that is not there.
-    ran = command(tmp_path / "no.safetensors", config, "--table", page, temporary=tmp_path)
-    assert ran.returncode == 2
-    assert "has no place for the table" in ran.stderr and "Traceback" not in ran.stderr
-    assert page.read_text() == text
-
-
-def test_a_page_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(M2HError, match=r"cannot read .*missing\.md"):
-        check_marks(tmp_path / "missing.md")
-    (tmp_path / "latin.md").write_bytes(b"caf\xe9")
-    with pytest.raises(M2HError, match="not UTF-8"):
-        replace_table(tmp_path / "latin.md", {})
-
-
 def test_a_place_for_frames_that_is_a_file_is_named(config: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(M2HError, match="cannot keep frames in"):
@@ -132,10 +93,8 @@ def test_a_place_for_frames_that_is_a_file_is_named(config: Path, tmp_path: Path
 
 def test_the_pages_show_the_same_figures_of_the_shipped_weights() -> None:
     pages = [ROOT / "README.md", ROOT / "m2h_deploy" / "assets" / "m2h-tiny.md"]
-    tables = [re.findall(r"<!-- evaluation -->\n(.*?)<!-- end of evaluation -->", p.read_text(), re.S) for p in pages]
+    tables = [re.findall(r"^\| metric \| value \|\n(?:\|.*\n)+", page.read_text(), re.M) for page in pages]
     assert tables[0] == tables[1] and len(tables[0]) == 1
-    for page in pages:
-        check_marks(page)
     assert "| frames | 200 |" in tables[0][0]
 
 

@@ -33,11 +33,6 @@ _BASELINE = 0.209313
 _LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
-def log_depth(depth: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Natural logarithm of depth in meters, the paper's target on Cityscapes; 0 stays where depth is unknown."""
-    return np.log(depth, out=np.zeros_like(depth), where=depth > 0)
-
-
 @dataclass(frozen=True, eq=False)
 class Cityscapes:
     """ROOT/leftImg8bit, and beside it gtFine, disparity and camera as far as they are there."""

@@ -1,4 +1,4 @@
-"""MATLAB 5 files with numeric arrays, as far as NYUv2's two small side files need them.
+"""Read MATLAB 5 files with numeric arrays, as far as NYUv2's two small side files need them.
 
 The format is MathWorks' "MAT-File Format", level 5: a header of 128 bytes, then elements of (type, length,
 data), each padded to 8 bytes; a variable is an element of elements, and may be compressed by zlib. Reading
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from m2h_deploy.errors import M2HError
 
 _HEADER = 128
-_INT8, _INT32, _UINT32, _MATRIX, _COMPRESSED = 1, 5, 6, 14, 15
+_MATRIX, _COMPRESSED = 14, 15
 # Storage types of numbers in an element, and classes of numeric arrays.
 _STORAGE = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 _CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
@@ -51,26 +51,6 @@ def read_numbers(path: Path, name: str) -> npt.NDArray[Any]:
     except (struct.error, zlib.error, ValueError, StopIteration) as error:
         raise M2HError(f"{path}: not a readable MATLAB file, it is damaged") from error
     raise M2HError(f"{path}: has no variable '{name}' with numbers")
-
-
-def write_numbers(variables: dict[str, npt.NDArray[Any]]) -> bytes:
-    """A MATLAB 5 file, little-endian and uncompressed, with these two-dimensional numeric arrays."""
-    text = b"MATLAB 5.0 MAT-file".ljust(116) + bytes(8)
-    file = text + struct.pack("<H", 0x0100) + b"IM"
-    for name, array in variables.items():
-        code = array.dtype.kind + str(array.dtype.itemsize)
-        storage = next(number for number, c in _STORAGE.items() if c == code)
-        matrix = next(number for number, c in _CLASSES.items() if c == code)
-        content = _pack(_UINT32, struct.pack("<II", matrix, 0))
-        content += _pack(_INT32, struct.pack(f"<{array.ndim}i", *array.shape))
-        content += _pack(_INT8, name.encode())
-        content += _pack(storage, array.astype(f"<{code}").tobytes(order="F"))
-        file += _pack(_MATRIX, content)
-    return file
-
-
-def _pack(kind: int, content: bytes) -> bytes:
-    return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
 
 
 def _elements(data: bytes, at: int, order: str) -> Iterator[tuple[int, bytes]]:

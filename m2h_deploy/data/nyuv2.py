@@ -77,32 +77,25 @@ class NYUv2:
         return (self[index] for index in range(len(self)))
 
     @classmethod
-    def from_mat(
-        cls,
-        mat: str | Path,
-        splits: str | Path | None = None,
-        class_mapping: str | Path | None = None,
-        split: str = "val",
-    ) -> NYUv2:
-        """The official labeled file.
+    def from_mat(cls, mat: str | Path, split: str = "val") -> NYUv2:
+        """Open the official labeled file.
 
         Args:
-            mat: nyu_depth_v2_labeled.mat.
-            splits: splits.mat; by default beside `mat`. It has 795 frames for training and 654 for testing.
-            class_mapping: classMapping40.mat; by default beside `mat`.
+            mat: nyu_depth_v2_labeled.mat, with splits.mat (795 frames for training, 654 for testing) and
+                classMapping40.mat beside it.
             split: "train", "val" or "test" (the same frames) or "all".
 
         Raises:
             M2HError: a file is missing or is not what its name says.
         """
         mat = Path(mat)
-        mapping = Path(class_mapping) if class_mapping else mat.with_name(MAPPING_NAME)
+        mapping = mat.with_name(MAPPING_NAME)
         table = _read_mapping(mapping)
         contents = _MatFile.open(mat, table)
         if split == "all":
             numbers = np.arange(contents.count)
         else:
-            numbers = _read_split(Path(splits) if splits else mat.with_name(SPLITS_NAME), split)
+            numbers = _read_split(mat.with_name(SPLITS_NAME), split)
             if numbers.min() < 0 or numbers.max() >= contents.count:
                 raise M2HError(f"{mat}: has {contents.count} frames, but its splits ask for number {numbers.max() + 1}")
         names = tuple(f"{number + 1:04d}" for number in numbers)
@@ -214,8 +207,6 @@ class _MatFile:
                 raise M2HError(f"{path}: images {images}, depths {depths} and labels {labels} do not fit together")
             count, width, height = depths
             camera = NYU_INTRINSICS.scaled(height, width, 480, 640)
-            if "camera" in file:
-                camera = Intrinsics(*(float(v) for v in np.ravel(file["camera"][()])))
             instances = "instances" in file and file["instances"].shape == labels
         return cls(path, table, int(count), camera, instances)
 
@@ -277,7 +268,7 @@ def _hdf5(path: Path) -> Any:
 
 def _side_file(path: Path, key: str, what: str) -> npt.NDArray[np.int64]:
     if not path.is_file():
-        raise M2HError(f"{path}: {what} is missing; put {path.name} beside the labeled file or name it")
+        raise M2HError(f"{path}: {what} is missing; put {path.name} beside the labeled file")
     numbers = read_numbers(path, key)
     if not numbers.size or not np.isfinite(numbers).all():
         raise M2HError(f"{path}: {what} '{key}' is empty or not made of numbers")

@@ -1,30 +1,24 @@
-"""Write synthetic rooms in the two layouts of NYUv2, so that everything that reads NYUv2 also reads them."""
+"""Write synthetic rooms in NYUv2's multi-task layout, so that everything that reads NYUv2 also reads them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from m2h_deploy.data.classes import IGNORE_LABEL, NYU40_CLASSES
+from m2h_deploy.data.classes import IGNORE_LABEL
 from m2h_deploy.data.frame import Frame
-from m2h_deploy.data.mat5 import write_numbers
-from m2h_deploy.data.nyuv2 import MAPPING_NAME, SPLITS_NAME
-from m2h_deploy.data.rooms.render import render_room, render_room_with_instances, room_intrinsics, room_name
-from m2h_deploy.errors import M2HError, missing_extra
-from m2h_deploy.files.atomic import check_folder, make_folder, whole_file, write_bytes
+from m2h_deploy.data.rooms.render import render_room, room_name
+from m2h_deploy.errors import M2HError
+from m2h_deploy.files.atomic import check_folder, make_folder, write_bytes
 from m2h_deploy.files.provenance import check_output, mark_png
 
 #: Called after each frame with how many are done and how many there will be.
 Progress = Callable[[int, int], None]
-
-#: The official file counts 894 raw classes.
-_RAW_CLASSES = 894
 
 
 def write_multitask_folder(
@@ -112,84 +106,6 @@ def _write_frame(folder: Path, frame: Frame) -> None:
     data = BytesIO()
     np.save(data, frame.depth)
     write_bytes(folder / "depth" / f"{frame.name}.npy", data.getvalue())
-
-
-def write_mat(
-    path: str | Path,
-    frames: int,
-    seed: int = 0,
-    height: int = 240,
-    width: int = 320,
-    train: int = 0,
-    progress: Progress | None = None,
-) -> Path:
-    """Rooms 0..frames-1 of series `seed` in the official layout (see `NYUv2.from_mat`), with its two side files.
-
-    splits.mat and classMapping40.mat are written beside `path`. Raw labels 1..40 are the 40 classes
-    themselves; an extra array `camera` (fx, fy, cx, cy) tells the loader that this is not NYUv2's camera.
-
-    Args:
-        path: the .mat file; usually nyu_depth_v2_labeled.mat.
-        frames: how many rooms.
-        seed: the series of rooms.
-        height: pixels.
-        width: pixels.
-        train: how many of them, from the first, are for training; the others are for testing.
-        progress: called after each frame.
-
-    Returns:
-        `path`.
-
-    Raises:
-        M2HError: one of the three files is there already, or `train` leaves nothing to test.
-    """
-    path = Path(path)
-    splits, mapping = path.with_name(SPLITS_NAME), path.with_name(MAPPING_NAME)
-    if not 0 <= train < frames:
-        raise M2HError(f"{path}: {train} of {frames} frames for training, expected at least one left for testing")
-    for file in (path, splits, mapping):
-        if file.exists():
-            raise M2HError(f"{file}: is there already; remove it or name another folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial:
-        # The frames first: they take long, and nothing else is in place if they are interrupted.
-        _write_hdf5(partial, frames, seed, (height, width), progress)
-        numbers = np.arange(1, frames + 1, dtype=np.uint16)[:, None]
-        write_bytes(splits, write_numbers({"trainNdxs": numbers[:train], "testNdxs": numbers[train:]}))
-        raw = np.full((1, _RAW_CLASSES), len(NYU40_CLASSES), np.uint8)
-        raw[0, : len(NYU40_CLASSES)] = np.arange(1, len(NYU40_CLASSES) + 1)
-        write_bytes(mapping, write_numbers({"mapClass": raw}))
-    return path
-
-
-def _write_hdf5(path: Path, frames: int, seed: int, size: tuple[int, int], progress: Progress | None) -> None:
-    try:
-        import h5py
-    except ImportError as error:
-        raise missing_extra("h5py", "data", f"writing {path}", error=error) from None
-    height, width = size
-    k = room_intrinsics(height, width)
-    with h5py.File(path, "w") as file:
-
-        def array(name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
-            return file.create_dataset(
-                name, shape, dtype, chunks=(1, *shape[1:]), compression="gzip", compression_opts=1
-            )
-
-        images = array("images", (frames, 3, width, height), np.uint8)
-        depths = array("depths", (frames, width, height), np.float32)
-        labels = array("labels", (frames, width, height), np.uint16)
-        instances = array("instances", (frames, width, height), np.uint8)
-        file["camera"] = np.array([[k.fx, k.fy, k.cx, k.cy]])
-        for index in range(frames):
-            frame, objects = render_room_with_instances(seed, index, height, width)
-            assert frame.depth is not None and frame.semantics is not None
-            images[index] = frame.image[..., ::-1].transpose(2, 1, 0)
-            depths[index] = frame.depth.T
-            labels[index] = np.where(frame.semantics == IGNORE_LABEL, 0, frame.semantics.astype(np.uint16) + 1).T
-            instances[index] = objects.T
-            if progress:
-                progress(index + 1, frames)
 
 
 def _write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:

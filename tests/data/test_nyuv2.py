@@ -14,9 +14,10 @@ from scipy.io import loadmat, savemat
 
 from m2h_deploy.data import NYU40_CLASSES, NYUv2, open_dataset
 from m2h_deploy.data.mat5 import read_numbers
-from m2h_deploy.data.nyuv2_writer import write_mat, write_multitask_folder
+from m2h_deploy.data.nyuv2_writer import write_multitask_folder
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.errors import M2HError
+from tests.data.nyuv2_mat import write_mat
 
 SEED, FRAMES, SIZE = 9, 3, (48, 64)
 META = Path(__file__).parents[3] / "shared" / "nyuv2_meta"
@@ -78,14 +79,6 @@ def test_index_past_the_end_is_an_index_error(written: Path) -> None:
         open_dataset(written / "folder")[FRAMES]
 
 
-def test_mat_axes_are_those_of_the_official_file(written: Path) -> None:
-    with h5py.File(written / "mat" / "nyu_depth_v2_labeled.mat") as file:
-        height, width = SIZE
-        assert file["images"].shape == (FRAMES, 3, width, height) and file["images"].dtype == np.uint8
-        assert file["depths"].shape == file["labels"].shape == (FRAMES, width, height)
-        assert file["labels"].dtype == np.uint16
-
-
 def test_real_splits_and_class_mapping(tmp_path: Path) -> None:
     if not META.is_dir():
         pytest.skip("the official side files are not here")
@@ -97,10 +90,9 @@ def test_real_splits_and_class_mapping(tmp_path: Path) -> None:
         file.create_dataset("labels", (1449, 6, 4), np.uint16)
         file["depths"][2] = 2.5
         file["labels"][2, 0] = [21, 11, 894, 0]
-    opened = {
-        split: NYUv2.from_mat(mat, META / "splits.mat", META / "classMapping40.mat", split)
-        for split in ("train", "val", "all")
-    }
+    for name in ("splits.mat", "classMapping40.mat"):
+        shutil.copy(META / name, tmp_path)
+    opened = {split: NYUv2.from_mat(mat, split) for split in ("train", "val", "all")}
     assert {split: len(data) for split, data in opened.items()} == {"train": 795, "val": 654, "all": 1449}
     frame = opened["train"][0]
     assert frame.name == "0003" and frame.semantics is not None
@@ -384,14 +376,12 @@ def test_arrays_that_do_not_fit_together_are_named(mat: Path) -> None:
         NYUv2.from_mat(mat)
 
 
-def test_writing_overwrites_nothing(folder: Path, mat: Path) -> None:
+def test_writing_overwrites_nothing(folder: Path) -> None:
     before = (folder / "gt_sets" / "val.txt").read_text()
     with pytest.raises(M2HError, match="there already"):
         write_multitask_folder(folder, 1, SEED + 1, *SIZE)
     with pytest.raises(M2HError, match="use another seed"):
         write_multitask_folder(folder, 1, SEED, *SIZE, split="train")
-    with pytest.raises(M2HError, match="there already"):
-        write_mat(mat, 2)
     assert (folder / "gt_sets" / "val.txt").read_text() == before
 
 
@@ -406,10 +396,7 @@ def test_an_interrupted_writer_leaves_nothing_that_looks_whole(tmp_path: Path) -
 
     with pytest.raises(KeyboardInterrupt):
         write_multitask_folder(tmp_path / "folder", 2, 0, *SIZE, progress=interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_mat(tmp_path / "mat" / "nyu_depth_v2_labeled.mat", 2, 0, *SIZE, progress=interrupt)
     assert not list((tmp_path / "folder" / "gt_sets").iterdir())
-    assert not list((tmp_path / "mat").iterdir())
 
 
 def test_side_files_read_the_same_in_scipy(written: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import onnxruntime as ort
@@ -24,7 +23,6 @@ def build_onnxruntime(
     precision: str = "fp32",
     threads: int | None = None,
     provider: str = "cpu",
-    provider_options: Mapping[str, str] | None = None,
 ) -> EngineInfo:
     """Optimize the graph of `model` and keep it in `folder`, to be run by `provider` (see `backends.onnxruntime`).
 
@@ -36,7 +34,7 @@ def build_onnxruntime(
     check_provider(provider)
     if provider != "cpu":
         shutil.copyfile(model, folder / ENGINE_FILE)
-        return _info(precision, threads, provider, provider_options)
+        return _info(precision, threads, provider)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -48,7 +46,7 @@ def build_onnxruntime(
         raise
     except Exception as error:  # ONNX Runtime raises its own unexported types
         raise failure(error, f"ONNX Runtime cannot load {model}") from None
-    return _info(precision, threads, provider, provider_options)
+    return _info(precision, threads, provider)
 
 
 def check_provider(provider: str) -> None:
@@ -59,10 +57,10 @@ def check_provider(provider: str) -> None:
         raise M2HError(f"this ONNX Runtime lacks the provider '{provider}': {install_extra('gpu')}, on the target")
 
 
-def _info(precision: str, threads: int | None, provider: str, provider_options: Mapping[str, str] | None) -> EngineInfo:
+def _info(precision: str, threads: int | None, provider: str) -> EngineInfo:
     # The provider's own default is TF32, whose 10 bits are not what a bundle of precision fp32 promises.
     exact = {"use_tf32": "0"} if provider == "cuda" and precision == "fp32" else {}
-    options = {"provider": provider, "provider_options": {**exact, **(provider_options or {})}, "threads": threads}
+    options = {"provider": provider, "provider_options": exact, "threads": threads}
     return EngineInfo(
         kind="onnxruntime",
         version=ort.__version__,

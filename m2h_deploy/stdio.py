@@ -87,12 +87,12 @@ def _open_closed() -> None:
     os.close(number)
 
 
-def end_on_signals(numbers: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGHUP)) -> None:
-    """Let these signals end a command as Ctrl-C does: temporary files go, what was finished stays.
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does: temporary files go, what was finished stays.
 
     SIGHUP that the parent process has set to be ignored, as nohup does, stays ignored.
     """
-    for number in wanted_signals(numbers):
+    for number in wanted_signals((signal.SIGTERM, signal.SIGHUP)):
         signal.signal(number, _interrupt)
 
 

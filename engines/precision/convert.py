@@ -37,7 +37,7 @@ from engines.precision.quantization import (
     quantized_layers,
 )
 from engines.precision.raw_pixels import is_sensor, put_network, take_network
-from engines.precision.sensitivity import BlockCost, choose_blocks
+from engines.precision.sensitivity import choose_blocks
 from m2h_deploy.causes import reason
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import scratch_folder, whole_file
@@ -65,8 +65,6 @@ class PrecisionReport:
     quantized: tuple[str, ...] = ()
     """Layers that became INT8."""
     calibration: CalibrationRecord | None = None
-    block_costs: tuple[BlockCost, ...] = ()
-    """What INT8 costs block by block, where a least PSNR was asked for."""
     psnr: dict[str, float] = field(default_factory=dict)
     """Decibels a output against the float32 graph, on frames that no range was measured on; empty without frames."""
 
@@ -76,22 +74,20 @@ def to_fp16(
     out_path: str | os.PathLike[str],
     *,
     io: IO = "fp32",
-    keep_fp32: Sequence[str] = (),
     frames: CalibrationFrames | None = None,
-    headroom: float = 8.0,
 ) -> PrecisionReport:
     """Write the float32 graph at `onnx_path` as FP16 to `out_path`.
 
     Inputs and outputs stay float32 unless `io` is "fp16". Reductions, the last layers of depth and the division of the
-    normals stay float32; `keep_fp32` names more (blocks or globs). With `frames`, tensors that come within
-    `headroom` of FP16's largest value on them are kept float32 too, and the held out ones give the PSNR. Of a sensor
+    normals stay float32. With `frames`, tensors that come near FP16's largest value on them (`islands.HEADROOM`) are
+    kept float32 too, and the held out ones give the PSNR. Of a sensor
     graph the network alone is converted, and `frames` are the network's. Raises M2HError on bad input; nothing is left
     behind then.
     """
     exported, proto = _load_float32(onnx_path, io)
     plain, calls = inline_functions(proto)
     largest = _largest_values(plain, frames.frames) if frames else None
-    islands, risks = _islands_and_risks(plain, keep_fp32, largest, headroom)
+    islands, risks = _islands_and_risks(plain, largest)
     result = outline_functions(_autocast(plain, islands, io), calls, proto)
     report = PrecisionReport("fp16", io, islands, risks)
     return _finish(exported, proto, result, report, Path(out_path), frames.held_out if frames else ())
@@ -105,7 +101,6 @@ def to_int8(
     policy: QuantPolicy | None = None,
     min_psnr: float | None = None,
     io: IO = "fp32",
-    keep_fp32: Sequence[str] = (),
 ) -> PrecisionReport:
     """Write the float32 graph at `onnx_path` with Q/DQ around the layers `policy` names, and the rest in FP16.
 
@@ -117,11 +112,10 @@ def to_int8(
     exported, proto = _load_float32(onnx_path, io)
     policy = policy or QuantPolicy()
     plain, calls = inline_functions(proto)
-    islands, risks = _islands_and_risks(plain, keep_fp32, None, 1.0)
+    islands, risks = _islands_and_risks(plain, None)
     kept = {island.node for island in islands}
     layers = tuple(name for name in chosen_layers(plain, policy) if name not in kept)
     digest = onnx_sha256(onnx_path)
-    costs: tuple[BlockCost, ...] = ()
     if policy.weights_only:
         if min_psnr is not None:
             raise M2HError("a least PSNR chooses among layers with INT8 activations: leave it out with weights_only")
@@ -132,12 +126,12 @@ def to_int8(
         ranges = measure_ranges(plain, digest, tuple(dict.fromkeys(inputs.values())), calibration)
         if min_psnr is not None:
             few = calibration.frames.frames[:SENSITIVITY_FRAMES]
-            layers, costs = choose_blocks(plain, layers, ranges, few, min_psnr)
+            layers = choose_blocks(plain, layers, ranges, few, min_psnr)
         wanted = {inputs[name]: ranges[inputs[name]] for name in layers}
         quantized = insert_qdq(plain, layers, wanted, calibration.frames.frames[0])
     result = outline_functions(_autocast(quantized, islands, io), calls, proto)
     record = record_of(calibration, digest)
-    report = PrecisionReport("int8", io, islands, risks, quantized_layers(result), record, costs)
+    report = PrecisionReport("int8", io, islands, risks, quantized_layers(result), record)
     return _finish(exported, proto, result, report, Path(out_path), calibration.frames.held_out)
 
 
@@ -160,9 +154,9 @@ def _largest_values(proto: onnx.ModelProto, frames: Sequence[NDArray[np.float32]
 
 
 def _islands_and_risks(
-    proto: onnx.ModelProto, keep_fp32: Sequence[str], largest: dict[str, float] | None, headroom: float
+    proto: onnx.ModelProto, largest: dict[str, float] | None
 ) -> tuple[tuple[Island, ...], tuple[WeightRisk, ...]]:
-    islands = find_islands(proto, keep_fp32=keep_fp32, largest=largest, headroom=headroom)
+    islands = find_islands(proto, largest)
     risks = weight_risks(proto, islands)
     kept = dict.fromkeys(risk.node for risk in risks if risk.action == "node kept in float32")
     return (*islands, *(Island(name, "weights") for name in kept)), risks

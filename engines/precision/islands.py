@@ -10,8 +10,6 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from m2h_deploy.blocks import matches
-
 #: Operators that sum many values: FP16 sums overflow or lose the small terms. TensorRT still fuses attention where
 #: only the softmax between its two products is float32.
 REDUCTIONS = frozenset(
@@ -31,6 +29,9 @@ REDUCTIONS = frozenset(
 FP16_MAX = 65504.0
 FP16_TINY = 2.0**-24
 
+#: Nodes that touch a tensor beyond FP16's range divided by this stay float32.
+HEADROOM = 8.0
+
 #: Where more than this share of a weight's values vanishes in FP16, the node that uses it stays float32.
 UNDERFLOW_SHARE = 0.01
 
@@ -40,7 +41,7 @@ class Island:
     """A node that stays float32, and why."""
 
     node: str
-    reason: Literal["reduction", "depth output", "unit normals", "position resize", "asked for", "range", "weights"]
+    reason: Literal["reduction", "depth output", "unit normals", "position resize", "range", "weights"]
 
 
 @dataclass(frozen=True)
@@ -52,26 +53,17 @@ class WeightRisk:
     kind: Literal["underflow", "overflow"]
     values: int
     total: int
-    magnitude: float
-    """The value furthest outside FP16."""
     action: Literal["node kept in float32", "rounded to FP16's smallest value"]
 
 
-def find_islands(
-    proto: onnx.ModelProto,
-    *,
-    keep_fp32: Sequence[str] = (),
-    largest: Mapping[str, float] | None = None,
-    headroom: float = 8.0,
-) -> tuple[Island, ...]:
-    """Nodes of `proto` that stay float32, in graph order.
+def find_islands(proto: onnx.ModelProto, largest: Mapping[str, float] | None) -> tuple[Island, ...]:
+    """Find the nodes of `proto` that stay float32, in graph order.
 
-    `keep_fp32` adds nodes by block or glob (see `m2h_deploy.blocks.matches`). `largest` gives the largest magnitude
-    seen in each tensor: nodes that touch one beyond FP16's range divided by `headroom` are added.
+    `largest` gives the largest magnitude seen in each tensor, where tensors were measured.
     """
     reasons: dict[str, Island] = {}
     tails = dict(_output_tails(proto))
-    limit = FP16_MAX / headroom
+    limit = FP16_MAX / HEADROOM
     for node in proto.graph.node:
         reason: str | None = None
         if node.op_type in REDUCTIONS:
@@ -80,8 +72,6 @@ def find_islands(
             reason = tails[node.name]
         elif node.op_type == "Resize" and _is_cubic(node):
             reason = "position resize"
-        elif matches(node.name, keep_fp32):
-            reason = "asked for"
         elif largest and any(largest.get(name, 0.0) > limit for name in (*node.input, *node.output)):
             reason = "range"
         if reason is not None:
@@ -135,10 +125,10 @@ def _risks_of(name: str, node: str, values: np.ndarray) -> Iterator[WeightRisk]:
     magnitudes = np.abs(values[values != 0])
     high, low = magnitudes[magnitudes > FP16_MAX], magnitudes[magnitudes < FP16_TINY]
     if high.size:
-        yield WeightRisk(name, node, "overflow", high.size, values.size, float(high.max()), "node kept in float32")
+        yield WeightRisk(name, node, "overflow", high.size, values.size, "node kept in float32")
     if low.size:
         many = low.size > UNDERFLOW_SHARE * magnitudes.size
         action: Literal["node kept in float32", "rounded to FP16's smallest value"] = (
             "node kept in float32" if many else "rounded to FP16's smallest value"
         )
-        yield WeightRisk(name, node, "underflow", low.size, values.size, float(low.min()), action)
+        yield WeightRisk(name, node, "underflow", low.size, values.size, action)

@@ -1,4 +1,4 @@
-"""What INT8 costs block by block, and which blocks to keep in FP16 so that every output stays good enough.
+"""Choose the blocks to keep in FP16 so that every output stays good enough.
 
 Quantization is simulated on the float32 graph with Q/DQ around layers, on ONNX Runtime's CPU: seconds instead of the
 minutes that a whole conversion takes, and the same arithmetic.
@@ -7,7 +7,6 @@ minutes that a whole conversion takes, and the same arithmetic.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -19,23 +18,14 @@ from m2h_deploy.blocks import block_of
 from m2h_deploy.errors import M2HError
 
 
-@dataclass(frozen=True)
-class BlockCost:
-    """Noise that INT8 in one block alone adds to each output, as mean square over the output's span squared."""
-
-    block: str
-    layers: int
-    noise: dict[str, float]
-
-
 def choose_blocks(
     proto: onnx.ModelProto,
     layers: Sequence[str],
     ranges: Mapping[str, float],
     frames: Sequence[NDArray[np.float32]],
     min_psnr: float,
-) -> tuple[tuple[str, ...], tuple[BlockCost, ...]]:
-    """The layers of `layers` that may be INT8 with every output at `min_psnr` decibels or more, and what blocks cost.
+) -> tuple[str, ...]:
+    """Choose the layers of `layers` that may be INT8 with every output at `min_psnr` decibels or more.
 
     Noise of blocks is nearly independent, so powers add: the block that adds most to the worst output goes first,
     until the rest, measured together, is good enough. Raises M2HError when no block can stay.
@@ -44,22 +34,19 @@ def choose_blocks(
     by_block: dict[str, list[str]] = {}
     for name in layers:
         by_block.setdefault(block_of(name), []).append(name)
-    costs = tuple(
-        BlockCost(block, len(names), reference.noise(simulate_int8(proto, names, ranges)))
-        for block, names in by_block.items()
-    )
+    # Noise that INT8 in one block alone adds to each output, as mean square over the output's span squared.
+    left = {block: reference.noise(simulate_int8(proto, names, ranges)) for block, names in by_block.items()}
     limit = 10 ** (-min_psnr / 10)
-    left = {cost.block: cost for cost in costs}
     while left:
         chosen = [name for block in left for name in by_block[block]]
-        expected = {o: sum(cost.noise[o] for cost in left.values()) for o in reference.names}
+        expected = {o: sum(noise[o] for noise in left.values()) for o in reference.names}
         measured = expected
         if max(expected.values()) <= limit:
             measured = reference.noise(simulate_int8(proto, chosen, ranges))
             if max(measured.values()) <= limit:
-                return tuple(chosen), costs
+                return tuple(chosen)
         worst = max(measured, key=lambda output: measured[output])
-        del left[max(left, key=lambda block: left[block].noise[worst])]
+        del left[max(left, key=lambda block: left[block][worst])]
     raise M2HError(f"no block can be INT8 with every output at {min_psnr:g} dB: use fp16, or ask for less")
 
 

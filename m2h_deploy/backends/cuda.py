@@ -64,14 +64,6 @@ class Cuda:
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDefault
         self.call("cudaMemcpyAsync", target, source, nbytes, kind, self.stream)
 
-    def wait_for(self, stream: int) -> None:
-        """Let this stream wait for what another has been given so far."""
-        flags = self._runtime.cudaEventDisableTiming
-        event = self.call("cudaEventCreateWithFlags", flags)
-        self.call("cudaEventRecord", event, stream)
-        self.call("cudaStreamWaitEvent", self.stream, event, 0)
-        self.call("cudaEventDestroy", event)
-
     def synchronize(self) -> None:
         """Wait until the stream is empty."""
         self.call("cudaStreamSynchronize", self.stream)

@@ -19,7 +19,6 @@ from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.buffers import Placement, TensorSpec, plan_buffers
 from m2h_deploy.backends.cache import read_checked, user_cache_folder, write_checked
 from m2h_deploy.backends.cuda import Cuda, missing_gpu
-from m2h_deploy.backends.dlpack import Borrowed, DeviceArray, borrow_cuda
 from m2h_deploy.backends.outputs import given_dtype
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
 from m2h_deploy.backends.tensorrt_log import listen
@@ -41,9 +40,7 @@ DIAGNOSTICS = {
 class TensorRTBackend:
     """One plan on one GPU. Not for two threads at once.
 
-    `run` takes and gives numpy arrays. `run_on_device` takes a GPU array of any library (CUDA array interface or
-    DLPack) and gives GPU arrays: the image never visits the host. `options.extra` may hold `cuda_graph`: False launches
-    every kernel by itself, to see what the graph gains.
+    `options.extra` may hold `cuda_graph`: False launches every kernel by itself, to see what the graph gains.
     """
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
@@ -100,27 +97,6 @@ class TensorRTBackend:
         placements, _ = plan_buffers(self._specs, batch)
         return {p.name: np.empty(p.shape, given_dtype(p.dtype)) for p in placements if not p.is_input}
 
-    def run_on_device(self, image: Any) -> dict[str, DeviceArray]:
-        """A GPU array (N, 3, H, W), float32 or as the engine takes it, to GPU arrays by name.
-
-        They are ready when this returns and are overwritten by the next call.
-        """
-        self._check_open()
-        source = borrow_cuda(image, self._cuda.stream)
-        if source is None:
-            raise M2HError("run_on_device takes an array in GPU memory: give numpy arrays to run()")
-        self._prepare(source.shape[0])
-        placement = self._placements[0]
-        self._take(source, placement)
-        self._execute()
-        self._cuda.synchronize()
-        return {
-            p.name: DeviceArray(
-                self._device + p.offset, p.shape, p.dtype, self._cuda.stream, self, (2, self._cuda.device)
-            )
-            for p in self._placements[1:]
-        }
-
     def gpu_milliseconds(self, runs: int, batch: int = 1) -> list[float]:
         """The engine alone, without copies, `runs` times on what its input holds: milliseconds by CUDA events."""
         self._check_open()
@@ -151,14 +127,6 @@ class TensorRTBackend:
     def _check_open(self) -> None:
         if self._context is None:
             raise M2HError(f"{self._where}: the engine is closed")
-
-    def _take(self, source: Borrowed, placement: Placement) -> None:
-        self._check_shape(source.shape, placement)
-        if source.dtype != placement.dtype:
-            raise M2HError(f"the engine takes {placement.dtype} on the GPU, got {source.dtype}: convert it there")
-        if source.stream:
-            self._cuda.wait_for(source.stream)
-        self._cuda.copy(self._device + placement.offset, source.pointer, placement.nbytes)
 
     def _check_shape(self, shape: tuple[int, ...], placement: Placement) -> None:
         if tuple(shape) != placement.shape:

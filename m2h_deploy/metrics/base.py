@@ -111,10 +111,6 @@ class Metric(ABC):
         """The figures of everything added so far; nan where nothing was counted."""
         return self.compute_from(self.state)
 
-    def reset(self) -> None:
-        """Forget everything added so far."""
-        self.state = np.zeros(self.state_size)
-
     def _shapes(self, prediction: npt.NDArray, target: npt.NDArray) -> None:
         raise M2HError(
             f"{self.task} metric: prediction {prediction.shape} and target {target.shape} are not one frame "

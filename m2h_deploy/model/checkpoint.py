@@ -260,6 +260,6 @@ def _check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], 
         raise M2HError(f"{file} does not fit M2H: {'; '.join(problems)}")
 
 
-def _few(names: list[str], limit: int = 3) -> str:
-    shown = ", ".join(names[:limit]) or "nothing"
-    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
+def _few(names: list[str]) -> str:
+    shown = ", ".join(names[:3]) or "nothing"
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

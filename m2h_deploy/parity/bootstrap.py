@@ -26,9 +26,9 @@ _STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2
 _NORMAL = 1.959964
 
 
-def draws(frames: int, resamples: int = RESAMPLES, seed: int = SEED) -> Array:
+def draws(frames: int, resamples: int = RESAMPLES) -> Array:
     """How often each frame occurs in each resample, float64 (resamples, frames); rows sum to `frames`."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(SEED)
     return generator.multinomial(frames, np.full(frames, 1 / frames), size=resamples).astype(np.float64)
 
 

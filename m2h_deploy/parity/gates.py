@@ -51,11 +51,6 @@ class Gates:
             if limit is not None and not (math.isfinite(limit) and limit >= 0):
                 raise M2HError(f"gate {name} is {limit}: must be a number of 0 or more")
 
-    @staticmethod
-    def none() -> Gates:
-        """No gate at all: to measure without judging. Set single ones with `dataclasses.replace`."""
-        return Gates(None, None, None, None, None)
-
 
 @dataclass(frozen=True)
 class GateResult:

@@ -110,7 +110,6 @@ def locate(
     image: NDArray[np.float32],
     *,
     precision: str = "fp32",
-    jump: float = JUMP,
 ) -> LocateResult:
     """Run both ONNX files on `image` in ONNX Runtime and compare every value that both name.
 
@@ -122,7 +121,6 @@ def locate(
         engine: the file in question, for instance a bundle's model.onnx.
         image: float32 (N, 3, H, W), normalized; repeated where the files want a larger fixed batch.
         precision: of the engine: sets what counts as rounding (`ROUNDING`).
-        jump: how many times the error of its inputs a value's must be.
 
     Raises:
         M2HError: a file that is no ONNX, needs onnx or onnxruntime installed, or has no value in common.
@@ -138,7 +136,7 @@ def locate(
         raise M2HError(f"{engine} has no value in common with {reference}: export both with the same options")
     values = _with_inputs(a, differences)
     floor = ROUNDING[precision]
-    found = next((v for v in values if not v.error < jump * max(v.inputs_error, floor) * (1 + v.skipped)), None)
+    found = next((v for v in values if not v.error < JUMP * max(v.inputs_error, floor) * (1 + v.skipped)), None)
     blocks = _by_block(values)
     return LocateResult(
         values=values,
@@ -151,10 +149,8 @@ def locate(
     )
 
 
-def locate_in_bundle(
-    bundle: Bundle, reference: str | os.PathLike[str], image: NDArray[np.float32] | None = None
-) -> LocateResult:
-    """`locate` for the engine of a bundle, on `image` or on the self-test's input.
+def locate_in_bundle(bundle: Bundle, reference: str | os.PathLike[str]) -> LocateResult:
+    """`locate` for the engine of a bundle, on the self-test's input.
 
     Raises M2HError where the engine file is not ONNX: a compiled engine does not show its intermediate values.
     """
@@ -169,12 +165,7 @@ def locate_in_bundle(
         raise M2HError(f"{reference} is {card['m2h.precision']}: a reference is float32, the file that was lowered")
     if bundle.manifest.sensor is not None and "m2h.sensor" not in card:
         raise M2HError(f"{reference} is not a sensor graph, the bundle's is: export it with the same --sensor")
-    return locate(
-        reference,
-        bundle.engine_file,
-        pattern(bundle.manifest.input) if image is None else image,
-        precision=engine.precision,
-    )
+    return locate(reference, bundle.engine_file, pattern(bundle.manifest.input), precision=engine.precision)
 
 
 def _metadata(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Time in whole nanoseconds, real or virtual: what is simulated on a virtual clock comes out exact."""
+"""Read and wait for time in whole nanoseconds."""
 
 from __future__ import annotations
 
@@ -27,19 +27,3 @@ class RealClock:
     def sleep_until(self, moment: int) -> None:
         while (left := moment - time.perf_counter_ns()) > 0:
             time.sleep(left / 1e9)
-
-
-class VirtualClock:
-    """A clock that only moves when it is told to."""
-
-    def __init__(self, start: int = 0) -> None:
-        self._now = start
-
-    def now(self) -> int:
-        return self._now
-
-    def sleep_until(self, moment: int) -> None:
-        self._now = max(self._now, moment)
-
-    def advance(self, nanoseconds: int) -> None:
-        self._now += nanoseconds

@@ -20,27 +20,27 @@ class Memory:
     """The most since before the engines were loaded, loading and warm-up included."""
 
 
-def reset_peak(proc: Path = _PROC) -> None:
+def reset_peak() -> None:
     """Let the kernel count the peak from now on. Where it does not, the peak is that of the whole process."""
     try:
-        (proc / "clear_refs").write_text("5")
+        (_PROC / "clear_refs").write_text("5")
     except OSError:
         return
 
 
-def resident_mb(proc: Path = _PROC) -> float | None:
+def resident_mb() -> float | None:
     """Resident memory now."""
-    return _status(proc, "VmRSS")
+    return _status("VmRSS")
 
 
-def peak_mb(proc: Path = _PROC) -> float | None:
+def peak_mb() -> float | None:
     """Most resident memory since `reset_peak`."""
-    return _status(proc, "VmHWM")
+    return _status("VmHWM")
 
 
-def _status(proc: Path, key: str) -> float | None:
+def _status(key: str) -> float | None:
     try:
-        lines = (proc / "status").read_text().splitlines()
+        lines = (_PROC / "status").read_text().splitlines()
     except OSError:
         return None
     found = next((line.split()[1] for line in lines if line.startswith(f"{key}:")), None)

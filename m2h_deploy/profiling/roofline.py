@@ -41,18 +41,18 @@ class Roofline:
         return max(2 * macs / self.gflops, nbytes / self.gigabytes) / 1e6
 
 
-def measure_roofline(threads: int, *, side: int = _SIDE, copy_bytes: int = _COPY) -> Roofline:
+def measure_roofline(threads: int) -> Roofline:
     """The best of a few products and copies on `threads` threads; takes about a second."""
-    left, right = (np.random.default_rng(seed).random((side, side), np.float32) for seed in (0, 1))
-    result = np.empty((side, side), np.float32)
+    left, right = (np.random.default_rng(seed).random((_SIDE, _SIDE), np.float32) for seed in (0, 1))
+    result = np.empty((_SIDE, _SIDE), np.float32)
     with _numpy_threads(threads) as held:
         product = _best(lambda: np.matmul(left, right, out=result))
-    source = np.zeros(copy_bytes, np.uint8)
-    target = np.ones(copy_bytes, np.uint8)  # both touched, so that their pages exist
+    source = np.zeros(_COPY, np.uint8)
+    target = np.ones(_COPY, np.uint8)  # both touched, so that their pages exist
     pieces = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
     with ThreadPoolExecutor(threads) as pool:
         copy = _best(lambda: list(pool.map(lambda piece: np.copyto(*piece), pieces)))
-    return Roofline(2e-9 * side**3 / product, 2e-9 * copy_bytes / copy, threads, held)
+    return Roofline(2e-9 * _SIDE**3 / product, 2e-9 * _COPY / copy, threads, held)
 
 
 def _best(work: Callable[[], object]) -> float:

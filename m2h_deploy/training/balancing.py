@@ -20,7 +20,7 @@ class LossHistory:
         return LossHistory((*self.periods, dict(losses))[-2:])
 
 
-def task_weights(history: LossHistory, tasks: tuple[str, ...], *, temperature: float = TEMPERATURE) -> dict[str, float]:
+def task_weights(history: LossHistory, tasks: tuple[str, ...]) -> dict[str, float]:
     """w_i(t) = N exp(r_i(t-1) / T) / sum_n exp(r_n(t-1) / T), with r_i(t-1) = L_i(t-1) / L_i(t-2).
 
     The weights add up to N. Before two periods have passed, and for a loss that was 0 (no labels), r is 1.
@@ -28,7 +28,7 @@ def task_weights(history: LossHistory, tasks: tuple[str, ...], *, temperature: f
     rates = {task: _rate(history, task) for task in tasks}
     # Only differences count, so the largest is taken off: a loss that explodes cannot overflow the rest.
     largest = max(rates.values())
-    scaled = {task: math.exp((rate - largest) / temperature) for task, rate in rates.items()}
+    scaled = {task: math.exp((rate - largest) / TEMPERATURE) for task, rate in rates.items()}
     total = sum(scaled.values())
     return {task: len(tasks) * value / total for task, value in scaled.items()}
 

@@ -37,15 +37,11 @@ def segmentation_loss(logits: Tensor, target: Tensor, *, alpha: float = 0.5, bet
     return alpha * cross_entropy + beta * _dice(log_probability.exp(), target)
 
 
-def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """1 - mean over classes of 2 sum(p g) / (sum p + sum g), the sums over the batch's labeled pixels (equation 14).
+def _dice(probability: Tensor, target: Tensor) -> Tensor:
+    """Compute 1 - mean over classes of 2 sum(p g) / (sum p + sum g), the sums over the batch's labeled pixels.
 
     Classes that the batch does not show are left out of the mean: for them the quotient only says 0.
     """
-    return _dice(F.softmax(logits, dim=1), target)
-
-
-def _dice(probability: Tensor, target: Tensor) -> Tensor:
     classes = probability.shape[1]
     known = target >= 0
     index = target.clamp(min=0)

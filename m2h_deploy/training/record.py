@@ -86,8 +86,8 @@ def plot_record(record: Path, image: Path) -> None:
         figure.savefig(temporary, dpi=110)
 
 
-def _smoothed(points: list[tuple[int, float]], most: int = 400) -> list[tuple[float, float]]:
-    """At most `most` points, each the mean of as many neighbors."""
-    size = -(-len(points) // most)
+def _smoothed(points: list[tuple[int, float]]) -> list[tuple[float, float]]:
+    """Return at most 400 points, each the mean of as many neighbors."""
+    size = -(-len(points) // 400)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]

@@ -46,12 +46,12 @@ def draw_edges(edges: NDArray[np.float32]) -> Picture:
     return np.repeat((np.clip(edges, 0, 1) * 255).astype(np.uint8)[:, :, None], 3, axis=2)
 
 
-def draw_prediction(image: Picture, prediction: Prediction, classes: Classes, *, pane_height: int = 330) -> Picture:
+def draw_prediction(image: Picture, prediction: Prediction, classes: Classes) -> Picture:
     """Input, depth, labels, normals, edges and the legend as one picture, BGR; absent tasks are left out.
 
     `image` is uint8 (H, W, 3) BGR; a prediction of another size is drawn at its own.
     """
-    scaled = _resized(image, _pane_size(image, pane_height))
+    scaled = _resized(image, _pane_size(image, 330))
     panes = [_pane("input", scaled), *_task_panes(scaled, prediction, classes, None)]
     if prediction.semantics is not None:
         panes.append(_legend(prediction.semantics, classes, panes[0].shape[0], panes[0].shape[1]))

@@ -117,7 +117,7 @@ def test_the_page_needs_no_other_file_and_shows_the_worst_frames(failing, tmp_pa
 
 
 def test_a_page_of_a_run_with_no_gates_and_no_pictures_is_whole(result, tmp_path):
-    bare = dataclasses.replace(result, gates=(), worst=(), limits=Gates.none())
+    bare = dataclasses.replace(result, gates=(), worst=(), limits=Gates(None, None, None, None, None))
     assert write_html(bare, tmp_path / "bare.html").read_text().rstrip().endswith("</html>")
 
 

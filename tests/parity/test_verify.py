@@ -99,7 +99,7 @@ def test_edges_that_equal_the_references_own_agree_with_them_completely(tiny_bun
     for name, engine in {"same": same, "moved": moved, "gone": gone}.items():
         comparison = TaskComparison("edges", "reference", load_bundle(tiny_bundle).manifest.classes)
         comparison.add(comparison.states(frame, same, engine))
-        result, _ = comparison.result(draws(1, 2), Gates.none())
+        result, _ = comparison.result(draws(1, 2), Gates())
         agreement[name] = result.engine
         assert result.reference is None
         assert result.worse_by == pytest.approx(100 - result.engine)
@@ -157,7 +157,7 @@ def test_an_interrupted_run_leaves_the_bundle_as_it_was(bundle, tiny_onnx):
 
 
 def test_gates_can_be_set_and_left_out(tiny_bundle, tiny_onnx):
-    gates = dataclasses.replace(Gates.none(), psnr=1000.0)
+    gates = Gates(None, None, None, None, psnr=1000.0)
     result = verify(tiny_bundle, tiny_onnx, ROOMS, gates=gates, record=False)
     assert {gate.name for gate in result.gates if gate.verdict == "fail"} == {
         "depth.psnr", "semantics.psnr", "normals.psnr", "edges.psnr",

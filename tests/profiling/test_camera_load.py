@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from m2h_deploy import M2HError
 from m2h_deploy.profiling.camera_load import Camera, run_camera
-from m2h_deploy.profiling.clock import RealClock, VirtualClock
+from m2h_deploy.profiling.clock import RealClock
+from tests.profiling.virtual_clock import VirtualClock
 
 MS = 1_000_000
 

@@ -104,7 +104,7 @@ def test_tensorrts_layers_are_named_after_the_graphs_nodes():
 
 
 def test_the_roofline_is_what_was_measured():
-    roof = measure_roofline(1, side=128, copy_bytes=1 << 20)
+    roof = measure_roofline(1)
     assert roof.gflops > 0
     assert roof.gigabytes > 0
     assert roof.least_ms(int(roof.gflops * 1e9) // 2, 0) == pytest.approx(1000, rel=1e-3)

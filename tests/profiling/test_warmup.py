@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from m2h_deploy.profiling.clock import VirtualClock
 from m2h_deploy.profiling.warmup import warm_up
+from tests.profiling.virtual_clock import VirtualClock
 
 
 def run_with(times_ms, limit_s=20.0):

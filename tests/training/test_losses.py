@@ -39,7 +39,8 @@ def test_dice_skips_unlabeled_pixels_and_absent_classes() -> None:
     logits = torch.zeros(1, 4, 1, 3)
     target = torch.tensor([[[2, 2, -1]]])
     # Class 2 alone occurs, at two pixels: overlap 0.5, probability mass 0.5, count 2.
-    assert losses.dice_loss(logits, target).item() == pytest.approx(1 - 2 * 0.5 / (0.5 + 2))
+    dice = losses.segmentation_loss(logits, target, alpha=0.0, beta=1.0)
+    assert dice.item() == pytest.approx(1 - 2 * 0.5 / (0.5 + 2))
 
 
 def test_cross_entropy_is_a_mean_over_labeled_pixels_only() -> None:

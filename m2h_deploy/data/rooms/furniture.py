@@ -199,18 +199,18 @@ def table(rng: Rng, style: Style, low: bool = False) -> Thing:
         parts = [_box("table", (-w / 2, -d / 2, height - 0.04), (w / 2, d / 2, height), wood)]
         parts += _legs("table", w, d, height - 0.04, 0.06, wood)
     if rng.random() < 0.7:
-        parts += _stack_of_books(rng, float(rng.uniform(-0.2, 0.2)) * w, 0.0, height, 1)
+        parts += _stack_of_books(rng, float(rng.uniform(-0.2, 0.2)) * w, height, 1)
     if rng.random() < 0.35:
         parts.append(carton(rng, (float(rng.choice([-0.3, 0.3])) * w, 0.0, height), 0.7, 9))
     return Thing(parts, w, d)
 
 
-def _stack_of_books(rng: Rng, x: float, y: float, z: float, item: int) -> list[Part]:
+def _stack_of_books(rng: Rng, x: float, z: float, item: int) -> list[Part]:
     parts = []
     for _ in range(int(rng.integers(2, 6))):
         w, d, h = rng.uniform(0.16, 0.24), rng.uniform(0.12, 0.17), rng.uniform(0.02, 0.045)
         cover = Material("plain", vary(rng, _BRIGHT[rng.integers(len(_BRIGHT))]), gloss=0.1)
-        parts.append(_box("books", (x - w / 2, y - d / 2, z), (x + w / 2, y + d / 2, z + h), cover, item))
+        parts.append(_box("books", (x - w / 2, -d / 2, z), (x + w / 2, d / 2, z + h), cover, item))
         z += float(h)
     return parts
 
@@ -247,7 +247,7 @@ def cabinet(rng: Rng, style: Style, low: bool = False) -> Thing:
     if h < 1.0 and rng.random() < (0.9 if low else 0.5):
         parts += lamp_parts(rng, style, (float(rng.uniform(-0.25, 0.25)) * w, 0.0, h), 0.48, 20)
     elif h < 1.0 and rng.random() < 0.5:
-        parts += _stack_of_books(rng, 0.0, 0.0, h, 21)
+        parts += _stack_of_books(rng, 0.0, h, 21)
     elif rng.random() < 0.4:
         parts.append(carton(rng, (0.0, -0.02, h), 0.9, 22))
     return Thing(parts, w, d)

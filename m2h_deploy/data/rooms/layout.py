@@ -158,9 +158,9 @@ def _hang(plan: _Plan, rng: Rng, wall: int, size: tuple[float, float, float], bo
     return None
 
 
-def _flat(label: str, size: tuple[float, float, float], bottom: float, material: Material, item: int = 0) -> f.Part:
+def _flat(label: str, size: tuple[float, float, float], bottom: float, material: Material) -> f.Part:
     w, t, h = size
-    return f.Part(BOX, label, (0.0, t / 2, bottom + h / 2), (w / 2, t / 2, h / 2), material, item)
+    return f.Part(BOX, label, (0.0, t / 2, bottom + h / 2), (w / 2, t / 2, h / 2), material)
 
 
 def _add_door(plan: _Plan, rng: Rng, style: f.Style, wall: int) -> None:
@@ -325,12 +325,12 @@ def make_room(rng: Rng) -> Room:
     return Room(plan.size, faces, plan.solids, plan.lights, total / area * 0.85 + 0.02, tile)
 
 
-def choose_camera(room: Room, rng: Rng, intrinsics: Intrinsics, size: tuple[int, int], tries: int = 10) -> Camera:
-    """The view, of `tries` drawn at robot or eye height, that shows most classes from a sensible distance."""
+def choose_camera(room: Room, rng: Rng, intrinsics: Intrinsics, size: tuple[int, int]) -> Camera:
+    """Choose the view, of ten drawn at robot or eye height, that shows most classes from a sensible distance."""
     coarse = intrinsics.scaled(24, 32, *size)
     labels = np.array([solid.label for solid in room.solids], int)
     best: tuple[float, Camera] | None = None
-    for _ in range(tries):
+    for _ in range(10):
         corner = np.where(rng.random(2) < 0.5, rng.uniform(0.06, 0.3, 2), rng.uniform(0.7, 0.94, 2))
         position = np.array([*(corner * room.size[:2]), rng.uniform(0.75, 1.65)])
         position[:2] = np.clip(position[:2], 0.3, room.size[:2] - 0.3)

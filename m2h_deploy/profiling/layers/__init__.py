@@ -143,12 +143,12 @@ def _sum_by_block(run: Run) -> dict[str, float]:
     return total
 
 
-def _slowest(runs: Sequence[Run], keep: int = 10) -> tuple[LayerTime, ...]:
+def _slowest(runs: Sequence[Run]) -> tuple[LayerTime, ...]:
     times: dict[tuple[str, str], list[float]] = {}
     for layer in _flatten(runs):
         times.setdefault((layer.name, layer.kind), []).append(layer.milliseconds)
     medians = [LayerTime(name, kind, statistics.median(values)) for (name, kind), values in times.items()]
-    return tuple(sorted(medians, key=lambda layer: -layer.milliseconds)[:keep])
+    return tuple(sorted(medians, key=lambda layer: -layer.milliseconds)[:10])
 
 
 def _flatten(runs: Iterable[Run]) -> Iterable[LayerTime]:

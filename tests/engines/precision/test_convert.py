@@ -259,15 +259,6 @@ def test_io_can_be_half_too(small, tmp_path):
     assert io_types(onnx.load(tmp_path / "half.onnx")) == {TensorProto.FLOAT16}
 
 
-def test_blocks_can_be_kept_in_float32_by_name(small, tmp_path):
-    report = to_fp16(small, tmp_path / "out.onnx", keep_fp32=["msf.depth"])
-    assert ("/msf.depth/resize/Conv", "asked for") in {(island.node, island.reason) for island in report.islands}
-    proto = onnx.load(tmp_path / "out.onnx")
-    types = element_types(proto)
-    node = next(node for node in proto.graph.node if node.name == "/msf.depth/resize/Conv")
-    assert types[node.input[0]] == TensorProto.FLOAT
-
-
 def test_tensors_without_headroom_are_kept_in_float32(tmp_path):
     source = tmp_path / "large.onnx"
     onnx.save(small_graph(scale=60), source)
@@ -286,7 +277,6 @@ def test_weights_beyond_half_are_reported_and_their_nodes_kept(tmp_path):
     report = to_fp16(tmp_path / "in.onnx", tmp_path / "out.onnx")
     risks = {(risk.initializer, risk.kind): risk for risk in report.risks}
     assert risks["w.middle", "overflow"].action == "node kept in float32"
-    assert risks["w.middle", "overflow"].magnitude == pytest.approx(1e5)
     assert risks["w.linear", "underflow"].values == 1
     assert risks["w.linear", "underflow"].action == "rounded to FP16's smallest value"
     kept = {tensor.name: tensor for tensor in onnx.load(tmp_path / "out.onnx").graph.initializer}
@@ -345,10 +335,8 @@ def test_blocks_that_cost_too_much_stay_in_half():
     proto = small_graph()
     ranges = {"b": 3.0, "e": 0.05}  # the Linear's input saturates: useless in INT8
     layers = ["/msf.depth/resize/Conv", "/context/ffn/MatMul"]
-    chosen, costs = choose_blocks(proto, layers, ranges, frames(1), 30)
+    chosen = choose_blocks(proto, layers, ranges, frames(1), 30)
     assert chosen == ("/msf.depth/resize/Conv",)
-    noise = {cost.block: max(cost.noise.values()) for cost in costs}
-    assert noise["context"] > 10 * noise["msf.depth"]
     with pytest.raises(M2HError, match="no block can be INT8"):
         choose_blocks(proto, layers, ranges, frames(1), 200)
 

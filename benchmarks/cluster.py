@@ -27,9 +27,9 @@ from typing import Any
 
 import cv2
 
+from cli.console import say
 from m2h_deploy import Runtime
 from m2h_deploy.cluster import Cluster, predict_folder
-from m2h_deploy.console import say
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.files.images import read_image
 from m2h_deploy.profiling.machine import describe_machine

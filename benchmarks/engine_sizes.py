@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cli.console import say
 from engines.precision.calibration import Calibration, select_frames
 from engines.precision.convert import to_fp16, to_int8
 from engines.targets import parse_targets
 from engines.tensorrt import BuildOptions, BuildRecord, build_plan
 from export import export_onnx
-from m2h_deploy.console import say
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import M2H, build_model, load_checkpoint

@@ -25,9 +25,9 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
+from cli.console import say
 from engines.onnxruntime import build_onnxruntime
 from export import export_onnx
-from m2h_deploy.console import say
 from m2h_deploy.model import build_model
 
 Change = Callable[[ort.SessionOptions], None]

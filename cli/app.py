@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
+from cli.console import say, show_log
 from m2h_deploy.causes import machine_words
-from m2h_deploy.console import say
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.stdio import end_on_signals, prepare_streams
 
@@ -59,6 +59,7 @@ def main() -> None:
     """Entry point of the console script: exit code 0 good, 1 a check failed, 2 bad input or environment."""
     prepare_streams()
     end_on_signals()
+    show_log()
     try:
         _check_working_folder()
         try:

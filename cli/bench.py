@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.app import OverwriteFlag, app
-from m2h_deploy.console import err, out, print_json, say
+from cli.console import err, out, print_json, say
 from m2h_deploy.errors import M2HError, missing_extra
 
 if TYPE_CHECKING:

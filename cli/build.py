@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.app import OverwriteFlag, app
-from m2h_deploy.console import out, say
+from cli.console import out, say, status
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.provenance import check_output
 
@@ -108,16 +108,17 @@ def build(
             out.print(trtexec_of(model, **graph_options), markup=False, soft_wrap=True)
             say(f"no bundle was built: {reason}", "yellow")
             return
-    bundle = build_bundle(
-        model,
-        output,
-        threads=threads,
-        affinity=processors,
-        provider=provider,
-        hint=hint,  # type: ignore[arg-type]
-        progress=say,
-        **graph_options,
-    )
+    with status("building"):
+        bundle = build_bundle(
+            model,
+            output,
+            threads=threads,
+            affinity=processors,
+            provider=provider,
+            hint=hint,  # type: ignore[arg-type]
+            progress=say,
+            **graph_options,
+        )
     tell(bundle)
     if trtexec:
         command = str(bundle.manifest.engine.options["trtexec"])

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from cli.app import JsonFlag, OverwriteFlag, app, needs
-from m2h_deploy.console import err, out, print_json, say
+from cli.console import err, out, print_json, say
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.provenance import check_output
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.app import JsonFlag, app
-from m2h_deploy.console import out, print_json, print_values
+from cli.console import out, print_json, print_values
 from m2h_deploy.errors import missing_extra
 
 

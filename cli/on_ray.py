@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from m2h_deploy.console import make_progress, print_json, print_values, say
+from cli.console import make_progress, print_json, print_values, say
 from m2h_deploy.errors import M2HError
 
 if TYPE_CHECKING:

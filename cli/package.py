@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.app import app
-from m2h_deploy.console import say
+from cli.console import say
 from m2h_deploy.errors import M2HError, install_extra
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cli.console import say
 from m2h_deploy.backends import BackendOptions, open_backend
 from m2h_deploy.bundle.manifest import Bundle, EngineInfo, file_sha256
 from m2h_deploy.causes import reason
-from m2h_deploy.console import say
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import scratch_folder
 from m2h_deploy.profiling import Subject, subject_of

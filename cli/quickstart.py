@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.app import JsonFlag, OverwriteFlag, app, needs
+from cli.console import err, make_progress, print_json, print_values, timing_summary
 from cli.export import print_check
-from m2h_deploy.console import err, make_progress, print_json, print_values, timing_summary
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import check_folder, make_folder
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.app import app
-from m2h_deploy.console import make_progress, say
+from cli.console import make_progress, say
 
 
 @app.command()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.app import JsonFlag, OverwriteFlag, app
+from cli.console import make_progress, print_json, print_values, say, timing_summary
 from cli.on_ray import GpusOption, RayOption, WorkersOption, cluster_of, run_on_ray
-from m2h_deploy.console import make_progress, print_json, print_values, say, timing_summary
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import check_folder, make_folder
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.app import JsonFlag, OverwriteFlag, app
-from m2h_deploy.console import print_json, say
+from cli.console import print_json, say
 
 
 @app.command()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from cli.app import JsonFlag, app, needs
-from m2h_deploy.console import out, print_json, say
+from cli.console import leads, out, print_json, say, training_progress
+from m2h_deploy.errors import M2HError
 
 ConfigArgument = Annotated[Path, typer.Argument(help="TOML file that describes the run; see configs/.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -32,20 +33,25 @@ def train(
     An earlier run in the folder is replaced only with --overwrite.
     """
     with needs("train"):
-        from m2h_deploy.training import interrupted_message, table
-        from m2h_deploy.training import run as train_network
+        from m2h_deploy.training import interrupted_message, load_config
+        from m2h_deploy.training import train as train_network
 
+    if resume and overwrite:
+        raise M2HError("--resume goes on with the run that --overwrite would replace: give one of the two")
+    existing: Literal["refuse", "resume", "replace"] = "resume" if resume else "replace" if overwrite else "refuse"
+    settings = load_config(config)
     try:
-        result = train_network(
-            config, output, resume=resume, device=device, cache=cache, workers=workers, qat=qat, overwrite=overwrite
-        )
+        with training_progress() as progress:
+            result = train_network(
+                settings, output, existing=existing, device=device, cache=cache, workers=workers, qat=qat,
+                progress=progress,
+            )  # fmt: skip
     except KeyboardInterrupt:
-        say(interrupted_message(output, overwrite=overwrite), "yellow")
+        if leads():
+            say(interrupted_message(output, overwrite=overwrite), "yellow")
         raise
-    if as_json:
-        print_json(result)
-    else:
-        out.print(table(result), markup=False)
+    if leads():
+        _show(result, as_json)
 
 
 @app.command()
@@ -59,9 +65,16 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint on the validation frames of a training run's TOML file."""
     with needs("train"):
-        from m2h_deploy.training import evaluate_checkpoint, table
+        from m2h_deploy.training import evaluate_checkpoint
 
-    result = evaluate_checkpoint(checkpoint, config, device=device, cache=cache, workers=workers)
+    with training_progress() as progress:
+        result = evaluate_checkpoint(checkpoint, config, device=device, cache=cache, workers=workers, progress=progress)
+    _show(result, as_json)
+
+
+def _show(result: dict[str, Any], as_json: bool) -> None:
+    from m2h_deploy.training import table
+
     if as_json:
         print_json(result)
     else:

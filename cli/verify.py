@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.app import OverwriteFlag, app, needs
+from cli.console import err, make_progress, out, print_json, say
 from cli.on_ray import GpusOption, RayOption, WorkersOption, cluster_of, reporting, tell
-from m2h_deploy.console import err, make_progress, out, print_json, say
 from m2h_deploy.errors import CheckFailed, M2HError
 
 if TYPE_CHECKING:

@@ -9,18 +9,19 @@ flavor once a process, by an environment variable, and that hides the parser's e
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
 from time import perf_counter
 from typing import Any
 
 import onnx
 
-from engines.build_progress import BuildProgress
 from engines.targets import check_rtx_targets, describe_target
 from m2h_deploy.backends.cuda import missing_gpu
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
@@ -31,6 +32,8 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import library_path, write_bytes
 from m2h_deploy.onnx_graph.files import onnx_sha256
 from m2h_deploy.onnx_graph.info import graph_precision, load_graph
+
+_log = logging.getLogger("m2h_deploy.engines.tensorrt")
 
 PLAN_FILE = "model.plan"
 WEIGHTS_FILE = "weights.onnx"
@@ -137,7 +140,7 @@ def build_plan(model: Path, plan: Path, *, flavor: str, options: BuildOptions | 
     network = _parse(trt, builder, logger, model, flavor, options)
     config = _configure(trt, builder, network, flavor, options)
     start = perf_counter()
-    serialized = _build(trt, builder, network, config, f"{NAMES[flavor]} builds {plan.name}")
+    serialized = _build(trt, builder, network, config)
     seconds = perf_counter() - start
     if serialized is None:
         raise M2HError(f"{NAMES[flavor]} {trt.__version__} cannot build {model}: {_reason(messages, flavor, options)}")
@@ -301,35 +304,36 @@ def _set_targets(trt: Any, config: Any, flavor: str, targets: Sequence[str]) -> 
         config.set_compute_capability(_known_targets(trt)[target], index)
 
 
-def _build(trt: Any, builder: Any, network: Any, config: Any, title: str) -> Any:
+def _build(trt: Any, builder: Any, network: Any, config: Any) -> Any:
     """The serialized network, or None. The build runs in a thread, so that Ctrl-C reaches the monitor at once."""
-    with BuildProgress(title) as progress:
-        monitor = make_monitor(trt, progress)
-        config.progress_monitor = monitor
-        with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(builder.build_serialized_network, network, config)
-            try:
-                return future.result()
-            except BaseException:
-                progress.canceled = True  # leaving the pool waits until TensorRT has stopped
-                raise
+    canceled = Event()
+    config.progress_monitor = make_monitor(trt, canceled)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(builder.build_serialized_network, network, config)
+        try:
+            return future.result()
+        except BaseException:
+            canceled.set()  # leaving the pool waits until TensorRT has stopped
+            raise
 
 
-def make_monitor(trt: Any, progress: BuildProgress) -> Any:
-    """TensorRT's IProgressMonitor over `progress`; a step that returns False stops the build."""
+def make_monitor(trt: Any, canceled: Event) -> Any:
+    """Make TensorRT's IProgressMonitor, which logs each step and stops the build once `canceled` is set."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            progress.start(phase_name, num_steps)
+            self.steps[phase_name] = num_steps
 
         def phase_finish(self, phase_name: str) -> None:
-            progress.finish(phase_name)
+            self.steps.pop(phase_name, None)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            return progress.step(phase_name, step)
+            _log.info("%s, step %d of %d", phase_name, step + 1, self.steps[phase_name])
+            return not canceled.is_set()
 
     return Monitor()
 

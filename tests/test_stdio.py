@@ -51,7 +51,7 @@ def test_a_reader_that_goes_ends_no_work(tiny_bundle, tmp_path):
 def test_json_reaches_a_pipe_while_the_command_goes_on():
     program = """
 import sys
-from m2h_deploy.console import print_json
+from cli.console import print_json
 from m2h_deploy.stdio import prepare_streams
 prepare_streams()
 print_json({"ready": True})

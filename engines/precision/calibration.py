@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.arrays import DAMAGED_ARRAY
 from m2h_deploy.files.atomic import make_folder, whole_file
+
+_log = logging.getLogger("m2h_deploy.engines.calibration")
 
 #: Activations are fetched in groups of at most this many bytes a frame.
 GROUP_BYTES = 512 << 20
@@ -161,10 +164,11 @@ def measure_ranges(
 def collect_histograms(
     proto: onnx.ModelProto, tensors: Sequence[str], frames: Sequence[NDArray[np.float32]]
 ) -> dict[str, Histogram]:
-    """Histogram of each of `tensors` over `frames`, with a progress bar on stderr."""
+    """Histogram of each of `tensors` over `frames`."""
     histograms = dict.fromkeys(tensors, Histogram.empty())
     session = _open_with_outputs(proto, tensors)
-    for frame in _with_progress(frames):
+    for done, frame in enumerate(frames, start=1):
+        _log.info("calibrating on frame %d of %d", done, len(frames))
         for name, values in _run_in_groups(session, proto, tensors, frame):
             histograms[name] = histograms[name].add(values)
     return histograms
@@ -184,18 +188,11 @@ def largest_values(
     outputs = [f"largest_{index}" for index in range(len(tensors))]
     session = _open_with_outputs(reduced, outputs)
     largest = np.zeros(len(tensors))
-    for frame in _with_progress(frames):
+    for done, frame in enumerate(frames, start=1):
+        _log.info("calibrating on frame %d of %d", done, len(frames))
         _check_size(session, frame)
         largest = np.maximum(largest, session.run(outputs, {session.get_inputs()[0].name: frame}))
     return {name: float(value) for name, value in zip(tensors, largest, strict=True)}
-
-
-def _with_progress(frames: Sequence[NDArray[np.float32]]) -> Iterable[NDArray[np.float32]]:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(frames, "Calibrating", console=console, transient=True, disable=not console.is_terminal)
 
 
 def _check_size(session: ort.InferenceSession, frame: NDArray[np.float32]) -> None:

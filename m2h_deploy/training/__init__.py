@@ -9,7 +9,7 @@ train(load_config("configs/m2h-tiny.toml"), "runs/tiny")
 
 from m2h_deploy.training.config import TrainConfig, load_config
 from m2h_deploy.training.evaluation import evaluate, table
-from m2h_deploy.training.train import evaluate_checkpoint, interrupted_message, run, train
+from m2h_deploy.training.train import evaluate_checkpoint, interrupted_message, train
 
 __all__ = [
     "TrainConfig",
@@ -17,7 +17,6 @@ __all__ = [
     "evaluate_checkpoint",
     "interrupted_message",
     "load_config",
-    "run",
     "table",
     "train",
 ]

@@ -23,7 +23,7 @@ from m2h_deploy.data import IGNORE_LABEL, Dataset, Frame
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.arrays import DAMAGED_ARRAY
 from m2h_deploy.files.atomic import write_text
-from m2h_deploy.training.progress import progress_bar
+from m2h_deploy.training.progress import Progress, silent
 
 #: Edge value of pixels that have no edge label.
 UNKNOWN_EDGE = 255
@@ -79,6 +79,7 @@ def open_cache(
     *,
     count: int = 0,
     workers: int = 1,
+    progress: Progress = silent,
 ) -> FrameCache:
     """The cache of `dataset` at `size` (height, width) under `root`, built first where it is not there.
 
@@ -93,7 +94,8 @@ def open_cache(
     folder = Path(root) / f"frames-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     if (fields := _open_fields(folder, frames, size)) is None:
         shutil.rmtree(folder, ignore_errors=True)  # damaged, if it is there
-        _build(dataset, frames, key, folder, size, workers)
+        read = _read_all(dataset, frames, size, workers)
+        _build(read, frames, key, folder, size, progress)
         fields = _open_fields(folder, frames, size)
     if fields is None:
         raise M2HError(f"{folder} cannot be read, although it was just written: give another place for the cache")
@@ -117,7 +119,9 @@ def _open_fields(folder: Path, count: int, size: tuple[int, int]) -> dict[str, n
     return fields if whole else None
 
 
-def _build(dataset: Dataset, count: int, key: str, folder: Path, size: tuple[int, int], workers: int) -> None:
+def _build(
+    frames: Iterator[dict[str, npt.NDArray]], count: int, key: str, folder: Path, size: tuple[int, int], tell: Progress
+) -> None:
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
@@ -125,12 +129,10 @@ def _build(dataset: Dataset, count: int, key: str, folder: Path, size: tuple[int
             name: _new_array(temporary / f"{name}.npy", dtype, _shape(count, size, channels))
             for name, (dtype, channels) in _FIELDS.items()
         }
-        with progress_bar() as bar:
-            task = bar.add_task(f"frames of {key}", total=count, note="")
-            for i, fields in enumerate(_read_all(dataset, count, size, workers)):
-                for name, value in fields.items():
-                    arrays[name][i] = value
-                bar.advance(task)
+        for i, fields in enumerate(frames):
+            for name, value in fields.items():
+                arrays[name][i] = value
+            tell(f"frames of {key}", i + 1, count, "")
         for array in arrays.values():
             array.flush()
         del arrays

@@ -15,7 +15,7 @@ from m2h_deploy.metrics import DepthMetric, EdgesMetric, Metric, NormalsMetric, 
 from m2h_deploy.model import M2H
 from m2h_deploy.runtime.preprocess import PRESETS, Normalization
 from m2h_deploy.training.batches import normalized
-from m2h_deploy.training.progress import progress_bar
+from m2h_deploy.training.progress import Progress, silent
 from m2h_deploy.training.speed import CPUAttention
 
 #: Figures of the table: task, key in the result, heading, factor, decimals.
@@ -32,32 +32,34 @@ _COLUMNS = (
 
 
 def evaluate(
-    model: M2H, frames: Iterable[Frame], *, preset: str = "published", batch_size: int = 8, edges: bool = True
+    model: M2H,
+    frames: Iterable[Frame],
+    *,
+    preset: str = "published",
+    batch_size: int = 8,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Metrics of `model`, in float32 on its own device, by task, and `frames`, how many were seen.
 
     Frames must be of one size; a frame counts for the tasks that it has labels for. Depth is limited to the model's
-    range. `preset` is how images were normalized in training. `edges=False` leaves out the matching of boundaries,
-    which takes longest. The mode of the model is put back. Raises M2HError for no frames or frames of different sizes.
+    range. `preset` is how images were normalized in training. The mode of the model is put back. Raises M2HError for
+    no frames or frames of different sizes.
     """
     metrics: dict[str, Metric] = {
         "depth": DepthMetric(clamp=(model.config.min_depth, model.config.max_depth)),
         "semantics": SemanticsMetric(num_outputs=model.config.num_classes),
         "normals": NormalsMetric(),
+        "edges": EdgesMetric(),
     }
-    if edges:
-        metrics["edges"] = EdgesMetric()
     count, training = 0, model.training
     model.eval()
     try:
-        with progress_bar() as bar:
-            total = len(frames) if isinstance(frames, Sized) else None
-            task = bar.add_task("evaluation", total=total, note="")
-            for group in _groups(frames, batch_size):
-                for frame, outputs in zip(group, _predict(model, group, PRESETS[preset]), strict=True):
-                    _update(metrics, frame, outputs)
-                count += len(group)
-                bar.update(task, completed=count)
+        total = len(frames) if isinstance(frames, Sized) else None
+        for group in _groups(frames, batch_size):
+            for frame, outputs in zip(group, _predict(model, group, PRESETS[preset]), strict=True):
+                _update(metrics, frame, outputs)
+            count += len(group)
+            progress("evaluation", count, total, "")
     finally:
         model.train(training)
     if not count:

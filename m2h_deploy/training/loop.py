@@ -24,7 +24,7 @@ from m2h_deploy.training.losses import Camera
 from m2h_deploy.training.objective import BALANCED, consistency_losses, task_losses
 from m2h_deploy.training.optimizers import Optimizer
 from m2h_deploy.training.parallel import Group
-from m2h_deploy.training.progress import losses_note, progress_bar
+from m2h_deploy.training.progress import Progress, losses_note, silent
 from m2h_deploy.training.record import Record
 from m2h_deploy.training.speed import CPUAttention
 from m2h_deploy.training.state import Position, save_state
@@ -71,6 +71,7 @@ class Run:
     """Whether `model` carries INT8 quantizers."""
     before: dict[str, Any] = field(default_factory=dict)
     """Evaluation of the quantized network before its fine-tuning."""
+    progress: Progress = silent
 
 
 class Stage:
@@ -123,31 +124,30 @@ def run_stages(run: Run) -> None:
 
     Raises KeyboardInterrupt after Ctrl-C, once the step under way is done and the state is saved.
     """
-    with progress_bar() as bar, Interrupt() as interrupt:
+    with Interrupt() as interrupt:
         while run.position.stage < len(run.config.stages):
             stage = Stage(run, run.config.stages[run.position.stage])
             if run.saved:
                 stage.restore(run.saved)
                 run.saved = {}
-            _run_stage(stage, bar, interrupt)
+            _run_stage(stage, interrupt)
             _adopt_average(stage)
             run.position = Position(stage=run.position.stage + 1, total=run.position.total)
             _save(run, None)
 
 
-def _run_stage(stage: Stage, bar: Any, interrupt: Interrupt) -> None:
+def _run_stage(stage: Stage, interrupt: Interrupt) -> None:
     run, config = stage.run, stage.config
     steps = stage.feed.steps_per_epoch
     total = config.epochs * steps
     start = run.position.epoch * steps + run.position.step
-    task = bar.add_task(config.name, total=total, completed=start, note="")
     for done, sample in enumerate(stage.feed.samples(start), start=start + 1):
         losses = _step(stage, sample, done - 1, total)
         epoch, step = divmod(done, steps)
         run.position = Position(run.position.stage, epoch, step, run.position.total + 1)
         if done % (run.config.balancing_steps or steps) == 0:
             stage.balance.end_period()
-        bar.update(task, completed=done, note=losses_note({name: losses[name] for name in BALANCED}))
+        run.progress(config.name, done, total, losses_note({name: losses[name] for name in BALANCED}))
         stop = run.group.any(interrupt.requested)
         if stop or run.position.total % run.config.save_steps == 0:
             _save(run, stage)

@@ -6,7 +6,7 @@ import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,6 +22,7 @@ from m2h_deploy.training.config import DataConfig, TrainConfig, load_config
 from m2h_deploy.training.evaluation import evaluate, table
 from m2h_deploy.training.loop import STATE, Run, run_stages
 from m2h_deploy.training.parallel import join_group
+from m2h_deploy.training.progress import Progress, silent
 from m2h_deploy.training.qat import calibration_batches, check_qat, insert_quantizers, without_quantizers
 from m2h_deploy.training.record import Record, is_record, plot_record
 from m2h_deploy.training.speed import keep_freed_memory
@@ -29,34 +30,16 @@ from m2h_deploy.training.state import Position, load_state
 from m2h_deploy.training.warmstart import prepare_fresh
 
 
-def run(
-    config_path: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    *,
-    resume: bool = False,
-    device: str = "auto",
-    cache: str | os.PathLike[str] | None = None,
-    workers: int = 1,
-    qat: bool = False,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """`train` with the run that a TOML file describes; what `m2h-deploy train` calls."""
-    config = load_config(config_path)
-    return train(
-        config, output, resume=resume, device=device, cache=cache, workers=workers, qat=qat, overwrite=overwrite
-    )
-
-
 def train(
     config: TrainConfig,
     output: str | os.PathLike[str],
     *,
-    resume: bool = False,
+    existing: Literal["refuse", "resume", "replace"] = "refuse",
     device: str = "auto",
     cache: str | os.PathLike[str] | None = None,
     workers: int = 1,
     qat: bool = False,
-    overwrite: bool = False,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Train, evaluate, and return what `evaluate` says of the result on the validation frames.
 
@@ -64,11 +47,11 @@ def train(
     `evaluation.md` and, until the end, `state.pt`. Frames are kept under `cache` (default: `output`/frames), read or
     rendered by `workers` processes. `device` is `auto`, `cpu` or `cuda`.
 
-    A run that was killed goes on with `resume=True` from its last saved state, to the same bits on the same machine.
+    A run that was killed goes on with `existing="resume"` from its last saved state, to the same bits on the same
+    machine; "replace" replaces an earlier run in the folder. `progress` is told of frames, steps and evaluations.
     With `qat` the config's checkpoint is fine-tuned as INT8 will see it: layers round their inputs and weights, and the
     evaluation is of that network, with the one before the fine-tuning as `before`; the checkpoint is an ordinary one.
     Under `torchrun` each process takes its share of every batch; those that do not lead return nothing.
-    A run begins in a folder that holds none of these files; with `overwrite` it replaces them.
     Raises M2HError for a folder that holds another run, data that cannot be read, a loss that is not finite, or `qat`
     without a checkpoint or without ModelOpt;
     KeyboardInterrupt after Ctrl-C, with the state saved.
@@ -78,17 +61,21 @@ def train(
     place = _device(device)
     group = join_group()
     folder = Path(output)
-    state = _prepare_folder(folder, config, resume=resume, qat=qat, overwrite=overwrite)
+    state = _prepare_folder(folder, config, existing, qat=qat)
     keep_freed_memory()
     frames_root = Path(cache) if cache is not None else folder / "frames"
     if not group.leads:
         group.wait()
-    frames = _frames(config, config.data, frames_root, workers)
-    validation = _frames(config, config.validation, frames_root, workers)
+    frames = _frames(config, config.data, frames_root, workers, progress)
+    validation = _frames(config, config.validation, frames_root, workers, progress)
     if group.leads:
         group.wait()
     model = _initial_model(config).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    before = _quantize(model, config, frames, validation if group.leads and state is None else None) if qat else {}
+    before: dict[str, Any] = {}
+    if qat:
+        insert_quantizers(model, calibration_batches(config, frames, place))
+        if group.leads and state is None:  # in plain values, which a state can hold
+            before = json.loads(json.dumps(evaluate(model, validation, preset=config.preset, progress=progress)))
     position = Position()
     if state is not None:
         before = state.get("before", {})
@@ -107,6 +94,7 @@ def train(
         saved=state["stage"] if state is not None else {},
         qat=qat,
         before=before,
+        progress=progress,
     )
     run_stages(work)
     return _finish(work, validation) if group.leads else {}
@@ -119,6 +107,7 @@ def evaluate_checkpoint(
     device: str = "auto",
     cache: str | os.PathLike[str] | None = None,
     workers: int = 1,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """What `evaluate` says of a checkpoint on the validation frames of a run's TOML file, normalized as in that run.
 
@@ -131,8 +120,8 @@ def evaluate_checkpoint(
     model = load_checkpoint(checkpoint).to(_device(device))
     with ExitStack() as stack:
         root = cache if cache is not None else stack.enter_context(scratch_folder("m2h-frames-"))
-        frames = _frames(config, config.validation, Path(root), workers)
-        return evaluate(model, frames, preset=config.preset)
+        frames = _frames(config, config.validation, Path(root), workers, progress)
+        return evaluate(model, frames, preset=config.preset, progress=progress)
 
 
 def interrupted_message(output: str | os.PathLike[str], *, overwrite: bool = False) -> str:
@@ -148,15 +137,11 @@ def interrupted_message(output: str | os.PathLike[str], *, overwrite: bool = Fal
 _RESULTS = ["losses.csv", "losses.png", "evaluation.json", "evaluation.md", "model.safetensors"]
 
 
-def _prepare_folder(
-    folder: Path, config: TrainConfig, *, resume: bool, qat: bool, overwrite: bool
-) -> dict[str, Any] | None:
+def _prepare_folder(folder: Path, config: TrainConfig, existing: str, *, qat: bool) -> dict[str, Any] | None:
     """The state to go on from, if there is one."""
-    if resume and overwrite:
-        raise M2HError("--resume goes on with the run that --overwrite would replace: give one of the two")
     state_file = folder / STATE
-    if state_file.is_file() and not overwrite:
-        if not resume:
+    if state_file.is_file() and existing != "replace":
+        if existing != "resume":
             raise M2HError(f"{folder} holds an unfinished run: give --resume, another folder, or --overwrite")
         state = load_state(state_file)
         if state["config"] != repr(config):
@@ -166,7 +151,7 @@ def _prepare_folder(
         return state
     there = [name for name in _RESULTS if (folder / name).exists()]
     begun = there == _RESULTS[:1] and is_record(folder / there[0])  # stopped before a state was saved
-    if there and not begun and not overwrite:
+    if there and not begun and existing != "replace":
         held = f"{folder} holds a finished run, or other files of these names ({there[-1]})"
         raise M2HError(f"{held}: give another folder, or --overwrite")
     state_file.unlink(missing_ok=True)
@@ -182,14 +167,15 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _frames(config: TrainConfig, data: DataConfig, root: Path, workers: int) -> FrameCache:
+def _frames(config: TrainConfig, data: DataConfig, root: Path, workers: int, progress: Progress) -> FrameCache:
     dataset: Dataset
     if data.source == "rooms":
         dataset, key = Rooms(data.count, data.seed), f"rooms {data.seed}"
     else:
         source = config.find(data.source)
         dataset, key = open_dataset(source, split=data.split), f"{Path(source).resolve()} {data.split}"
-    return open_cache(dataset, key, root, (data.height, data.width), count=data.count, workers=workers)
+    size = (data.height, data.width)
+    return open_cache(dataset, key, root, size, count=data.count, workers=workers, progress=progress)
 
 
 def _initial_model(config: TrainConfig) -> M2H:
@@ -201,15 +187,6 @@ def _initial_model(config: TrainConfig) -> M2H:
     if config.backbone:
         _load_backbone(model, Path(config.find(config.backbone)))
     return model
-
-
-def _quantize(model: M2H, config: TrainConfig, frames: FrameCache, validation: FrameCache | None) -> dict[str, Any]:
-    """Insert quantizers; returns the evaluation on `validation` in plain values, which a state can hold."""
-    insert_quantizers(model, calibration_batches(config, frames, next(model.parameters()).device))
-    if validation is None:
-        return {}
-    before: dict[str, Any] = json.loads(json.dumps(evaluate(model, validation, preset=config.preset)))
-    return before
 
 
 def _load_backbone(model: M2H, file: Path) -> None:
@@ -229,7 +206,7 @@ def _teacher(config: TrainConfig, device: torch.device) -> M2H | None:
 
 
 def _finish(work: Run, validation: FrameCache) -> dict[str, Any]:
-    result = evaluate(work.model, validation, preset=work.config.preset)
+    result = evaluate(work.model, validation, preset=work.config.preset, progress=work.progress)
     if work.qat:
         result["before"] = work.before
     folder = work.folder

@@ -181,7 +181,7 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path):
 def test_piped_tables_are_whole(tiny_onnx):
     """80 columns cut a table that goes to a file."""
     long = "x" * 300
-    program = f"from m2h_deploy.console import out, print_values; print_values({{'name': '{long}'}})"
+    program = f"from cli.console import out, print_values; print_values({{'name': '{long}'}})"
     command = [sys.executable, "-c", program]
     said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment()).stdout
     assert long in said

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import _thread
+import logging
 from pathlib import Path
+from threading import Event
 
 import onnx
 import pytest
 from onnx import helper
 
-from engines.build_progress import BuildProgress
 from engines.targets import describe_target, parse_targets
-from engines.tensorrt import BuildOptions, build_plan, build_tensorrt, free_batch_of, trtexec_command
+from engines.tensorrt import BuildOptions, build_plan, build_tensorrt, free_batch_of, make_monitor, trtexec_command
 from m2h_deploy.backends import tensorrt_api
 from m2h_deploy.errors import M2HError, install_extra
 from tests.engines.graphs import SIDE, small_graph
@@ -199,25 +200,18 @@ class TestBuilds:
         said = refused(build_plan, source, plan, flavor=RTX)
         assert "m.onnx" in said or "m.plan" in said
 
-    def test_ctrl_c_stops_a_build_and_leaves_nothing(self, tmp_path, monkeypatch):
-        steps = []
-
-        def interrupt(self, phase: str, step: int) -> bool:
-            if not steps:
+    def test_ctrl_c_stops_a_build_and_leaves_nothing(self, tmp_path, caplog):
+        class Interrupt(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                logger.removeHandler(self)
                 _thread.interrupt_main()
-            steps.append(self.canceled)
-            return not self.canceled
 
-        monkeypatch.setattr(BuildProgress, "step", interrupt)
+        logger = logging.getLogger("m2h_deploy.engines.tensorrt")
+        caplog.set_level(logging.INFO, logger.name)
+        logger.addHandler(Interrupt())
         source = save(small_graph(), tmp_path)
         with pytest.raises(KeyboardInterrupt):
             build_plan(source, tmp_path / "m.plan", flavor=RTX)
-        assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
-
-    def test_a_monitor_that_says_stop_stops_the_build(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(BuildProgress, "step", lambda self, phase, step: False)
-        source = save(small_graph(), tmp_path)
-        assert "cannot build" in refused(build_plan, source, tmp_path / "m.plan", flavor=RTX)
         assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
 
     def test_a_plan_without_weights_is_smaller_or_says_that_it_needs_a_gpu(self, tmp_path):
@@ -248,15 +242,17 @@ class TestBuilds:
             assert bool(row.record.notes) == (precision == "int8")
 
 
-def test_progress_follows_nested_phases():
-    with BuildProgress("build") as progress:
-        progress.start("outer", 2)
-        progress.start("inner", 3)
-        assert progress.step("inner", 0)
-        progress.finish("inner")
-        progress.finish("never started")
-        progress.canceled = True
-        assert not progress.step("outer", 0)
+def test_the_monitor_logs_each_step_and_stops_a_canceled_build(caplog):
+    canceled = Event()
+    monitor = make_monitor(pytest.importorskip("tensorrt_rtx"), canceled)
+    with caplog.at_level(logging.INFO, "m2h_deploy"):
+        monitor.phase_start("outer", None, 2)
+        monitor.phase_start("inner", "outer", 3)
+        assert monitor.step_complete("inner", 0)
+        monitor.phase_finish("inner")
+        canceled.set()
+        assert not monitor.step_complete("outer", 1)
+    assert [record.getMessage() for record in caplog.records] == ["inner, step 1 of 3", "outer, step 2 of 2"]
 
 
 def test_side_of_the_small_graph_is_what_the_commands_say():

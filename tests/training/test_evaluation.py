@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -11,13 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from m2h_deploy.data.rooms.render import Rooms
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import TASKS, build_model
 from m2h_deploy.training import evaluate, evaluate_checkpoint, table
-from m2h_deploy.training.progress import losses_note, progress_bar
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -104,36 +101,8 @@ def test_an_onnx_file_is_no_checkpoint_and_is_called_what_it_is(config: Path, ti
     assert ran.stderr.count("\n") == 1 and "is an ONNX file: give the checkpoint" in ran.stderr
 
 
-def test_progress_knows_how_many_frames_there_are(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from m2h_deploy.training import evaluation
-
-    stream = io.StringIO()
-    bar = progress_bar(Console(file=stream, width=80, force_terminal=True))
-    monkeypatch.setattr(evaluation, "progress_bar", lambda: bar)
-    evaluate_checkpoint("m2h-tiny", config, device="cpu", cache=tmp_path)
-    assert "3/3" in stream.getvalue() and "/?" not in stream.getvalue()
-
-
-def test_the_training_line_is_whole_in_80_columns() -> None:
-    stream = io.StringIO()
-    losses = {"depth": 12.345, "semantics": 1.234, "normals": 0.123, "edges": 0.012}
-    with progress_bar(Console(file=stream, width=80, force_terminal=True)) as bar:
-        task = bar.add_task("fine-tuning", total=12000, note="")
-        bar.update(task, completed=10000, note=losses_note(losses))
-        bar.refresh()
-    shown = stream.getvalue()
-    for name, value in losses.items():
-        assert f"{name}\N{NO-BREAK SPACE}{value:.3f}" in shown
-    assert "fine-tuning" in shown and "10000/12000" in shown and "…" not in shown
-    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).replace("\r", "\n").splitlines()
-    assert max(map(len, lines)) <= 80
-
-
-def test_a_count_without_an_end_has_no_question_mark() -> None:
-    stream = io.StringIO()
-    with progress_bar(Console(file=stream, width=80, force_terminal=True)) as bar:
-        bar.update(bar.add_task("evaluation", total=None, note=""), completed=8)
-    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
-    assert " 8 " in shown and "?" not in shown
+def test_progress_knows_how_many_frames_there_are(config: Path, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int | None, str]] = []
+    evaluate_checkpoint("m2h-tiny", config, device="cpu", cache=tmp_path, progress=lambda *step: told.append(step))
+    assert told[:3] == [("frames of rooms 9", done, 3, "") for done in (1, 2, 3)]
+    assert told[3:] == [("evaluation", 3, 3, "")]

@@ -19,6 +19,7 @@ from m2h_deploy.training import TrainConfig, interrupted_message, train
 from m2h_deploy.training.loop import STATE
 from m2h_deploy.training.record import read_record
 from m2h_deploy.training.state import load_state
+from tests.commands import COMMAND
 
 
 def digest(folder: Path) -> str:
@@ -77,7 +78,7 @@ def test_killed_and_resumed_equals_undisturbed(
     with pytest.raises(Killed):
         train(small, folder, cache=frames, device="cpu")
     monkeypatch.undo()
-    train(small, folder, resume=True, cache=frames, device="cpu")
+    train(small, folder, existing="resume", cache=frames, device="cpu")
     assert digest(folder) == digest(whole)
     assert (folder / "losses.csv").read_text() == (whole / "losses.csv").read_text()
 
@@ -112,8 +113,7 @@ def test_ctrl_c_saves_the_state_and_leaves_no_half_file(small: TrainConfig, fram
     assert sorted(p.name for p in folder.iterdir()) == ["losses.csv", "state.pt"]
 
 
-@pytest.mark.parametrize("module", [["-c", "import cli; cli.main()", "train"], ["-m", "m2h_deploy.training"]])
-def test_ctrl_c_says_that_the_state_is_saved_and_how_to_go_on(module: list[str], frames: Path, tmp_path: Path) -> None:
+def test_ctrl_c_says_that_the_state_is_saved_and_how_to_go_on(frames: Path, tmp_path: Path) -> None:
     config, folder = tmp_path / "run.toml", tmp_path / "run"
     config.write_text(
         "variant = 'm2h-tiny'\nlayer_scale = 1.0\nsave_steps = 100000\n"
@@ -121,7 +121,7 @@ def test_ctrl_c_says_that_the_state_is_saved_and_how_to_go_on(module: list[str],
         "[data]\ncount = 8\nseed = 1\nheight = 42\nwidth = 42\n[validation]\ncount = 2\nseed = 2\nheight = 42\n"
         "width = 42\n[[stage]]\nname = 'initial'\nepochs = 10000\nbatch_size = 4\n"
     )
-    command = [sys.executable, *module, str(config), "-o", str(folder), "--cache", str(frames), "--device", "cpu"]
+    command = [*COMMAND, "train", str(config), "-o", str(folder), "--cache", str(frames), "--device", "cpu"]
     process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True)
     record = folder / "losses.csv"
     while not (record.is_file() and len(record.read_text().splitlines()) > 2):
@@ -157,5 +157,5 @@ def test_a_run_is_not_started_over_or_continued_as_another(
 def test_a_broken_state_is_named(small: TrainConfig, frames: Path, tmp_path: Path) -> None:
     (tmp_path / "state.pt").write_bytes(b"not a state")
     with pytest.raises(M2HError, match=r"state\.pt is not a training state") as error:
-        train(small, tmp_path, resume=True, cache=frames)
+        train(small, tmp_path, existing="resume", cache=frames)
     assert "\n" not in str(error.value)

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
 from rich.text import Text
 
 #: Columns of what goes to a file or another program: nothing is cut that a program may read.
@@ -38,6 +52,76 @@ def make_progress() -> Progress:
     """A progress bar on stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(), CountColumn(), TimeElapsedColumn())
     return Progress(SpinnerColumn(), *columns, console=err)
+
+
+@contextmanager
+def training_progress(console: Console = err) -> Iterator[Callable[[str, int, int | None, str], None]]:
+    """Show what a training reports as bars on stderr; of processes that torchrun started, only the first shows it.
+
+    In a narrow terminal the note goes on in further lines, and nothing of it is cut.
+    """
+    columns = (
+        TextColumn("{task.description}", table_column=Column(max_width=24, no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=10),
+        CountColumn(table_column=Column(no_wrap=True)),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=False)),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, expand=True, disable=not leads()) as bar:
+
+        def show(what: str, done: int, total: int | None, note: str) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total, note=note)
+            bar.update(tasks[what], completed=done, note=note)
+            if done == total:
+                del tasks[what]  # the same work may begin again
+
+        yield show
+
+
+def leads() -> bool:
+    """Return whether this is the first of the processes that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class _Lines(logging.Handler):
+    """Log records of the library as lines on stderr: warnings always, progress as a status where it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.show: Callable[[str], None] | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            say(record.getMessage(), "yellow")
+        elif self.show is not None:
+            self.show(record.getMessage())
+
+
+_lines = _Lines()
+
+
+def show_log() -> None:
+    """Show the library's warnings on stderr from now on."""
+    logger = logging.getLogger("m2h_deploy")
+    logger.propagate = False
+    logger.addHandler(_lines)
+
+
+@contextmanager
+def status(text: str) -> Iterator[None]:
+    """Show `text`, and after it what the library logs about its progress, where stderr is a terminal."""
+    logger = logging.getLogger("m2h_deploy")
+    with err.status(text) as shown:
+        _lines.show = lambda message: shown.update(f"{text}: {escape(message)}")
+        logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            _lines.show = None
+            logger.setLevel(logging.NOTSET)
 
 
 def say(text: str, style: str | None = None) -> None:

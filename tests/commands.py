@@ -1,4 +1,4 @@
-"""The command line as a process of its own, also on a small or read-only file system that only it sees."""
+"""Run the command line, in this process or in one of its own, and check how it refuses."""
 
 from __future__ import annotations
 
@@ -7,15 +7,64 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from m2h_deploy.errors import M2HError
 
 ROOT = Path(__file__).parents[1]
 
 #: `m2h-deploy` in this environment.
 COMMAND = (sys.executable, "-c", "import cli; cli.main()")
+
+
+def launch(*arguments: object) -> list[str]:
+    """Return a command as the words to launch it with."""
+    return [*COMMAND, *map(str, arguments)]
+
+
+def command_without(*modules: str) -> list[str]:
+    """Return the start of a command where `modules` cannot be imported, installed or not."""
+    hidden = "; ".join(f"sys.modules[{name!r}] = None" for name in modules)
+    return [sys.executable, "-c", f"import sys; {hidden}; {COMMAND[2]}"]
+
+
+def run_here(*arguments: object) -> Result:
+    """Run a command in this process, which is faster; an error is the result's `exception`."""
+    from cli import app
+
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def done(*arguments: object) -> str:
+    """Run a command in this process that must succeed, and return what it printed."""
+    result = run_here(*arguments)
+    assert result.exception is None, result.exception
+    return result.output
+
+
+def mistake(*arguments: object) -> str:
+    """Run a command in this process that must end with exit code 2 and print no result; return its one-line error."""
+    result = run_here(*arguments)
+    assert result.stdout == ""
+    error = result.exception
+    assert isinstance(error, M2HError), error
+    assert error.exit_code == 2
+    assert "\n" not in str(error)
+    return str(error)
+
+
+def refused(call: Callable[..., object], *arguments: object, **options: object) -> str:
+    """Call a function that must raise M2HError with exit code 2, and return its one-line message."""
+    with pytest.raises(M2HError) as caught:
+        call(*arguments, **options)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -31,6 +80,11 @@ def m2h(
     """Run the command line; what it says is bytes, for it need not be text."""
     command = [*COMMAND, *(a if isinstance(a, bytes) else str(a) for a in arguments)]
     return subprocess.run(command, capture_output=True, cwd=cwd, env=env or environment(), check=False)
+
+
+def m2h_text(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """As `m2h`, with what it says as text."""
+    return subprocess.run(launch(*arguments), capture_output=True, text=True, cwd=cwd, env=environment(), check=False)
 
 
 def shell(script: str, *, cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:

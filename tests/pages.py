@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.commands import COMMAND
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -39,7 +41,7 @@ def shell_environment(folder: Path) -> dict[str, str]:
     """An environment in which `m2h-deploy` and `python` are this checkout's and this interpreter, by `folder`/bin."""
     programs = folder / "bin"
     programs.mkdir()
-    for name, words in (("m2h-deploy", '-c "import cli; cli.main()"'), ("python", "")):
+    for name, words in (("m2h-deploy", f'-c "{COMMAND[2]}"'), ("python", "")):
         (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
         (programs / name).chmod(0o755)
     return {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}

@@ -24,6 +24,7 @@ from m2h_deploy.backends.tensorrt import (
 )
 from m2h_deploy.bundle.manifest import Bundle, file_sha256, load_bundle, write_manifest
 from m2h_deploy.errors import M2HError, install_extra
+from tests.commands import refused
 from tests.engines.graphs import small_graph
 
 SPECS = (
@@ -41,13 +42,6 @@ def manifest(tiny_bundle):
 def with_engine(manifest, **changes):
     engine = manifest.engine.model_copy(update={"kind": "tensorrt-rtx", "version": "1.7.1.116"} | changes)
     return manifest.model_copy(update={"engine": engine})
-
-
-def refused(call, *arguments) -> str:
-    with pytest.raises(M2HError) as error:
-        call(*arguments)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

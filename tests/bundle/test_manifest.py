@@ -12,6 +12,7 @@ import pytest
 
 from m2h_deploy import CheckFailed, M2HError, Runtime
 from m2h_deploy.bundle.manifest import file_sha256, json_schema, load_bundle, new_bundle_folder, record_result
+from tests.commands import refused
 
 SCHEMA = Path(__file__).parents[2] / "m2h_deploy" / "bundle" / "manifest.schema.json"
 
@@ -26,14 +27,6 @@ def edit(bundle: Path, change) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     change(manifest)
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-
-
-def refused(bundle: Path) -> str:
-    with pytest.raises(M2HError) as error:
-        Runtime.load(bundle)
-    assert "\n" not in str(error.value)
-    assert error.value.exit_code == 2
-    return str(error.value)
 
 
 def test_the_manifest_follows_the_schema_in_the_repository(bundle):
@@ -57,26 +50,26 @@ def test_the_manifest_alone_tells_how_to_use_the_engine(bundle):
 
 
 def test_a_folder_without_a_manifest_is_no_bundle(tmp_path):
-    assert "is not a bundle" in refused(tmp_path)
-    assert "is not a bundle" in refused(tmp_path / "nothing")
+    assert "is not a bundle" in refused(Runtime.load, tmp_path)
+    assert "is not a bundle" in refused(Runtime.load, tmp_path / "nothing")
 
 
 def test_a_missing_file_is_named(bundle):
     (bundle / "model.onnx").unlink()
-    assert "model.onnx is missing" in refused(bundle)
+    assert "model.onnx is missing" in refused(Runtime.load, bundle)
 
 
 def test_a_changed_file_is_named(bundle):
     content = bytearray((bundle / "model.onnx").read_bytes())
     content[len(content) // 2] ^= 1
     (bundle / "model.onnx").write_bytes(content)
-    assert "model.onnx does not have the manifest's sha256" in refused(bundle)
+    assert "model.onnx does not have the manifest's sha256" in refused(Runtime.load, bundle)
 
 
 def test_a_newer_schema_asks_for_an_upgrade(bundle):
     edit(bundle, lambda manifest: manifest.update(schema_version=2))
-    assert "schema version 2" in refused(bundle)
-    assert "upgrade" in refused(bundle)
+    assert "schema version 2" in refused(Runtime.load, bundle)
+    assert "upgrade" in refused(Runtime.load, bundle)
 
 
 @pytest.mark.parametrize("name", ["../model.onnx", "/etc/passwd", "a/b.onnx", "..", ".hidden", "a\\b", ""])
@@ -86,24 +79,24 @@ def test_a_path_that_leaves_the_folder_is_refused(bundle, name):
         manifest["engine"]["file"] = name
 
     edit(bundle, change)
-    assert "manifest.json" in refused(bundle)
+    assert "manifest.json" in refused(Runtime.load, bundle)
 
 
 def test_a_link_that_leaves_the_folder_is_refused(bundle):
     (bundle / "model.onnx").rename(bundle.parent / "outside.onnx")
     (bundle / "model.onnx").symlink_to(bundle.parent / "outside.onnx")
-    assert "leads out of the bundle" in refused(bundle)
+    assert "leads out of the bundle" in refused(Runtime.load, bundle)
 
 
 def test_an_engine_file_outside_the_digests_is_refused(bundle):
     edit(bundle, lambda manifest: manifest["engine"].update(file="other.onnx"))
-    assert "other.onnx is not among" in refused(bundle)
+    assert "other.onnx is not among" in refused(Runtime.load, bundle)
 
 
 @pytest.mark.parametrize("content", ["", "no json", "[1, 2]", "{}", '{"schema_version": "one"}', "[" * 100_000])
 def test_a_manifest_that_is_none_is_refused(bundle, content):
     (bundle / "manifest.json").write_text(content)
-    assert "manifest.json" in refused(bundle)
+    assert "manifest.json" in refused(Runtime.load, bundle)
 
 
 @pytest.mark.parametrize(
@@ -117,19 +110,19 @@ def test_fields_that_do_not_fit_are_named(bundle, field, value):
         manifest[field[-1]] = value
 
     edit(bundle, change)
-    assert ".".join(field) in refused(bundle)
+    assert ".".join(field) in refused(Runtime.load, bundle)
 
 
 def test_an_unknown_engine_kind_lists_the_known_ones(bundle):
     edit(bundle, lambda manifest: manifest["engine"].update(kind="abacus"))
-    assert "onnxruntime" in refused(bundle)
+    assert "onnxruntime" in refused(Runtime.load, bundle)
 
 
 def test_a_file_that_is_no_engine_is_refused(bundle):
     (bundle / "model.onnx").write_bytes(b"not an engine")
     digest = file_sha256(bundle / "model.onnx")
     edit(bundle, lambda manifest: manifest["files"].update({"model.onnx": digest}))
-    assert "cannot load" in refused(bundle)
+    assert "cannot load" in refused(Runtime.load, bundle)
 
 
 def test_the_self_test_catches_wrong_numbers_and_can_be_turned_off(bundle):
@@ -175,9 +168,9 @@ def test_an_edited_field_is_named_with_its_former_value(bundle, path, value, was
 
 def test_an_edit_that_leaves_no_engine_to_run_is_named_beside_its_effect(bundle):
     edit(bundle, lambda manifest: manifest["engine"].update(kind="tensorrt"))
-    assert "engine.kind is 'tensorrt' and was 'onnxruntime' when the bundle was built" in refused(bundle)
+    assert "engine.kind is 'tensorrt' and was 'onnxruntime' when the bundle was built" in refused(Runtime.load, bundle)
     edit(bundle, lambda manifest: manifest["input"].update(height=113))
-    assert "input.height is 113 and was 112 when the bundle was built" in refused(bundle)
+    assert "input.height is 113 and was 112 when the bundle was built" in refused(Runtime.load, bundle)
 
 
 def test_what_the_numbers_do_not_depend_on_may_be_edited(bundle):
@@ -224,7 +217,7 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path):
 
 def test_files_beside_a_bundle_are_somebodys(bundle):
     (bundle / "notes.txt").write_text("precious")
-    assert "notes.txt is not named in the manifest" in refused(bundle)
+    assert "notes.txt is not named in the manifest" in refused(Runtime.load, bundle)
     with pytest.raises(M2HError, match=r"notes\.txt"), new_bundle_folder(bundle):
         pass
     assert (bundle / "notes.txt").read_text() == "precious"
@@ -257,7 +250,7 @@ def test_options_that_load_libraries_are_not_a_bundles_to_set(bundle):
     edit(
         bundle, lambda manifest: manifest["engine"]["options"].update(provider_options={"extra_plugin_lib_paths": "x"})
     )
-    assert "extra_plugin_lib_paths" in refused(bundle)
+    assert "extra_plugin_lib_paths" in refused(Runtime.load, bundle)
 
 
 def test_a_number_of_threads_that_is_none_is_refused(bundle):

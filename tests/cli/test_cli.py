@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -18,40 +16,20 @@ import torch
 
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.errors import install_extra, missing_extra
-
-
-def m2h(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "import cli; cli.main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, env=environment())
-
-
-def environment() -> dict[str, str]:
-    """This process's, without the width of a terminal: readline, which pytest loads, sets it for children."""
-    return {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-
-
-def mistake(*arguments: object) -> str:
-    """The one line that a mistake gives; exit code 2 and no traceback."""
-    result = m2h(*arguments)
-    assert result.returncode == 2, result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, result.stderr
-    assert "Traceback" not in result.stderr
-    assert result.stdout == ""
-    return lines[0]
+from tests.commands import COMMAND, command_without, done, environment, m2h_text, mistake
 
 
 def test_export_build_run_in_a_row(tiny_checkpoint, tmp_path):
-    exported = m2h("export", tiny_checkpoint, "-o", tmp_path / "m.onnx", "--height", 56, "--width", 70, "--json")
+    exported = m2h_text("export", tiny_checkpoint, "-o", tmp_path / "m.onnx", "--height", 56, "--width", 70, "--json")
     assert exported.returncode == 0, exported.stderr
     assert json.loads(exported.stdout)["passed"]
-    built = m2h("build", tmp_path / "m.onnx", "-o", tmp_path / "bundle", "--threads", 1)
+    built = m2h_text("build", tmp_path / "m.onnx", "-o", tmp_path / "bundle", "--threads", 1)
     assert built.returncode == 0, built.stderr
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for index in range(2):
         cv2.imwrite(str(pictures / f"room{index}.png"), render_room(1, index, height=96, width=128).image)
-    ran = m2h("run", tmp_path / "bundle", pictures, "-o", tmp_path / "out", "--npz", "--json")
+    ran = m2h_text("run", tmp_path / "bundle", pictures, "-o", tmp_path / "out", "--npz", "--json")
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["frames"] == 2
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -70,7 +48,7 @@ def test_run_takes_a_video(tiny_bundle, tmp_path):
     for index in range(3):
         writer.write(render_room(1, index, height=96, width=128).image)
     writer.release()
-    ran = m2h("run", tiny_bundle, tmp_path / "v.avi", "-o", tmp_path / "out", "--limit", 2, "--json")
+    ran = m2h_text("run", tiny_bundle, tmp_path / "v.avi", "-o", tmp_path / "out", "--limit", 2, "--json")
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["frames"] == 2
     assert (tmp_path / "out" / "v_000001_overlay.png").is_file()
@@ -83,7 +61,8 @@ def test_run_writes_a_video_and_a_recording(tiny_bundle, tmp_path):
         cv2.imwrite(str(pictures / f"{index}.png"), render_room(1, index, height=height, width=width).image)
     rerun = importlib.util.find_spec("rerun") is not None
     extra = ["--rerun", tmp_path / "r.rrd", "--fov", 70] if rerun else []
-    ran = m2h("run", tiny_bundle, pictures, "--no-files", "--video", tmp_path / "v.mp4", *extra, "--json", cwd=tmp_path)
+    files = ("--no-files", "--video", tmp_path / "v.mp4", *extra)
+    ran = m2h_text("run", tiny_bundle, pictures, *files, "--json", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["video"] == str(tmp_path / "v.mp4")
     video = cv2.VideoCapture(str(tmp_path / "v.mp4"))
@@ -142,7 +121,7 @@ def test_a_signal_ends_a_run_and_keeps_what_it_wrote(tiny_bundle, tmp_path, numb
         "--json",
     ]
     program = subprocess.Popen(
-        [sys.executable, "-c", "import cli; cli.main()", *map(str, command)],
+        [*COMMAND, *map(str, command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -164,7 +143,6 @@ def test_a_signal_ends_a_run_and_keeps_what_it_wrote(tiny_bundle, tmp_path, numb
 
 def test_a_picture_is_turned_as_its_camera_says(tmp_path):
     """Orientation 6 in EXIF: the camera was held upright, the picture is to be turned clockwise."""
-    from m2h_deploy.files.images import read_image
     from m2h_deploy.sources import open_source
 
     image = render_room(0, 0, height=48, width=64).image
@@ -173,9 +151,9 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path):
     exif = b"Exif\x00\x00" + tiff
     segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
     (tmp_path / "upright.jpg").write_bytes(encoded[:2] + segment + encoded[2:])
-    turned = read_image(tmp_path / "upright.jpg")
+    turned = next(open_source(str(tmp_path)).read()).image
     assert turned.shape == (64, 48, 3)
-    np.testing.assert_array_equal(next(open_source(str(tmp_path)).read()).image, turned)
+    assert np.abs(turned.astype(int) - np.rot90(image, -1)).mean() < 10
 
 
 def test_piped_tables_are_whole(tiny_onnx):
@@ -185,7 +163,7 @@ def test_piped_tables_are_whole(tiny_onnx):
     command = [sys.executable, "-c", program]
     said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment()).stdout
     assert long in said
-    assert not any("…" in line for line in m2h("inspect", tiny_onnx).stdout.splitlines())
+    assert not any("…" in line for line in m2h_text("inspect", tiny_onnx).stdout.splitlines())
 
 
 def test_run_reports_a_broken_picture_and_finishes_the_others(tiny_bundle, tmp_path):
@@ -195,7 +173,7 @@ def test_run_reports_a_broken_picture_and_finishes_the_others(tiny_bundle, tmp_p
     cv2.imwrite(str(pictures / "deep.png"), np.zeros((64, 64, 3), np.uint16))
     cv2.imwrite(str(pictures / "depth.png"), np.zeros((64, 64), np.uint16))
     cv2.imwrite(str(pictures / "good.png"), np.zeros((64, 64, 3), np.uint8))
-    ran = m2h("run", tiny_bundle, pictures, "-o", tmp_path / "out", "--json")
+    ran = m2h_text("run", tiny_bundle, pictures, "-o", tmp_path / "out", "--json")
     assert ran.returncode == 2
     assert json.loads(ran.stdout)["failed"] == 2
     assert "broken.png: image cannot be decoded" in ran.stderr
@@ -204,20 +182,20 @@ def test_run_reports_a_broken_picture_and_finishes_the_others(tiny_bundle, tmp_p
 
 
 def test_inspect_and_doctor_speak_json(tiny_bundle, tiny_onnx):
-    bundle = json.loads(m2h("inspect", tiny_bundle, "--json").stdout)
+    bundle = json.loads(done("inspect", tiny_bundle, "--json"))
     assert bundle["manifest"]["model"]["variant"] == "m2h-tiny"
-    graph = json.loads(m2h("inspect", tiny_onnx, "--json").stdout)
+    graph = json.loads(done("inspect", tiny_onnx, "--json"))
     assert graph["outputs"]["depth"] == [1, 1, 112, 140]
     assert graph["parameters"] > 4_000_000
-    doctor = json.loads(m2h("doctor", "--json").stdout)
+    doctor = json.loads(done("doctor", "--json"))
     assert {engine["kind"] for engine in doctor["engines"]} >= {"onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"}
     missing = next(engine for engine in doctor["engines"] if engine["kind"] == "tensorrt")
     assert missing["version"] is None or missing["details"]
 
 
 def test_human_output_has_every_engine_and_field(tiny_onnx):
-    assert "tensorrt-rtx" in m2h("doctor").stdout
-    assert "opset" in m2h("inspect", tiny_onnx).stdout
+    assert "tensorrt-rtx" in done("doctor")
+    assert "opset" in done("inspect", tiny_onnx)
 
 
 def test_mistakes_with_checkpoints(tmp_path):
@@ -237,10 +215,10 @@ def test_mistakes_with_sizes(tiny_checkpoint, tmp_path, size):
 
 def test_build_names_no_engine_before_it_knows_it(tiny_onnx, tmp_path):
     for options in (["--engine", "tensorflow"], ["--precision", "fp8"], ["--hint", "bf16"]):
-        result = m2h("build", tiny_onnx, "-o", tmp_path / "b", *options)
+        result = m2h_text("build", tiny_onnx, "-o", tmp_path / "b", *options)
         assert result.returncode == 2
         assert result.stderr.startswith("error: ") and "building" not in result.stderr
-    built = m2h("build", tiny_onnx, "-o", tmp_path / "b")
+    built = m2h_text("build", tiny_onnx, "-o", tmp_path / "b")
     assert built.returncode == 0 and built.stderr.startswith("building onnxruntime in fp32\n")
 
 
@@ -275,7 +253,7 @@ def test_trtexec_is_printed_where_tensorrt_is_missing_and_nothing_is_built(tiny_
     if importlib.util.find_spec("tensorrt") is not None:
         pytest.skip("TensorRT is installed")
     options = ("--engine", "tensorrt", "--trtexec", "--workspace", 512)
-    printed = m2h("build", tiny_onnx, "-o", tmp_path / "b", *options)
+    printed = m2h_text("build", tiny_onnx, "-o", tmp_path / "b", *options)
     assert printed.returncode == 0, printed.stderr
     assert printed.stdout.strip() == (
         "trtexec --onnx=tiny.onnx --saveEngine=model.plan --stronglyTyped --noTF32 --skipInference "
@@ -298,16 +276,14 @@ def test_folders_that_are_files(tmp_path):
 
 @pytest.mark.parametrize("module", ["torch", "onnxruntime", "onnxscript"])
 def test_export_names_one_extra_for_all_that_it_needs(module, tmp_path):
-    hide = f"import sys; sys.modules['{module}'] = None; import cli; cli.main()"
-    command = [sys.executable, "-c", hide, "export", "m2h-tiny", "-o", str(tmp_path / "m.onnx")]
+    command = [*command_without(module), "export", "m2h-tiny", "-o", str(tmp_path / "m.onnx")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip().endswith(f"error: {missing_extra(module, 'export')}")
 
 
 def test_a_device_without_onnx_inspects_its_bundle(tiny_bundle):
-    hide = "import sys; sys.modules['onnx'] = None; import cli; cli.main()"
-    command = [sys.executable, "-c", hide, "inspect", str(tiny_bundle)]
+    command = [*command_without("onnx"), "inspect", str(tiny_bundle)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "m2h-tiny" in said
     assert "onnxruntime" in said

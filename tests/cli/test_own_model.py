@@ -11,10 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
-from cli import app
 from engines.precision.frames import calibration_frames, open_pictures
 from m2h_deploy import M2HError, Runtime
 from m2h_deploy.bundle.manifest import load_bundle
@@ -23,23 +20,12 @@ from m2h_deploy.onnx_graph.info import read_card
 from m2h_deploy.packaging.mono_hydra import node_input, package_mono_hydra
 from m2h_deploy.runtime.preprocess import Normalization, Preprocess
 from m2h_deploy.visualize.draw import draw_semantics
+from tests.commands import done, mistake
 
 NAMES = [f"thing {index}" for index in range(13)]
 COLORS = [[10 * index, 255 - 10 * index, index] for index in range(13)]
 OWN = Normalization((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 HEIGHT, WIDTH = 56, 70
-
-
-def run_here(*arguments: object) -> Result:
-    """A command in this process: what it printed, and what it raised."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def done(*arguments: object) -> str:
-    """What a command printed that succeeded."""
-    result = run_here(*arguments)
-    assert result.exception is None, result.exception
-    return result.output
 
 
 @pytest.fixture(scope="module")
@@ -165,15 +151,6 @@ def test_a_data_set_of_other_classes_is_refused(folder):
 
     with pytest.raises(M2HError, match="the data has 40 classes, the engine 13"):
         verify(folder / "plain", folder / "own.safetensors", Rooms(8, height=48, width=64))
-
-
-def mistake(*arguments: object) -> str:
-    """The one line that a command ends with."""
-    error = run_here(*arguments).exception
-    assert isinstance(error, M2HError), error
-    assert error.exit_code == 2
-    assert "\n" not in str(error)
-    return str(error)
 
 
 @pytest.mark.parametrize(

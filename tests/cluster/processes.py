@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import cv2
@@ -14,11 +13,6 @@ from m2h_deploy.data.rooms.render import render_room
 
 def add_picture(folder: Path, index: int) -> None:
     cv2.imwrite(str(folder / f"room{index:02d}.png"), render_room(1, index, height=48, width=64).image)
-
-
-def command(*arguments: object) -> list[str]:
-    """m2h-deploy as another process."""
-    return [sys.executable, "-c", "import cli; cli.main()", *map(str, arguments)]
 
 
 def kill(pid: int) -> None:

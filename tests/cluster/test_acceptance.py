@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from m2h_deploy.data.nyuv2_writer import write_multitask_folder
-from tests.cluster.processes import command, descendants, kill, workers_of
+from tests.cluster.processes import descendants, kill, workers_of
+from tests.commands import launch
 
 pytest.importorskip("ray", reason="needs the extra ray")
 pytestmark = pytest.mark.slow
@@ -50,7 +51,7 @@ def test_two_thousand_rooms_on_two_workers_with_one_killed(bundle, graph, tmp_pa
     listing.write_text("\n".join(names[:-1]))
 
     def verify(*more: object) -> list[str]:
-        return command("verify", bundle, "--reference", graph, "--data", rooms, "--threads", 1, *more)
+        return launch("verify", bundle, "--reference", graph, "--data", rooms, "--threads", 1, *more)
 
     def on_ray(file: str) -> list[str]:
         return verify("--ray", "local", "--workers", 2, "--work", tmp_path / "work", "--json", tmp_path / file)
@@ -94,7 +95,7 @@ def test_a_cluster_of_two_nodes_is_used_and_left_running_and_a_lost_node_loses_n
     try:
         second = cluster.add_node(num_cpus=2)
         cluster.wait_for_nodes()
-        verify = command(
+        verify = launch(
             "verify", bundle, "--reference", graph, "--data", rooms, "--ray", cluster.address, "--workers", 2,
             "--work", tmp_path / "work", "--json", "-",
         )  # fmt: skip

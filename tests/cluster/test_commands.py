@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from tests.cluster.processes import command, descendants
+from tests.cluster.processes import descendants
+from tests.commands import launch
 
 pytest.importorskip("ray", reason="needs the extra ray")
 
@@ -19,7 +20,7 @@ pytest.importorskip("ray", reason="needs the extra ray")
 def test_ctrl_c_leaves_no_process_and_the_same_command_goes_on_from_there(tiny_bundle, pictures, tmp_path):
     for index in range(11, 80):
         shutil.copy(pictures / "room00.png", pictures / f"room{index:02d}.png")
-    run = command("run", tiny_bundle, pictures, "-o", tmp_path / "out", "--ray", "local", "--workers", 2, "--json")
+    run = launch("run", tiny_bundle, pictures, "-o", tmp_path / "out", "--ray", "local", "--workers", 2, "--json")
     process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     done = tmp_path / "out" / ".m2h" / "done"
     deadline = time.monotonic() + 120
@@ -63,7 +64,7 @@ def alive(pids: list[int]) -> list[int]:
 def test_a_mistake_is_one_line(arguments, words, tiny_bundle, pictures, tmp_path):
     given = [argument.replace("SOURCE", str(pictures)) for argument in arguments]
     result = subprocess.run(
-        command("run", tiny_bundle, *given, "-o", tmp_path / "out"), capture_output=True, text=True, check=False
+        launch("run", tiny_bundle, *given, "-o", tmp_path / "out"), capture_output=True, text=True, check=False
     )
     assert result.returncode == 2, result.stderr
     assert result.stdout == ""

@@ -8,13 +8,9 @@ import sys
 import pytest
 
 from m2h_deploy.errors import missing_extra
+from tests.commands import command_without, mistake
 
 BUNDLE, DATA = "bundle", "data"
-
-
-def command(*arguments: str) -> list[str]:
-    """m2h-deploy where Ray cannot be imported, installed or not."""
-    return [sys.executable, "-c", "import sys; sys.modules['ray'] = None; import cli; cli.main()", *arguments]
 
 
 @pytest.mark.parametrize(
@@ -22,7 +18,7 @@ def command(*arguments: str) -> list[str]:
     [("run", BUNDLE, DATA, "--ray", "local"), ("verify", BUNDLE, "--reference", "m", "--data", DATA, "--ray", "local")],
 )
 def test_without_the_extra_the_command_names_it_in_one_line(arguments):
-    result = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+    result = subprocess.run([*command_without("ray"), *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr.splitlines() == [f"error: {missing_extra('ray', 'ray', 'a job on Ray')}"]
@@ -30,9 +26,7 @@ def test_without_the_extra_the_command_names_it_in_one_line(arguments):
 
 @pytest.mark.parametrize("option", [("--workers", "2"), ("--gpus", "1"), ("--parquet",)])
 def test_options_of_ray_want_ray(option):
-    result = subprocess.run(command("run", BUNDLE, DATA, *option), capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: ") and "--ray local" in result.stderr
+    assert "--ray local" in mistake("run", BUNDLE, DATA, *option)
 
 
 def test_the_package_is_imported_without_ray():

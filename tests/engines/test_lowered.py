@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -14,19 +13,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines import Lowering, build_bundle
-from m2h_deploy import CheckFailed, M2HError, Runtime
+from m2h_deploy import CheckFailed, Runtime
 from m2h_deploy.bundle.manifest import load_bundle
 from m2h_deploy.errors import install_extra
 from m2h_deploy.onnx_graph.info import LOWERED, PRECISION, graph_precision, read_precision, set_metadata
 from m2h_deploy.parity.reference import open_reference
+from tests.commands import command_without, refused
 from tests.engines.graphs import SIDE, exported_small_graph, small_graph
-
-
-def refused(call, *arguments, **options) -> str:
-    with pytest.raises(M2HError) as error:
-        call(*arguments, **options)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def with_node(*node, **attributes) -> onnx.ModelProto:
@@ -128,17 +121,8 @@ def lowered(request, exported, pictures, tmp_path_factory) -> tuple[str, Path, P
     return request.param, bundle.path, folder / "lowered.onnx"
 
 
-#: A program that builds where some modules are not installed.
-BLOCKED = """
-import sys
-for name in sys.argv.pop(1).split(","):
-    sys.modules[name] = None
-import cli; cli.main()
-"""
-
-
 def build_without(modules: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", BLOCKED, modules, "build", *map(str, arguments)]
+    command = [*command_without(*modules.split(",")), "build", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

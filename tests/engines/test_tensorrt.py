@@ -15,6 +15,7 @@ from engines.targets import describe_target, parse_targets
 from engines.tensorrt import BuildOptions, build_plan, build_tensorrt, free_batch_of, make_monitor, trtexec_command
 from m2h_deploy.backends import tensorrt_api
 from m2h_deploy.errors import M2HError, install_extra
+from tests.commands import refused
 from tests.engines.graphs import SIDE, small_graph
 
 RTX = "tensorrt-rtx"
@@ -24,13 +25,6 @@ def save(proto: onnx.ModelProto, folder: Path) -> Path:
     path = folder / "small.onnx"
     onnx.save(proto, path)
     return path
-
-
-def refused(call, *arguments, **options) -> str:
-    with pytest.raises(M2HError) as error:
-        call(*arguments, **options)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.runtime.postprocess import Postprocess
 from m2h_deploy.runtime.preprocess import PRESETS, Preprocess
 from m2h_deploy.runtime.raw_pixels import bgr_to_nv12, nv12_to_bgr
+from tests.commands import done
 
 
 @pytest.fixture(scope="module")
@@ -203,14 +204,9 @@ def test_tensorrt_rtx_compiles_it(plain, tmp_path, format):
 
 
 def test_the_command_writes_a_sensor_graph_without_what_nobody_wants(tiny_checkpoint, tmp_path):
-    from typer.testing import CliRunner
-
-    from cli import app
-
     output = tmp_path / "sensor.onnx"
-    arguments = [str(tiny_checkpoint), "-o", str(output), "--height", "56", "--width", "56", "--sensor", "nv12"]
-    result = CliRunner().invoke(app, ["export", *arguments, "--camera-size", "64x48", "--outputs", "labels"])
-    assert result.exit_code == 0, result.output
+    sensor = ("--sensor", "nv12", "--camera-size", "64x48", "--outputs", "labels")
+    done("export", tiny_checkpoint, "-o", output, "--height", 56, "--width", 56, *sensor)
     graph = onnx.load(output)
     assert [value.name for value in graph.graph.output] == ["labels"]
     assert not any(node.name.startswith("/heads.depth/") for node in graph.graph.node)

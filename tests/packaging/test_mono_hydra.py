@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import onnx
@@ -17,6 +15,7 @@ from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.onnx_graph.info import read_card
 from m2h_deploy.packaging.mono_hydra import node_input, package_mono_hydra
 from m2h_deploy.runtime.preprocess import PRESETS
+from tests.commands import done
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +93,5 @@ def test_a_folder_that_holds_something_is_left_alone(tiny_onnx, tmp_path):
 
 def test_the_command_writes_both_files(tiny_onnx, tmp_path):
     shutil.copy(tiny_onnx, tmp_path / "model.onnx")
-    command = [sys.executable, "-c", "import cli; cli.main()", "package", tmp_path / "model.onnx", "--mono-hydra"]
-    done = subprocess.run([*command, "-o", tmp_path / "hydra"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done("package", tmp_path / "model.onnx", "--mono-hydra", "-o", tmp_path / "hydra")
     assert sorted(path.name for path in (tmp_path / "hydra").iterdir()) == ["m2h.onnx", "m2h_onnx.yaml"]

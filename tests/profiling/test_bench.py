@@ -27,7 +27,7 @@ from m2h_deploy.profiling.report.page import write_page
 from m2h_deploy.profiling.report.table import print_bench
 from m2h_deploy.profiling.result import latency_record
 from m2h_deploy.profiling.warnings import find_warnings
-from tests.cli.test_cli import m2h, mistake
+from tests.commands import m2h_text, mistake
 
 QUICK = {"height": 96, "width": 128, "threads": 1, "duration_s": 0.2, "min_rounds": 5}
 
@@ -197,7 +197,7 @@ def copy(tiny_bundle, tmp_path) -> Path:
 def test_the_command_measures_records_and_writes_its_files(copy, tmp_path):
     files = {name: tmp_path / f"out.{name}" for name in ("csv", "html")}
     options = ["--duration", 0.2, "--size", "128x96", "--threads", 1, "--no-layers", "--record"]
-    ran = m2h("bench", copy, *options, "--json", "-", "--csv", files["csv"], "--html", files["html"])
+    ran = m2h_text("bench", copy, *options, "--json", "-", "--csv", files["csv"], "--html", files["html"])
     assert ran.returncode == 0, ran.stderr
     measured = json.loads(ran.stdout)
     recorded = load_bundle(copy).manifest.latency

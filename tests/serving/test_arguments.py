@@ -15,16 +15,8 @@ from m2h_deploy.serving import environment, worker
 from m2h_deploy.serving.options import ServeOptions
 from m2h_deploy.serving.processes import group_members
 from m2h_deploy.serving.server import _last_words, check_ports
+from tests.commands import mistake
 from tests.serving.conftest import PATIENCE, REPOSITORY, free_ports
-
-
-def command(*words: object) -> tuple[int, str]:
-    code = "import cli; cli.main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)], cwd=REPOSITORY, capture_output=True, text=True
-    )
-    assert done.stdout == ""
-    return done.returncode, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -70,9 +62,7 @@ def test_an_address_that_is_not_this_machines_is_refused():
 def test_without_the_extra_the_command_says_what_to_install(monkeypatch, tmp_path):
     if environment.find_spec("pytriton") is not None:
         pytest.skip("nvidia-pytriton is installed here")
-    code, said = command("serve", tmp_path)
-    assert code == 2
-    assert said.count("\n") == 1
+    said = mistake("serve", tmp_path)
     assert "nvidia-pytriton, which is not installed" in said
     assert install_extra("serve,onnxruntime") in said
 
@@ -101,10 +91,10 @@ def test_the_version_of_a_library_is_asked_and_nothing_where_there_is_none(tmp_p
 
 
 def test_package_says_what_it_can_write_and_where(tmp_path):
-    assert command("package", tmp_path)[1].startswith("error: say what to package for: --cpp, --mono-hydra or --triton")
-    assert "--output FOLDER" in command("package", tmp_path, "--cpp")[1]
-    assert "leave --output out" in command("package", tmp_path, "--triton", tmp_path / "r", "-o", tmp_path / "o")[1]
-    assert "is not a bundle" in command("package", tmp_path, "--triton", tmp_path / "r")[1]
+    assert mistake("package", tmp_path).startswith("say what to package for: --cpp, --mono-hydra or --triton")
+    assert "--output FOLDER" in mistake("package", tmp_path, "--cpp")
+    assert "leave --output out" in mistake("package", tmp_path, "--triton", tmp_path / "r", "-o", tmp_path / "o")
+    assert "is not a bundle" in mistake("package", tmp_path, "--triton", tmp_path / "r")
 
 
 def test_the_line_that_tells_most_is_taken_from_tritons_log(tmp_path):

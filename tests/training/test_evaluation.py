@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from m2h_deploy.data.rooms.render import Rooms
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import TASKS, build_model
 from m2h_deploy.training import evaluate, evaluate_checkpoint, table
+from tests.commands import environment, m2h, mistake
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -55,16 +53,10 @@ def config(tmp_path: Path) -> Path:
     return file
 
 
-def command(*arguments: object, temporary: Path) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-c", "import cli; cli.main()", "evaluate", *map(str, arguments)]
-    environment = {**os.environ, "TMPDIR": str(temporary)}
-    return subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
-
-
 def test_the_command_prints_its_figures_as_json_and_leaves_no_temporary_file(config: Path, tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    ran = command("m2h-tiny", config, "--json", temporary=temporary)
+    ran = m2h("evaluate", "m2h-tiny", config, "--json", env=environment(TMPDIR=str(temporary)))
     assert ran.returncode == 0, ran.stderr
     result = json.loads(ran.stdout)
     assert result["frames"] == 3 and set(result) == {"frames", *TASKS}
@@ -95,10 +87,8 @@ def test_the_pages_show_the_same_figures_of_the_shipped_weights() -> None:
     assert "| frames | 200 |" in tables[0][0]
 
 
-def test_an_onnx_file_is_no_checkpoint_and_is_called_what_it_is(config: Path, tiny_onnx: Path, tmp_path: Path) -> None:
-    ran = command(tiny_onnx, config, temporary=tmp_path)
-    assert ran.returncode == 2
-    assert ran.stderr.count("\n") == 1 and "is an ONNX file: give the checkpoint" in ran.stderr
+def test_an_onnx_file_is_no_checkpoint_and_is_called_what_it_is(config: Path, tiny_onnx: Path) -> None:
+    assert "is an ONNX file: give the checkpoint" in mistake("evaluate", tiny_onnx, config)
 
 
 def test_progress_knows_how_many_frames_there_are(config: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from export import Sensor, check_export, export_onnx
 from export.static_form import to_static
 from m2h_deploy.bundle.manifest import Classes
 from m2h_deploy.errors import CheckFailed, M2HError
+from m2h_deploy.model.layers import global_mean
 from m2h_deploy.runtime.preprocess import Normalization
 from tests.networks import random_network
 
@@ -182,3 +183,18 @@ def test_functions_of_a_network_without_windows_are_refused(tmp_path):
     with pytest.raises(M2HError, match="no windows"):
         export_onnx(build_model("m2h-tiny", cross_task="none"), tmp_path / "m.onnx", windows="functions")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_mean_of_a_large_map_keeps_its_digits(tmp_path):
+    """A mean over a million values in one step is off by 1e-4 in ONNX Runtime; 640x480 has such means."""
+
+    class Mean(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return global_mean(x)
+
+    x = torch.rand(1, 8, 1152, 1472, generator=torch.Generator().manual_seed(0)) ** 4
+    path = tmp_path / "mean.onnx"
+    torch.onnx.export(Mean(), (x,), path, dynamo=True, verbose=False)
+    (mean,) = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": x.numpy()})
+    exact = x.double().mean(dim=(2, 3), keepdim=True).numpy()
+    np.testing.assert_allclose(mean, exact, rtol=1e-6)

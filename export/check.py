@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from m2h_deploy.causes import failure, reason
 from m2h_deploy.model.network import M2H
 from m2h_deploy.numerics import Difference, judge, perturbed
+from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.runtime.preprocess import Normalization, Preprocess
 
 
@@ -87,17 +88,17 @@ def check_export(
     """
     session = _open(path)
     _, _, height, width = session.get_inputs()[0].shape
-    normalization = Normalization.from_json(session.get_modelmeta().custom_metadata_map["m2h.normalization"])
-    return check_against(references_of(model, height, width, normalization, images=images, seed=seed), path)
+    info = GraphInfo.parse(session.get_modelmeta().custom_metadata_map, path)
+    return check_against(references_of(model, height, width, info.normalization, images=images, seed=seed), path)
 
 
 def check_against(references: Sequence[Reference], path: str | os.PathLike[str]) -> CheckReport:
     """Compare an exported file with what its checkpoint gives; see `check_export`."""
     session = _open(path)
-    metadata = session.get_modelmeta().custom_metadata_map
-    tasks = metadata["m2h.tasks"].split(",")
+    info = GraphInfo.parse(session.get_modelmeta().custom_metadata_map, path)
+    tasks = list(info.tasks)
     failures = _name_failures(session, tasks)
-    if json.loads(metadata["m2h.config"]) != json.loads(json.dumps(references[0].config.to_dict())):
+    if info.config != json.loads(json.dumps(references[0].config.to_dict())):
         failures.append("m2h.config in the metadata is not that of the checkpoint")
     if failures:
         return CheckReport(tuple(failures))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import logging
 import os
 import warnings
@@ -30,6 +29,7 @@ from m2h_deploy.errors import CheckFailed
 from m2h_deploy.files.atomic import check_writable, library_path, whole_file
 from m2h_deploy.model.checkpoint import weights_digest
 from m2h_deploy.model.network import M2H
+from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.runtime.preprocess import Normalization
 from m2h_deploy.version import __version__
 
@@ -91,7 +91,8 @@ def export_onnx(
     if dynamic_batch:
         graph.free_batch(proto)
     proto.producer_name, proto.producer_version = "m2h-deploy", __version__
-    graph.set_metadata(proto, _metadata(model, options))
+    del proto.metadata_props[:]
+    _graph_info(model, options).write(proto)
     proto = graph.infer_shapes(proto)
 
     with whole_file(path) as temporary:
@@ -139,21 +140,20 @@ def _trace(model: M2H, options: ExportOptions) -> onnx.ModelProto:
     return proto
 
 
-def _metadata(model: M2H, options: ExportOptions) -> dict[str, str]:
+def _graph_info(model: M2H, options: ExportOptions) -> GraphInfo:
     """What another program must know to use the file, and what made it."""
-    classes = options.classes or default_classes(model.config.num_classes)
-    return {
-        "m2h.version": __version__,
-        "m2h.variant": model.config.variant,
-        "m2h.config": json.dumps(model.config.to_dict()),
-        "m2h.weights_sha256": weights_digest(model),
-        "m2h.tasks": ",".join(options.network_tasks),
-        "m2h.normalization": options.normalization.to_json(),
-        "m2h.classes": classes.model_dump_json(),
-        "m2h.form": options.form,
-        "m2h.windows": options.windows,
-        "m2h.torch": torch.__version__,
-    }
+    return GraphInfo(
+        variant=model.config.variant,
+        config=model.config.to_dict(),
+        weights_sha256=weights_digest(model),
+        tasks=options.network_tasks,
+        normalization=options.normalization,
+        classes=options.classes or default_classes(model.config.num_classes),
+        form=options.form,
+        windows=options.windows,
+        version=__version__,
+        torch=torch.__version__,
+    )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What happens to an exported graph before it is written: readable names, a free batch size, metadata."""
+"""What happens to an exported graph before it is written: readable names, a free batch size."""
 
 from __future__ import annotations
 
@@ -126,13 +126,6 @@ def _drop_unused_initializers(proto: onnx.ModelProto) -> None:
     kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
-
-
-def set_metadata(proto: onnx.ModelProto, entries: dict[str, str]) -> None:
-    """Replace the file's metadata by `entries`."""
-    del proto.metadata_props[:]
-    for key, value in entries.items():
-        proto.metadata_props.add(key=key, value=value)
 
 
 def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:

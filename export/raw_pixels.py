@@ -8,9 +8,8 @@ bits), and so does this graph, in float32 on whole numbers below 2^24, which eve
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import cv2
@@ -21,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export import graph
 from m2h_deploy.errors import M2HError
+from m2h_deploy.onnx_graph.info import GraphInfo, SensorGraphInfo
 from m2h_deploy.runtime.preprocess import MIN_SIDE, Normalization
 
 #: Outputs of a sensor graph, and the output of the network that each is made from.
@@ -82,20 +82,19 @@ def add_sensor(proto: onnx.ModelProto, sensor: Sensor) -> onnx.ModelProto:
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
-    card = {entry.key: entry.value for entry in proto.metadata_props}
+    info = GraphInfo.read(proto, "the graph")
     shapes = graph.static_shapes(proto)
     missing = [name for name in sensor.outputs if OUTPUTS[name] not in shapes]
     if missing:
         raise M2HError(f"the graph has no {', '.join(missing)}: export it with all tasks")
     if "labels" in sensor.outputs and shapes["semantics"][1] > 256:
         raise M2HError(f"{shapes['semantics'][1]} classes do not fit uint8 labels: leave labels out")
-    config = json.loads(card["m2h.config"])
     _rename_border(result)
     batch, _, height, width = shapes["image"]
     before = _Nodes("preprocess", batch)
-    _preprocess(before, sensor, (height, width), Normalization.from_json(card["m2h.normalization"]))
+    _preprocess(before, sensor, (height, width), info.normalization)
     after = _Nodes("postprocess", batch)
-    outputs = _postprocess(after, sensor, (height, width), (config["min_depth"], config["max_depth"]))
+    outputs = _postprocess(after, sensor, (height, width), info.depth_range)
     nodes = [*before.nodes, *result.graph.node, *after.nodes]
     del result.graph.node[:], result.graph.input[:], result.graph.output[:]
     result.graph.node.extend(nodes)
@@ -105,8 +104,8 @@ def add_sensor(proto: onnx.ModelProto, sensor: Sensor) -> onnx.ModelProto:
     result.graph.output.extend(
         helper.make_tensor_value_info(name, kind, [free, *shape]) for name, kind, shape in outputs
     )
-    kept = {"format": sensor.format, "camera": sensor.camera, "network": (width, height), "depth": sensor.depth}
-    graph.set_metadata(result, {**card, "m2h.sensor": json.dumps(kept)})
+    own = SensorGraphInfo(sensor.format, sensor.camera, (width, height), sensor.depth)
+    replace(info, sensor=own).write(result)
     return graph.infer_shapes(result)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -15,8 +14,9 @@ import onnxruntime as ort
 from export.check import CheckReport, OutputDifference
 from m2h_deploy.causes import failure
 from m2h_deploy.numerics import judge, judge_labels, perturbed
+from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.runtime.postprocess import Postprocess, Prediction
-from m2h_deploy.runtime.preprocess import Normalization, Preprocess
+from m2h_deploy.runtime.preprocess import Preprocess
 from m2h_deploy.runtime.raw_pixels import bgr_to_nv12, nv12_to_bgr
 
 #: Units in the last place by which the two ways of preprocessing may differ.
@@ -37,20 +37,19 @@ def check_sensor(
     cannot be loaded.
     """
     reference, session = _open(plain), _open(sensor)
-    card = session.get_modelmeta().custom_metadata_map
-    facts, config = json.loads(card["m2h.sensor"]), json.loads(card["m2h.config"])
-    width, height = facts["network"]
-    preprocess = Preprocess(Normalization.from_json(card["m2h.normalization"]), height, width)
-    postprocess = Postprocess((config["min_depth"], config["max_depth"]))
+    info = GraphInfo.parse(session.get_modelmeta().custom_metadata_map, "the sensor graph")
+    assert info.sensor is not None
+    width, height = info.sensor.network
+    preprocess, postprocess = Preprocess(info.normalization, height, width), Postprocess(info.depth_range)
     batch = reference.get_inputs()[0].shape[0]
     repeats = batch if isinstance(batch, int) else 1
     names = [node.name for node in session.get_outputs()]
     tasks = [node.name for node in reference.get_outputs()]
     failures: list[str] = []
     differences: list[OutputDifference] = []
-    for source, image in _pictures(images, facts["camera"]).items():
-        raw = bgr_to_nv12(image) if facts["format"] == "nv12" else image
-        seen = nv12_to_bgr(raw) if facts["format"] == "nv12" else image
+    for source, image in _pictures(images, info.sensor.camera).items():
+        raw = bgr_to_nv12(image) if info.sensor.format == "nv12" else image
+        seen = nv12_to_bgr(raw) if info.sensor.format == "nv12" else image
         tensor = np.repeat(preprocess(seen), repeats, axis=0)
 
         @cache

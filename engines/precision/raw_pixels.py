@@ -16,11 +16,6 @@ BORDER = "network/"
 _PARTS = ("/preprocess/", "/postprocess/")
 
 
-def is_sensor(proto: onnx.ModelProto) -> bool:
-    """True for a graph that `m2h-deploy export --sensor` wrote."""
-    return any(entry.key == "m2h.sensor" for entry in proto.metadata_props)
-
-
 def take_network(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The plain graph inside of the sensor graph `proto`: normalized image in, the network's outputs out."""
     values = {value.name: value for value in proto.graph.value_info}
@@ -42,9 +37,7 @@ def take_network(proto: onnx.ModelProto) -> onnx.ModelProto:
     inner.graph.value_info.extend(kept)
     _keep_used(inner)
     _rename(inner, {name: name.removeprefix(BORDER) for name in (*inputs, *outputs)})
-    plain = [entry for entry in inner.metadata_props if entry.key != "m2h.sensor"]
-    del inner.metadata_props[:]
-    inner.metadata_props.extend(plain)
+    del inner.metadata_props[:]  # it is about the whole graph
     return inner
 
 
@@ -69,7 +62,8 @@ def put_network(sensor: onnx.ModelProto, network: onnx.ModelProto) -> onnx.Model
         value for value in sensor.graph.value_info if not _belongs(value.name) and value.name not in known
     )
     result.graph.value_info.extend((*inner.graph.input, *inner.graph.output))
-    result.metadata_props.extend(entry for entry in sensor.metadata_props if entry.key == "m2h.sensor")
+    del result.metadata_props[:]
+    result.metadata_props.extend(sensor.metadata_props)
     return result
 
 

@@ -15,6 +15,7 @@ from m2h_deploy.bundle.manifest import Bundle
 from m2h_deploy.bundle.self_test import pattern
 from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError, missing_extra
+from m2h_deploy.onnx_graph.info import GraphInfo
 
 if TYPE_CHECKING:
     import onnx
@@ -164,10 +165,10 @@ def locate_in_bundle(
             f"{bundle.path}: an engine of {engine.kind} does not show its intermediate values: "
             "locate in the ONNX file that it was built from"
         )
-    card = _metadata(reference)
-    if card.get("m2h.precision", "fp32") != "fp32":
-        raise M2HError(f"{reference} is {card['m2h.precision']}: a reference is float32, the file that was lowered")
-    if bundle.manifest.sensor is not None and "m2h.sensor" not in card:
+    info = GraphInfo.read(_load(reference), reference)
+    if info.precision not in (None, "fp32"):
+        raise M2HError(f"{reference} is {info.precision}: a reference is float32, the file that was lowered")
+    if bundle.manifest.sensor is not None and info.sensor is None:
         raise M2HError(f"{reference} is not a sensor graph, the bundle's is: export it with the same --sensor")
     return locate(
         reference,
@@ -175,10 +176,6 @@ def locate_in_bundle(
         pattern(bundle.manifest.input) if image is None else image,
         precision=engine.precision,
     )
-
-
-def _metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    return {entry.key: entry.value for entry in _load(path).metadata_props}
 
 
 def _load(path: str | os.PathLike[str]) -> onnx.ModelProto:

@@ -86,12 +86,12 @@ def test_fp16_keeps_reductions_the_depth_output_and_unit_normals_in_float32(fp16
     assert producers["depth"].op_type != "Cast", "depth is computed in float32 up to the output"
 
 
-def test_fp16_keeps_inputs_outputs_and_the_model_card(fp16, tiny_onnx):
+def test_fp16_keeps_inputs_outputs_and_the_metadata(fp16, tiny_onnx):
     before, after = onnx.load(tiny_onnx), onnx.load(fp16[0])
     assert io_types(after) == {TensorProto.FLOAT}
     assert [value.name for value in after.graph.output] == [value.name for value in before.graph.output]
-    cards = [{entry.key: entry.value for entry in proto.metadata_props} for proto in (before, after)]
-    assert cards[1] == cards[0] | {"m2h.precision": "fp16"}
+    entries = [{entry.key: entry.value for entry in proto.metadata_props} for proto in (before, after)]
+    assert entries[1] == entries[0] | {"m2h.precision": "fp16"}
 
 
 def test_fp16_is_within_40_decibels_of_float32_on_frames_it_was_not_tuned_on(fp16):

@@ -36,7 +36,7 @@ from export.deploy_form import to_deploy
 from m2h_deploy.backends import BackendOptions, open_backend
 from m2h_deploy.bundle.manifest import Bundle
 from m2h_deploy.data.nyuv2_writer import write_multitask_folder
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, first_line
 from m2h_deploy.model import M2H, build_model, load_checkpoint, save_checkpoint
 from m2h_deploy.parity import verify
 from m2h_deploy.profiling import percentile
@@ -183,7 +183,7 @@ def torch_rows(bench: Bench, cell: Cell, model: M2H, least: dict[str, float]) ->
             try:
                 times = bench.times(run)
             except Exception as error:  # compilers and CUDA share no type
-                yield Row(str(cell), way, note=_first_line(error))
+                yield Row(str(cell), way, note=first_line(error)[:200])
                 continue
             yield Row(str(cell), way, *_median_and_tail(times), roofline_ms=least[form])
 
@@ -221,7 +221,7 @@ def engine_rows(bench: Bench, cell: Cell, model: M2H, folder: Path, least: dict[
                 result = verify(bundle.path, str(checkpoint), rooms, limit=8)
                 yield Row(str(cell), f"{way}, verify", note=result.summary)
         except Exception as error:  # a provider that is missing, a card that is not taken: the reason is the result
-            yield Row(str(cell), way, note=_first_line(error))
+            yield Row(str(cell), way, note=first_line(error)[:200])
 
 
 def _bundle_rows(bench: Bench, cell: Cell, way: str, bundle: Bundle, least: float) -> Iterator[Row]:
@@ -245,10 +245,6 @@ def _bundle_rows(bench: Bench, cell: Cell, way: str, bundle: Bundle, least: floa
 
 def _median_and_tail(times: list[float]) -> tuple[float, float]:
     return float(np.median(times)), percentile(times, 0.99).value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def least_times(bench: Bench, cell: Cell, model: M2H, folder: Path) -> dict[str, float]:

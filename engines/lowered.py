@@ -18,7 +18,6 @@ from engines.precision.raw_pixels import put_network, take_network
 from engines.precision.rounding import round_values
 from m2h_deploy.bundle.manifest import CalibrationInfo, EngineInfo, InputSpec, LoweringInfo, SelfTest
 from m2h_deploy.bundle.self_test import make_self_test, pattern, widen_tolerances
-from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError, install_extra
 from m2h_deploy.onnx_graph.files import read_onnx
 from m2h_deploy.onnx_graph.functions import inline_functions
@@ -173,22 +172,13 @@ def with_rounding(test: SelfTest, proto: onnx.ModelProto, path: Path, spec: Inpu
 def _run_on_cpu(proto: onnx.ModelProto, spec: InputSpec, path: Path) -> dict[str, NDArray[Any]]:
     """Run the graph of the file `path` on the self-test's input, computed as it is written."""
     try:
-        from m2h_deploy.onnx_graph.session import cpu_session
+        from m2h_deploy.onnx_graph.session import cpu_session, run_session
     except ModuleNotFoundError:
         raise M2HError(
             f"{path} brings no self-test, and making one needs ONNX Runtime: {install_extra('onnxruntime')}, or lower "
             "the graph where that is installed (build --precision fp16 --graph FILE.onnx writes one into the file)"
         ) from None
-    session = cpu_session(proto, str(path))
-    value = session.get_inputs()[0]
-    image = pattern(spec)
-    if value.type == "tensor(float16)":
-        image = image.astype(np.float16)
-    names = [node.name for node in session.get_outputs()]
-    try:
-        outputs = dict(zip(names, session.run(names, {value.name: image}), strict=True))
-    except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise failure(error, f"ONNX Runtime cannot run {path}") from None
+    outputs = run_session(cpu_session(proto, path), pattern(spec), path)
     bad = [name for name, values in outputs.items() if not np.isfinite(values).all()]
     if bad:
         raise M2HError(f"{path} gives NaN or infinity in {', '.join(bad)}: its weights are damaged: export it again")

@@ -13,10 +13,11 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from m2h_deploy.causes import failure, reason
+from m2h_deploy.causes import reason
 from m2h_deploy.model.network import M2H
 from m2h_deploy.numerics import Difference, judge, perturbed
 from m2h_deploy.onnx_graph.info import GraphInfo
+from m2h_deploy.onnx_graph.session import cpu_session
 from m2h_deploy.runtime.preprocess import Normalization, Preprocess
 
 
@@ -86,7 +87,7 @@ def check_export(
     same input (see `m2h_deploy.numerics`). The outputs that the file has are compared; a free batch size is tried with
     two different frames, which must give what each gives alone. Raises M2HError when the file cannot be loaded at all.
     """
-    session = _open(path)
+    session = cpu_session(os.fspath(path), path)
     _, _, height, width = session.get_inputs()[0].shape
     info = GraphInfo.parse(session.get_modelmeta().custom_metadata_map, path)
     return check_against(references_of(model, height, width, info.normalization, images=images, seed=seed), path)
@@ -94,7 +95,7 @@ def check_export(
 
 def check_against(references: Sequence[Reference], path: str | os.PathLike[str]) -> CheckReport:
     """Compare an exported file with what its checkpoint gives; see `check_export`."""
-    session = _open(path)
+    session = cpu_session(os.fspath(path), path)
     info = GraphInfo.parse(session.get_modelmeta().custom_metadata_map, path)
     tasks = list(info.tasks)
     failures = _name_failures(session, tasks)
@@ -124,13 +125,6 @@ def check_against(references: Sequence[Reference], path: str | os.PathLike[str])
             if not difference.passed:
                 failures.append(f"{task} on {source} {difference.reason}")
     return CheckReport(tuple(failures), tuple(differences))
-
-
-def _open(path: str | os.PathLike[str]) -> ort.InferenceSession:
-    try:
-        return ort.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise failure(error, f"ONNX Runtime cannot load {path}") from None
 
 
 def _run(model: M2H, image: NDArray) -> dict[str, NDArray]:

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export import graph
 from m2h_deploy.errors import M2HError
+from m2h_deploy.onnx_graph.edit import copy_of, rename_values, replace_nodes
 from m2h_deploy.onnx_graph.info import GraphInfo, SensorGraphInfo
 from m2h_deploy.runtime.preprocess import MIN_SIDE, Normalization
 
@@ -80,8 +81,7 @@ def add_sensor(proto: onnx.ModelProto, sensor: Sensor) -> onnx.ModelProto:
 
     Raises M2HError when the graph lacks an output that is wanted, or has too many classes for uint8.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    result = copy_of(proto)
     info = GraphInfo.read(proto, "the graph")
     shapes = graph.static_shapes(proto)
     missing = [name for name in sensor.outputs if OUTPUTS[name] not in shapes]
@@ -95,9 +95,8 @@ def add_sensor(proto: onnx.ModelProto, sensor: Sensor) -> onnx.ModelProto:
     _preprocess(before, sensor, (height, width), info.normalization)
     after = _Nodes("postprocess", batch)
     outputs = _postprocess(after, sensor, (height, width), info.depth_range)
-    nodes = [*before.nodes, *result.graph.node, *after.nodes]
-    del result.graph.node[:], result.graph.input[:], result.graph.output[:]
-    result.graph.node.extend(nodes)
+    replace_nodes(result, [*before.nodes, *result.graph.node, *after.nodes])
+    del result.graph.input[:], result.graph.output[:]
     result.graph.initializer.extend((*before.constants, *after.constants))
     free = "batch" if batch == 0 else batch
     result.graph.input.append(helper.make_tensor_value_info("image", TensorProto.UINT8, [free, *_raw_shape(sensor)]))
@@ -116,12 +115,8 @@ def _raw_shape(sensor: Sensor) -> tuple[int, ...]:
 
 def _rename_border(proto: onnx.ModelProto) -> None:
     """Inputs and outputs of the network become values inside of the graph: `network/image`, `network/depth`."""
-    renamed = {value.name: f"network/{value.name}" for value in (*proto.graph.input, *proto.graph.output)}
-    for node in proto.graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        node.output[:] = [renamed.get(name, name) for name in node.output]
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.name = renamed[value.name]
+    border = (*proto.graph.input, *proto.graph.output)
+    rename_values(proto, {value.name: f"network/{value.name}" for value in border})
     proto.graph.value_info.extend((*proto.graph.input, *proto.graph.output))
 
 

@@ -9,12 +9,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-import onnxruntime as ort
 
 from export.check import CheckReport, OutputDifference
-from m2h_deploy.causes import failure
 from m2h_deploy.numerics import judge, judge_labels, perturbed
 from m2h_deploy.onnx_graph.info import GraphInfo
+from m2h_deploy.onnx_graph.session import cpu_session
 from m2h_deploy.runtime.postprocess import Postprocess, Prediction
 from m2h_deploy.runtime.preprocess import Preprocess
 from m2h_deploy.runtime.raw_pixels import bgr_to_nv12, nv12_to_bgr
@@ -36,7 +35,10 @@ def check_sensor(
     added. Of labels, `max_error` and `mean_error` are the share of pixels that differ. Raises M2HError when a file
     cannot be loaded.
     """
-    reference, session = _open(plain), _open(sensor)
+    reference = (
+        cpu_session(plain, "the plain graph") if isinstance(plain, bytes) else cpu_session(os.fspath(plain), plain)
+    )
+    session = cpu_session(os.fspath(sensor), sensor)
     info = GraphInfo.parse(session.get_modelmeta().custom_metadata_map, "the sensor graph")
     assert info.sensor is not None
     width, height = info.sensor.network
@@ -64,15 +66,6 @@ def check_sensor(
             differences += [difference] if difference else []
             failures += [failure] if failure else []
     return CheckReport(tuple(failures), tuple(differences))
-
-
-def _open(model: str | os.PathLike[str] | bytes) -> ort.InferenceSession:
-    content = model if isinstance(model, bytes) else os.fspath(model)
-    try:
-        return ort.InferenceSession(content, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises its own unexported types
-        what = "the graph" if isinstance(model, bytes) else model
-        raise failure(error, f"ONNX Runtime cannot load {what}") from None
 
 
 def _pictures(images: Sequence[np.ndarray], camera: tuple[int, int]) -> dict[str, np.ndarray]:

@@ -27,6 +27,12 @@ def one_line(text: str) -> str:
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; its type where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 def install_extra(extra: str) -> str:
     """Say how to install an extra. No package index has this project, so it is from a clone or a wheel file."""
     return (
@@ -45,5 +51,5 @@ def missing_extra(module: str, extra: str, user: str = "this command", *, error:
     """
     reason = "is not installed"
     if error is not None and not isinstance(error, ModuleNotFoundError):
-        reason = f"cannot be imported ({(str(error).splitlines() or [type(error).__name__])[0]})"
+        reason = f"cannot be imported ({first_line(error)})"
     return M2HError(f"{user} needs {module}, which {reason}: {install_extra(extra)}")

@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from m2h_deploy.causes import MachineError, failure, reason
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, first_line
 from m2h_deploy.files.atomic import check_whole_folder, is_temporary, whole_folder, write_text
 
 SCHEMA_VERSION = 1
@@ -255,8 +255,7 @@ def _read_manifest(path: Path) -> Manifest:
             raise M2HError(f"{file} is too large for a manifest")
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        words = " ".join(str(error).split())
-        damaged = f"{file} is not readable JSON ({words}): build or copy the bundle again"
+        damaged = f"{file} is not readable JSON ({first_line(error)}): build or copy the bundle again"
         raise failure(error, f"cannot read {file}", damaged) from None
     if not isinstance(content, dict):
         raise M2HError(f"{file} is not a manifest: expected a JSON object")

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from m2h_deploy.bundle.manifest import load_bundle
-from m2h_deploy.causes import failure
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.files.atomic import whole_folder, write_text
@@ -129,27 +128,22 @@ def _compare(original: bytes, packaged: bytes, info: GraphInfo, size: tuple[int,
     expected = _run(original, tensor, path)
 
     @cache
-    def run_original(index: int) -> list[NDArray[Any]]:
+    def run_original(index: int) -> dict[str, NDArray[Any]]:
         return _run(original, perturbed(tensor, index + 1, ulps=_ULPS), path)
 
     found = _run(packaged, node_input(image, *size), path)
-    for index, name in enumerate(_OUTPUTS):
-        if not np.isfinite(expected[index]).all():
+    for name in _OUTPUTS:
+        if not np.isfinite(expected[name]).all():
             raise M2HError(f"{path} gives NaN or infinity in {name}: its weights are damaged: export it again")
-        difference = judge(found[index], expected[index], lambda k, index=index: run_original(k)[index])  # type: ignore[misc]
+        difference = judge(found[name], expected[name], lambda k, name=name: run_original(k)[name])  # type: ignore[misc]
         if not difference.passed:
             raise CheckFailed(f"the packaged graph's {name} {difference.reason}: please report it")
 
 
-def _run(graph: bytes, tensor: NDArray[np.floating], path: Path) -> list[NDArray[Any]]:
-    from m2h_deploy.onnx_graph.session import cpu_session
+def _run(graph: bytes, tensor: NDArray[np.floating], path: Path) -> dict[str, NDArray[Any]]:
+    from m2h_deploy.onnx_graph.session import cpu_session, run_session
 
-    session = cpu_session(graph, str(path))
-    try:
-        outputs: list[NDArray[Any]] = session.run(list(_OUTPUTS), {session.get_inputs()[0].name: tensor})
-    except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise failure(error, f"ONNX Runtime cannot run {path}") from None
-    return outputs
+    return run_session(cpu_session(graph, path), tensor, path)
 
 
 def _parameters(model: Path, info: GraphInfo, height: int, width: int) -> str:

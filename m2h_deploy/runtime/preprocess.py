@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, first_line
 
 #: Smallest side of an image that is taken for a picture.
 MIN_SIDE = 16
@@ -50,7 +50,7 @@ class Normalization:
             values = json.loads(text)
             mean, std = (tuple(float(value) for value in values[name]) for name in ("mean", "std"))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-            raise M2HError(f"not a normalization: {' '.join(str(error).split())}") from None
+            raise M2HError(f"not a normalization: {first_line(error)}") from None
         return Normalization(mean, std)  # type: ignore[arg-type]
 
 

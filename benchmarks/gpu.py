@@ -199,7 +199,7 @@ def _torch_run(bench: Bench, network: Any, image: torch.Tensor, half: bool) -> C
 def engine_rows(bench: Bench, cell: Cell, model: M2H, folder: Path, least: dict[str, float]) -> Iterator[Row]:
     """Bundles of every engine kind: parity through `verify`, latency of the engine and of the whole call."""
     checkpoint = save_checkpoint(model.cpu(), folder / "model.safetensors")
-    graph = export_onnx(model, folder / "model.onnx", height=cell.height, width=cell.width, batch=cell.batch)
+    graph = export_onnx(model, folder / "model.onnx", height=cell.height, width=cell.width, batch=cell.batch).path
     rooms = folder / "rooms"
     write_multitask_folder(rooms, 8, 7, cell.height, cell.width, split="val")
     for kind, precision, options in ENGINES if bench.cuda else CPU_ENGINES:
@@ -251,7 +251,7 @@ def least_times(bench: Bench, cell: Cell, model: M2H, folder: Path) -> dict[str,
     """Milliseconds of both forms on the roofline, in half precision."""
     least = {}
     for form in ("reference", "deploy"):
-        path = export_onnx(model, folder / "cost.onnx", height=cell.height, width=cell.width, form=form)  # type: ignore[arg-type]
+        path = export_onnx(model, folder / "cost.onnx", height=cell.height, width=cell.width, form=form).path  # type: ignore[arg-type]
         costs = node_costs(onnx.load(path))
         macs, nbytes = sum(node.macs or 0 for node in costs), sum(node.nbytes or 0 for node in costs)
         least[form] = bench.roof.least_ms(cell.batch * macs, cell.batch * nbytes // 2)

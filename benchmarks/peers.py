@@ -138,7 +138,7 @@ def peers_of(variant: str, side: int, threads: int, engines: set[str], int8: boo
     image = np.random.default_rng(0).standard_normal((1, 3, side, side), dtype=np.float32)
     paths = {
         "plain": write_plain(model, folder / "plain.onnx", side, side),
-        "deploy": export_onnx(model, folder / "deploy.onnx", height=side, width=side, form="deploy"),
+        "deploy": export_onnx(model, folder / "deploy.onnx", height=side, width=side, form="deploy").path,
     }
     if int8:
         paths["deploy INT8"] = write_int8(paths["deploy"], folder / "int8.onnx", side)

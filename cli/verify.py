@@ -206,7 +206,7 @@ def _locate(bundle: Bundle, reference: str) -> LocateResult:
             normalization=normalization_of(manifest.network_input),
             classes=manifest.classes,
             sensor=_sensor_of(manifest),
-        )
+        ).path
         return locate_in_bundle(bundle, path)
 
 

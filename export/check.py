@@ -41,6 +41,10 @@ class CheckReport:
     def passed(self) -> bool:
         return not self.failures
 
+    def joined(self, other: CheckReport) -> CheckReport:
+        """Return this report followed by another one."""
+        return CheckReport(self.failures + other.failures, self.differences + other.differences)
+
 
 class Reference:
     """What a checkpoint gives for one input: exactly, in float64, and in float32."""

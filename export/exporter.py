@@ -7,7 +7,8 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,14 @@ class _Outputs(nn.Module):
         return tuple(outputs[task] for task in self.tasks)
 
 
+@dataclass(frozen=True)
+class ExportResult:
+    """An exported file, and how far it is from the checkpoint."""
+
+    path: Path
+    report: CheckReport
+
+
 def export_onnx(
     model: M2H,
     path: str | os.PathLike[str],
@@ -63,9 +72,8 @@ def export_onnx(
     classes: Classes | None = None,
     sensor: Sensor | None = None,
     images: Sequence[np.ndarray] = (),
-    on_check: Callable[[CheckReport], None] | None = None,
-) -> Path:
-    """Write `model` as ONNX and check the file against it. Returns the path.
+) -> ExportResult:
+    """Write `model` as ONNX and check the file against it.
 
     The graph has one input `image` (batch, 3, height, width) float32, normalized, and one output a task, in the
     order of TASKS. Height and width are static, the batch too unless `dynamic_batch`; `windows="functions"` keeps
@@ -77,9 +85,9 @@ def export_onnx(
     its outputs decide the tasks.
 
     The check compares names, shapes and values with `model` on `images` (uint8 BGR, H x W x 3; a rendered room
-    where none is given) and on random input, and hands its report to `on_check`; a sensor graph is then compared with
-    the plain one between Python's preprocess and postprocess. The file appears only when the checks
-    pass. Raises M2HError on options that make no graph and CheckFailed on a failed check.
+    where none is given) and on random input; a sensor graph is then compared with the plain one between Python's
+    preprocess and postprocess. The file appears only when the checks pass. Raises M2HError on options that make no
+    graph and CheckFailed, with the report, on a failed check.
     """
     path = check_writable(path)
     options = ExportOptions(
@@ -99,21 +107,19 @@ def export_onnx(
         onnx.save(proto, temporary)
         with library_path(temporary) as file:
             report = check_export(model, file, images=images)
-        _require(report, "the exported graph", "the checkpoint", on_check)
+        _require(report, "the exported graph", "the checkpoint")
         if sensor is not None:
             plain = proto.SerializeToString()
             onnx.save(add_sensor(proto, sensor), temporary)
             with library_path(temporary) as file:
-                report = check_sensor(plain, file, images=images)
-            _require(report, "the sensor graph", "preprocess, network and postprocess", on_check)
-    return path
+                report = report.joined(check_sensor(plain, file, images=images))
+            _require(report, "the sensor graph", "preprocess, network and postprocess")
+    return ExportResult(path, report)
 
 
-def _require(report: CheckReport, what: str, reference: str, on_check: Callable[[CheckReport], None] | None) -> None:
-    if on_check is not None:
-        on_check(report)
+def _require(report: CheckReport, what: str, reference: str) -> None:
     if not report.passed:
-        raise CheckFailed(f"{what} does not match {reference}: {'; '.join(report.failures)}")
+        raise CheckFailed(f"{what} does not match {reference}: {'; '.join(report.failures)}", report)
 
 
 def _trace(model: M2H, options: ExportOptions) -> onnx.ModelProto:

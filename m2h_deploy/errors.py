@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -17,9 +18,16 @@ class M2HError(Exception):
 
 
 class CheckFailed(M2HError):  # noqa: N818 (a verdict, not a fault)
-    """The check that was asked for ran and failed (export check, parity gate, self-test). Exit code 1."""
+    """The check that was asked for ran and failed (export check, parity gate, self-test). Exit code 1.
+
+    `report` is what the check of an export found, an `export.CheckReport`; None of other checks.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 def one_line(text: str) -> str:

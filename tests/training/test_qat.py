@@ -85,7 +85,7 @@ def test_the_layers_are_those_that_the_int8_build_quantizes(tmp_path: Path) -> N
 
     model = small_network()
     proto, _ = inline_functions(
-        read_onnx(export_onnx(model, tmp_path / "m.onnx", height=42, width=42, form="reference"))
+        read_onnx(export_onnx(model, tmp_path / "m.onnx", height=42, width=42, form="reference").path)
     )
     chosen = set(chosen_layers(proto, QuantPolicy()))
     # A unit that two maps share is one module and two nodes with one weight.

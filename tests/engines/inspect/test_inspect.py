@@ -70,7 +70,7 @@ def test_a_network_computes_what_pytorch_counts(tiny_onnx, tiny_model, tmp_path)
     if report["metadata"]["m2h.form"] != "reference":
         from export import export_onnx
 
-        report = inspect(export_onnx(tiny_model, tmp_path / "r.onnx", height=112, width=140, form="reference"))
+        report = inspect(export_onnx(tiny_model, tmp_path / "r.onnx", height=112, width=140, form="reference").path)
     with torch.device("meta"):
         model = build_model("m2h-tiny").eval()
         image = torch.zeros(1, 3, 112, 140)

@@ -129,7 +129,7 @@ def test_int8_of_the_shipped_network_passes_the_gate_of_verify(tmp_path):
     from m2h_deploy.data.rooms.render import Rooms
     from m2h_deploy.model import load_checkpoint
 
-    model = export_onnx(load_checkpoint("m2h-tiny"), tmp_path / "tiny.onnx", height=224, width=224)
+    model = export_onnx(load_checkpoint("m2h-tiny"), tmp_path / "tiny.onnx", height=224, width=224).path
     preprocess = Preprocess(PRESETS["published"], 224, 224)
     rooms = select_frames([preprocess(room.image).copy() for room in Rooms(12, 4)], count=8)
     report = to_int8(model, tmp_path / "int8.onnx", calibration=Calibration(rooms, "max"))
@@ -149,7 +149,7 @@ def published(request, shared, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     weights = {name: torch.from_numpy(value) for name, value in filler.weights(request.param).items()}
     torch.save(weights, folder / "checkpoint.pt")
-    source = export_onnx(load_checkpoint(folder / "checkpoint.pt"), folder / "m.onnx")
+    source = export_onnx(load_checkpoint(folder / "checkpoint.pt"), folder / "m.onnx").path
     preprocess = Preprocess(PRESETS["published"], 224, 224)
     pictures = sorted((shared / "nyuv2_frames").glob("*.jpg"))
     return source, tuple(preprocess(cv2.imread(str(path))).copy() for path in pictures)

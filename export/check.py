@@ -73,13 +73,19 @@ def references_of(
     seed: int = 0,
 ) -> list[Reference]:
     """Evaluate `model` on `images` (uint8 BGR; a rendered room by default) and on noise."""
+    preprocess = Preprocess(normalization, height, width)
+    inputs = {name: preprocess(picture).copy() for name, picture in check_pictures(images, seed).items()}
+    inputs["noise"] = np.random.default_rng(seed).standard_normal((1, 3, height, width), dtype=np.float32)
+    return [Reference(name, image, model) for name, image in inputs.items()]
+
+
+def check_pictures(images: Sequence[np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
+    """Return the pictures to check on by name: `images` (uint8 BGR), or a rendered room where there are none."""
     from m2h_deploy.data.rooms.render import render_room
 
-    pictures = list(images) or [render_room(seed, 0, height=240, width=320).image]
-    preprocess = Preprocess(normalization, height, width)
-    named = [(f"image {index + 1}" if images else "a room", preprocess(p).copy()) for index, p in enumerate(pictures)]
-    noise = np.random.default_rng(seed).standard_normal((1, 3, height, width), dtype=np.float32)
-    return [Reference(name, image, model) for name, image in (*named, ("noise", noise))]
+    if not images:
+        return {"a room": render_room(seed, 0, height=240, width=320).image}
+    return {f"image {index + 1}": image for index, image in enumerate(images)}
 
 
 def check_export(
@@ -113,18 +119,18 @@ def check_against(references: Sequence[Reference], path: str | os.PathLike[str])
         groups.append(("both as one batch", list(references[-2:])))
     failures, differences = [], []
     for source, group in groups:
-        tensor = np.concatenate([reference.image for reference in group])
+        tensor = np.concatenate([entry.image for entry in group])
         try:
-            values = dict(zip(tasks, session.run(tasks, {"image": tensor}), strict=True))
+            engine = dict(zip(tasks, session.run(tasks, {"image": tensor}), strict=True))
         except Exception as error:  # ONNX Runtime raises its own unexported types
             failures.append(f"ONNX Runtime fails on {source}: {reason(error)}")
             continue
         for task in tasks:
-            exact = np.concatenate([reference.exact[task] for reference in group])
-            if values[task].shape != exact.shape:
-                failures.append(f"{task} has shape {values[task].shape}, the checkpoint gives {exact.shape}")
+            reference = np.concatenate([entry.exact[task] for entry in group])
+            if engine[task].shape != reference.shape:
+                failures.append(f"{task} has shape {engine[task].shape}, the checkpoint gives {reference.shape}")
                 continue
-            difference = judge(values[task], exact, _own(group, task))
+            difference = judge(engine[task], reference, _own(group, task))
             differences.append(OutputDifference(task, source, difference))
             if not difference.passed:
                 failures.append(f"{task} on {source} {difference.reason}")

@@ -34,7 +34,7 @@ from engines import BuildOptions, Lowering, build_bundle
 from export import export_onnx
 from export.deploy_form import to_deploy
 from m2h_deploy.backends import BackendOptions, open_backend
-from m2h_deploy.bundle.manifest import Bundle
+from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.data.nyuv2_writer import write_multitask_folder
 from m2h_deploy.errors import M2HError, first_line
 from m2h_deploy.model import M2H, build_model, load_checkpoint, save_checkpoint

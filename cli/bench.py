@@ -14,7 +14,7 @@ from m2h_deploy.console import err, out, print_json, say
 from m2h_deploy.errors import M2HError, missing_extra
 
 if TYPE_CHECKING:
-    from m2h_deploy.bundle.manifest import Bundle
+    from m2h_deploy.bundle.folder import Bundle
     from m2h_deploy.profiling import BenchResult, BlockCost
     from m2h_deploy.profiling.bench import Progress
 
@@ -133,7 +133,7 @@ def _size(text: str) -> tuple[int, int]:
 
 def _check_places(bundles: list[Path], files: list[Path], html: Path | None) -> None:
     """Raises M2HError where a result could not be written at the end of a long measurement."""
-    from m2h_deploy.bundle.manifest import check_outside
+    from m2h_deploy.bundle.folder import check_outside
 
     for file in files:
         for bundle in bundles:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.backends import BackendOptions, open_backend
-from m2h_deploy.bundle.manifest import Bundle, EngineInfo, file_sha256
+from m2h_deploy.bundle.folder import Bundle, file_sha256
+from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.causes import reason
 from m2h_deploy.console import say
 from m2h_deploy.errors import M2HError

@@ -29,7 +29,7 @@ def quickstart(
         from export import export_onnx
         from m2h_deploy.model import build_model, load_checkpoint
     from m2h_deploy import Runtime
-    from m2h_deploy.bundle.manifest import check_bundle_place
+    from m2h_deploy.bundle.folder import check_bundle_place
     from m2h_deploy.data.rooms.render import render_room, room_name
     from m2h_deploy.files.provenance import check_output
     from m2h_deploy.sinks.files import check_results, write_prediction

@@ -19,15 +19,8 @@ from engines.request import NEED_GPU, BuildRequest
 from engines.tensorrt import PLAN_FILE, BuildOptions, build_tensorrt, free_batch_of, trtexec_command
 from m2h_deploy.backends import BackendOptions, open_backend
 from m2h_deploy.backends.cuda import capability_here, missing_gpu
-from m2h_deploy.bundle.manifest import (
-    Bundle,
-    EngineInfo,
-    InputSpec,
-    check_bundle_place,
-    load_bundle,
-    new_bundle_folder,
-    write_manifest,
-)
+from m2h_deploy.bundle.folder import Bundle, check_bundle_place, load_bundle, new_bundle_folder, write_manifest
+from m2h_deploy.bundle.manifest import EngineInfo, InputSpec
 from m2h_deploy.bundle.self_test import check_self_test, pattern
 from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.files.atomic import scratch_folder, write_bytes

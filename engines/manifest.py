@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 
-from m2h_deploy.bundle.consistency import inconsistency, record_fields
+from m2h_deploy.bundle.folder import file_sha256
 from m2h_deploy.bundle.manifest import (
     EngineInfo,
     InputSpec,
@@ -16,7 +16,8 @@ from m2h_deploy.bundle.manifest import (
     OutputSpec,
     SelfTest,
     SensorInfo,
-    file_sha256,
+    inconsistency,
+    record_fields,
 )
 from m2h_deploy.errors import M2HError
 from m2h_deploy.onnx_graph.files import onnx_sha256

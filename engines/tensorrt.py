@@ -26,7 +26,8 @@ from m2h_deploy.backends.cuda import missing_gpu
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
 from m2h_deploy.backends.tensorrt_log import Messages, listen
 from m2h_deploy.blocks import block_of
-from m2h_deploy.bundle.manifest import EngineInfo, file_sha256
+from m2h_deploy.bundle.folder import file_sha256
+from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import library_path, write_bytes
 from m2h_deploy.onnx_graph.files import onnx_sha256, read_onnx

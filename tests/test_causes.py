@@ -74,7 +74,7 @@ READERS = """
 import sys
 from pathlib import Path
 from m2h_deploy import M2HError
-from m2h_deploy.bundle.manifest import load_bundle
+from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.data.nyuv2 import NYUv2
 from m2h_deploy.data.reading import read_array, read_plane
 from m2h_deploy.files.images import read_image

@@ -19,7 +19,7 @@ from rich.text import Text
 from m2h_deploy.backends.cuda import missing_gpu
 from m2h_deploy.backends.tensorrt_api import load_tensorrt
 from m2h_deploy.bundle.describe import describe_bundle
-from m2h_deploy.bundle.manifest import Bundle, load_bundle
+from m2h_deploy.bundle.folder import Bundle, load_bundle
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.onnx_graph.files import external_files, read_onnx
 from m2h_deploy.onnx_graph.functions import inline_functions

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import onnx
 
-from m2h_deploy.bundle.manifest import file_sha256
+from m2h_deploy.bundle.folder import file_sha256
 from m2h_deploy.causes import MachineError, failure, reason
 from m2h_deploy.errors import M2HError, first_line
 

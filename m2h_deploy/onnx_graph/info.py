@@ -11,13 +11,20 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from m2h_deploy.bundle.consistency import MAX_CLASSES
-from m2h_deploy.bundle.manifest import CalibrationInfo, Classes, LoweringInfo, SelfTest
-from m2h_deploy.errors import M2HError
+from m2h_deploy.bundle.manifest import (
+    MAX_CLASSES,
+    CalibrationInfo,
+    Classes,
+    LoweringInfo,
+    Record,
+    SelfTest,
+    first_problem,
+)
+from m2h_deploy.errors import M2HError, first_line
 from m2h_deploy.runtime.preprocess import Normalization
 
 if TYPE_CHECKING:
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
 #: Entries that are also looked up one by one, of graphs that may lack the others.
 VERSION, VARIANT, PRECISION = "m2h.version", "m2h.variant", "m2h.precision"
 _OWN, _SENSOR, _LOWERED = "m2h.", "m2h.sensor", "m2h.lowered"
+
+_R = TypeVar("_R", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -38,13 +47,11 @@ class SensorGraphInfo:
     depth: Literal["float32", "uint16"] = "float32"
 
 
-class Lowered(BaseModel):
+class Lowered(Record):
     """What a file that was lowered to FP16 or INT8 says of that: what a bundle's manifest needs of the float32 graph.
 
     A device that compiles the file may have neither torch nor the float32 graph.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     self_test: SelfTest
     lowering: LoweringInfo
@@ -97,14 +104,14 @@ class GraphInfo:
                 weights_sha256=metadata["m2h.weights_sha256"],
                 tasks=tuple(metadata["m2h.tasks"].split(",")),
                 normalization=Normalization.from_json(metadata["m2h.normalization"]),
-                classes=Classes.model_validate_json(metadata["m2h.classes"]),
+                classes=_parse_record(Classes, metadata["m2h.classes"], "m2h.classes"),
                 form=metadata["m2h.form"],
                 windows=metadata["m2h.windows"],
                 version=metadata.get(VERSION),
                 torch=metadata.get("m2h.torch"),
                 sensor=_parse_sensor(metadata.get(_SENSOR)),
                 precision=metadata.get(PRECISION),
-                lowered=_parse_lowered(metadata.get(_LOWERED)),
+                lowered=_parse_record(Lowered, metadata[_LOWERED], _LOWERED) if _LOWERED in metadata else None,
             )
             problem = _problem(info)
         except KeyError as error:
@@ -113,7 +120,7 @@ class GraphInfo:
                 "export it again"
             ) from None
         except (ValueError, TypeError, RecursionError, M2HError) as error:
-            problem = " ".join(str(error).split())[:200]
+            problem = first_line(error)[:200]
         if problem is not None:
             again = "lower" if _LOWERED in metadata else "export"
             raise M2HError(f"{path}: its metadata is damaged ({problem}): {again} it again")
@@ -188,10 +195,8 @@ def _parse_sensor(text: str | None) -> SensorGraphInfo | None:
     )
 
 
-def _parse_lowered(text: str | None) -> Lowered | None:
-    if text is None:
-        return None
+def _parse_record(kind: type[_R], text: str, key: str) -> _R:
     try:
-        return Lowered.model_validate_json(text)
+        return kind.model_validate_json(text)
     except (ValidationError, RecursionError) as error:
-        raise ValueError(f"{_LOWERED}: {error}") from None
+        raise ValueError(f"{key}: {first_problem(error)}") from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.bundle.manifest import Bundle
+from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.bundle.self_test import pattern
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.onnx_graph.info import GraphInfo

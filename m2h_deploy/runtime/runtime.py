@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.backends import Backend, BackendOptions, open_backend
-from m2h_deploy.bundle.consistency import edited_field
-from m2h_deploy.bundle.manifest import MANIFEST, Bundle, Manifest, load_bundle
+from m2h_deploy.bundle.folder import MANIFEST, Bundle, load_bundle
+from m2h_deploy.bundle.manifest import Manifest, edited_field
 from m2h_deploy.bundle.self_test import check_self_test, pattern
 from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.runtime.postprocess import RESOLUTIONS, Prediction, Resolution, empty_prediction

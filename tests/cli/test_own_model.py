@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from cli import app
 from engines.precision.frames import calibration_frames, open_pictures
 from m2h_deploy import M2HError, Runtime
-from m2h_deploy.bundle.manifest import load_bundle
+from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.packaging.mono_hydra import node_input, package_mono_hydra

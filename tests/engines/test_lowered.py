@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines import Lowering, build_bundle
 from m2h_deploy import CheckFailed, M2HError, Runtime
-from m2h_deploy.bundle.manifest import load_bundle
+from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.errors import install_extra
 from m2h_deploy.onnx_graph.precision import graph_precision, read_precision
 from m2h_deploy.parity.reference import open_reference

@@ -8,7 +8,7 @@ import pytest
 
 from engines import build_bundle
 from m2h_deploy.blocks import blocks_in
-from m2h_deploy.bundle.manifest import load_bundle
+from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.onnx_graph.files import read_onnx
 from m2h_deploy.profiling.layers import (
     RUNS,

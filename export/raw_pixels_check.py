@@ -15,8 +15,7 @@ from m2h_deploy.numerics import judge, judge_labels, perturbed
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.onnx_graph.session import cpu_session, run_session
 from m2h_deploy.runtime.postprocess import Postprocess, Prediction
-from m2h_deploy.runtime.preprocess import Preprocess
-from m2h_deploy.runtime.raw_pixels import bgr_to_nv12, nv12_to_bgr
+from m2h_deploy.runtime.preprocess import Preprocess, bgr_to_nv12, nv12_to_bgr
 
 #: Units in the last place by which the two ways of preprocessing may differ.
 _ULPS = 4

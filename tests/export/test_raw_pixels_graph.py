@@ -15,8 +15,7 @@ from export.raw_pixels import resize_table
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.errors import M2HError
 from m2h_deploy.runtime.postprocess import Postprocess
-from m2h_deploy.runtime.preprocess import PRESETS, Preprocess
-from m2h_deploy.runtime.raw_pixels import bgr_to_nv12, nv12_to_bgr
+from m2h_deploy.runtime.preprocess import PRESETS, Preprocess, bgr_to_nv12, nv12_to_bgr
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from export import Sensor, add_sensor
 from m2h_deploy import CheckFailed, M2HError, Runtime
 from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.data.rooms.render import Rooms, render_room
-from m2h_deploy.runtime.raw_pixels import bgr_to_nv12
+from m2h_deploy.runtime.preprocess import bgr_to_nv12
 
 CAMERA = (160, 120)
 

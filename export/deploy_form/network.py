@@ -19,7 +19,7 @@ from m2h_deploy.model.network import M2H
 class DeployM2H(nn.Module):
     """`M2H` for images of one height and width, the same function: (N, 3, H, W) to the four outputs of TASKS."""
 
-    def __init__(self, model: M2H, height: int, width: int, *, strips: int = 1) -> None:
+    def __init__(self, model: M2H, height: int, width: int) -> None:
         super().__init__()
         self.backbone = DeployDINOv2(model.backbone, height, width)
         grid = self.backbone.grid
@@ -27,7 +27,7 @@ class DeployM2H(nn.Module):
         msf: Any = model.msf
         self.msf = nn.ModuleDict({task: DeployMSF(msf[task]) for task in TASKS})
         size = (16 * -(-grid[0] // 2), 16 * -(-grid[1] // 2))
-        self.wmca = LocalPath(model.wmca, *size, strips)
+        self.wmca = LocalPath(model.wmca)
         self.context = nn.ModuleDict(
             {task: deploy_merge(model.context, task, self.wmca, grid) for task in model.context.tasks}
         )

@@ -10,9 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.deploy_form.fold import bias_of, dense_matrix, linear, pointwise
-from export.deploy_form.layers import upsample
+from export.deploy_form.layers import attention, upsample
 from m2h_deploy.model.config import WMCA_TASKS
 from m2h_deploy.model.wmca import WMCA, CrossTaskAttention, WMCALayer
+
+
+def window_grid(height: int, width: int, window_size: int) -> tuple[int, int]:
+    """Rows and columns of windows that cover a map."""
+    return -(-height // window_size), -(-width // window_size)
 
 
 def window_partition(x: Tensor, window_size: int) -> Tensor:
@@ -22,7 +27,7 @@ def window_partition(x: Tensor, window_size: int) -> Tensor:
     """
     x = x.permute(0, 2, 3, 1)
     _, height, width, channels = x.shape
-    rows, columns = -(-height // window_size), -(-width // window_size)
+    rows, columns = window_grid(height, width, window_size)
     x = F.pad(x, (0, 0, 0, columns * window_size - width, 0, rows * window_size - height))
     x = x.reshape(-1, rows, window_size, columns, window_size, channels)
     return x.transpose(2, 3).reshape(-1, window_size * window_size, channels)
@@ -30,7 +35,7 @@ def window_partition(x: Tensor, window_size: int) -> Tensor:
 
 def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -> Tensor:
     """Inverse of `window_partition`: (N * M, p * p, C) to (N, C, H, W), padding cut off."""
-    rows, columns = -(-height // window_size), -(-width // window_size)
+    rows, columns = window_grid(height, width, window_size)
     x = windows.reshape(-1, rows, columns, window_size, window_size, windows.shape[2])
     x = x.transpose(2, 3).reshape(-1, rows * window_size, columns * window_size, windows.shape[2])
     return x[:, :height, :width].permute(0, 3, 1, 2)
@@ -61,25 +66,20 @@ class WindowAttention(nn.Module):
     Three products instead of one: at this many tokens, splitting their result costs more than reading x again.
     """
 
-    def __init__(self, attention: CrossTaskAttention) -> None:
+    def __init__(self, source: CrossTaskAttention) -> None:
         super().__init__()
-        channels = attention.out.in_features
-        self.shape = (attention.heads, channels // attention.heads)
-        scale = 1.0 / math.sqrt(self.shape[1])
-        query, key, value = attention.qkv.weight.chunk(3)
-        query_bias, _, value_bias = attention.qkv.bias.chunk(3)
+        channels = source.out.in_features
+        self.heads = source.heads
+        scale = 1.0 / math.sqrt(channels // source.heads)
+        query, key, value = source.qkv.weight.chunk(3)
+        query_bias, _, value_bias = source.qkv.bias.chunk(3)
         self.query = linear(query * scale, query_bias * scale)
         self.key, self.value = linear(key), linear(value)
-        out = attention.out
+        out = source.out
         self.out = linear(out.weight, out.bias + out.weight @ value_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        length, channels = x.shape[1:]
-        q, k, v = (
-            layer(x).reshape(-1, length, *self.shape).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        )
-        weights = torch.softmax(q @ k.transpose(2, 3), dim=-1)
-        return self.out((weights @ v).transpose(1, 2).reshape(-1, length, channels))
+        return self.out(attention(self.query(x), self.key(x), self.value(x), self.heads))
 
 
 class DeployWMCALayer(nn.Module):
@@ -111,22 +111,18 @@ class DeployWMCA(nn.Module):
 
     Attention does not care about the order of its tokens, so a window holds (row, column, task) tokens. The reference
     crops after each layer and pads with zeros again before the next: here padding tokens are set back to zero between
-    layers. No layer looks across windows, so rows of windows may go through all of them in `strips`, small enough for
-    a CPU's cache. Exact.
+    layers. Exact.
 
     Task maps (N, C, H, W) to one map (N, T * C', H', W'), tasks in the order of WMCA_TASKS; in M2H-small
     before the upsampling and `expand`, which its readers take in.
     """
 
-    def __init__(self, wmca: WMCA, height: int, width: int, strips: int = 1) -> None:
+    def __init__(self, wmca: WMCA) -> None:
         super().__init__()
         self.reduce = wmca.reduce if wmca.reduced else None
-        self.size = (height // 2, width // 2) if wmca.reduced else (height, width)
         layers: Any = wmca.layers
         self.layers = nn.ModuleList(DeployWMCALayer(layer) for layer in layers)
         self.window_size: int = layers[0].window_size
-        window_rows = -(-self.size[0] // self.window_size)
-        self.strip_height = -(-window_rows // min(strips, window_rows)) * self.window_size
         # Looked up on the instance so that an export can put named operators in their place.
         self.partition = window_partition
         self.reverse = window_reverse
@@ -135,12 +131,8 @@ class DeployWMCA(nn.Module):
         if self.reduce is not None:
             maps = {task: F.max_pool2d(self.reduce[task](maps[task]), 2) for task in WMCA_TASKS}
         stacked = torch.cat([maps[task] for task in WMCA_TASKS], dim=1)
-        return torch.cat([self.exchange(strip) for strip in stacked.split(self.strip_height, dim=2)], dim=2)
-
-    def exchange(self, strip: Tensor) -> Tensor:
-        """All layers on whole rows of windows: (N, T * C, H, W) to the same."""
-        height, width = strip.shape[2:]
-        windows = self.partition(strip, self.window_size)
+        height, width = stacked.shape[2:]
+        windows = self.partition(stacked, self.window_size)
         for index, layer in enumerate(self.layers):
             windows = layer(windows if index == 0 else self.clear_padding(windows, height, width))
         return self.reverse(windows, self.window_size, height, width)
@@ -167,10 +159,10 @@ class LocalPath(nn.Module):
     `forward` gives each task a map; `full` brings it to C channels and full size, where it is not there yet.
     """
 
-    def __init__(self, wmca: WMCA | None, height: int, width: int, strips: int = 1) -> None:
+    def __init__(self, wmca: WMCA | None) -> None:
         super().__init__()
         windows = wmca is not None and isinstance(wmca.layers[0], WMCALayer)
-        self.exchange = DeployWMCA(wmca, height, width, strips) if wmca is not None and windows else wmca
+        self.exchange = DeployWMCA(wmca) if wmca is not None and windows else wmca
         self.reduced = wmca is not None and windows and wmca.reduced
         self.expand = nn.ModuleDict()
         if wmca is not None and self.reduced:

@@ -149,7 +149,7 @@ def make_bundle(folder: Path) -> Path:
     from export import export_onnx
     from m2h_deploy.model import load_checkpoint
 
-    graph = export_onnx(load_checkpoint("m2h-tiny"), folder / "model.onnx")
+    graph = export_onnx(load_checkpoint("m2h-tiny"), folder / "model.onnx").path
     return build_bundle(graph, folder / "bundle").path
 
 

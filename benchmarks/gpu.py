@@ -34,9 +34,9 @@ from engines import BuildOptions, Lowering, build_bundle
 from export import export_onnx
 from export.deploy_form import to_deploy
 from m2h_deploy.backends import BackendOptions, open_backend
-from m2h_deploy.bundle.manifest import Bundle
+from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.data.nyuv2_writer import write_multitask_folder
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, first_line
 from m2h_deploy.model import M2H, build_model, load_checkpoint, save_checkpoint
 from m2h_deploy.parity import verify
 from m2h_deploy.profiling import percentile
@@ -183,7 +183,7 @@ def torch_rows(bench: Bench, cell: Cell, model: M2H, least: dict[str, float]) ->
             try:
                 times = bench.times(run)
             except Exception as error:  # compilers and CUDA share no type
-                yield Row(str(cell), way, note=_first_line(error))
+                yield Row(str(cell), way, note=first_line(error)[:200])
                 continue
             yield Row(str(cell), way, *_median_and_tail(times), roofline_ms=least[form])
 
@@ -199,7 +199,7 @@ def _torch_run(bench: Bench, network: Any, image: torch.Tensor, half: bool) -> C
 def engine_rows(bench: Bench, cell: Cell, model: M2H, folder: Path, least: dict[str, float]) -> Iterator[Row]:
     """Bundles of every engine kind: parity through `verify`, latency of the engine and of the whole call."""
     checkpoint = save_checkpoint(model.cpu(), folder / "model.safetensors")
-    graph = export_onnx(model, folder / "model.onnx", height=cell.height, width=cell.width, batch=cell.batch)
+    graph = export_onnx(model, folder / "model.onnx", height=cell.height, width=cell.width, batch=cell.batch).path
     rooms = folder / "rooms"
     write_multitask_folder(rooms, 8, 7, cell.height, cell.width, split="val")
     for kind, precision, options in ENGINES if bench.cuda else CPU_ENGINES:
@@ -221,7 +221,7 @@ def engine_rows(bench: Bench, cell: Cell, model: M2H, folder: Path, least: dict[
                 result = verify(bundle.path, str(checkpoint), rooms, limit=8)
                 yield Row(str(cell), f"{way}, verify", note=result.summary)
         except Exception as error:  # a provider that is missing, a card that is not taken: the reason is the result
-            yield Row(str(cell), way, note=_first_line(error))
+            yield Row(str(cell), way, note=first_line(error)[:200])
 
 
 def _bundle_rows(bench: Bench, cell: Cell, way: str, bundle: Bundle, least: float) -> Iterator[Row]:
@@ -247,15 +247,11 @@ def _median_and_tail(times: list[float]) -> tuple[float, float]:
     return float(np.median(times)), percentile(times, 0.99).value
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
 def least_times(bench: Bench, cell: Cell, model: M2H, folder: Path) -> dict[str, float]:
     """Milliseconds of both forms on the roofline, in half precision."""
     least = {}
     for form in ("reference", "deploy"):
-        path = export_onnx(model, folder / "cost.onnx", height=cell.height, width=cell.width, form=form)  # type: ignore[arg-type]
+        path = export_onnx(model, folder / "cost.onnx", height=cell.height, width=cell.width, form=form).path  # type: ignore[arg-type]
         costs = node_costs(onnx.load(path))
         macs, nbytes = sum(node.macs or 0 for node in costs), sum(node.nbytes or 0 for node in costs)
         least[form] = bench.roof.least_ms(cell.batch * macs, cell.batch * nbytes // 2)

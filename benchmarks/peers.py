@@ -39,6 +39,7 @@ from engines.precision.calibration import Calibration, select_frames
 from engines.precision.convert import to_int8
 from export import export_onnx
 from m2h_deploy.data.rooms.render import render_room
+from m2h_deploy.errors import first_line
 from m2h_deploy.model import M2H, build_model
 from m2h_deploy.profiling.costs import node_costs
 from m2h_deploy.runtime.preprocess import PRESETS, Preprocess
@@ -101,7 +102,7 @@ def torch_peers(model: M2H, image: torch.Tensor) -> Iterator[Peer]:
     try:
         compiled()
     except Exception as error:  # the backend's errors share no type
-        print(f"torch.compile left out: {str(error).splitlines()[0][:120]}", file=sys.stderr)
+        print(f"torch.compile left out: {first_line(error)[:120]}", file=sys.stderr)
         return
     yield Peer("torch.compile", "PyTorch eager", compiled)
 
@@ -137,7 +138,7 @@ def peers_of(variant: str, side: int, threads: int, engines: set[str], int8: boo
     image = np.random.default_rng(0).standard_normal((1, 3, side, side), dtype=np.float32)
     paths = {
         "plain": write_plain(model, folder / "plain.onnx", side, side),
-        "deploy": export_onnx(model, folder / "deploy.onnx", height=side, width=side, form="deploy"),
+        "deploy": export_onnx(model, folder / "deploy.onnx", height=side, width=side, form="deploy").path,
     }
     if int8:
         paths["deploy INT8"] = write_int8(paths["deploy"], folder / "int8.onnx", side)

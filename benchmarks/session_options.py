@@ -80,7 +80,7 @@ def measure(variant: str, threads: int, rounds: int) -> list[Row]:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory(prefix="m2h-options-") as name:
         folder = Path(name)
-        source = export_onnx(build_model(variant).eval(), folder / "source.onnx")
+        source = export_onnx(build_model(variant).eval(), folder / "source.onnx").path
         (folder / "engine").mkdir()
         build_onnxruntime(source, folder / "engine")
         file = folder / "engine" / "model.onnx"

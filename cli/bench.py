@@ -14,7 +14,7 @@ from cli.console import err, out, print_json, say
 from m2h_deploy.errors import M2HError, missing_extra
 
 if TYPE_CHECKING:
-    from m2h_deploy.bundle.manifest import Bundle
+    from m2h_deploy.bundle.folder import Bundle
     from m2h_deploy.profiling import BenchResult, BlockCost
     from m2h_deploy.profiling.bench import Progress
 
@@ -133,7 +133,7 @@ def _size(text: str) -> tuple[int, int]:
 
 def _check_places(bundles: list[Path], files: list[Path], html: Path | None) -> None:
     """Raises M2HError where a result could not be written at the end of a long measurement."""
-    from m2h_deploy.bundle.manifest import check_outside
+    from m2h_deploy.bundle.folder import check_outside
 
     for file in files:
         for bundle in bundles:
@@ -161,7 +161,7 @@ def _costs(bundle: Bundle, graphs: list[Path]) -> Mapping[str, BlockCost] | None
     from m2h_deploy.profiling import BlockCost
 
     try:
-        from m2h_deploy.onnx_graph.info import load_graph
+        from m2h_deploy.onnx_graph.files import read_onnx
         from m2h_deploy.profiling.costs import node_costs, total
     except ModuleNotFoundError as error:
         say(str(missing_extra(str(error.name), "build", "counting MACs and bytes")), "yellow")
@@ -169,7 +169,7 @@ def _costs(bundle: Bundle, graphs: list[Path]) -> Mapping[str, BlockCost] | None
     file = bundle.engine_file if bundle.engine_file.suffix == ".onnx" else _source_of(bundle, graphs)
     if file is None:
         return None
-    costs = node_costs(load_graph(file))
+    costs = node_costs(read_onnx(file))
     return {
         block: BlockCost(
             macs=total(cost.macs for cost in costs if cost.block == block),

@@ -14,7 +14,7 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.files.provenance import check_output
 
 if TYPE_CHECKING:
-    from m2h_deploy.bundle.manifest import Bundle
+    from m2h_deploy.bundle.folder import Bundle
 
 
 @app.command()

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cli.app import JsonFlag, OverwriteFlag, app, needs
 from cli.console import err, out, print_json, say
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.files.provenance import check_output
 
 if TYPE_CHECKING:
@@ -97,14 +97,14 @@ def export(
         model = load_checkpoint(checkpoint)
     if variant is not None and variant != model.config.variant:
         raise M2HError(f"{checkpoint} holds {model.config.variant}, not {variant}")
-    reports: list[CheckReport] = []
     try:
         with err.status(f"exporting {model.config.variant} at {width} x {height} and checking it"):
-            path = export_onnx(model, output, on_check=reports.append, **options)
-    finally:
-        if reports:
-            print_check(_joined(reports), as_json)
-    say(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+            result = export_onnx(model, output, **options)
+    except CheckFailed as error:
+        print_check(error.report, as_json)
+        raise
+    print_check(result.report, as_json)
+    say(f"wrote {result.path} ({result.path.stat().st_size / 1e6:.1f} MB)")
 
 
 def choose_normalization(preset: str | None, mean: str | None, std: str | None) -> Normalization:
@@ -151,11 +151,6 @@ def output_names(text: str) -> list[str]:
     if unknown:
         raise M2HError(f"output '{unknown[0]}': choose from {', '.join(TASKS)}")
     return tasks
-
-
-def _joined(reports: list[CheckReport]) -> CheckReport:
-    failures = tuple(failure for report in reports for failure in report.failures)
-    return type(reports[0])(failures, tuple(row for report in reports for row in report.differences))
 
 
 def print_check(report: CheckReport, as_json: bool, console: Any = out) -> None:

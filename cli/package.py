@@ -72,7 +72,7 @@ def package(
 
 def _package_triton(bundle: Path, repository: Path, options: RepositoryOptions) -> None:
     from m2h_deploy.backends import EXTRAS
-    from m2h_deploy.bundle.manifest import load_bundle
+    from m2h_deploy.bundle.folder import load_bundle
     from m2h_deploy.packaging.triton import batches, is_native, write_repository
 
     path = write_repository(bundle, repository, options)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from cli.console import say
 from m2h_deploy.backends import BackendOptions, open_backend
-from m2h_deploy.bundle.manifest import Bundle, EngineInfo, file_sha256
+from m2h_deploy.bundle.folder import Bundle, file_sha256
+from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.causes import reason
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import scratch_folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,9 +13,6 @@ from cli.console import err, make_progress, print_json, print_values, timing_sum
 from cli.export import print_check
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import check_folder, make_folder
-
-if TYPE_CHECKING:
-    from export import CheckReport
 
 
 @app.command()
@@ -32,7 +29,7 @@ def quickstart(
         from export import export_onnx
         from m2h_deploy.model import build_model, load_checkpoint
     from m2h_deploy import Runtime
-    from m2h_deploy.bundle.manifest import check_bundle_place
+    from m2h_deploy.bundle.folder import check_bundle_place
     from m2h_deploy.data.rooms.render import render_room, room_name
     from m2h_deploy.files.provenance import check_output
     from m2h_deploy.sinks.files import check_results, write_prediction
@@ -44,17 +41,16 @@ def quickstart(
         check_results(output, {room_name(0, index) for index in range(frames)})
     make_folder(output)
     start = perf_counter()
-    reports: list[CheckReport] = []
     with err.status(f"1/3  exporting {variant}"):
         try:
             model, trained = load_checkpoint(variant), True
         except M2HError:
             model, trained = build_model(variant).eval(), False
-        onnx_path = export_onnx(model, output / "model.onnx", on_check=reports.append)
-    print_check(reports[0], as_json=False, console=err)
+        exported_file = export_onnx(model, output / "model.onnx")
+    print_check(exported_file.report, as_json=False, console=err)
     exported = perf_counter()
     with err.status("2/3  building the bundle"):
-        bundle = build_bundle(onnx_path, output / "bundle")
+        bundle = build_bundle(exported_file.path, output / "bundle")
     built = perf_counter()
     timings = []
     with make_progress() as progress, Runtime.load(bundle.path) as runtime:

@@ -49,7 +49,7 @@ def run(
     Ctrl-C ends a camera; what was written so far is finished and kept. Earlier results of the same names are replaced.
     """
     from m2h_deploy import Runtime
-    from m2h_deploy.bundle.manifest import check_outside
+    from m2h_deploy.bundle.folder import check_outside
     from m2h_deploy.files.names import is_folder
     from m2h_deploy.files.provenance import check_outputs
     from m2h_deploy.sinks.files import check_results

@@ -15,7 +15,8 @@ from m2h_deploy.errors import CheckFailed, M2HError
 
 if TYPE_CHECKING:
     from export import Sensor
-    from m2h_deploy.bundle.manifest import Bundle, Manifest
+    from m2h_deploy.bundle.folder import Bundle
+    from m2h_deploy.bundle.manifest import Manifest
     from m2h_deploy.cluster import Cluster
     from m2h_deploy.parity import Gates, LocateResult, VerifyResult
 
@@ -49,7 +50,7 @@ def verify(
     """
     import os
 
-    from m2h_deploy.bundle.manifest import check_outside, load_bundle, record_result
+    from m2h_deploy.bundle.folder import check_outside, load_bundle, record_result
     from m2h_deploy.files.provenance import Kind, check_outputs
     from m2h_deploy.parity import Gates
 
@@ -206,7 +207,7 @@ def _locate(bundle: Bundle, reference: str) -> LocateResult:
             normalization=normalization_of(manifest.network_input),
             classes=manifest.classes,
             sensor=_sensor_of(manifest),
-        )
+        ).path
         return locate_in_bundle(bundle, path)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx
 
-from engines.lowered import Float32Graph, Lowering, lower, read_lowered, self_test_of, with_rounding
+from engines.lowered import Float32Graph, Lowering, lower, self_test_of, with_rounding
 from engines.manifest import input_spec, make_manifest
 from engines.openvino import Hint, build_openvino, check_hint
 from engines.precision.frames import Pictures
@@ -19,21 +19,15 @@ from engines.request import NEED_GPU, BuildRequest
 from engines.tensorrt import PLAN_FILE, BuildOptions, build_tensorrt, free_batch_of, trtexec_command
 from m2h_deploy.backends import BackendOptions, open_backend
 from m2h_deploy.backends.cuda import capability_here, missing_gpu
-from m2h_deploy.bundle.manifest import (
-    Bundle,
-    EngineInfo,
-    InputSpec,
-    check_bundle_place,
-    load_bundle,
-    new_bundle_folder,
-    write_manifest,
-)
+from m2h_deploy.bundle.folder import Bundle, check_bundle_place, load_bundle, new_bundle_folder, write_manifest
+from m2h_deploy.bundle.manifest import EngineInfo, InputSpec
 from m2h_deploy.bundle.self_test import check_self_test, pattern
 from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.files.atomic import scratch_folder, write_bytes
-from m2h_deploy.onnx_graph.files import as_single_file
-from m2h_deploy.onnx_graph.info import ModelCard, load_graph, read_card, read_precision
+from m2h_deploy.onnx_graph.files import as_single_file, read_onnx
+from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.onnx_graph.interface import check_interface
+from m2h_deploy.onnx_graph.precision import read_precision
 
 
 def build_bundle(
@@ -79,18 +73,18 @@ def build_bundle(
     with scratch_folder("m2h-build-") as scratch, ExitStack() as stack:
         prepared = _prepare(request, pictures, scratch, progress)
         with _named(request.source, prepared.file):
-            lowered = read_lowered(prepared.proto, prepared.file)
+            lowered = prepared.info.lowered
             test = (
                 lowered.self_test
-                if lowered
+                if lowered is not None
                 else self_test_of(prepared.proto, prepared.file, prepared.precision, prepared.spec)
             )
             folder = stack.enter_context(new_bundle_folder(out_dir))
-            info = _compile(request, prepared, folder)
-            test = with_rounding(test, prepared.proto, prepared.file, prepared.spec, info)
-        manifest = make_manifest(prepared.proto, prepared.card, request.source, info, test, lowered, folder)
+            compiled = _compile(request, prepared, folder)
+            test = with_rounding(test, prepared.proto, prepared.file, prepared.spec, compiled)
+        manifest = make_manifest(prepared.proto, prepared.info, request.source, compiled, test, folder)
         write_manifest(folder, manifest)
-        if _runs_here(info):
+        if _runs_here(compiled):
             _prove(folder, request, brought=lowered is not None and not prepared.lowered_here)
     return load_bundle(out_dir)
 
@@ -134,7 +128,7 @@ class _Prepared:
 
     file: Path
     proto: onnx.ModelProto
-    card: ModelCard
+    info: GraphInfo
     spec: InputSpec
     precision: str
     lowered_here: bool
@@ -145,26 +139,27 @@ def _prepare(
 ) -> _Prepared:
     """Load the graph, and lower it where it is not in the precision that was asked for; `scratch` takes copies."""
     source, target = request.source, scratch / "model.onnx"
-    proto = load_graph(source)
-    card = read_card(proto, source)
-    check_interface(proto, card, source)
+    proto = read_onnx(source)
+    info = GraphInfo.read(proto, source)
+    check_interface(proto, info, source)
     found = read_precision(proto, source)
-    spec = input_spec(proto, card)
-    _check_graph(request, proto, card, found)
+    spec = input_spec(proto, info)
+    _check_graph(request, proto, info, found)
     if progress is not None:
         progress(f"building {request.engine} in {request.precision or found}")
     whole = as_single_file(source, scratch / "whole")
     if request.precision in (None, found):
-        return _Prepared(whole, proto, card, spec, found, lowered_here=False)
+        return _Prepared(whole, proto, info, spec, found, lowered_here=False)
     with _named(source, whole):
-        lower(Float32Graph(whole, card, spec), target, request.precision, request.lowering, pictures)
+        lower(Float32Graph(whole, info, spec), target, request.precision, request.lowering, pictures)
     if request.graph is not None:
         write_bytes(request.graph, target.read_bytes())
-    proto = load_graph(target)
-    return _Prepared(target, proto, card, input_spec(proto, card), request.precision, lowered_here=True)
+    proto = read_onnx(target)
+    info = GraphInfo.read(proto, target)
+    return _Prepared(target, proto, info, input_spec(proto, info), request.precision, lowered_here=True)
 
 
-def _check_graph(request: BuildRequest, proto: onnx.ModelProto, card: ModelCard, found: str) -> None:
+def _check_graph(request: BuildRequest, proto: onnx.ModelProto, info: GraphInfo, found: str) -> None:
     """Raises M2HError on a request that does not fit the graph, which is in the precision `found`."""
     source, wanted, lowering = request.source, request.precision, request.lowering
     if found != "fp32" and wanted not in (None, found):
@@ -173,10 +168,10 @@ def _check_graph(request: BuildRequest, proto: onnx.ModelProto, card: ModelCard,
         raise M2HError(f"{source} is {found} already: calibration, policy, io and a graph to keep are of a float32 one")
     if found != wanted == "int8" and lowering.frames is None:
         raise M2HError("int8 needs calibration frames: give --calibration a folder, a video, or NYUv2")
-    if card.sensor and lowering.io == "fp16":
+    if info.sensor and lowering.io == "fp16":
         raise M2HError(f"{source} is a sensor graph, whose inputs and outputs have their types: leave io at fp32")
     kinds = {value.type.tensor_type.elem_type for value in proto.graph.output}
-    if card.sensor and onnx.TensorProto.UINT16 in kinds and request.engine in NEED_GPU:
+    if info.sensor and onnx.TensorProto.UINT16 in kinds and request.engine in NEED_GPU:
         raise M2HError(f"{source} gives depth as uint16, which TensorRT lacks: export it with --depth float32")
     if request.tensorrt.max_batch is not None and free_batch_of(proto) is None:
         raise M2HError(f"{source} has a fixed batch: leave the largest batch out, or export it with --dynamic-batch")

@@ -1,13 +1,8 @@
-"""Lowering a float32 graph to FP16 or INT8, and what the lowered file says of itself.
-
-A device that compiles the file may have neither torch nor the float32 graph, so the file's metadata holds what a
-bundle's manifest needs of both: the self-test made from the float32 graph, what was done to the graph and what it
-costs (PSNR), and the frames that INT8 ranges were measured on.
-"""
+"""Lowering a float32 graph to FP16 or INT8, and what the lowered file says of itself (see `Lowered`)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,18 +11,17 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import shape_inference
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engines.precision.frames import Pictures, calibration_frames, open_pictures
 from engines.precision.histograms import METHODS
-from engines.precision.raw_pixels import is_sensor, put_network, take_network
+from engines.precision.raw_pixels import put_network, take_network
 from engines.precision.rounding import round_values
 from m2h_deploy.bundle.manifest import CalibrationInfo, EngineInfo, InputSpec, LoweringInfo, SelfTest
 from m2h_deploy.bundle.self_test import make_self_test, pattern, widen_tolerances
-from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError, install_extra
+from m2h_deploy.onnx_graph.files import read_onnx
 from m2h_deploy.onnx_graph.functions import inline_functions
-from m2h_deploy.onnx_graph.info import LOWERED, ModelCard, load_graph, metadata_of, set_metadata
+from m2h_deploy.onnx_graph.info import GraphInfo, Lowered, is_sensor_graph
 
 if TYPE_CHECKING:
     from engines.precision.convert import PrecisionReport
@@ -80,22 +74,12 @@ class Lowering:
         return open_pictures(self.frames, self.wanted(precision) + self.held_out)
 
 
-class Lowered(BaseModel):
-    """The metadata entry `m2h.lowered`, as JSON."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    self_test: SelfTest
-    lowering: LoweringInfo
-    calibration: CalibrationInfo | None = None
-
-
 @dataclass(frozen=True)
 class Float32Graph:
     """A graph to lower: its file, what that says about itself, and what it takes."""
 
     file: Path
-    card: ModelCard
+    info: GraphInfo
     spec: InputSpec
 
 
@@ -104,12 +88,12 @@ def lower(source: Float32Graph, target: Path, precision: str, lowering: Lowering
     from engines.precision.modelopt import require_modelopt
 
     require_modelopt()
-    expected = _run_on_cpu(load_graph(source.file), source.spec, source.file)
+    expected = _run_on_cpu(read_onnx(source.file), source.spec, source.file)
     report = _convert(source, target, precision, lowering, pictures)
-    proto = load_graph(target)
+    proto = read_onnx(target)
     test = make_self_test(expected, _run_on_cpu(proto, source.spec, target))
     record = Lowered(self_test=test, lowering=_lowering_info(report), calibration=_calibration_info(report))
-    set_metadata(proto, LOWERED, record.model_dump_json())
+    replace(GraphInfo.read(proto, target), lowered=record).write(proto)
     onnx.save(proto, target)
 
 
@@ -122,10 +106,10 @@ def _convert(
 
     frames = None
     if pictures is not None:
-        card = source.card
-        width, height = card.sensor.network if card.sensor else (source.spec.width, source.spec.height)
+        info = source.info
+        width, height = info.sensor.network if info.sensor else (source.spec.width, source.spec.height)
         frames = select_frames(
-            calibration_frames(pictures, card.normalization, height=height, width=width),
+            calibration_frames(pictures, info.normalization, height=height, width=width),
             count=lowering.wanted(precision),
             held_out=lowering.held_out,
             seed=lowering.seed or 0,
@@ -159,22 +143,6 @@ def _calibration_info(report: PrecisionReport) -> CalibrationInfo | None:
     )
 
 
-def read_lowered(proto: onnx.ModelProto, path: Path) -> Lowered | None:
-    """Read the record of a graph that was lowered here; None for any other graph. Raises M2HError on damage."""
-    text = metadata_of(proto).get(LOWERED)
-    if text is None:
-        return None
-    try:
-        record = Lowered.model_validate_json(text)
-    except (ValidationError, RecursionError) as error:
-        words = " ".join(str(error).split())[:200]
-        raise M2HError(f"{path}: its metadata is damaged ({LOWERED}: {words}): lower it again") from None
-    outputs = {value.name for value in proto.graph.output}
-    if record.self_test.outputs.keys() != outputs:
-        raise M2HError(f"{path} has other outputs than its self-test: it was changed since; lower it again")
-    return record
-
-
 def self_test_of(proto: onnx.ModelProto, path: Path, precision: str, spec: InputSpec) -> SelfTest:
     """The self-test of a graph that brings none: what it gives itself on ONNX Runtime's CPU.
 
@@ -195,31 +163,22 @@ def with_rounding(test: SelfTest, proto: onnx.ModelProto, path: Path, spec: Inpu
     rounding = info.options.get("inference_precision", "f32")
     if info.precision == "fp32" or rounding == "f32" or find_spec("onnxruntime") is None:
         return test
-    plain, _ = inline_functions(take_network(proto) if is_sensor(proto) else proto)
+    plain, _ = inline_functions(take_network(proto) if is_sensor_graph(proto) else proto)
     rounded = round_values(shape_inference.infer_shapes(plain), rounding)
-    outputs = _run_on_cpu(put_network(proto, rounded) if is_sensor(proto) else rounded, spec, path)
+    outputs = _run_on_cpu(put_network(proto, rounded) if is_sensor_graph(proto) else rounded, spec, path)
     return widen_tolerances(test, outputs)
 
 
 def _run_on_cpu(proto: onnx.ModelProto, spec: InputSpec, path: Path) -> dict[str, NDArray[Any]]:
     """Run the graph of the file `path` on the self-test's input, computed as it is written."""
     try:
-        from m2h_deploy.onnx_graph.session import cpu_session
+        from m2h_deploy.onnx_graph.session import cpu_session, run_session
     except ModuleNotFoundError:
         raise M2HError(
             f"{path} brings no self-test, and making one needs ONNX Runtime: {install_extra('onnxruntime')}, or lower "
             "the graph where that is installed (build --precision fp16 --graph FILE.onnx writes one into the file)"
         ) from None
-    session = cpu_session(proto, str(path))
-    value = session.get_inputs()[0]
-    image = pattern(spec)
-    if value.type == "tensor(float16)":
-        image = image.astype(np.float16)
-    names = [node.name for node in session.get_outputs()]
-    try:
-        outputs = dict(zip(names, session.run(names, {value.name: image}), strict=True))
-    except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise failure(error, f"ONNX Runtime cannot run {path}") from None
+    outputs = run_session(cpu_session(proto, path), pattern(spec), path)
     bad = [name for name, values in outputs.items() if not np.isfinite(values).all()]
     if bad:
         raise M2HError(f"{path} gives NaN or infinity in {', '.join(bad)}: its weights are damaged: export it again")

@@ -7,8 +7,7 @@ from typing import Any
 
 import onnx
 
-from engines.lowered import Lowered
-from m2h_deploy.bundle.consistency import inconsistency, record_fields
+from m2h_deploy.bundle.folder import file_sha256
 from m2h_deploy.bundle.manifest import (
     EngineInfo,
     InputSpec,
@@ -17,12 +16,14 @@ from m2h_deploy.bundle.manifest import (
     OutputSpec,
     SelfTest,
     SensorInfo,
-    file_sha256,
+    inconsistency,
+    record_fields,
 )
 from m2h_deploy.errors import M2HError
 from m2h_deploy.onnx_graph.files import onnx_sha256
-from m2h_deploy.onnx_graph.info import ModelCard, default_opset
+from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.onnx_graph.interface import DTYPES
+from m2h_deploy.onnx_graph.precision import default_opset
 from m2h_deploy.version import __version__
 
 _OUTPUTS = {
@@ -35,37 +36,31 @@ _OUTPUTS = {
 
 
 def make_manifest(
-    proto: onnx.ModelProto,
-    card: ModelCard,
-    source: Path,
-    info: EngineInfo,
-    test: SelfTest,
-    lowered: Lowered | None,
-    folder: Path,
+    proto: onnx.ModelProto, info: GraphInfo, source: Path, engine: EngineInfo, test: SelfTest, folder: Path
 ) -> Manifest:
-    """The manifest of the engine `info` in `folder`, built from `proto`; `source` is the file that the user gave.
+    """The manifest of `engine` in `folder`, built from `proto`; `source` is the file that the user gave.
 
     Raises M2HError where the graph does not fit what it says about itself.
     """
     manifest = Manifest(
         created_by=f"m2h-deploy {__version__}",
         model=ModelInfo(
-            variant=card.variant,
-            weights_sha256=card.weights_sha256,
-            config=card.config,
-            form=card.form,
-            windows=card.windows,
+            variant=info.variant,
+            weights_sha256=info.weights_sha256,
+            config=info.config,
+            form=info.form,
+            windows=info.windows,
             opset=default_opset(proto),
             onnx_sha256=onnx_sha256(source),
         ),
-        input=input_spec(proto, card),
-        sensor=_sensor_info(card),
-        outputs=tuple(_output_spec(value, card) for value in proto.graph.output),
-        depth_range=(card.config["min_depth"], card.config["max_depth"]),
-        classes=card.classes,
-        engine=info,
-        lowering=lowered.lowering if lowered is not None else None,
-        calibration=lowered.calibration if lowered is not None else None,
+        input=input_spec(proto, info),
+        sensor=_sensor_info(info),
+        outputs=tuple(_output_spec(value, info) for value in proto.graph.output),
+        depth_range=info.depth_range,
+        classes=info.classes,
+        engine=engine,
+        lowering=info.lowered.lowering if info.lowered is not None else None,
+        calibration=info.lowered.calibration if info.lowered is not None else None,
         self_test=test,
         files={file.name: file_sha256(file) for file in sorted(folder.iterdir())},
     )
@@ -75,14 +70,14 @@ def make_manifest(
     return record_fields(manifest)
 
 
-def input_spec(proto: onnx.ModelProto, card: ModelCard) -> InputSpec:
+def input_spec(proto: onnx.ModelProto, info: GraphInfo) -> InputSpec:
     """Read the input specification off a graph that `check_interface` has accepted."""
     value = proto.graph.input[0]
     batch, *sides = (dim.dim_value for dim in value.type.tensor_type.shape.dim)
     raw: dict[str, Any] = {}
-    width, height = card.sensor.camera if card.sensor else (sides[-1], sides[-2])
-    if card.sensor:
-        nv12 = card.sensor.format == "nv12"
+    width, height = info.sensor.camera if info.sensor else (sides[-1], sides[-2])
+    if info.sensor:
+        nv12 = info.sensor.format == "nv12"
         raw = {"layout": "NV12" if nv12 else "NHWC", "color": "YCbCr" if nv12 else "BGR"}
     return InputSpec(
         name=value.name,
@@ -90,8 +85,8 @@ def input_spec(proto: onnx.ModelProto, card: ModelCard) -> InputSpec:
         batch=batch or None,
         height=height,
         width=width,
-        mean=card.normalization.mean,
-        std=card.normalization.std,
+        mean=info.normalization.mean,
+        std=info.normalization.std,
         **raw,
     )
 
@@ -100,17 +95,17 @@ def _dtype(value: onnx.ValueInfoProto) -> str:
     return DTYPES[value.type.tensor_type.elem_type]
 
 
-def _sensor_info(card: ModelCard) -> SensorInfo | None:
-    if card.sensor is None:
+def _sensor_info(info: GraphInfo) -> SensorInfo | None:
+    if info.sensor is None:
         return None
-    width, height = card.sensor.network
-    return SensorInfo(format=card.sensor.format, network_height=height, network_width=width)
+    width, height = info.sensor.network
+    return SensorInfo(format=info.sensor.format, network_height=height, network_width=width)
 
 
-def _output_spec(value: onnx.ValueInfoProto, card: ModelCard) -> OutputSpec:
+def _output_spec(value: onnx.ValueInfoProto, info: GraphInfo) -> OutputSpec:
     meaning, unit = _OUTPUTS[value.name]
     dtype = _dtype(value)
-    if card.sensor is not None:
+    if info.sensor is not None:
         meaning = "probability of a boundary" if value.name == "edges" else meaning
         unit = "mm" if dtype == "uint16" else unit
     shape = tuple(dim.dim_value or None for dim in value.type.tensor_type.shape.dim)

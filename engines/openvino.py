@@ -18,8 +18,8 @@ from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.causes import NO_SPACE, no_space
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.files.atomic import library_path
+from m2h_deploy.onnx_graph.files import read_onnx
 from m2h_deploy.onnx_graph.functions import inline_functions
-from m2h_deploy.onnx_graph.info import load_graph
 
 ENGINE_FILE = "model.xml"
 
@@ -43,7 +43,7 @@ def build_openvino(
     check_hint(precision, hint)
     ov = load_openvino()
     chosen = hint or preferred_precision(ov.Core(), precision)
-    proto, _ = inline_functions(load_graph(model))
+    proto, _ = inline_functions(read_onnx(model))
     network = _read(ov, proto, model)
     try:
         with library_path(folder / ENGINE_FILE) as file:

@@ -10,7 +10,7 @@ from engines.openvino import Hint, check_hint, load_openvino
 from engines.precision.frames import Pictures
 from engines.tensorrt import BuildOptions, check_flavor, check_options, why_not_here
 from m2h_deploy.backends import EXTRAS, BackendOptions
-from m2h_deploy.bundle.manifest import check_outside
+from m2h_deploy.bundle.folder import check_outside
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.files.atomic import check_writable
 

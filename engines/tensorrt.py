@@ -27,11 +27,12 @@ from m2h_deploy.backends.cuda import missing_gpu
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
 from m2h_deploy.backends.tensorrt_log import Messages, listen
 from m2h_deploy.blocks import block_of
-from m2h_deploy.bundle.manifest import EngineInfo, file_sha256
+from m2h_deploy.bundle.folder import file_sha256
+from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import library_path, write_bytes
-from m2h_deploy.onnx_graph.files import onnx_sha256
-from m2h_deploy.onnx_graph.info import graph_precision, load_graph
+from m2h_deploy.onnx_graph.files import onnx_sha256, read_onnx
+from m2h_deploy.onnx_graph.precision import graph_precision
 
 _log = logging.getLogger("m2h_deploy.engines.tensorrt")
 
@@ -94,7 +95,7 @@ def build_tensorrt(
 ) -> EngineInfo:
     """Compile the ONNX file `model`, which is already in `precision`, into `folder`; what a bundle says about it."""
     options = options or BuildOptions()
-    proto = load_graph(model)
+    proto = read_onnx(model)
     found = graph_precision(proto, model)
     if found != precision:
         raise M2HError(f"{model} is {found}, not {precision}: convert it before it is compiled")
@@ -133,7 +134,7 @@ def build_plan(model: Path, plan: Path, *, flavor: str, options: BuildOptions | 
     if not plan.absolute().parent.is_dir():
         raise M2HError(f"cannot write {plan}: its folder does not exist")
     trt = check_flavor(flavor, options)
-    proto = load_graph(model)
+    proto = read_onnx(model)
     logger, messages = listen(flavor)
     builder = trt.Builder(logger)
     _load_plugins(builder, options.plugins)

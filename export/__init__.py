@@ -1,7 +1,7 @@
 """PyTorch to ONNX: the graph that every engine is built from."""
 
 from export.check import CheckReport, check_export
-from export.exporter import export_onnx
+from export.exporter import ExportResult, export_onnx
 from export.options import ExportOptions
 from export.raw_pixels import Sensor, add_sensor, parse_camera_size
 from export.raw_pixels_check import check_sensor
@@ -9,6 +9,7 @@ from export.raw_pixels_check import check_sensor
 __all__ = [
     "CheckReport",
     "ExportOptions",
+    "ExportResult",
     "Sensor",
     "add_sensor",
     "check_export",

@@ -13,9 +13,11 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from m2h_deploy.causes import failure, reason
+from m2h_deploy.causes import reason
 from m2h_deploy.model.network import M2H
 from m2h_deploy.numerics import Difference, judge, perturbed
+from m2h_deploy.onnx_graph.info import GraphInfo
+from m2h_deploy.onnx_graph.session import cpu_session
 from m2h_deploy.runtime.preprocess import Normalization, Preprocess
 
 
@@ -38,6 +40,10 @@ class CheckReport:
     @property
     def passed(self) -> bool:
         return not self.failures
+
+    def joined(self, other: CheckReport) -> CheckReport:
+        """Return this report followed by another one."""
+        return CheckReport(self.failures + other.failures, self.differences + other.differences)
 
 
 class Reference:
@@ -67,13 +73,19 @@ def references_of(
     seed: int = 0,
 ) -> list[Reference]:
     """Evaluate `model` on `images` (uint8 BGR; a rendered room by default) and on noise."""
+    preprocess = Preprocess(normalization, height, width)
+    inputs = {name: preprocess(picture).copy() for name, picture in check_pictures(images, seed).items()}
+    inputs["noise"] = np.random.default_rng(seed).standard_normal((1, 3, height, width), dtype=np.float32)
+    return [Reference(name, image, model) for name, image in inputs.items()]
+
+
+def check_pictures(images: Sequence[np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
+    """Return the pictures to check on by name: `images` (uint8 BGR), or a rendered room where there are none."""
     from m2h_deploy.data.rooms.render import render_room
 
-    pictures = list(images) or [render_room(seed, 0, height=240, width=320).image]
-    preprocess = Preprocess(normalization, height, width)
-    named = [(f"image {index + 1}" if images else "a room", preprocess(p).copy()) for index, p in enumerate(pictures)]
-    noise = np.random.default_rng(seed).standard_normal((1, 3, height, width), dtype=np.float32)
-    return [Reference(name, image, model) for name, image in (*named, ("noise", noise))]
+    if not images:
+        return {"a room": render_room(seed, 0, height=240, width=320).image}
+    return {f"image {index + 1}": image for index, image in enumerate(images)}
 
 
 def check_export(
@@ -85,19 +97,19 @@ def check_export(
     same input (see `m2h_deploy.numerics`). The outputs that the file has are compared; a free batch size is tried with
     two different frames, which must give what each gives alone. Raises M2HError when the file cannot be loaded at all.
     """
-    session = _open(path)
+    session = cpu_session(os.fspath(path), path)
     _, _, height, width = session.get_inputs()[0].shape
-    normalization = Normalization.from_json(session.get_modelmeta().custom_metadata_map["m2h.normalization"])
-    return check_against(references_of(model, height, width, normalization, images=images, seed=seed), path)
+    info = GraphInfo.parse(session.get_modelmeta().custom_metadata_map, path)
+    return check_against(references_of(model, height, width, info.normalization, images=images, seed=seed), path)
 
 
 def check_against(references: Sequence[Reference], path: str | os.PathLike[str]) -> CheckReport:
     """Compare an exported file with what its checkpoint gives; see `check_export`."""
-    session = _open(path)
-    metadata = session.get_modelmeta().custom_metadata_map
-    tasks = metadata["m2h.tasks"].split(",")
+    session = cpu_session(os.fspath(path), path)
+    info = GraphInfo.parse(session.get_modelmeta().custom_metadata_map, path)
+    tasks = list(info.tasks)
     failures = _name_failures(session, tasks)
-    if json.loads(metadata["m2h.config"]) != json.loads(json.dumps(references[0].config.to_dict())):
+    if info.config != json.loads(json.dumps(references[0].config.to_dict())):
         failures.append("m2h.config in the metadata is not that of the checkpoint")
     if failures:
         return CheckReport(tuple(failures))
@@ -107,29 +119,22 @@ def check_against(references: Sequence[Reference], path: str | os.PathLike[str])
         groups.append(("both as one batch", list(references[-2:])))
     failures, differences = [], []
     for source, group in groups:
-        tensor = np.concatenate([reference.image for reference in group])
+        tensor = np.concatenate([entry.image for entry in group])
         try:
-            values = dict(zip(tasks, session.run(tasks, {"image": tensor}), strict=True))
+            engine = dict(zip(tasks, session.run(tasks, {"image": tensor}), strict=True))
         except Exception as error:  # ONNX Runtime raises its own unexported types
             failures.append(f"ONNX Runtime fails on {source}: {reason(error)}")
             continue
         for task in tasks:
-            exact = np.concatenate([reference.exact[task] for reference in group])
-            if values[task].shape != exact.shape:
-                failures.append(f"{task} has shape {values[task].shape}, the checkpoint gives {exact.shape}")
+            reference = np.concatenate([entry.exact[task] for entry in group])
+            if engine[task].shape != reference.shape:
+                failures.append(f"{task} has shape {engine[task].shape}, the checkpoint gives {reference.shape}")
                 continue
-            difference = judge(values[task], exact, _own(group, task))
+            difference = judge(engine[task], reference, _own(group, task))
             differences.append(OutputDifference(task, source, difference))
             if not difference.passed:
                 failures.append(f"{task} on {source} {difference.reason}")
     return CheckReport(tuple(failures), tuple(differences))
-
-
-def _open(path: str | os.PathLike[str]) -> ort.InferenceSession:
-    try:
-        return ort.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise failure(error, f"ONNX Runtime cannot load {path}") from None
 
 
 def _run(model: M2H, image: NDArray) -> dict[str, NDArray]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from m2h_deploy.errors import CheckFailed
 from m2h_deploy.files.atomic import check_writable, library_path, whole_file
 from m2h_deploy.model.checkpoint import weights_digest
 from m2h_deploy.model.network import M2H
+from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.runtime.preprocess import Normalization
 from m2h_deploy.version import __version__
 
@@ -45,6 +46,14 @@ class _Outputs(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         outputs = self.network(image)
         return tuple(outputs[task] for task in self.tasks)
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """An exported file, and how far it is from the checkpoint."""
+
+    path: Path
+    report: CheckReport
 
 
 def export_onnx(
@@ -63,9 +72,8 @@ def export_onnx(
     classes: Classes | None = None,
     sensor: Sensor | None = None,
     images: Sequence[np.ndarray] = (),
-    on_check: Callable[[CheckReport], None] | None = None,
-) -> Path:
-    """Write `model` as ONNX and check the file against it. Returns the path.
+) -> ExportResult:
+    """Write `model` as ONNX and check the file against it.
 
     The graph has one input `image` (batch, 3, height, width) float32, normalized, and one output a task, in the
     order of TASKS. Height and width are static, the batch too unless `dynamic_batch`; `windows="functions"` keeps
@@ -77,9 +85,9 @@ def export_onnx(
     its outputs decide the tasks.
 
     The check compares names, shapes and values with `model` on `images` (uint8 BGR, H x W x 3; a rendered room
-    where none is given) and on random input, and hands its report to `on_check`; a sensor graph is then compared with
-    the plain one between Python's preprocess and postprocess. The file appears only when the checks
-    pass. Raises M2HError on options that make no graph and CheckFailed on a failed check.
+    where none is given) and on random input; a sensor graph is then compared with the plain one between Python's
+    preprocess and postprocess. The file appears only when the checks pass. Raises M2HError on options that make no
+    graph and CheckFailed, with the report, on a failed check.
     """
     path = check_writable(path)
     options = ExportOptions(
@@ -91,28 +99,27 @@ def export_onnx(
     if dynamic_batch:
         graph.free_batch(proto)
     proto.producer_name, proto.producer_version = "m2h-deploy", __version__
-    graph.set_metadata(proto, _metadata(model, options))
+    del proto.metadata_props[:]
+    _graph_info(model, options).write(proto)
     proto = graph.infer_shapes(proto)
 
     with whole_file(path) as temporary:
         onnx.save(proto, temporary)
         with library_path(temporary) as file:
             report = check_export(model, file, images=images)
-        _require(report, "the exported graph", "the checkpoint", on_check)
+        _require(report, "the exported graph", "the checkpoint")
         if sensor is not None:
             plain = proto.SerializeToString()
             onnx.save(add_sensor(proto, sensor), temporary)
             with library_path(temporary) as file:
-                report = check_sensor(plain, file, images=images)
-            _require(report, "the sensor graph", "preprocess, network and postprocess", on_check)
-    return path
+                report = report.joined(check_sensor(plain, file, images=images))
+            _require(report, "the sensor graph", "preprocess, network and postprocess")
+    return ExportResult(path, report)
 
 
-def _require(report: CheckReport, what: str, reference: str, on_check: Callable[[CheckReport], None] | None) -> None:
-    if on_check is not None:
-        on_check(report)
+def _require(report: CheckReport, what: str, reference: str) -> None:
     if not report.passed:
-        raise CheckFailed(f"{what} does not match {reference}: {'; '.join(report.failures)}")
+        raise CheckFailed(f"{what} does not match {reference}: {'; '.join(report.failures)}", report)
 
 
 def _trace(model: M2H, options: ExportOptions) -> onnx.ModelProto:
@@ -139,21 +146,20 @@ def _trace(model: M2H, options: ExportOptions) -> onnx.ModelProto:
     return proto
 
 
-def _metadata(model: M2H, options: ExportOptions) -> dict[str, str]:
+def _graph_info(model: M2H, options: ExportOptions) -> GraphInfo:
     """What another program must know to use the file, and what made it."""
-    classes = options.classes or default_classes(model.config.num_classes)
-    return {
-        "m2h.version": __version__,
-        "m2h.variant": model.config.variant,
-        "m2h.config": json.dumps(model.config.to_dict()),
-        "m2h.weights_sha256": weights_digest(model),
-        "m2h.tasks": ",".join(options.network_tasks),
-        "m2h.normalization": options.normalization.to_json(),
-        "m2h.classes": classes.model_dump_json(),
-        "m2h.form": options.form,
-        "m2h.windows": options.windows,
-        "m2h.torch": torch.__version__,
-    }
+    return GraphInfo(
+        variant=model.config.variant,
+        config=model.config.to_dict(),
+        weights_sha256=weights_digest(model),
+        tasks=options.network_tasks,
+        normalization=options.normalization,
+        classes=options.classes or default_classes(model.config.num_classes),
+        form=options.form,
+        windows=options.windows,
+        version=__version__,
+        torch=torch.__version__,
+    )
 
 
 @contextlib.contextmanager

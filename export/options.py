@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from export.raw_pixels import Sensor
-from m2h_deploy.bundle.consistency import MAX_CLASSES
-from m2h_deploy.bundle.manifest import Classes
+from m2h_deploy.bundle.manifest import MAX_CLASSES, Classes
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model.config import TASKS, ModelConfig
 from m2h_deploy.runtime.preprocess import PRESETS, Normalization

@@ -8,9 +8,8 @@ bits), and so does this graph, in float32 on whole numbers below 2^24, which eve
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import cv2
@@ -21,6 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export import graph
 from m2h_deploy.errors import M2HError
+from m2h_deploy.onnx_graph.edit import copy_of, rename_values, replace_nodes
+from m2h_deploy.onnx_graph.info import GraphInfo, SensorGraphInfo
 from m2h_deploy.runtime.preprocess import MIN_SIDE, Normalization
 
 #: Outputs of a sensor graph, and the output of the network that each is made from.
@@ -80,33 +81,30 @@ def add_sensor(proto: onnx.ModelProto, sensor: Sensor) -> onnx.ModelProto:
 
     Raises M2HError when the graph lacks an output that is wanted, or has too many classes for uint8.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
-    card = {entry.key: entry.value for entry in proto.metadata_props}
+    result = copy_of(proto)
+    info = GraphInfo.read(proto, "the graph")
     shapes = graph.static_shapes(proto)
     missing = [name for name in sensor.outputs if OUTPUTS[name] not in shapes]
     if missing:
         raise M2HError(f"the graph has no {', '.join(missing)}: export it with all tasks")
     if "labels" in sensor.outputs and shapes["semantics"][1] > 256:
         raise M2HError(f"{shapes['semantics'][1]} classes do not fit uint8 labels: leave labels out")
-    config = json.loads(card["m2h.config"])
     _rename_border(result)
     batch, _, height, width = shapes["image"]
     before = _Nodes("preprocess", batch)
-    _preprocess(before, sensor, (height, width), Normalization.from_json(card["m2h.normalization"]))
+    _preprocess(before, sensor, (height, width), info.normalization)
     after = _Nodes("postprocess", batch)
-    outputs = _postprocess(after, sensor, (height, width), (config["min_depth"], config["max_depth"]))
-    nodes = [*before.nodes, *result.graph.node, *after.nodes]
-    del result.graph.node[:], result.graph.input[:], result.graph.output[:]
-    result.graph.node.extend(nodes)
+    outputs = _postprocess(after, sensor, (height, width), info.depth_range)
+    replace_nodes(result, [*before.nodes, *result.graph.node, *after.nodes])
+    del result.graph.input[:], result.graph.output[:]
     result.graph.initializer.extend((*before.constants, *after.constants))
     free = "batch" if batch == 0 else batch
     result.graph.input.append(helper.make_tensor_value_info("image", TensorProto.UINT8, [free, *_raw_shape(sensor)]))
     result.graph.output.extend(
         helper.make_tensor_value_info(name, kind, [free, *shape]) for name, kind, shape in outputs
     )
-    kept = {"format": sensor.format, "camera": sensor.camera, "network": (width, height), "depth": sensor.depth}
-    graph.set_metadata(result, {**card, "m2h.sensor": json.dumps(kept)})
+    own = SensorGraphInfo(sensor.format, sensor.camera, (width, height), sensor.depth)
+    replace(info, sensor=own).write(result)
     return graph.infer_shapes(result)
 
 
@@ -117,12 +115,8 @@ def _raw_shape(sensor: Sensor) -> tuple[int, ...]:
 
 def _rename_border(proto: onnx.ModelProto) -> None:
     """Inputs and outputs of the network become values inside of the graph: `network/image`, `network/depth`."""
-    renamed = {value.name: f"network/{value.name}" for value in (*proto.graph.input, *proto.graph.output)}
-    for node in proto.graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        node.output[:] = [renamed.get(name, name) for name in node.output]
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.name = renamed[value.name]
+    border = (*proto.graph.input, *proto.graph.output)
+    rename_values(proto, {value.name: f"network/{value.name}" for value in border})
     proto.graph.value_info.extend((*proto.graph.input, *proto.graph.output))
 
 

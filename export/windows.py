@@ -8,13 +8,14 @@ load the file. A TensorRT plug-in of the same name may take over instead; it fin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import onnx
 import torch
+from onnx import helper
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    import onnx
+from export.deploy_form.wmca import window_grid
 
 DOMAIN = "m2h"
 
@@ -24,21 +25,17 @@ Step = tuple[str, dict[str, Any]]
 _VERSION = 1
 
 
-def _grid(height: int, width: int, window_size: int) -> tuple[int, int]:
-    return -(-height // window_size), -(-width // window_size)
-
-
 def symbolic_partition(x: Tensor, window_size: int) -> Tensor:
     """Stands for `window_partition` while a model is traced: one m2h::WindowPartition node."""
     n, channels, height, width = x.shape
-    rows, columns = _grid(height, width, window_size)
+    rows, columns = window_grid(height, width, window_size)
     shape = (n * rows * columns, window_size * window_size, channels)
     return _node("WindowPartition", x, shape, window_size=window_size)
 
 
 def symbolic_reverse(windows: Tensor, window_size: int, height: int, width: int) -> Tensor:
     """Stands for `window_reverse` while a model is traced: one m2h::WindowReverse node."""
-    rows, columns = _grid(height, width, window_size)
+    rows, columns = window_grid(height, width, window_size)
     shape = (windows.shape[0] // (rows * columns), windows.shape[2], height, width)
     return _node("WindowReverse", windows, shape, window_size=window_size, height=height, width=width)
 
@@ -58,8 +55,6 @@ def use_functions(model: nn.Module) -> None:
 
 def add_function_bodies(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> None:
     """Define the functions that the graph of `proto` calls. `shapes` gives the static shape of every value."""
-    from onnx import helper
-
     bodies: dict[str, onnx.FunctionProto] = {}
     for node in proto.graph.node:
         if node.domain == DOMAIN:
@@ -77,7 +72,7 @@ def _partition_body(
 ) -> onnx.FunctionProto:
     _, channels, height, width = shape
     p = attributes["window_size"]
-    rows, columns = _grid(height, width, p)
+    rows, columns = window_grid(height, width, p)
     pads = [0, 0, 0, 0, 0, 0, rows * p - height, columns * p - width]
     steps: list[Step] = [
         ("Pad", {"constants": [pads]}),
@@ -93,7 +88,7 @@ def _reverse_body(
 ) -> onnx.FunctionProto:
     channels = shape[2]
     p, height, width = attributes["window_size"], attributes["height"], attributes["width"]
-    rows, columns = _grid(height, width, p)
+    rows, columns = window_grid(height, width, p)
     steps: list[Step] = [
         ("Reshape", {"constants": [[-1, rows, columns, p, p, channels]]}),
         ("Transpose", {"perm": [0, 5, 1, 3, 2, 4]}),
@@ -112,8 +107,6 @@ def _chain(
     opsets: list[onnx.OperatorSetIdProto],
 ) -> onnx.FunctionProto:
     """A function of one input and one output that applies `steps` in turn."""
-    from onnx import helper
-
     nodes: list[onnx.NodeProto] = []
     value = "x"
     for index, (operator, options) in enumerate(steps):

@@ -1,6 +1,6 @@
 """m2h-deploy: the part that ships to the device. Importing it never imports torch."""
 
-from m2h_deploy.bundle.manifest import Bundle, load_bundle
+from m2h_deploy.bundle.folder import Bundle, load_bundle
 from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.runtime.postprocess import Prediction
 from m2h_deploy.runtime.runtime import Runtime

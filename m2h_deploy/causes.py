@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, first_line
 
 #: Errors of the operating system that libraries report as text.
 _CODES = (
@@ -57,12 +57,6 @@ def machine_fault(error: BaseException) -> str | None:
 def reason(error: BaseException) -> str:
     """Return the fault of the machine behind `error`, or else the first line of its message."""
     return machine_fault(error) or first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message; its type where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def machine_words(error: OSError | MemoryError) -> str:

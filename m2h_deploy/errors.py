@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -17,14 +18,27 @@ class M2HError(Exception):
 
 
 class CheckFailed(M2HError):  # noqa: N818 (a verdict, not a fault)
-    """The check that was asked for ran and failed (export check, parity gate, self-test). Exit code 1."""
+    """The check that was asked for ran and failed (export check, parity gate, self-test). Exit code 1.
+
+    `report` is what the check of an export found, an `export.CheckReport`; None of other checks.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 def one_line(text: str) -> str:
     """Return `text` with its control characters as escapes: a file's name may hold line breaks and terminal codes."""
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; its type where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def install_extra(extra: str) -> str:
@@ -45,5 +59,5 @@ def missing_extra(module: str, extra: str, user: str = "this command", *, error:
     """
     reason = "is not installed"
     if error is not None and not isinstance(error, ModuleNotFoundError):
-        reason = f"cannot be imported ({(str(error).splitlines() or [type(error).__name__])[0]})"
+        reason = f"cannot be imported ({first_line(error)})"
     return M2HError(f"{user} needs {module}, which {reason}: {install_extra(extra)}")

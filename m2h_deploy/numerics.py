@@ -93,19 +93,19 @@ def psnr(mean_square_error: float, span: float) -> float:
     return min(BEST_PSNR, float(20 * np.log10(span) - 10 * np.log10(mean_square_error)))
 
 
-def judge(value: Array, exact: Array, own: Callable[[int], Array], *, rounding: float = 0.0) -> Difference:
-    """Judge `value` against `exact`, both (N, C, H, W), by the reference's own errors.
+def judge(engine: Array, reference: Array, own: Callable[[int], Array], *, rounding: float = 0.0) -> Difference:
+    """Judge `engine` against `reference`, both (N, C, H, W), by the reference's own errors.
 
     Args:
-        value: what is judged.
-        exact: the exact result, in higher precision or from one run of the reference.
+        engine: what is judged.
+        reference: the exact result, in higher precision or from one run of the reference.
         own: `own(k)` is the k-th result of the reference in float32, 0 <= k < REALIZATIONS. Each differs by rounding
             alone. One is enough for most graphs; the others are asked for before a difference counts as a fault,
             because a single result may be right by chance where the network is unstable.
-        rounding: absolute error that `value` may have for its type, beside float32's.
+        rounding: absolute error that `engine` may have for its type, beside float32's.
     """
-    error = _pixel_error(value, exact)
-    mean_square = float(np.mean(np.square(exact, dtype=np.float64)))
+    error = _pixel_error(engine, reference)
+    mean_square = float(np.mean(np.square(reference, dtype=np.float64)))
     least = EPSILON * float(np.sqrt(mean_square)) or float(np.finfo(np.float32).tiny)
     bulk_rounding, local_rounding = rounding + ROUNDING * least, rounding + LOCAL_ROUNDING * least
     high = float(np.quantile(error, 0.9))
@@ -114,17 +114,17 @@ def judge(value: Array, exact: Array, own: Callable[[int], Array], *, rounding: 
     own_mean = 0.0
     while not passed and len(errors) < REALIZATIONS:
         result = own(len(errors))
-        own_mean = own_mean or float(np.mean(np.abs(np.subtract(result, exact, dtype=np.float64))))
-        errors.append(_pixel_error(result, exact))
+        own_mean = own_mean or float(np.mean(np.abs(np.subtract(result, reference, dtype=np.float64))))
+        errors.append(_pixel_error(result, reference))
         bulk = max(0.0, high - bulk_rounding) / max(least, *(float(np.quantile(e, 0.9)) for e in errors))
         bound = LOCAL_FACTOR * _largest_nearby(np.max(errors, axis=0)) + local_rounding
         beyond = ~(error <= bound)
         outliers = float(np.mean(beyond))
         few = np.count_nonzero(beyond) <= max(OUTLIER_PIXELS, OUTLIER_SHARE * error.size)
         passed = bool(bulk <= BULK_FACTOR and few)
-    deviation = spread(exact)
-    difference = np.abs(np.subtract(value, exact, dtype=np.float64))
-    span = span_of(float(exact.min()), float(exact.max()), mean_square)
+    deviation = spread(reference)
+    difference = np.abs(np.subtract(engine, reference, dtype=np.float64))
+    span = span_of(float(reference.min()), float(reference.max()), mean_square)
     return Difference(
         max_error=float(difference.max()) / deviation,
         mean_error=float(difference.mean()) / deviation,
@@ -136,15 +136,15 @@ def judge(value: Array, exact: Array, own: Callable[[int], Array], *, rounding: 
     )
 
 
-def judge_labels(value: NDArray, expected: NDArray, own: Callable[[int], NDArray]) -> Difference:
+def judge_labels(engine: NDArray, reference: NDArray, own: Callable[[int], NDArray]) -> Difference:
     """Judge class labels by the share of pixels that differ, beside what rounding alone changes in the reference's.
 
     Arguments as of `judge`. The errors of the result are shares of pixels.
     """
-    share = float(np.mean(value != expected))
+    share = float(np.mean(engine != reference))
     own_share, index = 0.0, 0
     while index == 0 or (share > max(LABEL_SHARE, BULK_FACTOR * own_share) and index < REALIZATIONS):
-        own_share = max(own_share, float(np.mean(own(index) != expected)))
+        own_share = max(own_share, float(np.mean(own(index) != reference)))
         index += 1
     passed = share <= max(LABEL_SHARE, BULK_FACTOR * own_share)
     bulk = share / max(own_share, LABEL_SHARE / BULK_FACTOR)
@@ -162,9 +162,9 @@ def perturbed(image: Array, index: int, *, ulps: int = 1) -> Array:
     return (image * (1 + steps * np.float32(EPSILON))).astype(np.float32)
 
 
-def _pixel_error(value: Array, exact: Array) -> NDArray[np.float64]:
+def _pixel_error(engine: Array, reference: Array) -> NDArray[np.float64]:
     """(N, H, W): the largest absolute error over a pixel's channels; infinite where a value is not finite."""
-    error = np.abs(np.subtract(value, exact, dtype=np.float64)).max(axis=1)
+    error = np.abs(np.subtract(engine, reference, dtype=np.float64)).max(axis=1)
     return np.where(np.isfinite(error), error, np.inf)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from m2h_deploy.bundle.manifest import Bundle
+from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.errors import M2HError
 
 

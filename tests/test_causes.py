@@ -74,13 +74,13 @@ READERS = """
 import sys
 from pathlib import Path
 from m2h_deploy import M2HError
-from m2h_deploy.bundle.manifest import load_bundle
+from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.data.nyuv2 import NYUv2
 from m2h_deploy.data.reading import read_array, read_plane
 from m2h_deploy.files.images import read_image
 from m2h_deploy.model import load_checkpoint
 from m2h_deploy.sources import open_source
-from m2h_deploy.onnx_graph.info import load_graph
+from m2h_deploy.onnx_graph.files import read_onnx
 import m2h_deploy.training.state as state, m2h_deploy.parity.locate as locating
 import onnxruntime, h5py, tokenize, zipfile, json, torch, safetensors, os, resource
 folder = Path(sys.argv[1])
@@ -88,7 +88,7 @@ readers = {
     "picture.png": [lambda p: open_source(str(p)), read_image, lambda p: read_plane(p, "depth")],
     "v.avi": [lambda p: open_source(str(p))],
     "a.npy": [lambda p: read_array(p, "depth")],
-    "m.onnx": [load_graph, locating._load],
+    "m.onnx": [read_onnx, locating._load],
     "c.pt": [load_checkpoint, state.load_state],
     "c.safetensors": [load_checkpoint],
     "m.mat": [lambda p: NYUv2.from_mat(p)],
@@ -227,13 +227,13 @@ def test_a_recording_ends_whole_where_the_disk_is_full(tiny_bundle, tmp_path):
 
 def test_a_cache_that_is_full_only_costs_time(tiny_onnx, tmp_path):
     from engines.precision.calibration import Calibration, measure_ranges, select_frames
-    from m2h_deploy.onnx_graph.info import load_graph
+    from m2h_deploy.onnx_graph.files import read_onnx
 
     rng = np.random.default_rng(0)
     frames = select_frames(
         (rng.standard_normal((1, 3, 112, 140)).astype(np.float32) for _ in range(1)), count=1, held_out=0
     )
-    proto = load_graph(tiny_onnx)
+    proto = read_onnx(tiny_onnx)
     names = [proto.graph.node[5].output[0]]
     wanted = measure_ranges(proto, "0" * 64, names, Calibration(frames))
     (tmp_path / "file").touch()

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from m2h_deploy import M2HError, Prediction, Runtime
-from m2h_deploy.bundle.manifest import file_sha256, load_bundle
+from m2h_deploy.bundle.folder import file_sha256, load_bundle
 from m2h_deploy.files.images import read_image
 from tests.engines_at_no_cost import NoCost
 
@@ -279,7 +279,8 @@ def test_thousands_of_picture_files(tmp_path, suffix):
 
 def fuzz_metadata(tiny_onnx: Path, folder: Path, profile: settings) -> None:
     """What an ONNX file says about itself is read before anything is built from it."""
-    from m2h_deploy.onnx_graph.info import load_graph, read_card
+    from m2h_deploy.onnx_graph.files import read_onnx
+    from m2h_deploy.onnx_graph.info import GraphInfo
 
     original = onnx.load(tiny_onnx, load_external_data=False)
     entries = [(entry.key, entry.value) for entry in original.metadata_props]
@@ -319,7 +320,7 @@ def fuzz_metadata(tiny_onnx: Path, folder: Path, profile: settings) -> None:
             except UnicodeEncodeError:
                 return
         try:
-            read_card(proto, tiny_onnx)
+            GraphInfo.read(proto, tiny_onnx)
         except M2HError as error:
             assert one_line(error)
 
@@ -328,7 +329,7 @@ def fuzz_metadata(tiny_onnx: Path, folder: Path, profile: settings) -> None:
     del skeleton.metadata_props[:]
     for tensor in skeleton.graph.initializer:
         tensor.ClearField("raw_data")  # metadata is read without weights
-    load_graph(tiny_onnx)
+    read_onnx(tiny_onnx)
     examples()
 
 

@@ -19,11 +19,12 @@ from rich.text import Text
 from m2h_deploy.backends.cuda import missing_gpu
 from m2h_deploy.backends.tensorrt_api import load_tensorrt
 from m2h_deploy.bundle.describe import describe_bundle
-from m2h_deploy.bundle.manifest import Bundle, load_bundle
+from m2h_deploy.bundle.folder import Bundle, load_bundle
 from m2h_deploy.errors import M2HError, missing_extra
-from m2h_deploy.onnx_graph.files import external_files
+from m2h_deploy.onnx_graph.files import external_files, read_onnx
 from m2h_deploy.onnx_graph.functions import inline_functions
-from m2h_deploy.onnx_graph.info import default_opset, graph_precision, load_graph
+from m2h_deploy.onnx_graph.info import VARIANT, metadata_of
+from m2h_deploy.onnx_graph.precision import default_opset, graph_precision
 from m2h_deploy.profiling.costs import NodeCost, node_costs, operator, precision_of, total, uncounted
 
 #: Precisions in the order of the tables.
@@ -65,7 +66,7 @@ def _engine(bundle: Bundle) -> dict[str, Any]:
 
 
 def _onnx(path: Path) -> dict[str, Any]:
-    proto = load_graph(path)
+    proto = read_onnx(path)
     costs = node_costs(proto)
     inlined, _ = inline_functions(proto)
     inputs = {value.name: _dims(value) for value in proto.graph.input}
@@ -89,7 +90,7 @@ def _onnx(path: Path) -> dict[str, Any]:
         "nodes": _count(proto.graph.node),
         "nodes_inlined": _count(inlined.graph.node),
         "functions": [f"{function.domain}::{function.name}" for function in proto.functions],
-        "metadata": {entry.key: entry.value for entry in proto.metadata_props},
+        "metadata": metadata_of(proto),
     }
 
 
@@ -191,7 +192,7 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
             "input": _input_words(size),
         }
     else:
-        rows["variant"] = report["metadata"].get("m2h.variant")
+        rows["variant"] = report["metadata"].get(VARIANT)
         rows["precision"] = report["precision"]
         rows["input"] = ", ".join(" x ".join(map(str, dims)) for dims in report["inputs"].values())
     if graph["kind"] == "onnx":

@@ -16,10 +16,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from engines.precision.histograms import BINS, METHODS, PERCENTILE, Histogram, Method, threshold
-from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.arrays import DAMAGED_ARRAY
 from m2h_deploy.files.atomic import make_folder, whole_file
+from m2h_deploy.onnx_graph.edit import copy_of
+from m2h_deploy.onnx_graph.session import cpu_session
 
 _log = logging.getLogger("m2h_deploy.engines.calibration")
 
@@ -178,8 +179,7 @@ def largest_values(
     proto: onnx.ModelProto, tensors: Sequence[str], frames: Sequence[NDArray[np.float32]]
 ) -> dict[str, float]:
     """Largest magnitude of each of `tensors` over `frames`. Reduced inside the graph, so that no tensor comes out."""
-    reduced = onnx.ModelProto()
-    reduced.CopyFrom(proto)
+    reduced = copy_of(proto)
     for index, name in enumerate(tensors):
         reduced.graph.node.append(onnx.helper.make_node("Abs", [name], [f"magnitude_{index}"]))
         reduced.graph.node.append(
@@ -206,18 +206,11 @@ def _check_size(session: ort.InferenceSession, frame: NDArray[np.float32]) -> No
 
 def _open_with_outputs(proto: onnx.ModelProto, tensors: Sequence[str]) -> ort.InferenceSession:
     known = {value.name for value in (*proto.graph.input, *proto.graph.output)}
-    graph = onnx.ModelProto()
-    graph.CopyFrom(proto)
+    graph = copy_of(proto)
     # Types and shapes are left to ONNX Runtime's own inference.
     graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in known)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
     # The arena would keep the largest of all outputs for good.
-    options.enable_cpu_mem_arena = False
-    try:
-        return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise failure(error, "ONNX Runtime cannot load the graph to calibrate") from None
+    return cpu_session(graph, "the graph to calibrate", arena=False)
 
 
 def _run_in_groups(

@@ -1,4 +1,4 @@
-"""A graph against its float32 original, both on ONNX Runtime's CPU."""
+"""Compare a graph with the float32 graph that it was made from, both on ONNX Runtime's CPU."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from m2h_deploy.numerics import psnr, span_of
-from m2h_deploy.onnx_graph.session import cpu_session
+from m2h_deploy.onnx_graph.session import cpu_session, run_session
 
 
 class CpuReference:
@@ -20,16 +19,17 @@ class CpuReference:
         session = cpu_session(proto)
         self.names = [output.name for output in session.get_outputs()]
         self._frames = tuple(frames)
-        self._expected = [_run(session, frame) for frame in frames]
-        self._spans = [_span(np.stack(values)) for values in zip(*self._expected, strict=True)]
+        self._reference = [run_session(session, frame) for frame in frames]
+        self._spans = {name: _span(np.stack([values[name] for values in self._reference])) for name in self.names}
 
     def noise(self, proto: onnx.ModelProto) -> dict[str, float]:
         """Mean square error of each output of `proto` over the frames, as a share of the output's span squared."""
         session = cpu_session(proto)
         total = dict.fromkeys(self.names, 0.0)
-        for frame, expected in zip(self._frames, self._expected, strict=True):
-            for name, span, want, got in zip(self.names, self._spans, expected, _run(session, frame), strict=True):
-                square = float(np.mean((want.astype(np.float64) - got) ** 2)) / len(self._frames)
+        for frame, reference in zip(self._frames, self._reference, strict=True):
+            engine = run_session(session, frame, outputs=self.names)
+            for name, span in self._spans.items():
+                square = float(np.mean((reference[name].astype(np.float64) - engine[name]) ** 2)) / len(self._frames)
                 total[name] += square / span**2
         return total
 
@@ -40,9 +40,3 @@ class CpuReference:
 
 def _span(values: NDArray[np.float32]) -> float:
     return span_of(float(values.min()), float(values.max()), float(np.mean(np.square(values, dtype=np.float64))))
-
-
-def _run(session: ort.InferenceSession, frame: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    value = session.get_inputs()[0]
-    half = value.type == "tensor(float16)"
-    return session.run(None, {value.name: frame.astype(np.float16) if half else frame})

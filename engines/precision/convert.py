@@ -36,14 +36,15 @@ from engines.precision.quantization import (
     insert_weight_dq,
     quantized_layers,
 )
-from engines.precision.raw_pixels import is_sensor, put_network, take_network
+from engines.precision.raw_pixels import put_network, take_network
 from engines.precision.sensitivity import choose_blocks
 from m2h_deploy.causes import reason
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import scratch_folder, whole_file
-from m2h_deploy.onnx_graph.files import onnx_sha256
+from m2h_deploy.onnx_graph.files import onnx_sha256, read_onnx
 from m2h_deploy.onnx_graph.functions import inline_functions, outline_functions
-from m2h_deploy.onnx_graph.info import PRECISION, graph_precision, load_graph
+from m2h_deploy.onnx_graph.info import GraphInfo
+from m2h_deploy.onnx_graph.precision import graph_precision
 
 Precision = Literal["fp16", "int8"]
 IO = Literal["fp32", "fp16"]
@@ -69,6 +70,15 @@ class PrecisionReport:
     """Decibels a output against the float32 graph, on frames that no range was measured on; empty without frames."""
 
 
+@dataclass(frozen=True)
+class _Source:
+    """A float32 graph as it was exported, and the network in it: the same unless it is a sensor graph."""
+
+    exported: onnx.ModelProto
+    network: onnx.ModelProto
+    info: GraphInfo
+
+
 def to_fp16(
     onnx_path: str | os.PathLike[str],
     out_path: str | os.PathLike[str],
@@ -84,13 +94,13 @@ def to_fp16(
     graph the network alone is converted, and `frames` are the network's. Raises M2HError on bad input; nothing is left
     behind then.
     """
-    exported, proto = _load_float32(onnx_path, io)
-    plain, calls = inline_functions(proto)
+    source = _load_float32(onnx_path, io)
+    plain, calls = inline_functions(source.network)
     largest = _largest_values(plain, frames.frames) if frames else None
     islands, risks = _islands_and_risks(plain, largest)
-    result = outline_functions(_autocast(plain, islands, io), calls, proto)
+    result = outline_functions(_autocast(plain, islands, io), calls, source.network)
     report = PrecisionReport("fp16", io, islands, risks)
-    return _finish(exported, proto, result, report, Path(out_path), frames.held_out if frames else ())
+    return _finish(source, result, report, Path(out_path), frames.held_out if frames else ())
 
 
 def to_int8(
@@ -109,9 +119,9 @@ def to_int8(
     cost most stay in FP16 until the rest is that good on the first calibration frames. Raises M2HError on bad input;
     nothing is left behind then.
     """
-    exported, proto = _load_float32(onnx_path, io)
+    source = _load_float32(onnx_path, io)
     policy = policy or QuantPolicy()
-    plain, calls = inline_functions(proto)
+    plain, calls = inline_functions(source.network)
     islands, risks = _islands_and_risks(plain, None)
     kept = {island.node for island in islands}
     layers = tuple(name for name in chosen_layers(plain, policy) if name not in kept)
@@ -129,21 +139,21 @@ def to_int8(
             layers = choose_blocks(plain, layers, ranges, few, min_psnr)
         wanted = {inputs[name]: ranges[inputs[name]] for name in layers}
         quantized = insert_qdq(plain, layers, wanted, calibration.frames.frames[0])
-    result = outline_functions(_autocast(quantized, islands, io), calls, proto)
+    result = outline_functions(_autocast(quantized, islands, io), calls, source.network)
     record = record_of(calibration, digest)
     report = PrecisionReport("int8", io, islands, risks, quantized_layers(result), record)
-    return _finish(exported, proto, result, report, Path(out_path), calibration.frames.held_out)
+    return _finish(source, result, report, Path(out_path), calibration.frames.held_out)
 
 
-def _load_float32(path: str | os.PathLike[str], io: IO) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The file as it was exported, and the network in it: the same unless it is a sensor graph."""
-    proto = load_graph(path)
+def _load_float32(path: str | os.PathLike[str], io: IO) -> _Source:
+    proto = read_onnx(path)
     if graph_precision(proto, path) != "fp32":
         raise M2HError(f"{path} is not a float32 graph: give the file that m2h-deploy export wrote")
-    if is_sensor(proto) and io == "fp16":
+    info = GraphInfo.read(proto, path)
+    if info.sensor is not None and io == "fp16":
         raise M2HError(f"{path} is a sensor graph, whose inputs and outputs have their types: leave io at fp32")
     require_modelopt()
-    return proto, take_network(proto) if is_sensor(proto) else proto
+    return _Source(proto, take_network(proto) if info.sensor is not None else proto, info)
 
 
 def _largest_values(proto: onnx.ModelProto, frames: Sequence[NDArray[np.float32]]) -> dict[str, float]:
@@ -185,19 +195,13 @@ def _autocast(proto: onnx.ModelProto, islands: Sequence[Island], io: IO) -> onnx
 
 
 def _finish(
-    exported: onnx.ModelProto,
-    source: onnx.ModelProto,
-    result: onnx.ModelProto,
-    report: PrecisionReport,
-    out: Path,
-    frames: Sequence[NDArray[np.float32]],
+    source: _Source, result: onnx.ModelProto, report: PrecisionReport, out: Path, frames: Sequence[NDArray[np.float32]]
 ) -> PrecisionReport:
-    """Carry the model card over, write the file in one step and measure what it gives."""
-    del result.metadata_props[:]
-    result.metadata_props.extend(entry for entry in source.metadata_props if entry.key != PRECISION)
-    result.metadata_props.add(key=PRECISION, value=report.precision)
-    result.producer_name, result.producer_version = source.producer_name, source.producer_version
+    """Carry the metadata over, write the file in one step and measure what it gives."""
+    whole = put_network(source.exported, result) if source.info.sensor is not None else result
+    replace(source.info, precision=report.precision).write(whole)
+    whole.producer_name, whole.producer_version = source.exported.producer_name, source.exported.producer_version
     with whole_file(out) as temporary:
-        onnx.save(put_network(exported, result) if is_sensor(exported) else result, temporary)
-        psnr = CpuReference(source, frames).psnr(result) if frames else {}
+        onnx.save(whole, temporary)
+        psnr = CpuReference(source.network, frames).psnr(result) if frames else {}
     return replace(report, psnr=psnr)

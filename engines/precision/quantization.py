@@ -20,7 +20,7 @@ from m2h_deploy.blocks import KEPT_IN_FLOAT, check_patterns, matches
 from m2h_deploy.causes import reason
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import scratch_folder
-from m2h_deploy.onnx_graph.functions import drop_unused_initializers
+from m2h_deploy.onnx_graph.edit import copy_of, drop_unused_initializers, replace_nodes
 
 #: Layers that INT8 speeds up, with their weight as a constant second input.
 QUANTIZABLE = ("Conv", "MatMul", "Gemm")
@@ -141,8 +141,7 @@ def insert_qdq(
 
 def insert_weight_dq(proto: onnx.ModelProto, layers: Sequence[str]) -> onnx.ModelProto:
     """`proto` with the weights of the Linear `layers` as int8, per output channel, behind DequantizeLinear."""
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    result = copy_of(proto)
     weights = {tensor.name: tensor for tensor in result.graph.initializer}
     wanted, done = set(layers), set[str]()
     nodes: list[onnx.NodeProto] = []
@@ -159,8 +158,7 @@ def insert_weight_dq(proto: onnx.ModelProto, layers: Sequence[str]) -> onnx.Mode
                 done.add(name)
             node.input[1] = f"{name}_dequantized"
         nodes.append(node)
-    del result.graph.node[:]
-    result.graph.node.extend(nodes)
+    replace_nodes(result, nodes)
     drop_unused_initializers(result)
     return result
 

@@ -10,56 +10,47 @@ from __future__ import annotations
 import onnx
 
 from m2h_deploy.errors import M2HError
+from m2h_deploy.onnx_graph.edit import copy_of, drop_unused_initializers, rename_values, replace_nodes
 
 #: Prefix of the network's own input and outputs inside of a sensor graph.
 BORDER = "network/"
 _PARTS = ("/preprocess/", "/postprocess/")
 
 
-def is_sensor(proto: onnx.ModelProto) -> bool:
-    """True for a graph that `m2h-deploy export --sensor` wrote."""
-    return any(entry.key == "m2h.sensor" for entry in proto.metadata_props)
-
-
 def take_network(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The plain graph inside of the sensor graph `proto`: normalized image in, the network's outputs out."""
     values = {value.name: value for value in proto.graph.value_info}
     made = {name for node in proto.graph.node if not _is_outside(node) for name in node.output}
-    inner = onnx.ModelProto()
-    inner.CopyFrom(proto)
+    inner = copy_of(proto)
     nodes = [node for node in inner.graph.node if not _is_outside(node)]
     inputs = [name for name in values if name.startswith(BORDER) and name not in made]
     outputs = [name for node in nodes for name in node.output if name.startswith(BORDER)]
     wanted = [f"{BORDER}{name}" for name in ("depth", "semantics", "normals", "edges")]
     if inputs != [f"{BORDER}image"] or not outputs:
         raise M2HError("the sensor graph does not name the network inside of it: export it again")
-    del inner.graph.node[:], inner.graph.input[:], inner.graph.output[:]
-    inner.graph.node.extend(nodes)
+    replace_nodes(inner, nodes)
+    del inner.graph.input[:], inner.graph.output[:]
     inner.graph.input.extend(values[name] for name in inputs)
     inner.graph.output.extend(values[name] for name in wanted if name in outputs)
     kept = [value for value in inner.graph.value_info if _belongs(value.name) and not value.name.startswith(BORDER)]
     del inner.graph.value_info[:]
     inner.graph.value_info.extend(kept)
-    _keep_used(inner)
-    _rename(inner, {name: name.removeprefix(BORDER) for name in (*inputs, *outputs)})
-    plain = [entry for entry in inner.metadata_props if entry.key != "m2h.sensor"]
-    del inner.metadata_props[:]
-    inner.metadata_props.extend(plain)
+    drop_unused_initializers(inner)
+    rename_values(inner, {name: name.removeprefix(BORDER) for name in (*inputs, *outputs)})
+    del inner.metadata_props[:]  # it is about the whole graph
     return inner
 
 
 def put_network(sensor: onnx.ModelProto, network: onnx.ModelProto) -> onnx.ModelProto:
     """The sensor graph `sensor` around another version of its network, whose inputs and outputs are float32."""
-    inner = onnx.ModelProto()
-    inner.CopyFrom(network)
+    inner = copy_of(network)
     border = [value.name for value in (*inner.graph.input, *inner.graph.output)]
-    _rename(inner, {name: f"{BORDER}{name}" for name in border})
-    result = onnx.ModelProto()
-    result.CopyFrom(inner)
+    rename_values(inner, {name: f"{BORDER}{name}" for name in border})
+    result = copy_of(inner)
     before = [node for node in sensor.graph.node if node.name.startswith(_PARTS[0])]
     after = [node for node in sensor.graph.node if node.name.startswith(_PARTS[1])]
-    del result.graph.node[:], result.graph.input[:], result.graph.output[:]
-    result.graph.node.extend([*before, *inner.graph.node, *after])
+    replace_nodes(result, [*before, *inner.graph.node, *after])
+    del result.graph.input[:], result.graph.output[:]
     result.graph.input.extend(sensor.graph.input)
     result.graph.output.extend(sensor.graph.output)
     used = {name for node in (*before, *after) for name in node.input}
@@ -69,7 +60,8 @@ def put_network(sensor: onnx.ModelProto, network: onnx.ModelProto) -> onnx.Model
         value for value in sensor.graph.value_info if not _belongs(value.name) and value.name not in known
     )
     result.graph.value_info.extend((*inner.graph.input, *inner.graph.output))
-    result.metadata_props.extend(entry for entry in sensor.metadata_props if entry.key == "m2h.sensor")
+    del result.metadata_props[:]
+    result.metadata_props.extend(sensor.metadata_props)
     return result
 
 
@@ -79,18 +71,3 @@ def _is_outside(node: onnx.NodeProto) -> bool:
 
 def _belongs(value: str) -> bool:
     return not value.startswith(_PARTS)
-
-
-def _keep_used(proto: onnx.ModelProto) -> None:
-    used = {name for node in proto.graph.node for name in node.input}
-    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
-
-
-def _rename(proto: onnx.ModelProto, names: dict[str, str]) -> None:
-    for node in proto.graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.name = names.get(value.name, value.name)

@@ -13,6 +13,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from m2h_deploy.onnx_graph.edit import copy_of, replace_nodes
+
 Rounding = Literal["f16", "bf16"]
 
 _TYPES = {"f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -23,8 +25,7 @@ def round_values(proto: onnx.ModelProto, to: Rounding) -> onnx.ModelProto:
 
     Expects a graph with the types of all values (`onnx.shape_inference`) and without local functions.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    result = copy_of(proto)
     graph = result.graph
     outputs = {value.name for value in graph.output}
     kinds = {v.name: v.type.tensor_type.elem_type for v in graph.value_info if v.name not in outputs}
@@ -43,8 +44,7 @@ def round_values(proto: onnx.ModelProto, to: Rounding) -> onnx.ModelProto:
                 node.output[index] = exact
                 nodes.append(helper.make_node("Cast", [exact], [half], to=_TYPES[to]))
                 nodes.append(helper.make_node("Cast", [half], [name], to=floats[name]))
-    del graph.node[:]
-    graph.node.extend(nodes)
+    replace_nodes(result, nodes)
     del graph.value_info[:]
     return result
 

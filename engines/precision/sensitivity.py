@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 from engines.precision.compare import CpuReference
 from m2h_deploy.blocks import block_of
 from m2h_deploy.errors import M2HError
+from m2h_deploy.onnx_graph.edit import copy_of, replace_nodes
 
 
 def choose_blocks(
@@ -52,8 +53,7 @@ def choose_blocks(
 
 def simulate_int8(proto: onnx.ModelProto, layers: Sequence[str], ranges: Mapping[str, float]) -> onnx.ModelProto:
     """The float32 graph with Q/DQ on the activations of `layers` and their weights rounded to int8 per channel."""
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    result = copy_of(proto)
     wanted = set(layers)
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     nodes: list[onnx.NodeProto] = []
@@ -71,8 +71,7 @@ def simulate_int8(proto: onnx.ModelProto, layers: Sequence[str], ranges: Mapping
                 result.graph.initializer.append(numpy_helper.from_array(rounded, done[weight]))
             node.input[0], node.input[1] = done[source], done[weight]
         nodes.append(node)
-    del result.graph.node[:]
-    result.graph.node.extend(nodes)
+    replace_nodes(result, nodes)
     return result
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.deploy_form.fold import convolution, linear
+from export.deploy_form.layers import attention
 from m2h_deploy.model.backbone import Block, DINOv2, center_pad
 
 
@@ -18,12 +19,12 @@ def attention_projections(block: Block) -> tuple[nn.Linear, nn.Linear]:
 
     (s Wq x + s bq) . k = s (Wq x + bq) . k, and diag(g) (W x + b) = (diag(g) W) x + g b. Exact.
     """
-    attention = block.attn
-    dim = attention.proj.in_features
-    scale = torch.ones(3 * dim, dtype=attention.qkv.weight.dtype)
-    scale[:dim] = 1.0 / math.sqrt(dim // attention.heads)
-    qkv = linear(attention.qkv.weight * scale[:, None], attention.qkv.bias * scale)
-    return qkv, fold_layer_scale(attention.proj, block.ls1.gamma)
+    source = block.attn
+    dim = source.proj.in_features
+    scale = torch.ones(3 * dim, dtype=source.qkv.weight.dtype)
+    scale[:dim] = 1.0 / math.sqrt(dim // source.heads)
+    qkv = linear(source.qkv.weight * scale[:, None], source.qkv.bias * scale)
+    return qkv, fold_layer_scale(source.proj, block.ls1.gamma)
 
 
 def fold_layer_scale(layer: nn.Linear, gamma: Tensor) -> nn.Linear:
@@ -43,17 +44,9 @@ class DeployBlock(nn.Module):
         self.fc2 = fold_layer_scale(block.mlp.fc2, block.ls2.gamma)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.proj(scaled_attention(self.qkv(self.norm1(x)), self.heads))
+        query, key, value = self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        x = x + self.proj(attention(query, key, value, self.heads))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
-
-
-def scaled_attention(qkv: Tensor, heads: int) -> Tensor:
-    """Multi-head attention of (B, L, 3C) whose queries carry the scale: (B, L, C)."""
-    length, width = qkv.shape[1], qkv.shape[2] // 3
-    shape = (-1, length, heads, width // heads)
-    q, k, v = (part.reshape(shape).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
-    weights = torch.softmax(q @ k.transpose(2, 3), dim=-1)
-    return (weights @ v).transpose(1, 2).reshape(-1, length, width)
 
 
 class DeployDINOv2(nn.Module):

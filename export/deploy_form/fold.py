@@ -107,9 +107,7 @@ def fold_separable_1x1(conv: nn.Module) -> tuple[Tensor, Tensor]:
     if not isinstance(conv, SeparableConv):
         assert isinstance(conv, nn.Conv2d)
         return dense_matrix(conv), bias_of(conv)
-    scale = conv.depthwise.weight.flatten()
-    matrix = dense_matrix(conv.pointwise)
-    return matrix * scale, matrix @ bias_of(conv.depthwise) + bias_of(conv.pointwise)
+    return fold_pointwise_pair(conv.depthwise, conv.pointwise)
 
 
 def _like(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:

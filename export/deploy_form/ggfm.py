@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.deploy_form.fold import dense_matrix, fold_pointwise_pair, plain_conv, pointwise
-from export.deploy_form.layers import UpsampledMean, global_mean, resize_matrix, spread, upsample
+from export.deploy_form.layers import UpsampledMean, global_mean, spread, upsample, upsample_matrix
 from export.deploy_form.mstr import DeployReassemble
 from export.deploy_form.wmca import LocalPath
 from m2h_deploy.model.ggfm import GlobalContext, Restoration, UniqueFeature
@@ -86,14 +86,8 @@ class DeployRestoration(nn.Module):
 
 def composite_mean_weights(size: tuple[int, int]) -> Tensor:
     """Weights (height, width) of the mean over both resizes of the unique feature: by 2, then by 8."""
-    rows, columns = (
-        (
-            resize_matrix(2 * length, 2 * UNIQUE_FACTOR * length, align_corners=True)
-            @ resize_matrix(length, 2 * length, align_corners=True)
-        ).mean(0)
-        for length in size
-    )
-    return rows[:, None] * columns[None, :]
+    rows, columns = ((upsample_matrix(2 * n, UNIQUE_FACTOR) @ upsample_matrix(n)).mean(0) for n in size)
+    return torch.outer(rows, columns)
 
 
 class ReferenceMerge(nn.Module):

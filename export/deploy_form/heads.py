@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.deploy_form.fold import batch_norm_affine, copy_of, dense_matrix, fold_batch_norm, plain_conv, pointwise
-from export.deploy_form.layers import global_mean, resize_matrix, spread, taps, upsample
+from export.deploy_form.layers import global_mean, resize_matrix, spread, taps, upsample, upsample_matrix
 from export.deploy_form.upsample_blocks import Upsample2, first_block, last_block
 from m2h_deploy.model.heads import (
     ASPP,
@@ -127,7 +127,7 @@ def last_resizes(length: int, target: int, *, upsample: bool) -> Tensor:
     """D U, or D, of one axis as one matrix (target, length)."""
     if not upsample:
         return resize_matrix(length, target)
-    return resize_matrix(2 * length, target) @ resize_matrix(length, 2 * length, align_corners=True)
+    return resize_matrix(2 * length, target) @ upsample_matrix(length)
 
 
 def deploy_head(head: Any, size: tuple[int, int], target: tuple[int, int]) -> nn.Module:

@@ -26,14 +26,17 @@ def resize_matrix(length: int, target: int, *, align_corners: bool = False) -> T
     return F.interpolate(basis, size=target, mode="linear", align_corners=align_corners)[0].T.contiguous()
 
 
-def upsampled_mean_weights(height: int, width: int, factor: int = 2) -> Tensor:
+def upsample_matrix(length: int, factor: int = 2) -> Tensor:
+    """U of one axis as a matrix (factor * length, length), float64."""
+    return resize_matrix(length, factor * length, align_corners=True)
+
+
+def upsampled_mean_weights(height: int, width: int) -> Tensor:
     """Weights (height, width) with mean(U x) = sum(weights * x).
 
     The mean of a linear map's output is its columns' means times the input. Corners aligned, these are not uniform.
     """
-    rows = resize_matrix(height, factor * height, align_corners=True).mean(0)
-    columns = resize_matrix(width, factor * width, align_corners=True).mean(0)
-    return rows[:, None] * columns[None, :]
+    return torch.outer(upsample_matrix(height).mean(0), upsample_matrix(width).mean(0))
 
 
 class UpsampledMean(nn.Module):
@@ -44,13 +47,21 @@ class UpsampledMean(nn.Module):
 
     def __init__(self, channels: int, height: int, width: int) -> None:
         super().__init__()
-        rows = resize_matrix(height, 2 * height, align_corners=True).mean(0)
-        columns = resize_matrix(width, 2 * width, align_corners=True).mean(0)
+        rows, columns = upsample_matrix(height).mean(0), upsample_matrix(width).mean(0)
         self.rows = convolution(rows.reshape(1, 1, -1, 1).repeat(channels, 1, 1, 1), groups=channels)
         self.columns = convolution(columns.reshape(1, 1, 1, -1).repeat(channels, 1, 1, 1), groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.columns(self.rows(x))
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """Multi-head attention of (B, L, C) each to (B, L, C); the queries carry the scale."""
+    length, width = query.shape[1:]
+    shape = (-1, length, heads, width // heads)
+    q, k, v = (part.reshape(shape).transpose(1, 2) for part in (query, key, value))
+    weights = torch.softmax(q @ k.transpose(2, 3), dim=-1)
+    return (weights @ v).transpose(1, 2).reshape(-1, length, width)
 
 
 class Gate(nn.Module):

@@ -33,7 +33,7 @@ class DeployReassemble(nn.Module):
         if stage.readout is not None:
             self.patch_readout, self.token_readout = split_readout(stage.readout)
         self.project = linear(*fold_separable_1x1(stage.project))
-        self.resize = resize_layer(stage.resize)
+        self.resize = copy_of(stage.resize) if isinstance(stage.resize, nn.Conv2d) else stage.resize
 
     def forward(self, tokens: Tensor) -> Tensor:
         patches = tokens[:, 1:]
@@ -41,13 +41,6 @@ class DeployReassemble(nn.Module):
             patches = F.gelu(self.patch_readout(patches) + self.token_readout(tokens[:, :1]))
         patches = self.project(patches).transpose(1, 2)
         return self.resize(patches.reshape(-1, patches.shape[1], *self.grid))
-
-
-def resize_layer(layer: nn.Module) -> nn.Module:
-    """The resize of a stage with weights of its own."""
-    if isinstance(layer, nn.ConvTranspose2d):
-        return layer
-    return copy_of(layer) if isinstance(layer, nn.Conv2d) else layer
 
 
 class DeployMSTR(nn.Module):

@@ -10,9 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.deploy_form.fold import bias_of, dense_matrix, linear, pointwise
-from export.deploy_form.layers import upsample
+from export.deploy_form.layers import attention, upsample
 from m2h_deploy.model.config import WMCA_TASKS
 from m2h_deploy.model.wmca import WMCA, CrossTaskAttention, WMCALayer
+
+
+def window_grid(height: int, width: int, window_size: int) -> tuple[int, int]:
+    """Rows and columns of windows that cover a map."""
+    return -(-height // window_size), -(-width // window_size)
 
 
 def window_partition(x: Tensor, window_size: int) -> Tensor:
@@ -22,7 +27,7 @@ def window_partition(x: Tensor, window_size: int) -> Tensor:
     """
     x = x.permute(0, 2, 3, 1)
     _, height, width, channels = x.shape
-    rows, columns = -(-height // window_size), -(-width // window_size)
+    rows, columns = window_grid(height, width, window_size)
     x = F.pad(x, (0, 0, 0, columns * window_size - width, 0, rows * window_size - height))
     x = x.reshape(-1, rows, window_size, columns, window_size, channels)
     return x.transpose(2, 3).reshape(-1, window_size * window_size, channels)
@@ -30,7 +35,7 @@ def window_partition(x: Tensor, window_size: int) -> Tensor:
 
 def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -> Tensor:
     """Inverse of `window_partition`: (N * M, p * p, C) to (N, C, H, W), padding cut off."""
-    rows, columns = -(-height // window_size), -(-width // window_size)
+    rows, columns = window_grid(height, width, window_size)
     x = windows.reshape(-1, rows, columns, window_size, window_size, windows.shape[2])
     x = x.transpose(2, 3).reshape(-1, rows * window_size, columns * window_size, windows.shape[2])
     return x[:, :height, :width].permute(0, 3, 1, 2)
@@ -61,25 +66,20 @@ class WindowAttention(nn.Module):
     Three products instead of one: at this many tokens, splitting their result costs more than reading x again.
     """
 
-    def __init__(self, attention: CrossTaskAttention) -> None:
+    def __init__(self, source: CrossTaskAttention) -> None:
         super().__init__()
-        channels = attention.out.in_features
-        self.shape = (attention.heads, channels // attention.heads)
-        scale = 1.0 / math.sqrt(self.shape[1])
-        query, key, value = attention.qkv.weight.chunk(3)
-        query_bias, _, value_bias = attention.qkv.bias.chunk(3)
+        channels = source.out.in_features
+        self.heads = source.heads
+        scale = 1.0 / math.sqrt(channels // source.heads)
+        query, key, value = source.qkv.weight.chunk(3)
+        query_bias, _, value_bias = source.qkv.bias.chunk(3)
         self.query = linear(query * scale, query_bias * scale)
         self.key, self.value = linear(key), linear(value)
-        out = attention.out
+        out = source.out
         self.out = linear(out.weight, out.bias + out.weight @ value_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        length, channels = x.shape[1:]
-        q, k, v = (
-            layer(x).reshape(-1, length, *self.shape).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        )
-        weights = torch.softmax(q @ k.transpose(2, 3), dim=-1)
-        return self.out((weights @ v).transpose(1, 2).reshape(-1, length, channels))
+        return self.out(attention(self.query(x), self.key(x), self.value(x), self.heads))
 
 
 class DeployWMCALayer(nn.Module):

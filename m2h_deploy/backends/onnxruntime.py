@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.affinity import threads_where_asked
 from m2h_deploy.backends.outputs import OutputArrays, Outputs, check_image, check_tensor
-from m2h_deploy.bundle.manifest import Bundle
+from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.causes import failure, reason
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import library_path

@@ -17,7 +17,7 @@ from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.affinity import threads_where_asked
 from m2h_deploy.backends.cache import user_cache_folder
 from m2h_deploy.backends.outputs import OutputArrays, Outputs, check_tensor
-from m2h_deploy.bundle.manifest import Bundle
+from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import library_path
 

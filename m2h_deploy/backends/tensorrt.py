@@ -22,7 +22,8 @@ from m2h_deploy.backends.cuda import Cuda, missing_gpu
 from m2h_deploy.backends.outputs import given_dtype
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
 from m2h_deploy.backends.tensorrt_log import listen
-from m2h_deploy.bundle.manifest import Bundle, Manifest, file_sha256
+from m2h_deploy.bundle.folder import Bundle, file_sha256
+from m2h_deploy.bundle.manifest import Manifest
 from m2h_deploy.errors import M2HError
 
 #: Diagnostics of TensorRT-RTX's `get_engine_validity`, in words.

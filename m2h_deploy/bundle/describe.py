@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from m2h_deploy.bundle.manifest import load_bundle
+from m2h_deploy.bundle.folder import load_bundle
 
 
 def describe_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:

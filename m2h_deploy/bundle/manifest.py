@@ -14,24 +14,15 @@ The format, in a page:
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from m2h_deploy.causes import MachineError, failure, reason
-from m2h_deploy.errors import M2HError
-from m2h_deploy.files.atomic import check_whole_folder, is_temporary, whole_folder, write_text
-
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
 
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -39,11 +30,31 @@ Side = Annotated[int, Field(ge=1, le=16384)]
 Triple = tuple[float, float, float]
 
 
-class _Record(BaseModel):
+#: Channels of each task that do not depend on the classes.
+_CHANNELS = {"depth": 1, "normals": 3, "edges": 1}
+
+#: Labels are uint8, and 255 is unlabeled.
+MAX_CLASSES = 255
+
+#: Fields that an engine's numbers, and so the self-test, depend on: what goes in, and what is computed in.
+_NUMERIC = (
+    "input",
+    "sensor",
+    "engine.kind",
+    "engine.precision",
+    "engine.options.inference_precision",
+    "engine.options.provider",
+    "engine.options.provider_options",
+)
+
+
+class Record(BaseModel):
+    """A part of the manifest."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ModelInfo(_Record):
+class ModelInfo(Record):
     """Where the engine's weights came from."""
 
     variant: str
@@ -55,7 +66,7 @@ class ModelInfo(_Record):
     onnx_sha256: Sha256
 
 
-class InputSpec(_Record):
+class InputSpec(Record):
     """What the engine takes: (pixel * scale - mean) / std, per channel in the engine's color order."""
 
     name: str
@@ -80,7 +91,7 @@ class InputSpec(_Record):
         return (self.height, self.width, 3) if self.layout == "NHWC" else (3, self.height, self.width)
 
 
-class OutputSpec(_Record):
+class OutputSpec(Record):
     """One output of the engine."""
 
     name: Literal["depth", "semantics", "normals", "edges", "labels"]
@@ -90,7 +101,7 @@ class OutputSpec(_Record):
     shape: tuple[int | None, ...]
 
 
-class SensorInfo(_Record):
+class SensorInfo(Record):
     """The engine takes a camera's raw pixels and gives finished results: it resizes, normalizes and decides itself."""
 
     format: Literal["uint8", "nv12"]
@@ -99,14 +110,14 @@ class SensorInfo(_Record):
     network_width: Side
 
 
-class Classes(_Record):
+class Classes(Record):
     """Names and colors (RGB) of the semantic classes, by index."""
 
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
 
 
-class EngineInfo(_Record):
+class EngineInfo(Record):
     """What runs the bundle and what it was built for."""
 
     kind: str
@@ -118,7 +129,7 @@ class EngineInfo(_Record):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class LoweringInfo(_Record):
+class LoweringInfo(Record):
     """What leaving float32 changed in the graph, and what it costs."""
 
     psnr: dict[str, float]
@@ -130,7 +141,7 @@ class LoweringInfo(_Record):
     """Layers with weights that FP16 rounds to zero or infinity."""
 
 
-class CalibrationInfo(_Record):
+class CalibrationInfo(Record):
     """The frames behind INT8 ranges."""
 
     method: str
@@ -139,7 +150,7 @@ class CalibrationInfo(_Record):
     frames_sha256: Sha256
 
 
-class SelfTestOutput(_Record):
+class SelfTestOutput(Record):
     """Expected values of one output at evenly spaced positions of the flattened tensor, and its deviation."""
 
     values: Annotated[tuple[float, ...], Field(max_length=65536)]
@@ -150,7 +161,7 @@ class SelfTestOutput(_Record):
     """Of this output, where it is another than the self-test's own."""
 
 
-class SelfTest(_Record):
+class SelfTest(Record):
     """A known input and what it must give. See `m2h_deploy.bundle.self_test` for the input's formula."""
 
     pattern: Literal["stripes-1"] = "stripes-1"
@@ -170,7 +181,7 @@ class SelfTest(_Record):
         return self.tolerance if own is None else own
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """`manifest.json`."""
 
     schema_version: Literal[1] = 1
@@ -211,69 +222,8 @@ class Manifest(_Record):
         return tuple("semantics" if spec.name == "labels" else spec.name for spec in self.outputs)
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """A bundle on disk whose manifest was read and whose files were checked."""
-
-    path: Path
-    manifest: Manifest
-
-    @property
-    def engine_file(self) -> Path:
-        return self.path / self.manifest.engine.file
-
-
-def load_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Read and check the bundle at `path`: schema version, manifest, file names, sha256 sums.
-
-    Raises M2HError that names the file or field that does not fit.
-    """
-    path = Path(path)
-    manifest = _read_manifest(path)
-    for name, expected in manifest.files.items():
-        _check_file(path, name, expected)
-    unnamed = _unnamed(path, manifest)
-    if unnamed:  # an engine could read it, and nobody vouches for it
-        raise M2HError(f"{path}: {unnamed[0]} is not named in the manifest; a bundle holds nothing else")
-    return Bundle(path, manifest)
-
-
-def _unnamed(path: Path, manifest: Manifest) -> list[str]:
-    """What the bundle's folder holds beside it, but for a manifest that another process is writing."""
-    names = (entry.name for entry in path.iterdir() if entry.name not in {MANIFEST, *manifest.files})
-    return sorted(name for name in names if not is_temporary(name, MANIFEST))
-
-
-def _read_manifest(path: Path) -> Manifest:
-    from m2h_deploy.bundle.consistency import inconsistency  # which is about this module's records
-
-    file = path / MANIFEST
-    if not path.is_dir() or not file.is_file():
-        raise M2HError(f"{path} is not a bundle: no {MANIFEST} in it; make one with m2h-deploy build")
-    try:
-        if file.stat().st_size > 16_000_000:
-            raise M2HError(f"{file} is too large for a manifest")
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        words = " ".join(str(error).split())
-        damaged = f"{file} is not readable JSON ({words}): build or copy the bundle again"
-        raise failure(error, f"cannot read {file}", damaged) from None
-    if not isinstance(content, dict):
-        raise M2HError(f"{file} is not a manifest: expected a JSON object")
-    version = content.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise M2HError(f"{file} has schema version {version}, newer than {SCHEMA_VERSION}: upgrade m2h-deploy")
-    try:
-        manifest = Manifest.model_validate(content)
-    except (ValidationError, RecursionError) as error:
-        raise M2HError(f"{file}: {_first_problem(error)}") from None
-    problem = inconsistency(manifest)
-    if problem is not None:
-        raise M2HError(f"{file}: {problem}: build the bundle again")
-    return manifest
-
-
-def _first_problem(error: ValidationError | RecursionError) -> str:
+def first_problem(error: ValidationError | RecursionError) -> str:
+    """Return the first field that does not fit its record, and why."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
     first = error.errors()[0]
@@ -281,105 +231,135 @@ def _first_problem(error: ValidationError | RecursionError) -> str:
     return " ".join(f"{field}: {first['msg']}".split())[:400]
 
 
-def _check_file(folder: Path, name: str, expected: str) -> None:
-    file = folder / name
-    if not file.is_file():
-        raise M2HError(f"{folder}: {name} is missing; build or copy the bundle again")
-    if file.resolve().parent != folder.resolve():
-        raise M2HError(f"{folder}: {name} leads out of the bundle's folder")
-    try:
-        found = file_sha256(file)
-    except OSError as error:
-        raise MachineError(f"cannot read {file}: {reason(error)}") from None
-    if found != expected:
-        raise M2HError(f"{folder}: {name} does not have the manifest's sha256 (damaged, exchanged?): build it again")
+def inconsistency(manifest: Manifest) -> str | None:
+    """The first field that does not fit the others, in words; None where all fit."""
+    problem, edited = next(_problems(manifest), None), edited_field(manifest)
+    return f"{problem}; {edited}" if problem and edited else problem
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+def record_fields(manifest: Manifest) -> Manifest:
+    """`manifest` with the fields that its self-test depends on recorded in it."""
+    if manifest.self_test is None:
+        return manifest
+    test = manifest.self_test.model_copy(update={"made_with": _numeric_fields(manifest)})
+    return manifest.model_copy(update={"self_test": test})
 
 
-def check_outside(bundle_path: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
-    """`target`, absolute. Raises M2HError where it lies in the bundle, which holds nothing but its own files."""
-    path = Path(target).resolve()
-    if path.is_relative_to(Path(bundle_path).resolve()):
-        raise M2HError(f"{target} lies in the bundle {bundle_path}, which holds nothing else: choose another place")
-    return path
+def edited_field(manifest: Manifest) -> str | None:
+    """The first field that is not as the self-test was made with, in words; None where all are."""
+    if manifest.self_test is None:
+        return None
+    present = manifest.model_dump(mode="json")
+    for path, value in manifest.self_test.made_with.items():
+        if (found := _at(present, path)) != value:
+            return f"{path:.100} is {found!r:.100} and was {value!r:.100} when the bundle was built"
+    return None
 
 
-def copy_bundle(bundle: Bundle, target: Path) -> None:
-    """Copy the manifest and the files that it names to the new folder `target`."""
-    target.mkdir()
-    for name in (MANIFEST, *bundle.manifest.files):
-        shutil.copyfile(bundle.path / name, target / name)
+def _numeric_fields(manifest: Manifest) -> dict[str, Any]:
+    """Values of `_NUMERIC` by path, such as `input.mean`, as JSON has them; absent fields are left out."""
+    present = manifest.model_dump(mode="json")
+    # A sensor graph holds the range of depth itself; of another one it may be changed.
+    paths = [*_NUMERIC, *(["depth_range"] if manifest.sensor is not None else [])]
+    fields: dict[str, Any] = {}
+    for path in paths:
+        value = _at(present, path)
+        fields |= {f"{path}.{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {path: value}
+    return {path: value for path, value in fields.items() if value is not None}
 
 
-@contextmanager
-def new_bundle_folder(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary folder that becomes `out_dir` when the block ends well, and vanishes when it does not.
-
-    An existing bundle at `out_dir` is replaced as a whole, and comes back if that fails. Any other folder or file is
-    refused, and so is a bundle with files that its manifest does not name: they are somebody's.
-    """
-    out = check_bundle_place(out_dir)
-    with whole_folder(out, replace=True, last=MANIFEST) as temporary:
-        yield temporary
+def _at(values: Any, path: str) -> Any:
+    """The value at a path such as `input.mean`; None where there is none."""
+    for part in path.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
 
 
-def check_bundle_place(out_dir: str | os.PathLike[str], *sources: str | os.PathLike[str]) -> Path:
-    """Return `out_dir`, absolute. Raises M2HError where no bundle can be built there: before the work.
+def _problems(manifest: Manifest) -> Iterator[str]:
+    yield from _check_classes(manifest)
+    yield from _check_input(manifest)
+    names = [spec.name for spec in manifest.outputs]
+    if not names:
+        yield "outputs: there are none"
+    if len(set(manifest.tasks)) < len(names):
+        yield "outputs: a task is there twice"
+    for index, spec in enumerate(manifest.outputs):
+        for problem in _check_output(manifest, spec):
+            yield f"outputs.{index}: {spec.name}: {problem}"
+    near, far = manifest.depth_range
+    if not (math.isfinite(near) and math.isfinite(far) and 0 <= near < far):
+        yield f"depth_range: {near} to {far} m is none"
+    yield from _check_self_test(manifest)
+    if manifest.engine.file not in manifest.files:
+        yield f"engine.file: {manifest.engine.file} is not among the manifest's files"
+    threads = manifest.engine.options.get("threads")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024):
+        yield f"engine.options.threads: {threads!r} is not a whole number from 1 to 1024"
 
-    `sources` are files that the build reads: a bundle that holds one of them is not replaced.
-    """
-    out = Path(out_dir).resolve()
-    _check_replaceable(out)
-    for source in sources:
-        if Path(source).resolve().is_relative_to(out):
-            raise M2HError(f"{source} lies in {out}, which would be replaced: choose another place")
-    return check_whole_folder(out, replace=True)
+
+def _check_classes(manifest: Manifest) -> Iterator[str]:
+    names, palette = manifest.classes.names, manifest.classes.palette
+    if len(names) != len(palette):
+        yield f"classes: {len(names)} names and {len(palette)} colors"
+    if len(names) > MAX_CLASSES:
+        yield f"classes: {len(names)} are more than {MAX_CLASSES}"
+    if any(not 0 <= level <= 255 for color in palette for level in color):
+        yield "classes.palette: colors are 0 to 255"
 
 
-def _check_replaceable(out: Path) -> None:
-    held = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else None
-    if not out.exists() or held == []:
+def _check_input(manifest: Manifest) -> Iterator[str]:
+    spec = manifest.input
+    if not spec.name:
+        yield "input.name: is empty"
+    numbers = (spec.scale, *spec.mean, *spec.std)
+    if not all(math.isfinite(value) for value in numbers) or spec.scale <= 0:
+        yield "input: scale, mean and std are finite numbers, and scale is above 0"
+    if spec.batch is not None and spec.batch > 1024:
+        yield f"input.batch: {spec.batch} is more than 1024"
+    if manifest.sensor is None:
+        if spec.layout != "NCHW" or spec.color != "RGB" or spec.dtype == "uint8":
+            yield "input.color: only a sensor graph takes raw pixels, and sensor is missing"
         return
-    if not (out / MANIFEST).is_file():
-        holds = f" (it holds {held[0]})" if held else ""
-        raise M2HError(f"{out} exists and is not a bundle{holds}: choose another place")
-    try:
-        others = _unnamed(out, _read_manifest(out))
-    except M2HError as error:
-        raise M2HError(f"{error}; to build in its place, remove {out} first") from None
-    if others:
-        raise M2HError(
-            f"{out} holds {others[0]}, which its manifest does not name: choose another place or move it out"
-        )
+    raw = {"uint8": ("NHWC", "BGR"), "nv12": ("NV12", "YCbCr")}[manifest.sensor.format]
+    if (spec.layout, spec.color, spec.dtype) != (*raw, "uint8"):
+        yield f"sensor.format: {manifest.sensor.format} is {raw[0]} {raw[1]} uint8, not {spec.layout} {spec.color}"
+    if manifest.sensor.format == "nv12" and (spec.height % 2 or spec.width % 2):
+        yield "input: NV12 has even sides"
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` in one step: a reader sees the old one or the new one."""
-    write_text(folder / MANIFEST, manifest.model_dump_json(indent=2))
+def _check_output(manifest: Manifest, spec: OutputSpec) -> Iterator[str]:
+    image = manifest.input
+    if manifest.sensor is not None:
+        # A sensor graph's results are finished arrays of the camera's size.
+        trailing = (3,) if spec.name == "normals" else ()
+        shape: tuple[int | None, ...] = (image.batch, image.height, image.width, *trailing)
+        if spec.shape != shape:
+            yield f"shape {_words(spec.shape)}, expected {_words(shape)}"
+        return
+    if spec.name == "labels" or spec.dtype not in ("float32", "float16"):
+        yield "only a sensor graph gives labels and whole numbers"
+    channels = _CHANNELS.get(spec.name, len(manifest.classes.names))
+    shape = (image.batch, channels, image.height, image.width)
+    if spec.shape != shape:
+        yield f"shape {_words(spec.shape)}, expected {_words(shape)}"
 
 
-def record_result(
-    bundle: Bundle, *, parity: dict[str, Any] | None = None, latency: dict[str, Any] | None = None
-) -> Bundle:
-    """The bundle with a parity or latency result in its manifest, on disk too.
+def _check_self_test(manifest: Manifest) -> Iterator[str]:
+    test = manifest.self_test
+    if test is None:
+        return
+    names = {spec.name for spec in manifest.outputs}
+    for name, expected in test.outputs.items():
+        if name not in names:
+            yield f"self_test.outputs: the engine has no output {name}"
+        if not expected.values:
+            yield f"self_test.outputs.{name}.values: there are none"
+        if not all(math.isfinite(value) for value in (*expected.values, expected.deviation, test.tolerance_of(name))):
+            yield f"self_test.outputs.{name}: values, deviation and tolerance are finite numbers"
 
-    What else was recorded meanwhile stays. Raises M2HError where the folder holds another engine by now.
-    """
-    updates = {key: value for key, value in (("parity", parity), ("latency", latency)) if value is not None}
-    present = _read_manifest(bundle.path)
-    if present.files != bundle.manifest.files:
-        raise M2HError(f"{bundle.path} was built again meanwhile: the result is of the engine before, and not recorded")
-    manifest = present.model_copy(update=updates)
-    write_manifest(bundle.path, manifest)
-    return Bundle(bundle.path, manifest)
+
+def _words(shape: tuple[int | None, ...]) -> str:
+    return "(" + ", ".join("N" if side is None else str(side) for side in shape) + ")"
 
 
 def json_schema() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from m2h_deploy.cluster.session import Session
 from m2h_deploy.cluster.state import State
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, first_line
 
 #: Called with how many frames are done and how many there are, at the start and as answers come.
 Progress = Callable[[int, int], None]
@@ -209,5 +209,5 @@ def _answers(
 
 def _words(error: Exception) -> str:
     """An error that is not this project's, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    kind = type(error).__name__
+    return kind if first_line(error) == kind else f"{kind}: {first_line(error)[:300]}"

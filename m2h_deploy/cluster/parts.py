@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from m2h_deploy.causes import failure
 from m2h_deploy.cluster.jobs import Row
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, first_line
 from m2h_deploy.files.atomic import whole_file
 from m2h_deploy.runtime.postprocess import Prediction
 from m2h_deploy.sinks.files import encode_npz, encode_png, maps_of
@@ -89,8 +89,7 @@ def _settle(path: Path, wanted: dict[str, str]) -> set[str]:
         table = parquet.read_table(path, columns=["name", "digest"])
         pairs = list(zip(table["name"].to_pylist(), table["digest"].to_pylist(), strict=True))
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are these
-        words = " ".join(str(error).split())[:200]
-        other = f"{path} is not a part of such results: give another folder ({words})"
+        other = f"{path} is not a part of such results: give another folder ({first_line(error)[:200]})"
         raise failure(error, f"cannot read {path}", other) from None
     current = [wanted.get(name, digest) == digest for name, digest in pairs]
     if not any(current):

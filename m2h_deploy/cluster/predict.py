@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.bundle.manifest import load_bundle
+from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.cluster.digests import files_digest, job_digest
 from m2h_deploy.cluster.jobs import TASK_FRAMES, Complain, FrameWorker, JobResult, Progress, Row, Status, run_job
 from m2h_deploy.cluster.parts import PART_FRAMES, part_row, settle_parts, write_part

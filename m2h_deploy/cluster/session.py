@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from m2h_deploy.errors import M2HError, missing_extra
+from m2h_deploy.errors import M2HError, first_line, missing_extra
 from m2h_deploy.files.atomic import scratch_folder
 from m2h_deploy.stdio import error_stream
 
@@ -123,8 +123,7 @@ def _start(ray: Any, cluster: Cluster, logs: Path) -> None:
     try:
         ray.init(address=cluster.address, **options)
     except (ConnectionError, ValueError, RuntimeError, OSError, TimeoutError) as error:
-        words = " ".join(str(error).split())[:300]
-        raise M2HError(f"no Ray at '{cluster.address}': {words}") from None
+        raise M2HError(f"no Ray at '{cluster.address}': {first_line(error)[:300]}") from None
     finally:
         for number, handler in handlers.items():  # Ray's own would end the command without its last words
             signal.signal(number, handler)

@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from m2h_deploy.bundle.manifest import Bundle, load_bundle, record_result
+from m2h_deploy.bundle.folder import Bundle, load_bundle, record_result
 from m2h_deploy.causes import failure
 from m2h_deploy.cluster.digests import frame_digest, job_digest, reference_digest
 from m2h_deploy.cluster.jobs import Complain, FrameWorker, JobResult, Progress, Row, Status, run_job

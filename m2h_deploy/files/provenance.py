@@ -71,7 +71,9 @@ def _tail(ending: bytes) -> Callable[[IO[bytes]], bool]:
 
 
 def _onnx(file: IO[bytes]) -> bool:
-    """Whether the metadata has an entry `m2h.version`; the graph is passed over, not read."""
+    """Whether the metadata has the version of m2h-deploy; the graph is passed over, not read."""
+    from m2h_deploy.onnx_graph.info import VERSION
+
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     while (position := file.tell()) < size:
@@ -85,7 +87,7 @@ def _onnx(file: IO[bytes]) -> bool:
         end = file.tell() + length
         if not position < end <= size:
             return False
-        if tag == (14 << 3 | 2) and b"m2h.version" in file.read(min(length, _SIGHT)):
+        if tag == (14 << 3 | 2) and VERSION.encode() in file.read(min(length, _SIGHT)):
             return True
         file.seek(end)
     return False

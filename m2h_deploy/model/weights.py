@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from m2h_deploy.causes import MachineError, failure, first_line, machine_fault, reason
-from m2h_deploy.errors import M2HError
+from m2h_deploy.causes import MachineError, failure, machine_fault, reason
+from m2h_deploy.errors import M2HError, first_line
 
 #: Types of numbers that weights have; all are read as float32.
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

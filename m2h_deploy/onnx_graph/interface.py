@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 
 from m2h_deploy.errors import M2HError
-from m2h_deploy.onnx_graph.info import ModelCard
+from m2h_deploy.onnx_graph.info import GraphInfo
 
 _PLAIN_OUTPUTS = ("depth", "semantics", "normals", "edges")
 _SENSOR_OUTPUTS = ("depth", "labels", "normals", "edges")
@@ -24,29 +24,31 @@ DTYPES: dict[int, str] = {
 }
 
 
-def check_interface(proto: onnx.ModelProto, card: ModelCard, path: Path) -> None:
+def check_interface(proto: onnx.ModelProto, info: GraphInfo, path: Path) -> None:
     """
     Raises:
         M2HError: the graph has other inputs or outputs than m2h-deploy export gives it, or a free height or width;
             names the file and what does not fit. Shapes of outputs are left to the manifest's own check.
     """
-    problem = _problem(proto, card)
+    problem = _problem(proto, info)
     if problem is not None:
         raise M2HError(f"{path} was changed since its export: {problem}: export it again")
 
 
-def _problem(proto: onnx.ModelProto, card: ModelCard) -> str | None:
+def _problem(proto: onnx.ModelProto, info: GraphInfo) -> str | None:
     inputs = [value.name for value in proto.graph.input]
     if len(inputs) != 1:
         return f"it takes {len(inputs)} inputs ({', '.join(inputs)}), expected one image"
-    problem = _input_problem(proto.graph.input[0], card)
+    problem = _input_problem(proto.graph.input[0], info)
     if problem is not None:
         return problem
-    known = _PLAIN_OUTPUTS if card.sensor is None else _SENSOR_OUTPUTS
+    known = _PLAIN_OUTPUTS if info.sensor is None else _SENSOR_OUTPUTS
     names = [value.name for value in proto.graph.output]
     foreign = [name for name in names if name not in known]
     if foreign or not names or len(set(names)) < len(names):
         return f"it gives {', '.join(foreign or names) or 'nothing'}, expected {', '.join(known)}, each at most once"
+    if info.lowered is not None and info.lowered.self_test.outputs.keys() != set(names):
+        return "it has other outputs than its self-test"
     made = {name for node in proto.graph.node for name in node.output} | set(inputs)
     for value in proto.graph.output:
         kind = value.type.tensor_type.elem_type
@@ -57,22 +59,22 @@ def _problem(proto: onnx.ModelProto, card: ModelCard) -> str | None:
     return None
 
 
-def _input_problem(value: onnx.ValueInfoProto, card: ModelCard) -> str | None:
+def _input_problem(value: onnx.ValueInfoProto, info: GraphInfo) -> str | None:
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-    expected = floats if card.sensor is None else (onnx.TensorProto.UINT8,)
+    expected = floats if info.sensor is None else (onnx.TensorProto.UINT8,)
     kind = value.type.tensor_type.elem_type
     if kind not in expected:
-        words = "floating-point of 16 or 32 bits" if card.sensor is None else "uint8"
+        words = "floating-point of 16 or 32 bits" if info.sensor is None else "uint8"
         return f"its input {value.name} is {onnx.TensorProto.DataType.Name(kind).lower()}, expected {words}"
     dims = value.type.tensor_type.shape.dim
     shape = ["free" if index and not dim.dim_value else dim.dim_value for index, dim in enumerate(dims)]
-    if card.sensor is None:
+    if info.sensor is None:
         form, fits = "N x 3 x height x width", len(shape) == 4 and shape[1] == 3
-    elif card.sensor.format == "nv12":
-        width, height = card.sensor.camera
+    elif info.sensor.format == "nv12":
+        width, height = info.sensor.camera
         form, fits = f"N x {height * 3 // 2} x {width}", shape[1:] == [height * 3 // 2, width]
     else:
-        width, height = card.sensor.camera
+        width, height = info.sensor.camera
         form, fits = f"N x {height} x {width} x 3", shape[1:] == [height, width, 3]
     if not fits or "free" in shape or max(shape[1:]) > _LARGEST_SIDE:  # type: ignore[type-var, operator]
         given = " x ".join(["N", *map(str, shape[1:])])

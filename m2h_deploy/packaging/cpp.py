@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from m2h_deploy.bundle.manifest import Bundle, check_outside, copy_bundle, load_bundle
+from m2h_deploy.bundle.folder import Bundle, check_outside, copy_bundle, load_bundle
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import whole_folder, write_text
 

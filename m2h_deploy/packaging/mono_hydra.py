@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from m2h_deploy.bundle.manifest import load_bundle
-from m2h_deploy.causes import failure
+from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.files.atomic import whole_folder, write_text
 from m2h_deploy.numerics import judge, perturbed
-from m2h_deploy.onnx_graph.info import LOWERED, ModelCard, load_graph, read_card, set_metadata
+from m2h_deploy.onnx_graph.files import read_onnx
+from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.onnx_graph.interface import check_interface
-from m2h_deploy.runtime.preprocess import PRESETS, Normalization, Preprocess
+from m2h_deploy.runtime.preprocess import PRESETS, Preprocess
 
 #: What the node normalizes with where nobody says otherwise.
 NODE_PRESET = "imagenet"
@@ -48,17 +49,17 @@ def package_mono_hydra(source: str | os.PathLike[str], out_dir: str | os.PathLik
     a graph that the node cannot take and where `out_dir` exists, CheckFailed where the numbers differ.
     """
     path = _onnx_file(Path(source))
-    proto = load_graph(path)
-    card = read_card(proto, path)
-    check_interface(proto, card, path)
-    height, width = _check_graph(proto, card, path)
+    proto = read_onnx(path)
+    info = GraphInfo.read(proto, path)
+    check_interface(proto, info, path)
+    height, width = _check_graph(proto, info, path)
     out = Path(out_dir).resolve()
     with whole_folder(out) as temporary:
         original = proto.SerializeToString()
-        renormalize(proto, card.normalization)
-        _compare(original, proto.SerializeToString(), card, (height, width), path)
+        renormalize(proto, info)
+        _compare(original, proto.SerializeToString(), info, (height, width), path)
         onnx.save(proto, temporary / MODEL)
-        write_text(temporary / PARAMETERS, _parameters(out / MODEL, card, height, width))
+        write_text(temporary / PARAMETERS, _parameters(out / MODEL, info, height, width))
     return out
 
 
@@ -74,10 +75,10 @@ def _onnx_file(source: Path) -> Path:
     return bundle.engine_file
 
 
-def _check_graph(proto: onnx.ModelProto, card: ModelCard, path: Path) -> tuple[int, int]:
+def _check_graph(proto: onnx.ModelProto, info: GraphInfo, path: Path) -> tuple[int, int]:
     """Height and width of the input. Raises M2HError where the node cannot take the graph."""
     again = "export it again with m2h-deploy export"
-    if card.sensor is not None:
+    if info.sensor is not None:
         raise M2HError(f"{path} takes raw pixels, and Mono-Hydra's node normalizes itself: {again} without --sensor")
     outputs = tuple(value.name for value in proto.graph.output)
     if outputs != _OUTPUTS:
@@ -91,9 +92,9 @@ def _check_graph(proto: onnx.ModelProto, card: ModelCard, path: Path) -> tuple[i
     return shape[2], shape[3]
 
 
-def renormalize(proto: onnx.ModelProto, own: Normalization) -> None:
-    """Let a graph trained with `own` take images normalized as the node does: one Mul and one Add on its input."""
-    theirs = PRESETS[NODE_PRESET]
+def renormalize(proto: onnx.ModelProto, info: GraphInfo) -> None:
+    """Let the graph take images normalized as the node does: one Mul and one Add on its input."""
+    own, theirs = info.normalization, PRESETS[NODE_PRESET]
     if own == theirs:
         return
     mean, std, own_mean, own_std = (np.array(v) for v in (theirs.mean, theirs.std, own.mean, own.std))
@@ -108,8 +109,7 @@ def renormalize(proto: onnx.ModelProto, own: Normalization) -> None:
     proto.graph.node.insert(
         1, helper.make_node("Add", ["normalize/scaled", shift], ["normalize/image"], "normalize/Add")
     )
-    set_metadata(proto, "m2h.normalization", theirs.to_json())
-    set_metadata(proto, LOWERED, None)  # its self-test is of the other normalization
+    replace(info, normalization=theirs, lowered=None).write(proto)  # its self-test is of the other normalization
 
 
 def node_input(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:
@@ -121,39 +121,34 @@ def node_input(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
 
 
-def _compare(original: bytes, packaged: bytes, card: ModelCard, size: tuple[int, int], path: Path) -> None:
+def _compare(original: bytes, packaged: bytes, info: GraphInfo, size: tuple[int, int], path: Path) -> None:
     """Raises CheckFailed where the packaged graph differs by more than rounding of the image explains."""
     image = render_room(0, 0, 240, 320).image
-    tensor = Preprocess(card.normalization, *size)(image)
+    tensor = Preprocess(info.normalization, *size)(image)
     expected = _run(original, tensor, path)
 
     @cache
-    def run_original(index: int) -> list[NDArray[Any]]:
+    def run_original(index: int) -> dict[str, NDArray[Any]]:
         return _run(original, perturbed(tensor, index + 1, ulps=_ULPS), path)
 
     found = _run(packaged, node_input(image, *size), path)
-    for index, name in enumerate(_OUTPUTS):
-        if not np.isfinite(expected[index]).all():
+    for name in _OUTPUTS:
+        if not np.isfinite(expected[name]).all():
             raise M2HError(f"{path} gives NaN or infinity in {name}: its weights are damaged: export it again")
-        difference = judge(found[index], expected[index], lambda k, index=index: run_original(k)[index])  # type: ignore[misc]
+        difference = judge(found[name], expected[name], lambda k, name=name: run_original(k)[name])  # type: ignore[misc]
         if not difference.passed:
             raise CheckFailed(f"the packaged graph's {name} {difference.reason}: please report it")
 
 
-def _run(graph: bytes, tensor: NDArray[np.floating], path: Path) -> list[NDArray[Any]]:
-    from m2h_deploy.onnx_graph.session import cpu_session
+def _run(graph: bytes, tensor: NDArray[np.floating], path: Path) -> dict[str, NDArray[Any]]:
+    from m2h_deploy.onnx_graph.session import cpu_session, run_session
 
-    session = cpu_session(graph, str(path))
-    try:
-        outputs: list[NDArray[Any]] = session.run(list(_OUTPUTS), {session.get_inputs()[0].name: tensor})
-    except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise failure(error, f"ONNX Runtime cannot run {path}") from None
-    return outputs
+    return run_session(cpu_session(graph, path), tensor, path)
 
 
-def _parameters(model: Path, card: ModelCard, height: int, width: int) -> str:
+def _parameters(model: Path, info: GraphInfo, height: int, width: int) -> str:
     preset = PRESETS[NODE_PRESET]
-    return f"""# {card.variant} for Mono-Hydra's ONNX node:
+    return f"""# {info.variant} for Mono-Hydra's ONNX node:
 #   ros2 run mono_hydra_perception m2h_onnx_node --ros-args --params-file {PARAMETERS}
 /**:
   ros__parameters:
@@ -164,12 +159,12 @@ def _parameters(model: Path, card: ModelCard, height: int, width: int) -> str:
     scale_input_to_01: true
     normalize_mean: {list(preset.mean)} # the node's defaults: the graph was made for them
     normalize_std: {list(preset.std)}
-    num_classes: {card.config["num_classes"]}
+    num_classes: {info.config["num_classes"]}
     semantic_encoding: mono8
     depth_output_name: depth
     semantic_output_name: semantics
     depth_scale: 1.0
-    depth_min: {float(card.config["min_depth"])}
-    depth_max: {float(card.config["max_depth"])}
+    depth_min: {float(info.depth_range[0])}
+    depth_max: {float(info.depth_range[1])}
     output_original_size: true
 """

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2h_deploy.bundle.manifest import Bundle, Manifest, check_outside, copy_bundle, load_bundle
+from m2h_deploy.bundle.folder import Bundle, check_outside, copy_bundle, load_bundle
+from m2h_deploy.bundle.manifest import Manifest
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import whole_folder, write_text
 from m2h_deploy.serving.options import IMAGE, check_batching, check_name, engine_batch, output_names

@@ -18,8 +18,7 @@ from m2h_deploy.parity.reference import Outputs, Reference
 from m2h_deploy.parity.tasks import Against, State, TaskComparison, check_classes
 from m2h_deploy.parity.tensors import TensorComparison, tensor_sums
 from m2h_deploy.runtime.postprocess import Postprocess, Prediction
-from m2h_deploy.runtime.preprocess import preprocess_for
-from m2h_deploy.runtime.raw_pixels import bgr_to_nv12, nv12_to_bgr
+from m2h_deploy.runtime.preprocess import bgr_to_nv12, nv12_to_bgr, preprocess_for
 from m2h_deploy.runtime.runtime import Runtime
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.bundle.manifest import Bundle
+from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.bundle.self_test import pattern
-from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError, missing_extra
+from m2h_deploy.onnx_graph.info import GraphInfo
 
 if TYPE_CHECKING:
     import onnx
@@ -160,16 +160,12 @@ def locate_in_bundle(bundle: Bundle, reference: str | os.PathLike[str]) -> Locat
             f"{bundle.path}: an engine of {engine.kind} does not show its intermediate values: "
             "locate in the ONNX file that it was built from"
         )
-    card = _metadata(reference)
-    if card.get("m2h.precision", "fp32") != "fp32":
-        raise M2HError(f"{reference} is {card['m2h.precision']}: a reference is float32, the file that was lowered")
-    if bundle.manifest.sensor is not None and "m2h.sensor" not in card:
+    info = GraphInfo.read(_load(reference), reference)
+    if info.precision not in (None, "fp32"):
+        raise M2HError(f"{reference} is {info.precision}: a reference is float32, the file that was lowered")
+    if bundle.manifest.sensor is not None and info.sensor is None:
         raise M2HError(f"{reference} is not a sensor graph, the bundle's is: export it with the same --sensor")
     return locate(reference, bundle.engine_file, pattern(bundle.manifest.input), precision=engine.precision)
-
-
-def _metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    return {entry.key: entry.value for entry in _load(path).metadata_props}
 
 
 def _load(path: str | os.PathLike[str]) -> onnx.ModelProto:
@@ -192,38 +188,28 @@ class _Probe:
 
     def __init__(self, proto: onnx.ModelProto, wanted: Iterable[str], path: str) -> None:
         import onnx
-        import onnxruntime as ort
+
+        from m2h_deploy.onnx_graph.session import cpu_session
 
         outputs = {value.name for value in proto.graph.output}
         # Without a type: ONNX Runtime infers it.
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in outputs)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = len(os.sched_getaffinity(0))
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # two engines share the cores
         # Optimization would fuse away the values that are asked for.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        try:
-            self._session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises its own unexported types
-            raise failure(error, f"ONNX Runtime cannot load {path}") from None
+        self._session = cpu_session(proto, path, optimize="none", threads=len(os.sched_getaffinity(0)))
         self._path = path
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
             raise M2HError(f"{path} takes {len(inputs)} inputs, expected one image: export it again")
         self._input = inputs[0]
 
-    def run(self, names: list[str], image: NDArray[np.float32]) -> list[NDArray[Any]]:
+    def run(self, names: list[str], image: NDArray[np.float32]) -> Iterable[NDArray[Any]]:
+        from m2h_deploy.onnx_graph.session import run_session
+
         batch = self._input.shape[0]
         if isinstance(batch, int) and batch > len(image):
             image = np.resize(image, (batch, *image.shape[1:]))
-        dtype = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}.get(self._input.type, np.float32)
-        try:
-            values: list[NDArray[Any]] = self._session.run(names, {self._input.name: image.astype(dtype)})
-        except Exception as error:  # ONNX Runtime raises its own unexported types
-            shape = " x ".join(map(str, image.shape))
-            raise failure(error, f"ONNX Runtime cannot run {self._path} on {shape}") from None
-        return values
+        shape = " x ".join(map(str, image.shape))
+        return run_session(self._session, image, f"{self._path} on {shape}", names).values()
 
 
 def _probe(proto: onnx.ModelProto, wanted: list[str], path: str | os.PathLike[str]) -> _Probe:

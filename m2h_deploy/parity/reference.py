@@ -6,16 +6,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.bundle.manifest import InputSpec
-from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.files.atomic import library_path
-from m2h_deploy.runtime.preprocess import Normalization, normalization_of
+from m2h_deploy.onnx_graph.info import GraphInfo
+from m2h_deploy.runtime.preprocess import normalization_of
 
 Outputs = dict[str, NDArray[np.float32]]
 
@@ -73,33 +73,22 @@ class _OnnxReference:
             raise M2HError(f"no reference at {path}: give a checkpoint or the .onnx file of m2h-deploy export")
         try:
             import onnxruntime as ort
+
+            from m2h_deploy.onnx_graph.session import cpu_session
         except ImportError as error:
             raise missing_extra("onnxruntime", "onnxruntime", f"the reference {path}", error=error) from None
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # two engines share the cores
-        # A reference computes the graph as it was written.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        try:
-            with _content(path) as content:
-                self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except M2HError:
-            raise
-        except Exception as error:  # ONNX Runtime raises its own unexported types
-            raise failure(error, f"ONNX Runtime cannot load {path}") from None
-        card: dict[str, Any] = self._session.get_modelmeta().custom_metadata_map
-        if "m2h.sensor" in card:
+        threads = threads or len(os.sched_getaffinity(0))
+        with _content(path) as content:  # a reference computes the graph as it was written
+            self._session = cpu_session(content, path, optimize="basic", threads=threads)
+        info = GraphInfo.parse(self._session.get_modelmeta().custom_metadata_map, path)
+        if info.sensor is not None:
             raise M2HError(f"{path} is a sensor graph: give the checkpoint, or the file of the same export without it")
-        if "m2h.weights_sha256" not in card:
-            raise M2HError(f"{path} was not made by m2h-deploy export: it does not name its weights")
-        stated = card.get("m2h.normalization")
-        if stated is not None and Normalization.from_json(stated) != normalization_of(spec):
+        if info.normalization != normalization_of(spec):
             raise M2HError(
                 f"{path} takes images of another normalization than the engine: give the file it was built from"
             )
-        if card.get("m2h.precision", "fp32") != "fp32":
-            raise M2HError(f"{path} is {card['m2h.precision']}: a reference is float32, the file that was lowered")
+        if info.precision not in (None, "fp32"):
+            raise M2HError(f"{path} is {info.precision}: a reference is float32, the file that was lowered")
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             raise M2HError(f"{path} does not take one image of N x 3 x height x width: export it again")
@@ -109,20 +98,18 @@ class _OnnxReference:
             raise M2HError(f"{path} takes {size} pixels, the engine {spec.height}x{spec.width}: export it at that size")
         if given.type != "tensor(float)":
             raise M2HError(f"{path} takes {given.type}: a reference is float32")
-        self._input = given.name
         self._batch = given.shape[0] if isinstance(given.shape[0], int) else 1
         self._path = path
         self.tasks = tuple(node.name for node in self._session.get_outputs() if node.name in _TASKS)
-        self.weights_sha256 = str(card["m2h.weights_sha256"])
-        self.description = f"ONNX Runtime {ort.__version__}, float32 graph, {card.get('m2h.variant', 'M2H')}"
+        self.weights_sha256 = info.weights_sha256
+        self.description = f"ONNX Runtime {ort.__version__}, float32 graph, {info.variant}"
 
     def run(self, image: NDArray[np.float32]) -> Outputs:
         batch = np.repeat(image, self._batch, axis=0) if self._batch > 1 else image
-        try:
-            values = self._session.run(list(self.tasks), {self._input: batch})
-        except Exception as error:  # as above
-            raise failure(error, f"ONNX Runtime cannot run {self._path}") from None
-        return {name: value[:1] for name, value in zip(self.tasks, values, strict=True)}
+        from m2h_deploy.onnx_graph.session import run_session
+
+        outputs = run_session(self._session, batch, self._path, self.tasks)
+        return {name: value[:1] for name, value in outputs.items()}
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from m2h_deploy.bundle.manifest import Bundle, record_result
+from m2h_deploy.bundle.folder import Bundle, record_result
 from m2h_deploy.data.frame import Dataset, Frame
 from m2h_deploy.data.open import open_dataset
 from m2h_deploy.errors import CheckFailed, M2HError

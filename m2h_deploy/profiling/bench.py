@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from m2h_deploy.bundle.manifest import Bundle, load_bundle, record_result
+from m2h_deploy.bundle.folder import Bundle, load_bundle, record_result
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import printable
 from m2h_deploy.profiling.camera_load import Camera, Policy, run_camera

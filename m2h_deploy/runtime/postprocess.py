@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from m2h_deploy.bundle.manifest import Manifest
 from m2h_deploy.errors import M2HError
 
 Resolution = Literal["image", "network"]
@@ -175,3 +176,32 @@ def _resize(array: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         np.copyto(out, array)
     else:
         cv2.resize(array, (out.shape[1], out.shape[0]), dst=out, interpolation=cv2.INTER_LINEAR)
+
+
+class SensorPostprocess:
+    """One frame's finished outputs (batch dimension removed) to a prediction of its own."""
+
+    def __call__(
+        self, outputs: Mapping[str, NDArray[Any]], height: int, width: int, out: Prediction | None = None
+    ) -> Prediction:
+        """depth (H, W) meters or millimeters (uint16), labels (H, W), normals (H, W, 3), edges (H, W) probability.
+
+        Written to the arrays of `out` where it is given, and else to new ones. Raises M2HError when `out` does not fit.
+        """
+        tasks = ["semantics" if name == "labels" else name for name in outputs]
+        if out is None:
+            out = empty_prediction(tasks, height, width)
+        else:
+            check_out(out, tasks, height, width)
+        for task, value in zip(tasks, outputs.values(), strict=True):
+            target = getattr(out, task)
+            if task == "depth" and value.dtype == np.uint16:
+                np.multiply(value, np.float32(1e-3), out=target)
+            else:
+                np.copyto(target, value)
+        return out
+
+
+def postprocess_for(manifest: Manifest) -> Postprocess | SensorPostprocess:
+    """Return what turns the outputs of a manifest's engine into a prediction."""
+    return SensorPostprocess() if manifest.sensor is not None else Postprocess(manifest.depth_range)

@@ -1,4 +1,4 @@
-"""Camera image to network input."""
+"""Camera image to what an engine takes: the network's normalized input, or a sensor graph's raw pixels."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, first_line
+
+if TYPE_CHECKING:
+    from m2h_deploy.bundle.manifest import InputSpec
 
 #: Smallest side of an image that is taken for a picture.
 MIN_SIDE = 16
@@ -50,7 +53,7 @@ class Normalization:
             values = json.loads(text)
             mean, std = (tuple(float(value) for value in values[name]) for name in ("mean", "std"))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-            raise M2HError(f"not a normalization: {' '.join(str(error).split())}") from None
+            raise M2HError(f"not a normalization: {first_line(error)}") from None
         return Normalization(mean, std)  # type: ignore[arg-type]
 
 
@@ -125,7 +128,7 @@ class Preprocess:
         self._plane = np.empty((height, width), np.uint8)
         self._out = self.new_tensor()
 
-    def new_tensor(self, batch: int = 1) -> NDArray[np.float32]:
+    def new_tensor(self, batch: int = 1) -> NDArray[Any]:
         """An array for `out`: float32 (batch, 3, height, width)."""
         return np.empty((batch, 3, self.size[1], self.size[0]), np.float32)
 
@@ -152,18 +155,69 @@ class Preprocess:
         return tensor
 
 
-def preprocess_for(spec: Any, color: Literal["BGR", "RGB"] = "BGR") -> Any:
-    """The preprocessing that a manifest's `InputSpec` describes, for images of the given color order.
+def bgr_to_nv12(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, 3) BGR of even sides to (3/2 H, W): the plane of Y above the plane of interleaved U and V."""
+    height, width = image.shape[:2]
+    planar = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2YUV_I420))
+    chroma = planar[height:].reshape(2, height // 2, width // 2)
+    return np.concatenate((planar[:height], chroma.transpose(1, 2, 0).reshape(height // 2, width)))
 
-    A `Preprocess`, or a `SensorPreprocess` where the engine takes raw pixels.
-    """
+
+def nv12_to_bgr(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(3/2 H, W) NV12 to (H, W, 3) BGR, BT.601 from 16 to 235."""
+    return np.asarray(cv2.cvtColor(raw, cv2.COLOR_YUV2BGR_NV12), np.uint8)
+
+
+class SensorPreprocess:
+    """A frame to the input of a sensor graph: nothing is computed but the color order. Not for two threads at once."""
+
+    def __init__(self, spec: InputSpec, *, color: Literal["BGR", "RGB"] = "BGR") -> None:
+        self.size = (spec.width, spec.height)
+        self._sides = spec.sides
+        self._nv12 = spec.layout == "NV12"
+        self._rgb = color == "RGB"
+        self._out = self.new_tensor()
+
+    def new_tensor(self, batch: int = 1) -> NDArray[Any]:
+        """An array for `out`: uint8 (batch, H, W, 3) BGR or (batch, 3/2 H, W) NV12."""
+        return np.empty((batch, *self._sides), np.uint8)
+
+    def is_raw(self, image: Any) -> bool:
+        """True for NV12 as the camera gives it, (3/2 H, W), where the engine takes that."""
+        return self._nv12 and isinstance(image, np.ndarray) and image.shape == self._sides and image.dtype == np.uint8
+
+    def __call__(self, image: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """uint8 (H, W, 3) in the caller's color order, gray or with alpha, or NV12 as `is_raw` says, to `out`.
+
+        Raises M2HError where the image has another size than the engine was made for.
+        """
+        tensor = self._out if out is None else out
+        if self.is_raw(image):
+            np.copyto(tensor[0], image)
+        else:
+            self._fill(as_color_image(image), tensor[0])
+        for index in range(1, len(tensor)):
+            np.copyto(tensor[index], tensor[0])
+        return tensor
+
+    def _fill(self, image: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
+        height, width = image.shape[:2]
+        if (width, height) != self.size:
+            raise M2HError(
+                f"image: {width} x {height} pixels, this bundle takes the camera's {self.size[0]} x {self.size[1]}: "
+                f"export with --camera-size {width}x{height}, or without --sensor for any size"
+            )
+        bgr = image[:, :, ::-1] if self._rgb else image
+        np.copyto(target, bgr_to_nv12(np.ascontiguousarray(bgr)) if self._nv12 else bgr)
+
+
+def preprocess_for(spec: InputSpec, color: Literal["BGR", "RGB"] = "BGR") -> Preprocess | SensorPreprocess:
+    """Return the preprocessing that a manifest describes, for images of the given color order."""
     if spec.layout != "NCHW":
-        from m2h_deploy.runtime.raw_pixels import SensorPreprocess
-
         return SensorPreprocess(spec, color=color)
     return Preprocess(normalization_of(spec), spec.height, spec.width, color=color)
 
 
-def normalization_of(spec: Any) -> Normalization:
-    """The normalization of a manifest's `InputSpec`."""
-    return Normalization(tuple(spec.mean), tuple(spec.std), spec.scale)
+def normalization_of(spec: InputSpec) -> Normalization:
+    """Return the normalization that a manifest describes."""
+    return Normalization(spec.mean, spec.std, spec.scale)  # type: ignore[arg-type]

@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.backends import Backend, BackendOptions, open_backend
-from m2h_deploy.bundle.consistency import edited_field
-from m2h_deploy.bundle.manifest import MANIFEST, Bundle, Manifest, load_bundle
+from m2h_deploy.bundle.folder import MANIFEST, Bundle, load_bundle
+from m2h_deploy.bundle.manifest import Manifest, edited_field
 from m2h_deploy.bundle.self_test import check_self_test, pattern
 from m2h_deploy.errors import CheckFailed, M2HError
-from m2h_deploy.runtime.postprocess import RESOLUTIONS, Prediction, Resolution, empty_prediction
-from m2h_deploy.runtime.preprocess import as_color_image, preprocess_for
-from m2h_deploy.runtime.raw_pixels import postprocess_for
+from m2h_deploy.runtime.postprocess import RESOLUTIONS, Prediction, Resolution, empty_prediction, postprocess_for
+from m2h_deploy.runtime.preprocess import SensorPreprocess, as_color_image, preprocess_for
 from m2h_deploy.runtime.worker import PATIENCE, FrameFuture, Worker
 
 
@@ -235,7 +234,7 @@ class Runtime:
 
     def color_image(self, image: NDArray[Any], name: str = "image") -> NDArray[np.uint8]:
         """`image` in color; NV12 stays as it is where the engine takes that."""
-        raw = self.manifest.sensor is not None and self.preprocess.is_raw(image)
+        raw = isinstance(self.preprocess, SensorPreprocess) and self.preprocess.is_raw(image)
         return image if raw else as_color_image(image, name)
 
     def replace_engine(self, stuck: Engine) -> Engine:

@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from m2h_deploy.bundle.manifest import load_bundle
+from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.causes import MachineError, reason
 from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.files.atomic import scratch_folder

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, first_line
 from m2h_deploy.runtime.runtime import Runtime
 from m2h_deploy.serving.infer import infer_function, warm_up
 from m2h_deploy.serving.options import IMAGE, ServeOptions, output_names
@@ -132,8 +132,7 @@ def main() -> int:
     try:
         run(options, Path(folder), report)
     except Exception as error:
-        words = " ".join(str(error).split())[:500] or type(error).__name__
-        report(f"failed {error.exit_code if isinstance(error, M2HError) else 2} {words}")
+        report(f"failed {error.exit_code if isinstance(error, M2HError) else 2} {first_line(error)[:500]}")
         return 2
     return 0
 

@@ -14,11 +14,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.causes import first_line
-from m2h_deploy.errors import M2HError
-from m2h_deploy.runtime.postprocess import Prediction, Resolution, nonfinite_outputs
+from m2h_deploy.errors import M2HError, first_line
+from m2h_deploy.runtime.postprocess import Prediction, Resolution, nonfinite_outputs, postprocess_for
 from m2h_deploy.runtime.preprocess import preprocess_for
-from m2h_deploy.runtime.raw_pixels import postprocess_for
 from m2h_deploy.runtime.runtime import Engine, Runtime, with_timings
 from m2h_deploy.sources import Skipped, Source, SourceFrame, open_source
 from m2h_deploy.stream.channel import Channel

@@ -37,7 +37,7 @@ def test_an_engines_threads_stay_where_the_bundle_wants_them(engine, tiny_onnx, 
 
 @pytest.mark.parametrize(("wanted", "said"), [([max(HERE) + 1], "may use"), (["0"], "numbers"), (3, "numbers")])
 def test_processors_that_are_not_there_are_refused(wanted, said, tiny_bundle):
-    from m2h_deploy.bundle.manifest import load_bundle
+    from m2h_deploy.bundle.folder import load_bundle
 
     bundle = load_bundle(tiny_bundle)
     bundle.manifest.engine.options["affinity"] = wanted

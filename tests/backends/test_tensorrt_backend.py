@@ -22,7 +22,7 @@ from m2h_deploy.backends.tensorrt import (
     targets_in_words,
     words_for,
 )
-from m2h_deploy.bundle.manifest import Bundle, file_sha256, load_bundle, write_manifest
+from m2h_deploy.bundle.folder import Bundle, file_sha256, load_bundle, write_manifest
 from m2h_deploy.errors import M2HError, install_extra
 from tests.commands import refused
 from tests.engines.graphs import small_graph

@@ -14,9 +14,9 @@ import pytest
 
 from engines.precision.frames import calibration_frames, open_pictures
 from m2h_deploy import M2HError, Runtime
-from m2h_deploy.bundle.manifest import load_bundle
+from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.data.rooms.render import render_room
-from m2h_deploy.onnx_graph.info import read_card
+from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.packaging.mono_hydra import node_input, package_mono_hydra
 from m2h_deploy.runtime.preprocess import Normalization, Preprocess
 from m2h_deploy.visualize.draw import draw_semantics
@@ -109,7 +109,7 @@ def test_verify_passes_and_locates_no_jump(folder, kind, tmp_path):
 
 def test_calibration_frames_are_normalized_as_the_graph_says(folder):
     path = folder / "plain.onnx"
-    card = read_card(onnx.load(path), path)
+    card = GraphInfo.read(onnx.load(path), path)
     pictures = open_pictures(str(folder / "pictures"))
     frame = next(calibration_frames(pictures, card.normalization, height=HEIGHT, width=WIDTH))
     image = cv2.imread(str(folder / "pictures" / "0.png"))

@@ -25,7 +25,7 @@ def graph(tiny_model, tmp_path_factory) -> Path:
     """`tiny_model` at the least size, to have many frames and not much work."""
     from export import export_onnx
 
-    return export_onnx(tiny_model, tmp_path_factory.mktemp("least") / "model.onnx", height=28, width=28)
+    return export_onnx(tiny_model, tmp_path_factory.mktemp("least") / "model.onnx", height=28, width=28).path
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from m2h_deploy.bundle.manifest import load_bundle, record_result
+from m2h_deploy.bundle.folder import load_bundle, record_result
 from m2h_deploy.cluster.digests import frame_digest, job_digest, reference_digest
 from m2h_deploy.data.cityscapes import Cityscapes
 from m2h_deploy.data.folders import RGBDPairs

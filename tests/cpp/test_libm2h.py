@@ -223,9 +223,9 @@ def test_nv12_in_and_millimeters_out_are_pythons_too(built, tmp_path):
     from engines import build_bundle
     from export import Sensor, add_sensor, export_onnx
     from m2h_deploy.model import load_checkpoint
-    from m2h_deploy.runtime.raw_pixels import bgr_to_nv12
+    from m2h_deploy.runtime.preprocess import bgr_to_nv12
 
-    plain = export_onnx(load_checkpoint("m2h-tiny"), tmp_path / "plain.onnx", height=112, width=140, form="deploy")
+    plain = export_onnx(load_checkpoint("m2h-tiny"), tmp_path / "plain.onnx", height=112, width=140, form="deploy").path
     sensor = Sensor((160, 120), "nv12", ("depth", "labels"), "uint16")
     onnx.save(add_sensor(onnx.load(plain), sensor), tmp_path / "sensor.onnx")
     bundle = build_bundle(tmp_path / "sensor.onnx", tmp_path / "bundle", engine="openvino").path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from m2h_deploy.data.classes import default_classes
+from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.runtime.preprocess import PRESETS
 
 SIDE = 16
@@ -20,7 +20,8 @@ SIDE = 16
 def small_graph(*, functions: bool = False, batch: int | str = 1, scale: float = 0.1) -> onnx.ModelProto:
     """image (N, 3, 16, 16) to depth and semantics through a Conv, a norm, a Linear, an attention core and two heads.
 
-    With `functions` a map goes through m2h::Swap, a function of plain operators. `scale` sizes the weights.
+    With `functions` a map goes through m2h::Swap, a function of plain operators. `scale` sizes the weights. The
+    metadata is that of an exported file.
     """
     rng = np.random.default_rng(0)
     weights: dict[str, np.ndarray] = {
@@ -67,28 +68,28 @@ def small_graph(*, functions: bool = False, batch: int | str = 1, scale: float =
     opsets = [helper.make_opsetid("", 20), *([helper.make_opsetid("m2h", 1)] if functions else [])]
     proto = helper.make_model(graph, opset_imports=opsets, functions=[_swap()] if functions else [])
     proto.ir_version = 10
-    proto.metadata_props.add(key="m2h.variant", value="small")
+    info = GraphInfo(
+        variant="small",
+        config={"min_depth": 1e-3, "max_depth": 10.0, "num_classes": 4},
+        weights_sha256="0" * 64,
+        tasks=("depth", "semantics"),
+        normalization=PRESETS["published"],
+        classes=default_classes(4),
+        form="deploy",
+        windows="standard",
+    )
+    info.write(proto)
     onnx.checker.check_model(proto)
     return onnx.shape_inference.infer_shapes(proto)
 
 
-def exported_small_graph(**options) -> onnx.ModelProto:
-    """`small_graph` with the metadata that m2h-deploy export writes, so that bundles are built of it."""
-    proto = small_graph(**options)
+def set_metadata(proto: onnx.ModelProto, key: str, value: str | None) -> None:
+    """Change one entry of the metadata as another tool might, or remove it."""
+    kept = [entry for entry in proto.metadata_props if entry.key != key]
     del proto.metadata_props[:]
-    entries = {
-        "m2h.variant": "small",
-        "m2h.config": json.dumps({"min_depth": 1e-3, "max_depth": 10.0, "num_classes": 4}),
-        "m2h.weights_sha256": "0" * 64,
-        "m2h.tasks": "depth,semantics",
-        "m2h.normalization": PRESETS["published"].to_json(),
-        "m2h.classes": default_classes(4).model_dump_json(),
-        "m2h.form": "deploy",
-        "m2h.windows": "standard",
-    }
-    for key, value in entries.items():
+    proto.metadata_props.extend(kept)
+    if value is not None:
         proto.metadata_props.add(key=key, value=value)
-    return proto
 
 
 def _node(operator: str, inputs: list[str], output: str, name: str, **attributes) -> onnx.NodeProto:

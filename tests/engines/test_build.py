@@ -21,14 +21,14 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.model import load_checkpoint, save_checkpoint
 from m2h_deploy.sinks.files import write_prediction
 from tests.commands import refused
-from tests.engines.graphs import exported_small_graph
+from tests.engines.graphs import small_graph
 from tests.networks import random_network
 
 
 @pytest.fixture
 def small(tmp_path) -> Path:
     path = tmp_path / "small.onnx"
-    onnx.save(exported_small_graph(), path)
+    onnx.save(small_graph(), path)
     return path
 
 
@@ -39,7 +39,7 @@ def no_work(monkeypatch) -> None:
     def load(path):
         raise AssertionError("the graph was loaded before the mistake was found")
 
-    monkeypatch.setattr(engines.build, "load_graph", load)
+    monkeypatch.setattr(engines.build, "read_onnx", load)
 
 
 def refused_build(source: Path, out: Path, **options) -> str:

@@ -14,12 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines import Lowering, build_bundle
 from m2h_deploy import CheckFailed, Runtime
-from m2h_deploy.bundle.manifest import load_bundle
+from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.errors import install_extra
-from m2h_deploy.onnx_graph.info import LOWERED, PRECISION, graph_precision, read_precision, set_metadata
+from m2h_deploy.onnx_graph.precision import graph_precision, read_precision
 from m2h_deploy.parity.reference import open_reference
 from tests.commands import command_without, refused
-from tests.engines.graphs import SIDE, exported_small_graph, small_graph
+from tests.engines.graphs import SIDE, set_metadata, small_graph
 
 
 def with_node(*node, **attributes) -> onnx.ModelProto:
@@ -83,7 +83,7 @@ def test_types_that_no_bundle_has_are_named(kind, name):
 
 def test_metadata_that_says_another_precision_is_a_contradiction():
     proto = with_half_weights()
-    set_metadata(proto, PRECISION, "int8")
+    set_metadata(proto, "m2h.precision", "int8")
     said = refused(read_precision, proto, "m.onnx")
     assert "m.onnx is fp16" in said
     assert "says int8" in said
@@ -92,7 +92,7 @@ def test_metadata_that_says_another_precision_is_a_contradiction():
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "small.onnx"
-    onnx.save(exported_small_graph(), path)
+    onnx.save(small_graph(), path)
     return path
 
 
@@ -204,8 +204,8 @@ def test_a_lowered_graph_is_no_reference(lowered):
 def foreign(lowered, tmp_path) -> Path:
     """The lowered graph as another tool would have left it."""
     proto = onnx.load(lowered[2])
-    set_metadata(proto, LOWERED, None)
-    set_metadata(proto, PRECISION, None)
+    set_metadata(proto, "m2h.lowered", None)
+    set_metadata(proto, "m2h.precision", None)
     onnx.save(proto, tmp_path / "foreign.onnx")
     return tmp_path / "foreign.onnx"
 
@@ -232,7 +232,7 @@ def test_without_a_self_test_onnx_runtime_is_needed_and_named(foreign, tmp_path)
 @pytest.mark.parametrize("text", ["", "{}", "[" * 5000, json.dumps({"self_test": None, "lowering": {}})])
 def test_damaged_metadata_is_one_line(lowered, text, tmp_path):
     proto = onnx.load(lowered[2])
-    set_metadata(proto, LOWERED, text)
+    set_metadata(proto, "m2h.lowered", text)
     onnx.save(proto, tmp_path / "damaged.onnx")
     assert "metadata is damaged (m2h.lowered" in refused(build_bundle, tmp_path / "damaged.onnx", tmp_path / "bundle")
 

@@ -168,7 +168,7 @@ def shared() -> Shared:
 
 def export_unchecked(model: M2H, path: Path, monkeypatch, *, height: int, width: int, form: str) -> Path:
     monkeypatch.setattr("export.exporter.check_export", lambda *_, **__: CheckReport(()))
-    return export_onnx(model, path, height=height, width=width, form=form)
+    return export_onnx(model, path, height=height, width=width, form=form).path
 
 
 @pytest.mark.slow
@@ -206,7 +206,7 @@ def test_a_block_rounded_to_half_is_reported_and_within_the_limits_of_fp16(block
     rounded = copy.deepcopy(model)
     with torch.no_grad():
         round_to_half(rounded, block)
-    report = check_against(references, export_onnx(rounded, tmp_path / "m.onnx", height=112, width=98))
+    report = check_against(references, export_onnx(rounded, tmp_path / "m.onnx", height=112, width=98).path)
     assert not report.passed
     assert all(row.difference.mean_error < LEAST_LOW_TOLERANCE for row in report.differences)
     assert all(row.difference.psnr > Gates().psnr for row in report.differences)

@@ -238,7 +238,7 @@ def test_the_model_is_left_as_it_is(tiny_model):
 
 def test_impossible_sizes_are_refused(tiny_model):
     with pytest.raises(M2HError, match="must be at least 1"):
-        to_deploy(tiny_model, 0, 14)
+        to_deploy(tiny_model, height=0, width=14)
 
 
 def published(network: str, folder):

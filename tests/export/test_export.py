@@ -86,7 +86,7 @@ def test_the_static_form_computes_the_same(tiny_model):
 def functions_onnx(tiny_model, tmp_path_factory):
     """Windows as functions, batch free: 10 x 12 maps do not fill 7 x 7 windows."""
     path = tmp_path_factory.mktemp("functions") / "f.onnx"
-    return export_onnx(tiny_model, path, height=112, width=140, windows="functions", dynamic_batch=True)
+    return export_onnx(tiny_model, path, height=112, width=140, windows="functions", dynamic_batch=True).path
 
 
 def test_windows_as_functions_give_the_same_numbers(tiny_onnx, functions_onnx):
@@ -119,7 +119,9 @@ def test_a_free_batch_gives_each_frame_what_it_gives_alone(functions_onnx):
 
 
 def test_dropped_tasks_leave_no_trace(tiny_model, tmp_path):
-    path = export_onnx(tiny_model, tmp_path / "d.onnx", height=56, width=56, tasks=["semantics", "depth"], opset=18)
+    path = export_onnx(
+        tiny_model, tmp_path / "d.onnx", height=56, width=56, tasks=["semantics", "depth"], opset=18
+    ).path
     proto = onnx.load(path)
     assert [output.name for output in proto.graph.output] == ["depth", "semantics"]
     assert not [t.name for t in proto.graph.initializer if t.name.startswith(("heads.edges", "heads.normals"))]
@@ -141,6 +143,8 @@ def test_a_failed_check_leaves_no_file(tiny_model, tmp_path, monkeypatch):
     with pytest.raises(CheckFailed) as error:
         export_onnx(tiny_model, tmp_path / "m.onnx", height=28, width=28, tasks=["edges"])
     assert error.value.exit_code == 1
+    assert not error.value.report.passed
+    assert error.value.report.differences
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from m2h_deploy import M2HError
-from m2h_deploy.bundle.manifest import MANIFEST, check_bundle_place, load_bundle
+from m2h_deploy.bundle.folder import MANIFEST, check_bundle_place, load_bundle
 from m2h_deploy.files.atomic import check_folder, library_path, scratch_folder, whole_file, whole_folder, write_bytes
 from tests.commands import environment, m2h, one_line, shell_with_mounts
 

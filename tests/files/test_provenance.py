@@ -41,7 +41,7 @@ def write(folder: Path, prediction: Prediction, classes) -> list[Path]:
 
 @pytest.fixture
 def classes(tiny_bundle):
-    from m2h_deploy.bundle.manifest import load_bundle
+    from m2h_deploy.bundle.folder import load_bundle
 
     return load_bundle(tiny_bundle).manifest.classes
 

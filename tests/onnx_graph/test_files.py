@@ -15,10 +15,9 @@ from engines import build_bundle
 from engines.inspect.inspect import inspect
 from engines.precision.convert import to_fp16
 from m2h_deploy import Runtime
-from m2h_deploy.bundle.manifest import file_sha256, load_bundle
+from m2h_deploy.bundle.folder import file_sha256, load_bundle
 from m2h_deploy.errors import M2HError
 from m2h_deploy.onnx_graph.files import as_single_file, external_files, onnx_sha256, read_onnx
-from m2h_deploy.onnx_graph.info import load_graph
 from m2h_deploy.packaging.mono_hydra import package_mono_hydra
 from m2h_deploy.parity.locate import locate
 from m2h_deploy.parity.reference import open_reference
@@ -44,7 +43,7 @@ def same_weights(a: onnx.ModelProto, b: onnx.ModelProto) -> bool:
 def test_the_graph_is_read_whole(external, tiny_onnx, tmp_path):
     assert external_files(external) == [external.parent / "e.data"]
     assert external_files(tiny_onnx) == []
-    assert same_weights(load_graph(external), onnx.load(tiny_onnx))
+    assert same_weights(read_onnx(external), onnx.load(tiny_onnx))
     single = as_single_file(external, tmp_path / "single")
     shutil.move(external.parent / "e.data", tmp_path / "gone")
     assert same_weights(onnx.load(single), onnx.load(tiny_onnx))
@@ -97,9 +96,9 @@ def test_links_to_weights_are_followed(external, tiny_onnx, tmp_path):
     hub.mkdir()
     for file in external.parent.iterdir():
         (hub / file.name).symlink_to(file)
-    assert same_weights(load_graph(hub / "e.onnx"), onnx.load(tiny_onnx))
+    assert same_weights(read_onnx(hub / "e.onnx"), onnx.load(tiny_onnx))
     os.link(external.parent / "e.data", tmp_path / "second name")
-    assert same_weights(load_graph(external), onnx.load(tiny_onnx))
+    assert same_weights(read_onnx(external), onnx.load(tiny_onnx))
 
 
 def test_the_digest_is_of_the_weights_too(external, tiny_onnx):
@@ -166,6 +165,6 @@ def test_weights_among_the_inputs_are_no_inputs(tiny_onnx, tmp_path):
     for tensor in proto.graph.initializer:
         proto.graph.input.insert(0, helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     onnx.save(proto, tmp_path / "listed.onnx")
-    assert [value.name for value in load_graph(tmp_path / "listed.onnx").graph.input] == ["image"]
+    assert [value.name for value in read_onnx(tmp_path / "listed.onnx").graph.input] == ["image"]
     manifest = build_bundle(tmp_path / "listed.onnx", tmp_path / "bundle").manifest
     assert manifest.input.name == "image"

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines import build_bundle
 from export.raw_pixels import Sensor, add_sensor
-from m2h_deploy.bundle.manifest import load_bundle
+from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.errors import M2HError
 from m2h_deploy.packaging.mono_hydra import package_mono_hydra
 from m2h_deploy.parity.locate import locate

@@ -12,7 +12,7 @@ import yaml
 
 from m2h_deploy import M2HError, Runtime
 from m2h_deploy.data.rooms.render import render_room
-from m2h_deploy.onnx_graph.info import read_card
+from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.packaging.mono_hydra import node_input, package_mono_hydra
 from m2h_deploy.runtime.preprocess import PRESETS
 from tests.commands import done
@@ -67,7 +67,7 @@ def test_the_parameters_are_the_node_s_defaults_where_its_launch_files_set_nothi
 
 def test_the_file_says_itself_how_it_is_normalized_now(packaged):
     path = packaged / "m2h.onnx"
-    assert read_card(onnx.load(path), path).normalization == PRESETS["imagenet"]
+    assert GraphInfo.read(onnx.load(path), path).normalization == PRESETS["imagenet"]
 
 
 def test_a_graph_that_the_node_cannot_take_is_refused(tiny_onnx, tmp_path):

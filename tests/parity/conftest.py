@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from m2h_deploy.bundle.manifest import file_sha256, load_bundle, write_manifest
+from m2h_deploy.bundle.folder import file_sha256, load_bundle, write_manifest
 
 Damage = Callable[[str], Path]
 

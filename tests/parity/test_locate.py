@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from m2h_deploy.bundle.manifest import load_bundle
+from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.bundle.self_test import pattern
 from m2h_deploy.errors import M2HError
 from m2h_deploy.parity import draw_errors, locate, locate_in_bundle

@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
-from m2h_deploy.bundle.manifest import load_bundle
+from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.data.nyuv2_writer import write_multitask_folder
 from m2h_deploy.data.rooms.render import Rooms
 from m2h_deploy.errors import M2HError

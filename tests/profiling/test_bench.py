@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from m2h_deploy import M2HError
-from m2h_deploy.bundle.manifest import load_bundle, write_manifest
+from m2h_deploy.bundle.folder import load_bundle, write_manifest
 from m2h_deploy.errors import install_extra
 from m2h_deploy.profiling import BenchSettings, bench, to_json, write_csv
 from m2h_deploy.profiling.layers import BlockCost

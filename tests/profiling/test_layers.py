@@ -8,8 +8,8 @@ import pytest
 
 from engines import build_bundle
 from m2h_deploy.blocks import blocks_in
-from m2h_deploy.bundle.manifest import load_bundle
-from m2h_deploy.onnx_graph.info import load_graph
+from m2h_deploy.bundle.folder import load_bundle
+from m2h_deploy.onnx_graph.files import read_onnx
 from m2h_deploy.profiling.layers import (
     RUNS,
     BlockCost,
@@ -36,7 +36,7 @@ def test_every_block_of_the_graph_has_a_time(bundle, tiny_onnx):
     profile = summarize_layers("tiny", runs)
     assert profile.runs == len(runs) == RUNS
     found = {block.block: block for block in profile.blocks}
-    computing = {block for block in blocks_in(load_graph(tiny_onnx)) if block not in ("unknown", "network")}
+    computing = {block for block in blocks_in(read_onnx(tiny_onnx)) if block not in ("unknown", "network")}
     assert computing <= set(found)
     assert set(found) <= {*computing, "network"}
     assert all(found[block].milliseconds > 0 for block in computing)

@@ -14,9 +14,9 @@ from engines.inspect.inspect import inspect, render
 from engines.precision.raw_pixels import put_network, take_network
 from export import Sensor, add_sensor
 from m2h_deploy import CheckFailed, M2HError, Runtime
-from m2h_deploy.bundle.manifest import load_bundle
+from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.data.rooms.render import Rooms, render_room
-from m2h_deploy.runtime.raw_pixels import bgr_to_nv12
+from m2h_deploy.runtime.preprocess import bgr_to_nv12
 
 CAMERA = (160, 120)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from m2h_deploy import CheckFailed, M2HError, Runtime
-from m2h_deploy.bundle.manifest import Bundle, load_bundle
+from m2h_deploy.bundle.folder import Bundle, load_bundle
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.runtime.postprocess import Postprocess
 from m2h_deploy.runtime.preprocess import PRESETS, Normalization, Preprocess

@@ -165,7 +165,7 @@ def small_onnx(tiny_model, tmp_path_factory) -> Path:
     from export import export_onnx
 
     path = tmp_path_factory.mktemp("small") / "small.onnx"
-    return export_onnx(tiny_model, path, height=56, width=70, dynamic_batch=True)
+    return export_onnx(tiny_model, path, height=56, width=70, dynamic_batch=True).path
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from m2h_deploy.bundle.manifest import OutputSpec, SensorInfo, load_bundle, write_manifest
+from m2h_deploy.bundle.folder import load_bundle, write_manifest
+from m2h_deploy.bundle.manifest import OutputSpec, SensorInfo
 from m2h_deploy.errors import M2HError
 from m2h_deploy.packaging.triton import RepositoryOptions, protobuf_text, write_repository
 from tests.serving.conftest import PATIENCE, free_ports

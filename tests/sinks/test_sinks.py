@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from m2h_deploy import M2HError, Prediction
-from m2h_deploy.bundle.manifest import load_bundle
+from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.camera import intrinsics_of_view, parse_intrinsics
 from m2h_deploy.data.frame import Frame
 from m2h_deploy.data.rooms.render import render_room

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from m2h_deploy import M2HError, Runtime
-from m2h_deploy.bundle.manifest import load_bundle
+from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.sources import Skipped, Source, SourceFrame, without_password
 from m2h_deploy.stream.stream import Stream

@@ -80,12 +80,12 @@ def test_the_layers_are_those_that_the_int8_build_quantizes(tmp_path: Path) -> N
     pytest.importorskip("modelopt.onnx.quantization", exc_type=ImportError)
     from engines.precision.quantization import QuantPolicy, chosen_layers
     from export import export_onnx
+    from m2h_deploy.onnx_graph.files import read_onnx
     from m2h_deploy.onnx_graph.functions import inline_functions
-    from m2h_deploy.onnx_graph.info import load_graph
 
     model = small_network()
     proto, _ = inline_functions(
-        load_graph(export_onnx(model, tmp_path / "m.onnx", height=42, width=42, form="reference"))
+        read_onnx(export_onnx(model, tmp_path / "m.onnx", height=42, width=42, form="reference").path)
     )
     chosen = set(chosen_layers(proto, QuantPolicy()))
     # A unit that two maps share is one module and two nodes with one weight.

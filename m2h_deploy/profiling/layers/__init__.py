@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.blocks import UNKNOWN, block_of
-from m2h_deploy.bundle.manifest import Bundle
+from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.errors import M2HError
 from m2h_deploy.profiling.roofline import Roofline
 

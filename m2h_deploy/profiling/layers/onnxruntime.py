@@ -11,7 +11,7 @@ import numpy as np
 
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.onnxruntime import open_session
-from m2h_deploy.bundle.manifest import Bundle
+from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.causes import reason
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import scratch_folder

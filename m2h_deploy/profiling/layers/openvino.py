@@ -9,7 +9,7 @@ import openvino as ov
 
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.openvino import compile_ir, reason
-from m2h_deploy.bundle.manifest import Bundle
+from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.errors import M2HError
 from m2h_deploy.profiling.layers import LayerTime, Run
 

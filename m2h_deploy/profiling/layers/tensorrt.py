@@ -10,7 +10,7 @@ from typing import Any
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.tensorrt import TensorRTBackend
 from m2h_deploy.backends.tensorrt_api import load_tensorrt
-from m2h_deploy.bundle.manifest import Bundle
+from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.profiling.layers import LayerTime, Run
 
 #: How TensorRT marks the graph's nodes in what it tells of a layer.

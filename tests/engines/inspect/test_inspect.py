@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engines.inspect.inspect import compare, inspect, render, render_comparison
 from engines.precision.convert import to_fp16
-from m2h_deploy.bundle.manifest import file_sha256, load_bundle, write_manifest
+from m2h_deploy.bundle.folder import file_sha256, load_bundle, write_manifest
 from m2h_deploy.model import build_model
 from m2h_deploy.profiling.costs import node_costs, total, uncounted
 from tests.engines.graphs import SIDE, quantize_elsewhere, small_graph
@@ -70,7 +70,7 @@ def test_a_network_computes_what_pytorch_counts(tiny_onnx, tiny_model, tmp_path)
     if report["metadata"]["m2h.form"] != "reference":
         from export import export_onnx
 
-        report = inspect(export_onnx(tiny_model, tmp_path / "r.onnx", height=112, width=140, form="reference"))
+        report = inspect(export_onnx(tiny_model, tmp_path / "r.onnx", height=112, width=140, form="reference").path)
     with torch.device("meta"):
         model = build_model("m2h-tiny").eval()
         image = torch.zeros(1, 3, 112, 140)

@@ -86,12 +86,12 @@ def test_fp16_keeps_reductions_the_depth_output_and_unit_normals_in_float32(fp16
     assert producers["depth"].op_type != "Cast", "depth is computed in float32 up to the output"
 
 
-def test_fp16_keeps_inputs_outputs_and_the_model_card(fp16, tiny_onnx):
+def test_fp16_keeps_inputs_outputs_and_the_metadata(fp16, tiny_onnx):
     before, after = onnx.load(tiny_onnx), onnx.load(fp16[0])
     assert io_types(after) == {TensorProto.FLOAT}
     assert [value.name for value in after.graph.output] == [value.name for value in before.graph.output]
-    cards = [{entry.key: entry.value for entry in proto.metadata_props} for proto in (before, after)]
-    assert cards[1] == cards[0] | {"m2h.precision": "fp16"}
+    entries = [{entry.key: entry.value for entry in proto.metadata_props} for proto in (before, after)]
+    assert entries[1] == entries[0] | {"m2h.precision": "fp16"}
 
 
 def test_fp16_is_within_40_decibels_of_float32_on_frames_it_was_not_tuned_on(fp16):
@@ -129,7 +129,7 @@ def test_int8_of_the_shipped_network_passes_the_gate_of_verify(tmp_path):
     from m2h_deploy.data.rooms.render import Rooms
     from m2h_deploy.model import load_checkpoint
 
-    model = export_onnx(load_checkpoint("m2h-tiny"), tmp_path / "tiny.onnx", height=224, width=224)
+    model = export_onnx(load_checkpoint("m2h-tiny"), tmp_path / "tiny.onnx", height=224, width=224).path
     preprocess = Preprocess(PRESETS["published"], 224, 224)
     rooms = select_frames([preprocess(room.image).copy() for room in Rooms(12, 4)], count=8)
     report = to_int8(model, tmp_path / "int8.onnx", calibration=Calibration(rooms, "max"))
@@ -149,7 +149,7 @@ def published(request, shared, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     weights = {name: torch.from_numpy(value) for name, value in filler.weights(request.param).items()}
     torch.save(weights, folder / "checkpoint.pt")
-    source = export_onnx(load_checkpoint(folder / "checkpoint.pt"), folder / "m.onnx")
+    source = export_onnx(load_checkpoint(folder / "checkpoint.pt"), folder / "m.onnx").path
     preprocess = Preprocess(PRESETS["published"], 224, 224)
     pictures = sorted((shared / "nyuv2_frames").glob("*.jpg"))
     return source, tuple(preprocess(cv2.imread(str(path))).copy() for path in pictures)

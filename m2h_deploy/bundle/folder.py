@@ -1,0 +1,182 @@
+"""Load, check, write and replace bundles on disk. The format is described in `m2h_deploy.bundle.manifest`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from m2h_deploy.bundle.manifest import SCHEMA_VERSION, Manifest, first_problem, inconsistency
+from m2h_deploy.causes import MachineError, failure, reason
+from m2h_deploy.errors import M2HError, first_line
+from m2h_deploy.files.atomic import check_whole_folder, is_temporary, whole_folder, write_text
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose manifest was read and whose files were checked."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def engine_file(self) -> Path:
+        return self.path / self.manifest.engine.file
+
+
+def load_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Read and check the bundle at `path`: schema version, manifest, file names, sha256 sums.
+
+    Raises M2HError that names the file or field that does not fit.
+    """
+    path = Path(path)
+    manifest = _read_manifest(path)
+    for name, expected in manifest.files.items():
+        _check_file(path, name, expected)
+    unnamed = _unnamed(path, manifest)
+    if unnamed:  # an engine could read it, and nobody vouches for it
+        raise M2HError(f"{path}: {unnamed[0]} is not named in the manifest; a bundle holds nothing else")
+    return Bundle(path, manifest)
+
+
+def _unnamed(path: Path, manifest: Manifest) -> list[str]:
+    """What the bundle's folder holds beside it, but for a manifest that another process is writing."""
+    names = (entry.name for entry in path.iterdir() if entry.name not in {MANIFEST, *manifest.files})
+    return sorted(name for name in names if not is_temporary(name, MANIFEST))
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    if not path.is_dir() or not file.is_file():
+        raise M2HError(f"{path} is not a bundle: no {MANIFEST} in it; make one with m2h-deploy build")
+    try:
+        if file.stat().st_size > 16_000_000:
+            raise M2HError(f"{file} is too large for a manifest")
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        damaged = f"{file} is not readable JSON ({first_line(error)}): build or copy the bundle again"
+        raise failure(error, f"cannot read {file}", damaged) from None
+    if not isinstance(content, dict):
+        raise M2HError(f"{file} is not a manifest: expected a JSON object")
+    version = content.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise M2HError(f"{file} has schema version {version}, newer than {SCHEMA_VERSION}: upgrade m2h-deploy")
+    try:
+        manifest = Manifest.model_validate(content)
+    except (ValidationError, RecursionError) as error:
+        raise M2HError(f"{file}: {first_problem(error)}") from None
+    problem = inconsistency(manifest)
+    if problem is not None:
+        raise M2HError(f"{file}: {problem}: build the bundle again")
+    return manifest
+
+
+def _check_file(folder: Path, name: str, expected: str) -> None:
+    file = folder / name
+    if not file.is_file():
+        raise M2HError(f"{folder}: {name} is missing; build or copy the bundle again")
+    if file.resolve().parent != folder.resolve():
+        raise M2HError(f"{folder}: {name} leads out of the bundle's folder")
+    try:
+        found = file_sha256(file)
+    except OSError as error:
+        raise MachineError(f"cannot read {file}: {reason(error)}") from None
+    if found != expected:
+        raise M2HError(f"{folder}: {name} does not have the manifest's sha256 (damaged, exchanged?): build it again")
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def check_outside(bundle_path: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
+    """`target`, absolute. Raises M2HError where it lies in the bundle, which holds nothing but its own files."""
+    path = Path(target).resolve()
+    if path.is_relative_to(Path(bundle_path).resolve()):
+        raise M2HError(f"{target} lies in the bundle {bundle_path}, which holds nothing else: choose another place")
+    return path
+
+
+def copy_bundle(bundle: Bundle, target: Path) -> None:
+    """Copy the manifest and the files that it names to the new folder `target`."""
+    target.mkdir()
+    for name in (MANIFEST, *bundle.manifest.files):
+        shutil.copyfile(bundle.path / name, target / name)
+
+
+@contextmanager
+def new_bundle_folder(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder that becomes `out_dir` when the block ends well, and vanishes when it does not.
+
+    An existing bundle at `out_dir` is replaced as a whole, and comes back if that fails. Any other folder or file is
+    refused, and so is a bundle with files that its manifest does not name: they are somebody's.
+    """
+    out = check_bundle_place(out_dir)
+    with whole_folder(out, replace=True, last=MANIFEST) as temporary:
+        yield temporary
+
+
+def check_bundle_place(out_dir: str | os.PathLike[str], *sources: str | os.PathLike[str]) -> Path:
+    """Return `out_dir`, absolute. Raises M2HError where no bundle can be built there: before the work.
+
+    `sources` are files that the build reads: a bundle that holds one of them is not replaced.
+    """
+    out = Path(out_dir).resolve()
+    _check_replaceable(out)
+    for source in sources:
+        if Path(source).resolve().is_relative_to(out):
+            raise M2HError(f"{source} lies in {out}, which would be replaced: choose another place")
+    return check_whole_folder(out, replace=True)
+
+
+def _check_replaceable(out: Path) -> None:
+    held = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else None
+    if not out.exists() or held == []:
+        return
+    if not (out / MANIFEST).is_file():
+        holds = f" (it holds {held[0]})" if held else ""
+        raise M2HError(f"{out} exists and is not a bundle{holds}: choose another place")
+    try:
+        others = _unnamed(out, _read_manifest(out))
+    except M2HError as error:
+        raise M2HError(f"{error}; to build in its place, remove {out} first") from None
+    if others:
+        raise M2HError(
+            f"{out} holds {others[0]}, which its manifest does not name: choose another place or move it out"
+        )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` in one step: a reader sees the old one or the new one."""
+    write_text(folder / MANIFEST, manifest.model_dump_json(indent=2))
+
+
+def record_result(
+    bundle: Bundle, *, parity: dict[str, Any] | None = None, latency: dict[str, Any] | None = None
+) -> Bundle:
+    """The bundle with a parity or latency result in its manifest, on disk too.
+
+    What else was recorded meanwhile stays. Raises M2HError where the folder holds another engine by now.
+    """
+    updates = {key: value for key, value in (("parity", parity), ("latency", latency)) if value is not None}
+    present = _read_manifest(bundle.path)
+    if present.files != bundle.manifest.files:
+        raise M2HError(f"{bundle.path} was built again meanwhile: the result is of the engine before, and not recorded")
+    manifest = present.model_copy(update=updates)
+    write_manifest(bundle.path, manifest)
+    return Bundle(bundle.path, manifest)

@@ -1,0 +1,40 @@
+"""Change ONNX graphs: nodes, names of values, initializers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import onnx
+
+
+def copy_of(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of `proto` that can be changed."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    return copy
+
+
+def replace_nodes(proto: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Put `nodes` in the place of the graph's nodes."""
+    kept = list(nodes)
+    del proto.graph.node[:]
+    proto.graph.node.extend(kept)
+
+
+def rename_values(proto: onnx.ModelProto, names: Mapping[str, str]) -> None:
+    """Rename the values of the graph that are keys of `names`: inputs, outputs, weights and what nodes compute."""
+    graph = proto.graph
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for value in (*graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        value.name = names.get(value.name, value.name)
+
+
+def drop_unused_initializers(proto: onnx.ModelProto) -> None:
+    """Remove constants that no node and no output needs."""
+    used = {name for node in proto.graph.node for name in node.input}
+    used.update(value.name for value in proto.graph.output)
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)

@@ -1,0 +1,90 @@
+"""Read the precision of an ONNX graph off its nodes and weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import onnx
+
+from m2h_deploy.errors import M2HError
+from m2h_deploy.onnx_graph.info import PRECISION, metadata_of
+
+
+def default_opset(proto: onnx.ModelProto) -> int:
+    """Version of the standard operators that the graph uses."""
+    return next((opset.version for opset in proto.opset_import if opset.domain == ""), 0)
+
+
+#: Operators of quantized graphs: Q/DQ, and those that compute in integers.
+_INT8_OPERATORS = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "ConvInteger",
+        "MatMulInteger",
+    }
+)
+
+_HALF = onnx.TensorProto.FLOAT16
+#: Types that a graph may compute in beside `_HALF`. Whole numbers are indices, shapes, pixels and labels.
+_PLAIN = frozenset(
+    onnx.TensorProto.DataType.Value(name)
+    for name in (
+        "UNDEFINED", "FLOAT", "DOUBLE", "BOOL", "STRING",
+        "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64",
+    )
+)  # fmt: skip
+
+
+def graph_precision(proto: onnx.ModelProto, path: str | os.PathLike[str] = "the graph") -> str:
+    """`int8`, `fp16` or `fp32`: the precision that a strongly typed graph has, whatever its metadata says.
+
+    Q/DQ makes it int8; a weight, constant, cast, input or output of float16 makes it fp16. Raises M2HError on types
+    that no bundle has, such as bfloat16 or float8.
+    """
+    types = set(_element_types(proto))
+    if others := sorted(onnx.TensorProto.DataType.Name(kind).lower() for kind in types - _PLAIN - {_HALF}):
+        raise M2HError(f"{path} holds {', '.join(others)}: an engine is built of fp32, fp16 or int8 graphs")
+    if any(node.op_type in _INT8_OPERATORS for node in _all_nodes(proto)):
+        return "int8"
+    return "fp16" if _HALF in types else "fp32"
+
+
+def read_precision(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> str:
+    """The precision of a graph, as `graph_precision`. Raises M2HError where its metadata says another one."""
+    found, said = graph_precision(proto, path), metadata_of(proto).get(PRECISION)
+    if said is not None and said != found:
+        raise M2HError(
+            f"{path} is {found} by its nodes and weights, and its metadata says {said}: another tool has changed it; "
+            "convert the float32 file of m2h-deploy export again"
+        )
+    return found
+
+
+def _element_types(proto: onnx.ModelProto) -> Iterator[int]:
+    """Types of all inputs, outputs, weights, constants and casts."""
+    for value in (*proto.graph.input, *proto.graph.output):
+        yield value.type.tensor_type.elem_type
+    for tensor in proto.graph.initializer:
+        yield tensor.data_type
+    for node in _all_nodes(proto):
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                yield attribute.t.data_type
+            elif node.op_type == "Cast" and attribute.name == "to":
+                yield attribute.i
+            elif attribute.type == onnx.AttributeProto.GRAPH:
+                yield from (tensor.data_type for tensor in attribute.g.initializer)
+
+
+def _all_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Nodes of the graph, of its functions, and of the branches and loops inside of them."""
+    waiting = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting += [inner for attribute in node.attribute for inner in attribute.g.node]

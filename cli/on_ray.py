@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,17 +41,19 @@ def cluster_of(address: str | None, workers: int | None, threads: int | None, gp
 
 @dataclass(frozen=True)
 class Reporter:
-    """Where a job's progress goes."""
+    """Where the progress of many frames goes."""
 
-    advance: Any
-    complain: Any
+    advance: Callable[[int, int], None]
+    complain: Callable[[str, str], None]
+    stop: Callable[[], None]
+    """Take the bar away."""
 
 
 @contextmanager
-def reporting() -> Iterator[Reporter]:
-    """A bar on stderr for the length of a job; Ctrl-C is told how the job goes on."""
+def reporting(*, resumes: bool = True) -> Iterator[Reporter]:
+    """A bar on stderr; Ctrl-C is told how a job that resumes goes on."""
     with make_progress() as progress:
-        task = progress.add_task("starting", total=None)
+        task = progress.add_task("starting" if resumes else "frames", total=None)
 
         def advance(done: int, total: int) -> None:
             progress.update(task, description="frames", completed=done, total=total)
@@ -61,10 +63,11 @@ def reporting() -> Iterator[Reporter]:
             progress.console.print(text, style=style, markup=False, soft_wrap=True)
 
         try:
-            yield Reporter(advance, complain)
+            yield Reporter(advance, complain, progress.stop)
         except KeyboardInterrupt:
             progress.stop()
-            say("interrupted: what is done is kept, and the same command goes on from there", "yellow")
+            if resumes:
+                say("interrupted: what is done is kept, and the same command goes on from there", "yellow")
             raise
 
 

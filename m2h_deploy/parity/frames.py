@@ -39,13 +39,15 @@ class FrameRecord:
 
 @dataclass(frozen=True, eq=False)
 class BothSides:
-    """One frame through both: predictions, values to compare, how many of the engine's were not finite."""
+    """One frame through reference and engine."""
 
-    before: Prediction
-    expected: Outputs
-    after: Prediction
-    given: Outputs
-    bad: dict[str, int]
+    reference: Prediction
+    engine: Prediction
+    reference_outputs: Outputs
+    """The values to compare."""
+    engine_outputs: Outputs
+    nonfinite: dict[str, int]
+    """How many of the engine's were not finite; they are 0 here."""
 
 
 def choose_targets(manifest: Manifest, frame: Frame, source: Dataset) -> dict[str, Against]:
@@ -75,10 +77,10 @@ class Measurer:
         """Raises M2HError, naming the frame, when its labels do not fit its image."""
         return FrameRecord(
             printable(frame.name),
-            {name: tensor_sums(name, both.expected[name], both.given[name], both.bad[name])
+            {name: tensor_sums(name, both.reference_outputs[name], both.engine_outputs[name], both.nonfinite[name])
              for name in compared_outputs(self._manifest)},
-            {task.task: task.states(frame, both.before, both.after) for task in self._tasks},
-            {task.task: difference(task.task, both.before, both.after) for task in self._tasks},
+            {task.task: task.states(frame, both.reference, both.engine) for task in self._tasks},
+            {task.task: difference(task.task, both.reference, both.engine) for task in self._tasks},
             frame.derived,
         )  # fmt: skip
 
@@ -132,12 +134,12 @@ class _Plain:
         runtime = self._runtime
         tensor = runtime.preprocess(frame.image)
         outputs = self._reference.run(tensor)
-        expected = _finite_reference({task: outputs[task][0] for task in runtime.manifest.tasks}, frame)
+        reference = _finite_reference({task: outputs[task][0] for task in runtime.manifest.tasks}, frame)
         batch = runtime.manifest.input.batch or 1
         raw = runtime.backend.run(np.repeat(tensor, batch, axis=0) if batch > 1 else tensor)
-        given, bad = _finite({name: np.asarray(value[0], np.float32) for name, value in raw.items()})
-        before = runtime.postprocess(expected, frame.height, frame.width)
-        return BothSides(before, expected, runtime.postprocess(given, frame.height, frame.width), given, bad)
+        engine, nonfinite = _finite({name: np.asarray(value[0], np.float32) for name, value in raw.items()})
+        predicted, given = (runtime.postprocess(outputs, *frame.image.shape[:2]) for outputs in (reference, engine))
+        return BothSides(predicted, given, reference, engine, nonfinite)
 
 
 class _Sensor:
@@ -154,14 +156,14 @@ class _Sensor:
     def both(self, frame: Frame) -> BothSides:
         manifest = self._runtime.manifest
         image = frame.image
-        after = self._runtime(image)
+        engine = self._runtime(image)
         if manifest.input.layout == "NV12":
             image = nv12_to_bgr(bgr_to_nv12(image))
         outputs = self._reference.run(self._preprocess(image))
-        kept = _finite_reference({task: outputs[task][0] for task in manifest.tasks}, frame)
-        before = self._postprocess(kept, frame.height, frame.width)
-        given, bad = _finite(_maps(after))
-        return BothSides(before, _maps(before), dataclasses.replace(after, **_arrays(given)), given, bad)
+        finite = _finite_reference({task: outputs[task][0] for task in manifest.tasks}, frame)
+        reference = self._postprocess(finite, frame.height, frame.width)
+        maps, nonfinite = _finite(_maps(engine))
+        return BothSides(reference, dataclasses.replace(engine, **_arrays(maps)), _maps(reference), maps, nonfinite)
 
 
 def _finite_reference(outputs: Outputs, frame: Frame) -> Outputs:

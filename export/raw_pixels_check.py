@@ -18,6 +18,7 @@ from m2h_deploy.numerics import judge, judge_labels, perturbed
 from m2h_deploy.runtime.postprocess import Postprocess, Prediction
 from m2h_deploy.runtime.preprocess import Normalization, Preprocess
 from m2h_deploy.runtime.raw_pixels import bgr_to_nv12, nv12_to_bgr
+from m2h_deploy.tasks import task_of
 
 #: Units in the last place by which the two ways of preprocessing may differ.
 _ULPS = 4
@@ -92,7 +93,7 @@ def _compare(
     """Compare one output with the plain graph's; `run_plain(k)` is its result on the k-th rounding of the input."""
 
     def reference(index: int) -> np.ndarray:
-        return np.asarray(getattr(run_plain(index), "semantics" if name == "labels" else name))
+        return np.asarray(getattr(run_plain(index), task_of(name)))
 
     expected = reference(0)
     if value.shape != expected.shape:

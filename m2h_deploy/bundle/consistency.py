@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from m2h_deploy.bundle.manifest import Manifest, OutputSpec
-
-#: Channels of each task that do not depend on the classes.
-_CHANNELS = {"depth": 1, "normals": 3, "edges": 1}
+from m2h_deploy.tasks import TABLE, task_of
 
 #: Labels are uint8, and 255 is unlabeled.
 MAX_CLASSES = 255
@@ -124,18 +122,16 @@ def _input(manifest: Manifest) -> Iterator[str]:
 
 
 def _output(manifest: Manifest, spec: OutputSpec) -> Iterator[str]:
-    image = manifest.input
+    image, task = manifest.input, TABLE[task_of(spec.name)]
     if manifest.sensor is not None:
         # A sensor graph's results are finished arrays of the camera's size.
-        trailing = (3,) if spec.name == "normals" else ()
-        shape: tuple[int | None, ...] = (image.batch, image.height, image.width, *trailing)
+        shape: tuple[int | None, ...] = (image.batch, image.height, image.width, *task.components)
         if spec.shape != shape:
             yield f"shape {_words(spec.shape)}, expected {_words(shape)}"
         return
     if spec.name == "labels" or spec.dtype not in ("float32", "float16"):
         yield "only a sensor graph gives labels and whole numbers"
-    channels = _CHANNELS.get(spec.name, len(manifest.classes.names))
-    shape = (image.batch, channels, image.height, image.width)
+    shape = (image.batch, task.channels or len(manifest.classes.names), image.height, image.width)
     if spec.shape != shape:
         yield f"shape {_words(spec.shape)}, expected {_words(shape)}"
 

@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from m2h_deploy.causes import MachineError, failure, reason
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import check_whole_folder, is_temporary, whole_folder, write_text
+from m2h_deploy.tasks import task_of
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -208,7 +209,7 @@ class Manifest(_Record):
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks that the outputs answer: depth, semantics (also as labels), normals, edges."""
-        return tuple("semantics" if spec.name == "labels" else spec.name for spec in self.outputs)
+        return tuple(task_of(spec.name) for spec in self.outputs)
 
 
 @dataclass(frozen=True)

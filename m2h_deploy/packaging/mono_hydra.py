@@ -30,12 +30,11 @@ from m2h_deploy.numerics import judge, perturbed
 from m2h_deploy.onnx_graph.info import LOWERED, ModelCard, load_graph, read_card, set_metadata
 from m2h_deploy.onnx_graph.interface import check_interface
 from m2h_deploy.runtime.preprocess import PRESETS, Normalization, Preprocess
+from m2h_deploy.tasks import TASKS
 
 #: What the node normalizes with where nobody says otherwise.
 NODE_PRESET = "imagenet"
 MODEL, PARAMETERS = "m2h.onnx", "m2h_onnx.yaml"
-
-_OUTPUTS = ("depth", "semantics", "normals", "edges")
 
 #: Units in the last place by which the node's normalization of an image differs from ours.
 _ULPS = 4
@@ -80,8 +79,8 @@ def _check_graph(proto: onnx.ModelProto, card: ModelCard, path: Path) -> tuple[i
     if card.sensor is not None:
         raise M2HError(f"{path} takes raw pixels, and Mono-Hydra's node normalizes itself: {again} without --sensor")
     outputs = tuple(value.name for value in proto.graph.output)
-    if outputs != _OUTPUTS:
-        raise M2HError(f"{path} gives {', '.join(outputs)}, expected {', '.join(_OUTPUTS)} in this order: {again}")
+    if outputs != TASKS:
+        raise M2HError(f"{path} gives {', '.join(outputs)}, expected {', '.join(TASKS)} in this order: {again}")
     values = (proto.graph.input[0], *proto.graph.output)
     if any(value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT for value in values):
         raise M2HError(f"{path} has inputs or outputs that are not float32: {again}")
@@ -132,7 +131,7 @@ def _compare(original: bytes, packaged: bytes, card: ModelCard, size: tuple[int,
         return _run(original, perturbed(tensor, index + 1, ulps=_ULPS), path)
 
     found = _run(packaged, node_input(image, *size), path)
-    for index, name in enumerate(_OUTPUTS):
+    for index, name in enumerate(TASKS):
         if not np.isfinite(expected[index]).all():
             raise M2HError(f"{path} gives NaN or infinity in {name}: its weights are damaged: export it again")
         difference = judge(found[index], expected[index], lambda k, index=index: run_original(k)[index])  # type: ignore[misc]
@@ -145,7 +144,7 @@ def _run(graph: bytes, tensor: NDArray[np.floating], path: Path) -> list[NDArray
 
     session = cpu_session(graph, str(path))
     try:
-        outputs: list[NDArray[Any]] = session.run(list(_OUTPUTS), {session.get_inputs()[0].name: tensor})
+        outputs: list[NDArray[Any]] = session.run(list(TASKS), {session.get_inputs()[0].name: tensor})
     except Exception as error:  # ONNX Runtime raises its own unexported types
         raise failure(error, f"ONNX Runtime cannot run {path}") from None
     return outputs

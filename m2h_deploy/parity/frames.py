@@ -21,6 +21,7 @@ from m2h_deploy.runtime.postprocess import Postprocess, Prediction
 from m2h_deploy.runtime.preprocess import preprocess_for
 from m2h_deploy.runtime.raw_pixels import bgr_to_nv12, nv12_to_bgr
 from m2h_deploy.runtime.runtime import Runtime
+from m2h_deploy.tasks import TABLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +93,7 @@ def compared_outputs(manifest: Manifest) -> list[str]:
 
 def output_unit(manifest: Manifest, name: str) -> str:
     """Name what the values of a compared output are: a sensor graph ends in probabilities, others in logits."""
-    units = {"depth": "m", "semantics": "logit", "normals": "unit vector", "edges": "logit"}
-    return "probability" if name == "edges" and manifest.sensor is not None else units[name]
+    return (TABLE[name].output if manifest.sensor is None else TABLE[name].result).quantity
 
 
 @dataclass

@@ -15,6 +15,7 @@ from m2h_deploy.bundle.manifest import Bundle
 from m2h_deploy.bundle.self_test import pattern
 from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError, missing_extra
+from m2h_deploy.tasks import TASKS
 
 if TYPE_CHECKING:
     import onnx
@@ -32,7 +33,6 @@ _FIRST_CHUNK, _CHUNK_BYTES = 24, 400_000_000
 
 _LAYER = re.compile(r"(?:^|/)((?:blocks|layers)\.\d+)(?=/|$)")
 _AROUND_LAYERS = {"backbone": ("embed", "stages"), "wmca": ("reduce", "expand")}
-_TASKS = ("depth", "semantics", "normals", "edges")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def block_of(value: str, *, after_layers: bool = False) -> str:
     and of WMCA is backbone.embed and wmca.reduce, and `after_layers` backbone.stages and wmca.expand. A network
     output belongs to its head.
     """
-    if value in _TASKS:
+    if value in TASKS:
         return f"heads.{value}"
     first, _, rest = value.lstrip("/").partition("/")
     if first not in _AROUND_LAYERS:
@@ -276,7 +276,7 @@ def _values_in_order(proto: onnx.ModelProto) -> Iterator[tuple[str, str, list[st
 
 
 def _blocks_of(proto: onnx.ModelProto) -> set[str]:
-    return {block for name, block, _ in _values_in_order(proto) if "/" in name or name in _TASKS}
+    return {block for name, block, _ in _values_in_order(proto) if "/" in name or name in TASKS}
 
 
 def _with_inputs(proto: onnx.ModelProto, errors: Mapping[str, float]) -> tuple[ValueDifference, ...]:

@@ -16,10 +16,9 @@ from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.files.atomic import library_path
 from m2h_deploy.runtime.preprocess import Normalization, normalization_of
+from m2h_deploy.tasks import TASKS
 
 Outputs = dict[str, NDArray[np.float32]]
-
-_TASKS = ("depth", "semantics", "normals", "edges")
 
 
 class Reference(Protocol):
@@ -59,7 +58,7 @@ class _TorchReference:
         self._model = load_checkpoint(path)
         self.description = f"PyTorch {torch.__version__}, float32, {self._model.config.variant}"
         self.weights_sha256 = weights_digest(self._model)
-        self.tasks: tuple[str, ...] = _TASKS
+        self.tasks: tuple[str, ...] = TASKS
 
     def run(self, image: NDArray[np.float32]) -> Outputs:
         with self._torch.inference_mode():
@@ -112,7 +111,7 @@ class _OnnxReference:
         self._input = given.name
         self._batch = given.shape[0] if isinstance(given.shape[0], int) else 1
         self._path = path
-        self.tasks = tuple(node.name for node in self._session.get_outputs() if node.name in _TASKS)
+        self.tasks = tuple(node.name for node in self._session.get_outputs() if node.name in TASKS)
         self.weights_sha256 = str(card["m2h.weights_sha256"])
         self.description = f"ONNX Runtime {ort.__version__}, float32 graph, {card.get('m2h.variant', 'M2H')}"
 

@@ -16,6 +16,7 @@ from m2h_deploy.bundle.manifest import InputSpec, Manifest
 from m2h_deploy.errors import M2HError
 from m2h_deploy.runtime.postprocess import Postprocess, Prediction, check_out, empty_prediction
 from m2h_deploy.runtime.preprocess import as_color_image
+from m2h_deploy.tasks import task_of
 
 
 def bgr_to_nv12(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -89,7 +90,7 @@ class SensorPostprocess:
 
         Written to the arrays of `out` where it is given, and else to new ones. Raises M2HError when `out` does not fit.
         """
-        tasks = ["semantics" if name == "labels" else name for name in outputs]
+        tasks = [task_of(name) for name in outputs]
         if out is None:
             out = empty_prediction(tasks, height, width)
         else:

@@ -18,6 +18,7 @@ from m2h_deploy.files.provenance import Kind, check_output, mark_npz, mark_png
 from m2h_deploy.runtime.postprocess import Prediction
 from m2h_deploy.sinks import Sink
 from m2h_deploy.sources import SourceFrame
+from m2h_deploy.tasks import TASKS
 from m2h_deploy.visualize.draw import draw_prediction
 
 
@@ -100,8 +101,7 @@ def encode_png(picture: NDArray) -> bytes:
 
 def encode_npz(prediction: Prediction) -> bytes:
     """Every output as the content of a compressed .npz file."""
-    tasks = ("depth", "semantics", "normals", "edges")
-    arrays = {task: value for task in tasks if (value := getattr(prediction, task)) is not None}
+    arrays = {task: value for task in TASKS if (value := getattr(prediction, task)) is not None}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()

@@ -134,12 +134,13 @@ class _Plain:
         runtime = self._runtime
         tensor = runtime.preprocess(frame.image)
         outputs = self._reference.run(tensor)
-        reference = _finite_reference({task: outputs[task][0] for task in runtime.manifest.tasks}, frame)
+        reference_outputs = _finite_reference({task: outputs[task][0] for task in runtime.manifest.tasks}, frame)
         batch = runtime.manifest.input.batch or 1
         raw = runtime.backend.run(np.repeat(tensor, batch, axis=0) if batch > 1 else tensor)
-        engine, nonfinite = _finite({name: np.asarray(value[0], np.float32) for name, value in raw.items()})
-        predicted, given = (runtime.postprocess(outputs, *frame.image.shape[:2]) for outputs in (reference, engine))
-        return BothSides(predicted, given, reference, engine, nonfinite)
+        engine_outputs, nonfinite = _finite({name: np.asarray(value[0], np.float32) for name, value in raw.items()})
+        reference = runtime.postprocess(reference_outputs, frame.height, frame.width)
+        engine = runtime.postprocess(engine_outputs, frame.height, frame.width)
+        return BothSides(reference, engine, reference_outputs, engine_outputs, nonfinite)
 
 
 class _Sensor:
@@ -162,8 +163,9 @@ class _Sensor:
         outputs = self._reference.run(self._preprocess(image))
         finite = _finite_reference({task: outputs[task][0] for task in manifest.tasks}, frame)
         reference = self._postprocess(finite, frame.height, frame.width)
-        maps, nonfinite = _finite(_maps(engine))
-        return BothSides(reference, dataclasses.replace(engine, **_arrays(maps)), _maps(reference), maps, nonfinite)
+        engine_outputs, nonfinite = _finite(_maps(engine))
+        engine = dataclasses.replace(engine, **_arrays(engine_outputs))
+        return BothSides(reference, engine, _maps(reference), engine_outputs, nonfinite)
 
 
 def _finite_reference(outputs: Outputs, frame: Frame) -> Outputs:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.app import JsonFlag, OverwriteFlag, app
-from cli.on_ray import GpusOption, RayOption, WorkersOption, cluster_of, run_on_ray
+from cli.on_ray import GpusOption, RayOption, WorkersOption, cluster_of, reporting, tell
 from m2h_deploy.console import make_progress, print_json, print_values, say
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import check_folder, make_folder
 
 if TYPE_CHECKING:
     from m2h_deploy import Runtime
+    from m2h_deploy.cluster import JobResult
     from m2h_deploy.predict import FrameOutcome
     from m2h_deploy.sinks import Sink
     from m2h_deploy.sources import Source
@@ -66,8 +67,13 @@ def run(
         raise M2HError("--npz is one of the files that --no-files leaves out: give one of the two")
     if cluster is not None:
         _refuse_with_ray(video, rerun, show=show, files=files)
-        run_on_ray(cluster, bundle, source, output, parquet=parquet, npz=npz, limit=limit, self_test=self_test,
-                   plugins=plugins or [], overwrite=overwrite, as_json=as_json)  # fmt: skip
+        from m2h_deploy.cluster import predict_folder
+
+        with reporting() as report:
+            job = predict_folder(bundle, source, output, cluster=cluster, parquet=parquet, npz=npz, limit=limit,
+                                 self_test=self_test, plugins=plugins or (), overwrite=overwrite,
+                                 progress=report.advance, complain=report.complain)  # fmt: skip
+        _give_job(job, output, as_json=as_json)
         return
     if parquet:
         raise M2HError("--parquet belongs to a job on Ray: give --ray local too")
@@ -101,6 +107,19 @@ def run(
         raise KeyboardInterrupt
     if failed:
         raise M2HError(f"{failed} of {summary.read} frames gave no result (named above)")
+
+
+def _give_job(job: JobResult, output: Path, *, as_json: bool) -> None:
+    """Print how a job on Ray went. Raises M2HError where frames gave no result."""
+    values = job.to_json() | {"output": str(output)}
+    if as_json:
+        print_json(values)
+    else:
+        tell(job)
+        print_values(values)
+    if job.failed:
+        count = job.frames + len(job.failed)
+        raise M2HError(f"{len(job.failed)} of {count} frames gave no result (named above)")
 
 
 def _refuse_with_ray(video: Path | None, rerun: Path | None, *, show: bool, files: bool) -> None:

@@ -14,7 +14,6 @@ from m2h_deploy.errors import CheckFailed, M2HError
 
 if TYPE_CHECKING:
     from m2h_deploy.bundle.manifest import Bundle
-    from m2h_deploy.cluster import RayExecutor
     from m2h_deploy.parity import LocateResult, VerifyResult
     from m2h_deploy.parity.verify import Locate
 
@@ -47,6 +46,7 @@ def verify(
     Earlier results of the same kind are replaced by --json, --junit and --html.
     """
     from m2h_deploy.bundle.manifest import check_outside
+    from m2h_deploy.cluster import RayExecutor
     from m2h_deploy.files.provenance import Kind, check_outputs
     from m2h_deploy.parity import Gates, LocalExecutor
     from m2h_deploy.parity import verify as compare
@@ -57,12 +57,8 @@ def verify(
     if work is not None and ray is None:
         raise M2HError("--work belongs to a job on Ray: give --ray local too")
     cluster = cluster_of(ray, workers, threads, gpus)
-    on_ray: RayExecutor | None = None
     with reporting(resumes=cluster is not None) as report:
-        if cluster is not None:
-            from m2h_deploy.cluster import RayExecutor
-
-            on_ray = RayExecutor(cluster, work, report.complain)
+        on_ray = None if cluster is None else RayExecutor(cluster, work, report.complain)
 
         def give(result: VerifyResult) -> None:
             report.stop()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from m2h_deploy.bundle.manifest import InputSpec
 from m2h_deploy.causes import failure
-from m2h_deploy.errors import M2HError, missing_extra
+from m2h_deploy.errors import M2HError, MissingExtra, missing_extra
 from m2h_deploy.files.atomic import library_path
 from m2h_deploy.runtime.preprocess import Normalization, normalization_of
 from m2h_deploy.tasks import TASKS
@@ -45,7 +45,7 @@ def open_reference(path: str | os.PathLike[str], spec: InputSpec, threads: int |
         return _TorchReference(path)
     except ModuleNotFoundError as error:
         missing = missing_extra(str(error.name), "export", f"the reference {path}")
-        raise M2HError(f"{missing}; or give the float32 .onnx file of the same export") from None
+        raise MissingExtra(f"{missing}; or give the float32 .onnx file of the same export") from None
 
 
 class _TorchReference:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.bundle.manifest import InputSpec, Manifest
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import ImageError
 from m2h_deploy.runtime.postprocess import Postprocess, Prediction, check_out, empty_prediction
 from m2h_deploy.runtime.preprocess import as_color_image
 from m2h_deploy.tasks import task_of
@@ -67,7 +67,7 @@ class SensorPreprocess:
     def _fill(self, image: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
         height, width = image.shape[:2]
         if (width, height) != self.size:
-            raise M2HError(
+            raise ImageError(
                 f"image: {width} x {height} pixels, this bundle takes the camera's {self.size[0]} x {self.size[1]}: "
                 f"export with --camera-size {width}x{height}, or without --sensor for any size"
             )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.causes import first_line
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import EngineTimeout, M2HError
 from m2h_deploy.runtime.postprocess import Prediction, Resolution, nonfinite_outputs
 from m2h_deploy.runtime.preprocess import preprocess_for
 from m2h_deploy.runtime.raw_pixels import postprocess_for
@@ -347,7 +347,7 @@ class Stream:
             if self._runtime.reopen is None:
                 continue  # nobody knows how to open another one: the stream goes on when this one comes back
             if self._restarts > MAX_RESTARTS:
-                raise M2HError(f"the engine was stuck {self._restarts} times in a row: it is given up")
+                raise EngineTimeout(f"the engine was stuck {self._restarts} times in a row: it is given up")
             fresh = self._runtime.replace_engine(engine)
             self._threads.remove(thread)  # closing does not wait for it
             self._record.count("restarts")

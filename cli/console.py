@@ -154,12 +154,3 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         else:
             rows.append((prefix + key, value))
     return rows
-
-
-def timing_summary(timings: list[dict[str, float]]) -> dict[str, Any]:
-    """Frames, mean milliseconds of each stage, frames a second; the first frame warms up and counts only alone."""
-    steady = timings[1:] or timings
-    if not steady:
-        return {"frames": 0}
-    means = {f"{stage}_ms": sum(t[stage] for t in steady) / len(steady) for stage in steady[0]}
-    return {"frames": len(timings), **means, "frames_per_second": 1000 / sum(means.values())}

@@ -14,6 +14,7 @@ from cli.app import JsonFlag, OverwriteFlag, app, needs
 from cli.console import err, out, print_json, say
 from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.files.provenance import check_output
+from m2h_deploy.tasks import TABLE, TASKS, task_of
 
 if TYPE_CHECKING:
     from export import CheckReport, Sensor
@@ -135,18 +136,15 @@ def make_sensor(
 
     given: dict[str, Any] = {"depth": depth} if depth is not None else {}
     if outputs is not None:
-        names = output_names(outputs)
-        given["outputs"] = tuple("labels" if name == "semantics" else name for name in names)
+        given["outputs"] = tuple(TABLE[name].result.name for name in output_names(outputs))
     return Sensor(parse_camera_size(camera_size or "640x480"), sensor.value, **given)
 
 
 def output_names(text: str) -> list[str]:
     """Tasks of a list such as `depth,labels`. Plain graphs give class scores, `semantics`, sensor graphs `labels`:
     both names are taken for both. Raises M2HError on others."""
-    from m2h_deploy.model.config import TASKS
-
     names = [name.strip() for name in text.split(",")]
-    tasks = ["semantics" if name == "labels" else name for name in names]
+    tasks = [task_of(name) for name in names]
     unknown = [name for name, task in zip(names, tasks, strict=True) if task not in TASKS]
     if unknown:
         raise M2HError(f"output '{unknown[0]}': choose from {', '.join(TASKS)}")

@@ -1,16 +1,15 @@
-"""What `run --ray` and `verify --ray` share: the options, progress, and what is said at the end."""
+"""What `run --ray` and `verify --ray` share: options, progress, and the line at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import make_progress, print_json, print_values, say
+from cli.console import make_progress, say
 from m2h_deploy.errors import M2HError
 
 if TYPE_CHECKING:
@@ -32,8 +31,7 @@ def cluster_of(address: str | None, workers: int | None, threads: int | None, gp
         if workers is not None or gpus:
             raise M2HError("--workers and --gpus belong to a job on Ray: give --ray local too")
         return None
-    from m2h_deploy.cluster import Cluster
-    from m2h_deploy.cluster.session import import_ray
+    from m2h_deploy.cluster.session import Cluster, import_ray
 
     import_ray()  # what is missing is said before anything is opened
     return Cluster(address, workers, threads or 1, gpus)
@@ -41,17 +39,19 @@ def cluster_of(address: str | None, workers: int | None, threads: int | None, gp
 
 @dataclass(frozen=True)
 class Reporter:
-    """Where a job's progress goes."""
+    """Where the progress of many frames goes."""
 
-    advance: Any
-    complain: Any
+    advance: Callable[[int, int], None]
+    complain: Callable[[str, str], None]
+    stop: Callable[[], None]
+    """Take the bar away."""
 
 
 @contextmanager
-def reporting() -> Iterator[Reporter]:
-    """A bar on stderr for the length of a job; Ctrl-C is told how the job goes on."""
+def reporting(*, resumes: bool = True) -> Iterator[Reporter]:
+    """A bar on stderr; Ctrl-C is told how a job that resumes goes on."""
     with make_progress() as progress:
-        task = progress.add_task("starting", total=None)
+        task = progress.add_task("starting" if resumes else "frames", total=None)
 
         def advance(done: int, total: int) -> None:
             progress.update(task, description="frames", completed=done, total=total)
@@ -61,75 +61,16 @@ def reporting() -> Iterator[Reporter]:
             progress.console.print(text, style=style, markup=False, soft_wrap=True)
 
         try:
-            yield Reporter(advance, complain)
+            yield Reporter(advance, complain, progress.stop)
         except KeyboardInterrupt:
             progress.stop()
-            say("interrupted: what is done is kept, and the same command goes on from there", "yellow")
+            if resumes:
+                say("interrupted: what is done is kept, and the same command goes on from there", "yellow")
             raise
 
 
 def tell(job: JobResult) -> None:
-    """How the job went, in a line on stderr."""
-    done = job.frames - job.reused
-    how = f" by {job.workers} workers, {done / job.seconds:.1f} a second" if done else ""
-    say(f"{done} frames done{how}; {job.reused} were there")
+    """How the job went, on stderr."""
+    say(job.summary)
     if job.replaced:
         say(f"{job.replaced} workers died and were replaced: their frames were done again", "yellow")
-
-
-def job_values(job: JobResult) -> dict[str, Any]:
-    """For --json."""
-    done = job.frames - job.reused
-    return {
-        "frames": job.frames,
-        "reused": job.reused,
-        "failed": len(job.failed),
-        "skipped": len(job.skipped),
-        "workers": job.workers,
-        "replaced_workers": job.replaced,
-        "seconds": job.seconds,
-        "frames_per_second": done / job.seconds if done else None,
-    }
-
-
-def run_on_ray(
-    cluster: Cluster,
-    bundle: Path,
-    source: str,
-    output: Path,
-    *,
-    parquet: bool,
-    npz: bool,
-    limit: int | None,
-    self_test: bool,
-    plugins: list[Path],
-    overwrite: bool,
-    as_json: bool,
-) -> None:
-    """`run` with its frames on a pool of workers."""
-    from m2h_deploy.cluster import predict_folder
-
-    with reporting() as reporter:
-        job = predict_folder(
-            bundle,
-            source,
-            output,
-            cluster=cluster,
-            parquet=parquet,
-            npz=npz,
-            limit=limit,
-            self_test=self_test,
-            plugins=plugins,
-            overwrite=overwrite,
-            progress=reporter.advance,
-            complain=reporter.complain,
-        )
-    values = job_values(job) | {"output": str(output)}
-    if as_json:
-        print_json(values)
-    else:
-        tell(job)
-        print_values(values)
-    if job.failed:
-        count = job.frames + len(job.failed)
-        raise M2HError(f"{len(job.failed)} of {count} frames gave no result (named above)")

@@ -109,7 +109,7 @@ def write_plain(model: M2H, path: Path, height: int, width: int, batch: int = 1)
     """What `torch.onnx.export` makes of the network, and nothing else."""
     import torch
 
-    from m2h_deploy.model import TASKS
+    from m2h_deploy.tasks import TASKS
 
     class Outputs(torch.nn.Module):
         def __init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.app import JsonFlag, OverwriteFlag, app, needs
-from cli.console import err, make_progress, print_json, print_values, timing_summary
+from cli.console import err, make_progress, print_json, print_values
 from cli.export import print_check
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import check_folder, make_folder
@@ -32,7 +32,9 @@ def quickstart(
     from m2h_deploy.bundle.folder import check_bundle_place
     from m2h_deploy.data.rooms.render import render_room, room_name
     from m2h_deploy.files.provenance import check_output
-    from m2h_deploy.sinks.files import check_results, write_prediction
+    from m2h_deploy.predict import predict_source
+    from m2h_deploy.sinks.files import ResultFiles, check_results
+    from m2h_deploy.sources import Source, SourceFrame
 
     check_folder(output)
     check_bundle_place(output / "bundle")
@@ -52,19 +54,22 @@ def quickstart(
     with err.status("2/3  building the bundle"):
         bundle = build_bundle(exported_file.path, output / "bundle")
     built = perf_counter()
-    timings = []
+    rooms = (render_room(0, index, height=480, width=640) for index in range(frames))
+    source = Source(frames, lambda: (SourceFrame(room.name, room.image) for room in rooms))
+    files = ResultFiles(output, bundle.manifest.classes)
     with make_progress() as progress, Runtime.load(bundle.path) as runtime:
-        for index in progress.track(range(frames), description="3/3  predicting"):
-            room = render_room(0, index, height=480, width=640)
-            prediction = runtime(room.image)
-            timings.append(prediction.timings)
-            written = write_prediction(output, room.name, room.image, prediction, bundle.manifest.classes)
+        task = progress.add_task("3/3  predicting", total=frames)
+        predicted = predict_source(runtime, source, [files], progress=lambda _: progress.advance(task))
+    if predicted.interrupted:
+        raise KeyboardInterrupt
+    if predicted.failed:
+        raise M2HError(predicted.failed[0])
     weights = "trained weights" if trained else "FRESHLY INITIALIZED: its predictions mean nothing"
     summary: dict[str, Any] = {
         "network": f"{variant}, {weights}",
         "export": f"{exported - start:.1f} s",
         "build": f"{built - exported:.1f} s",
-        **timing_summary(timings),
-        "picture": str(written[0]),
+        **predicted.timings,
+        "picture": str(files.written[0]),
     }
     print_json(summary) if as_json else print_values(summary)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.app import JsonFlag, OverwriteFlag, app
-from cli.console import make_progress, print_json, print_values, say, timing_summary
-from cli.on_ray import GpusOption, RayOption, WorkersOption, cluster_of, run_on_ray
+from cli.console import make_progress, print_json, print_values, say
+from cli.on_ray import GpusOption, RayOption, WorkersOption, cluster_of, reporting, tell
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import check_folder, make_folder
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from m2h_deploy import Prediction, Runtime
-    from m2h_deploy.sources import Source, SourceFrame
+    from m2h_deploy import Runtime
+    from m2h_deploy.cluster import JobResult
+    from m2h_deploy.predict import FrameOutcome
+    from m2h_deploy.sinks import Sink
+    from m2h_deploy.sources import Source
 
 
 @app.command()
@@ -52,7 +54,8 @@ def run(
     from m2h_deploy.bundle.folder import check_outside
     from m2h_deploy.files.names import is_folder
     from m2h_deploy.files.provenance import check_outputs
-    from m2h_deploy.sinks.files import check_results
+    from m2h_deploy.predict import predict_source
+    from m2h_deploy.sinks.files import ResultFiles, check_results
     from m2h_deploy.sources import open_source
 
     cluster = cluster_of(ray, workers, threads, gpus)
@@ -64,8 +67,13 @@ def run(
         raise M2HError("--npz is one of the files that --no-files leaves out: give one of the two")
     if cluster is not None:
         _refuse_with_ray(video, rerun, show=show, files=files)
-        run_on_ray(cluster, bundle, source, output, parquet=parquet, npz=npz, limit=limit, self_test=self_test,
-                   plugins=plugins or [], overwrite=overwrite, as_json=as_json)  # fmt: skip
+        from m2h_deploy.cluster import predict_folder
+
+        with reporting() as report:
+            job = predict_folder(bundle, source, output, cluster=cluster, parquet=parquet, npz=npz, limit=limit,
+                                 self_test=self_test, plugins=plugins or (), overwrite=overwrite,
+                                 progress=report.advance, complain=report.complain)  # fmt: skip
+        _give_job(job, output, as_json=as_json)
         return
     if parquet:
         raise M2HError("--parquet belongs to a job on Ray: give --ray local too")
@@ -85,37 +93,39 @@ def run(
             stack.callback(sink.close)
         if files:
             make_folder(output)
-            sinks.append(_Files(output, runtime, npz=npz, overwrite=overwrite))
-        summary = _run(runtime, frames, sinks, limit)
-    summary["output"] = str(output) if files else None
-    written = {"video": video, "rerun": rerun} if summary["read"] > summary["failed"] else {}
-    summary |= {name: str(path) for name, path in written.items() if path is not None}
-    print_json(summary) if as_json else print_values(summary)
-    if summary["interrupted"]:
+            sinks.append(ResultFiles(output, runtime.manifest.classes, npz=npz, overwrite=overwrite))
+        total = frames.count if limit is None or frames.count is None else min(limit, frames.count)
+        with frame_progress(total) as progress:
+            summary = predict_source(runtime, frames, sinks, limit=limit, progress=progress)
+    failed = len(summary.failed)
+    values = summary.timings | {"failed": failed, "read": summary.read, "interrupted": summary.interrupted}
+    values["output"] = str(output) if files else None
+    written = {"video": video, "rerun": rerun} if summary.read > failed else {}
+    values |= {name: str(path) for name, path in written.items() if path is not None}
+    print_json(values) if as_json else print_values(values)
+    if summary.interrupted:
         raise KeyboardInterrupt
-    if summary["failed"]:
-        raise M2HError(f"{summary['failed']} of {summary['read']} frames gave no result (named above)")
+    if failed:
+        raise M2HError(f"{failed} of {summary.read} frames gave no result (named above)")
+
+
+def _give_job(job: JobResult, output: Path, *, as_json: bool) -> None:
+    """Print how a job on Ray went. Raises M2HError where frames gave no result."""
+    values = job.to_json() | {"output": str(output)}
+    if as_json:
+        print_json(values)
+    else:
+        tell(job)
+        print_values(values)
+    if job.failed:
+        count = job.frames + len(job.failed)
+        raise M2HError(f"{len(job.failed)} of {count} frames gave no result (named above)")
 
 
 def _refuse_with_ray(video: Path | None, rerun: Path | None, *, show: bool, files: bool) -> None:
     """Raises M2HError on what needs the frames in their order."""
     if video is not None or rerun is not None or show or not files:
         raise M2HError("--video, --rerun, --show and --no-files need every frame in its order: run without --ray")
-
-
-class _Files:
-    """The results of each frame as files."""
-
-    def __init__(self, folder: Path, runtime: Runtime, *, npz: bool, overwrite: bool) -> None:
-        self._folder, self._classes, self._npz, self._overwrite = folder, runtime.manifest.classes, npz, overwrite
-        self.name = ""
-
-    def add(self, image: Any, prediction: Prediction) -> None:
-        from m2h_deploy.sinks.files import check_result, write_prediction
-
-        if not self._overwrite:  # again: a file may have come meanwhile
-            check_result(self._folder, self.name, npz=self._npz)
-        write_prediction(self._folder, self.name, image, prediction, self._classes, npz=self._npz)
 
 
 def _sinks(
@@ -126,7 +136,7 @@ def _sinks(
     show: bool,
     fov: float | None,
     intrinsics: str | None,
-) -> list[Any]:
+) -> list[Sink]:
     """Where predictions go beside the files; each refuses what it cannot do before the first frame."""
     from m2h_deploy.camera import ASSUMED_FOV, parse_intrinsics
     from m2h_deploy.sinks.screen import VideoFile, Window
@@ -136,7 +146,7 @@ def _sinks(
         raise M2HError("--fov and --intrinsics describe the camera of --rerun FILE.rrd: give that too")
     if fov is not None and intrinsics is not None:
         raise M2HError("give --fov or --intrinsics, not both")
-    sinks: list[Any] = []
+    sinks: list[Sink] = []
     if show:
         sinks.append(Window(classes))
     if video is not None:
@@ -152,68 +162,22 @@ def _sinks(
     return sinks
 
 
-def _run(runtime: Runtime, frames: Source, sinks: list[Any], limit: int | None) -> dict[str, Any]:
-    """Every frame through the runtime and into the sinks, until the source, the limit or a person ends it."""
-    from m2h_deploy.sources import Skipped
-
-    total = frames.count if limit is None or frames.count is None else min(limit, frames.count)
-    timings: list[dict[str, float]] = []
-    failed, interrupted = 0, False
+@contextmanager
+def frame_progress(total: int | None) -> Iterator[Callable[[FrameOutcome], None]]:
+    """Show a bar with frames a second on stderr, and the reason of each frame that is skipped or fails."""
+    spent, done = 0.0, 0
     with make_progress() as progress:
         task = progress.add_task("frames", total=total)
-        try:
-            for frame in frames.read():
-                if isinstance(frame, Skipped):
-                    progress.console.print(frame.reason, style="yellow", markup=False, soft_wrap=True)
-                elif isinstance(frame, M2HError) or not _predict(runtime, frame, sinks, timings, progress):
-                    failed += 1
-                    if isinstance(frame, M2HError):
-                        _complain(progress, frame)
-                if timings:
-                    mean = sum(sum(t.values()) for t in timings) / len(timings)
-                    progress.update(task, description=f"frames  {1000 / mean:.1f} a second")
-                progress.advance(task)
-                done = limit is not None and len(timings) + failed >= limit
-                if done or not all(getattr(sink, "wanted", True) for sink in sinks):
-                    break
-        except KeyboardInterrupt:
-            interrupted = True
-    return timing_summary(timings) | {
-        "failed": failed,
-        "read": len(timings) + failed,
-        "interrupted": interrupted,
-    }
 
+        def report(outcome: FrameOutcome) -> None:
+            nonlocal spent, done
+            if outcome.reason:
+                style = "red" if outcome.status == "failed" else "yellow"
+                progress.console.print(outcome.reason, style=style, markup=False, soft_wrap=True)
+            done += outcome.status == "done"
+            spent += sum(outcome.timings.values())
+            if done:
+                progress.update(task, description=f"frames  {1000 * done / spent:.1f} a second")
+            progress.advance(task)
 
-def _predict(
-    runtime: Runtime, frame: SourceFrame, sinks: list[Any], timings: list[dict[str, float]], progress: Progress
-) -> bool:
-    """Predict one frame; False where the engine refuses it, gives NaN or infinity, or memory runs out."""
-    from m2h_deploy.files.images import OutOfMemoryError, enough_memory
-    from m2h_deploy.sinks.files import all_finite
-
-    height, width = frame.image.shape[:2]
-    try:
-        with enough_memory(f"{frame.name}, {width} x {height} pixels"):
-            try:
-                prediction = runtime(frame.image)
-            except M2HError as error:
-                text = str(error)
-                _complain(progress, M2HError(text if frame.name in text else f"{frame.name}: {text}"))
-                return False
-            if not all_finite(prediction, runtime.tasks):
-                _complain(progress, M2HError(f"{frame.name}: the engine gave values that are no numbers"))
-                return False
-            for sink in sinks:
-                if isinstance(sink, _Files):
-                    sink.name = frame.name
-                sink.add(frame.image, prediction)
-    except OutOfMemoryError as error:
-        _complain(progress, error)
-        return False
-    timings.append(prediction.timings)
-    return True
-
-
-def _complain(progress: Progress, error: M2HError) -> None:
-    progress.console.print(str(error), style="red", markup=False, soft_wrap=True)
+        yield report

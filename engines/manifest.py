@@ -24,15 +24,8 @@ from m2h_deploy.onnx_graph.files import onnx_sha256
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.onnx_graph.interface import DTYPES
 from m2h_deploy.onnx_graph.precision import default_opset
+from m2h_deploy.tasks import TABLE, task_of
 from m2h_deploy.version import __version__
-
-_OUTPUTS = {
-    "depth": ("metric depth along the optical axis", "m"),
-    "labels": ("class index", "1"),
-    "semantics": ("class logits; the largest is the class", "1"),
-    "normals": ("surface normal, x left, y up, z towards the camera", "unit vector"),
-    "edges": ("boundary logit; its sigmoid is the probability", "1"),
-}
 
 
 def make_manifest(
@@ -103,10 +96,9 @@ def _sensor_info(info: GraphInfo) -> SensorInfo | None:
 
 
 def _output_spec(value: onnx.ValueInfoProto, info: GraphInfo) -> OutputSpec:
-    meaning, unit = _OUTPUTS[value.name]
+    task = TABLE[task_of(value.name)]
+    values = task.output if info.sensor is None else task.result
     dtype = _dtype(value)
-    if info.sensor is not None:
-        meaning = "probability of a boundary" if value.name == "edges" else meaning
-        unit = "mm" if dtype == "uint16" else unit
+    unit = "mm" if dtype == "uint16" else values.unit
     shape = tuple(dim.dim_value or None for dim in value.type.tensor_type.shape.dim)
-    return OutputSpec(name=value.name, meaning=meaning, unit=unit, dtype=dtype, shape=shape)  # type: ignore[arg-type]
+    return OutputSpec(name=value.name, meaning=values.meaning, unit=unit, dtype=dtype, shape=shape)  # type: ignore[arg-type]

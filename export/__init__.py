@@ -2,6 +2,7 @@
 
 from export.check import CheckReport, check_export
 from export.exporter import ExportResult, export_onnx
+from export.locate import locate_difference
 from export.options import ExportOptions
 from export.raw_pixels import Sensor, add_sensor, parse_camera_size
 from export.raw_pixels_check import check_sensor
@@ -15,5 +16,6 @@ __all__ = [
     "check_export",
     "check_sensor",
     "export_onnx",
+    "locate_difference",
     "parse_camera_size",
 ]

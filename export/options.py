@@ -9,8 +9,9 @@ from typing import Literal
 from export.raw_pixels import Sensor
 from m2h_deploy.bundle.manifest import MAX_CLASSES, Classes
 from m2h_deploy.errors import M2HError
-from m2h_deploy.model.config import TASKS, ModelConfig
+from m2h_deploy.model.config import ModelConfig
 from m2h_deploy.runtime.preprocess import PRESETS, Normalization
+from m2h_deploy.tasks import TASKS
 
 #: TensorRT 10.3 (JetPack 6) parses opset 9 to 20, ONNX Runtime and OpenVINO go further: 20 is the newest that all
 #: three take, and the first with Gelu as one operator.

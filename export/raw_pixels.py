@@ -23,9 +23,8 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.onnx_graph.edit import copy_of, rename_values, replace_nodes
 from m2h_deploy.onnx_graph.info import GraphInfo, SensorGraphInfo
 from m2h_deploy.runtime.preprocess import MIN_SIDE, Normalization
+from m2h_deploy.tasks import RESULTS, TABLE
 
-#: Outputs of a sensor graph, and the output of the network that each is made from.
-OUTPUTS = {"depth": "depth", "labels": "semantics", "normals": "normals", "edges": "edges"}
 MAX_CAMERA_SIDE = 8192
 
 #: cv2.COLOR_YUV2BGR_NV12: ITU-R BT.601, 16 to 235, in 20-bit fixed point.
@@ -40,7 +39,7 @@ class Sensor:
     """Width and height of the camera's image."""
     format: Literal["uint8", "nv12"] = "uint8"
     """uint8: (N, H, W, 3) BGR. nv12: (N, 3/2 H, W), the plane of Y above the plane of interleaved U and V."""
-    outputs: tuple[str, ...] = tuple(OUTPUTS)
+    outputs: tuple[str, ...] = tuple(RESULTS)
     depth: Literal["float32", "uint16"] = "float32"
     """float32: meters. uint16: millimeters, at most 65.535 m; TensorRT has no such type."""
 
@@ -52,16 +51,16 @@ class Sensor:
             raise M2HError(f"camera size {width}x{height}: both sides must be {MIN_SIDE} to {MAX_CAMERA_SIDE} pixels")
         if self.format == "nv12" and (width % 2 or height % 2):
             raise M2HError(f"camera size {width}x{height}: NV12 has even sides")
-        unknown = [name for name in self.outputs if name not in OUTPUTS]
+        unknown = [name for name in self.outputs if name not in RESULTS]
         if unknown or not self.outputs:
-            raise M2HError(f"outputs {', '.join(unknown) or 'none'}: choose from {', '.join(OUTPUTS)}")
+            raise M2HError(f"outputs {', '.join(unknown) or 'none'}: choose from {', '.join(RESULTS)}")
         if self.depth not in ("float32", "uint16"):
             raise M2HError(f"depth '{self.depth}': choose float32 (meters) or uint16 (millimeters)")
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Outputs that the network must have."""
-        return tuple(OUTPUTS[name] for name in OUTPUTS if name in self.outputs)
+        return tuple(RESULTS[name] for name in RESULTS if name in self.outputs)
 
 
 def parse_camera_size(text: str) -> tuple[int, int]:
@@ -76,7 +75,7 @@ def add_sensor(proto: onnx.ModelProto, sensor: Sensor) -> onnx.ModelProto:
     """The graph of `export_onnx` with preprocess and postprocess inside; `proto` is not changed.
 
     The input is still called `image`: uint8, as `sensor.format` says. Outputs, H x W as the camera's image, in the
-    order of OUTPUTS: `depth` (N, H, W) float32 meters or uint16 millimeters, clamped to the model's range; `labels`
+    order of RESULTS: `depth` (N, H, W) float32 meters or uint16 millimeters, clamped to the model's range; `labels`
     (N, H, W) uint8; `normals` (N, H, W, 3) float32 unit vectors; `edges` (N, H, W) float32 probability.
 
     Raises M2HError when the graph lacks an output that is wanted, or has too many classes for uint8.
@@ -84,7 +83,7 @@ def add_sensor(proto: onnx.ModelProto, sensor: Sensor) -> onnx.ModelProto:
     result = copy_of(proto)
     info = GraphInfo.read(proto, "the graph")
     shapes = graph.static_shapes(proto)
-    missing = [name for name in sensor.outputs if OUTPUTS[name] not in shapes]
+    missing = [name for name in sensor.outputs if RESULTS[name] not in shapes]
     if missing:
         raise M2HError(f"the graph has no {', '.join(missing)}: export it with all tasks")
     if "labels" in sensor.outputs and shapes["semantics"][1] > 256:
@@ -316,7 +315,7 @@ def _resized_maps(nodes: _Nodes, sensor: Sensor, size: tuple[int, int], network:
     if size == network or not maps:
         return maps
     nodes.step("resize")
-    channels = {name: 3 if name == "normals" else 1 for name in maps}
+    channels = {name: TABLE[name].channels or 1 for name in maps}
     together = nodes.add("Concat", *maps.values(), axis=1) if len(maps) > 1 else next(iter(maps.values()))
     resized = nodes.resize(together, sum(channels.values()), size)
     if len(maps) == 1:

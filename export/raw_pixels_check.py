@@ -16,6 +16,7 @@ from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.onnx_graph.session import cpu_session, run_session
 from m2h_deploy.runtime.postprocess import Postprocess, Prediction
 from m2h_deploy.runtime.preprocess import Preprocess, bgr_to_nv12, nv12_to_bgr
+from m2h_deploy.tasks import task_of
 
 #: Units in the last place by which the two ways of preprocessing may differ.
 _ULPS = 4
@@ -74,7 +75,7 @@ def _compare(
     """Compare one output with the plain graph's; `run_plain(k)` is its result on the k-th rounding of the input."""
 
     def run(index: int) -> np.ndarray:
-        return np.asarray(getattr(run_plain(index), "semantics" if name == "labels" else name))
+        return np.asarray(getattr(run_plain(index), task_of(name)))
 
     reference = run(0)
     if engine.shape != reference.shape:

@@ -1,7 +1,15 @@
 """m2h-deploy: the part that ships to the device. Importing it never imports torch."""
 
 from m2h_deploy.bundle.folder import Bundle, load_bundle
-from m2h_deploy.errors import CheckFailed, M2HError
+from m2h_deploy.errors import (
+    BundleError,
+    CheckFailed,
+    EngineError,
+    EngineTimeout,
+    ImageError,
+    M2HError,
+    MissingExtra,
+)
 from m2h_deploy.runtime.postprocess import Prediction
 from m2h_deploy.runtime.runtime import Runtime
 from m2h_deploy.stream.stream import Stream
@@ -9,8 +17,13 @@ from m2h_deploy.version import __version__
 
 __all__ = [
     "Bundle",
+    "BundleError",
     "CheckFailed",
+    "EngineError",
+    "EngineTimeout",
+    "ImageError",
     "M2HError",
+    "MissingExtra",
     "Prediction",
     "Runtime",
     "Stream",

@@ -65,7 +65,9 @@ def machine_words(error: OSError | MemoryError) -> str:
     return f"{os.fsdecode(name)}: {reason(error)}" if isinstance(name, (str, bytes)) else reason(error)
 
 
-def failure(error: BaseException, action: str, otherwise: str | None = None) -> M2HError:
+def failure(
+    error: BaseException, action: str, otherwise: str | None = None, *, kind: type[M2HError] = M2HError
+) -> M2HError:
     """Return the error to raise for `error`, which a library raised.
 
     Args:
@@ -73,10 +75,11 @@ def failure(error: BaseException, action: str, otherwise: str | None = None) -> 
         action: what failed, as "cannot read FILE". Named with the cause where the machine is at fault.
         otherwise: the whole message where it is not, as "FILE is not an ONNX file"; by default the action and the
             first line of the error.
+        kind: of the error where the machine is not at fault.
     """
     fault = machine_fault(error)
     if fault is None:
-        return M2HError(otherwise or f"{action}: {first_line(error)}")
+        return kind(otherwise or f"{action}: {first_line(error)}")
     return MachineError(f"{action}: {fault}")
 
 

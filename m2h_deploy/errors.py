@@ -17,6 +17,26 @@ class M2HError(Exception):
         super().__init__(one_line(message))
 
 
+class BundleError(M2HError):
+    """A bundle that is missing, damaged or of another version."""
+
+
+class ImageError(M2HError):
+    """An image that is none: damaged, or of a wrong shape, type or size. The next one may be good."""
+
+
+class EngineError(M2HError):
+    """An engine that cannot be opened here, fails, or was closed."""
+
+
+class EngineTimeout(EngineError):  # noqa: N818 (what happened)
+    """An engine that did not finish in time: it is stuck, or was and has been replaced."""
+
+
+class MissingExtra(M2HError):  # noqa: N818 (what is missing)
+    """A package of an extra that is not installed, or is broken."""
+
+
 class CheckFailed(M2HError):  # noqa: N818 (a verdict, not a fault)
     """The check that was asked for ran and failed (export check, parity gate, self-test). Exit code 1.
 
@@ -48,7 +68,14 @@ def install_extra(extra: str) -> str:
     )
 
 
-def missing_extra(module: str, extra: str, user: str = "this command", *, error: Exception | None = None) -> M2HError:
+def engine_error(error: M2HError) -> M2HError:
+    """Return what an engine raised as an EngineError; an error of another kind stays what it is."""
+    return EngineError(str(error)) if type(error) is M2HError else error
+
+
+def missing_extra(
+    module: str, extra: str, user: str = "this command", *, error: Exception | None = None
+) -> MissingExtra:
     """Build the error for a package of an extra that is not there.
 
     Args:
@@ -60,4 +87,4 @@ def missing_extra(module: str, extra: str, user: str = "this command", *, error:
     reason = "is not installed"
     if error is not None and not isinstance(error, ModuleNotFoundError):
         reason = f"cannot be imported ({first_line(error)})"
-    return M2HError(f"{user} needs {module}, which {reason}: {install_extra(extra)}")
+    return MissingExtra(f"{user} needs {module}, which {reason}: {install_extra(extra)}")

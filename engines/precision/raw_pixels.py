@@ -11,6 +11,7 @@ import onnx
 
 from m2h_deploy.errors import M2HError
 from m2h_deploy.onnx_graph.edit import copy_of, drop_unused_initializers, rename_values, replace_nodes
+from m2h_deploy.tasks import TASKS
 
 #: Prefix of the network's own input and outputs inside of a sensor graph.
 BORDER = "network/"
@@ -25,7 +26,7 @@ def take_network(proto: onnx.ModelProto) -> onnx.ModelProto:
     nodes = [node for node in inner.graph.node if not _is_outside(node)]
     inputs = [name for name in values if name.startswith(BORDER) and name not in made]
     outputs = [name for node in nodes for name in node.output if name.startswith(BORDER)]
-    wanted = [f"{BORDER}{name}" for name in ("depth", "semantics", "normals", "edges")]
+    wanted = [f"{BORDER}{name}" for name in TASKS]
     if inputs != [f"{BORDER}image"] or not outputs:
         raise M2HError("the sensor graph does not name the network inside of it: export it again")
     replace_nodes(inner, nodes)

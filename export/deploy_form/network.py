@@ -12,8 +12,8 @@ from export.deploy_form.heads import deploy_head
 from export.deploy_form.msf import DeployMSF
 from export.deploy_form.mstr import DeployMSTR
 from export.deploy_form.wmca import LocalPath
-from m2h_deploy.model.config import TASKS
 from m2h_deploy.model.network import M2H
+from m2h_deploy.tasks import TASKS
 
 
 class DeployM2H(nn.Module):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.bundle.folder import Bundle
-from m2h_deploy.errors import M2HError, missing_extra
+from m2h_deploy.errors import BundleError, M2HError, engine_error, missing_extra
 
 #: Engine kinds and the extra that installs what runs them.
 EXTRAS = {
@@ -66,10 +66,13 @@ class Backend(Protocol):
 
 
 def open_backend(bundle: Bundle, options: BackendOptions) -> Backend:
-    """The backend that the manifest names. Raises M2HError when what runs it is not installed here."""
+    """Open the backend that the manifest names.
+
+    Raises MissingExtra when what runs it is not installed here, and EngineError when it does not take the engine.
+    """
     kind = bundle.manifest.engine.kind
     if kind not in EXTRAS:
-        raise M2HError(f"{bundle.path}: unknown engine kind '{kind}': known are {', '.join(EXTRAS)}")
+        raise BundleError(f"{bundle.path}: unknown engine kind '{kind}': known are {', '.join(EXTRAS)}")
     try:
         if kind == "onnxruntime":
             from m2h_deploy.backends.onnxruntime import OnnxRuntimeBackend
@@ -85,4 +88,6 @@ def open_backend(bundle: Bundle, options: BackendOptions) -> Backend:
             return TensorRTBackend(bundle, options)
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), EXTRAS[kind], f"{bundle.path} (engine {kind})") from None
-    raise M2HError(f"{bundle.path}: engine kind '{kind}' cannot be run by this version")
+    except M2HError as error:
+        raise engine_error(error) from None
+    raise BundleError(f"{bundle.path}: engine kind '{kind}' cannot be run by this version")

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from m2h_deploy.bundle.manifest import SCHEMA_VERSION, Manifest, first_problem, inconsistency
 from m2h_deploy.causes import MachineError, failure, reason
-from m2h_deploy.errors import M2HError, first_line
+from m2h_deploy.errors import BundleError, M2HError, first_line
 from m2h_deploy.files.atomic import check_whole_folder, is_temporary, whole_folder, write_text
 
 MANIFEST = "manifest.json"
@@ -37,7 +37,7 @@ class Bundle:
 def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Read and check the bundle at `path`: schema version, manifest, file names, sha256 sums.
 
-    Raises M2HError that names the file or field that does not fit.
+    Raises BundleError, which names the file or field that does not fit, and M2HError where the machine cannot read it.
     """
     path = Path(path)
     manifest = _read_manifest(path)
@@ -45,7 +45,7 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
         _check_file(path, name, expected)
     unnamed = _unnamed(path, manifest)
     if unnamed:  # an engine could read it, and nobody vouches for it
-        raise M2HError(f"{path}: {unnamed[0]} is not named in the manifest; a bundle holds nothing else")
+        raise BundleError(f"{path}: {unnamed[0]} is not named in the manifest; a bundle holds nothing else")
     return Bundle(path, manifest)
 
 
@@ -58,41 +58,41 @@ def _unnamed(path: Path, manifest: Manifest) -> list[str]:
 def _read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
     if not path.is_dir() or not file.is_file():
-        raise M2HError(f"{path} is not a bundle: no {MANIFEST} in it; make one with m2h-deploy build")
+        raise BundleError(f"{path} is not a bundle: no {MANIFEST} in it; make one with m2h-deploy build")
     try:
         if file.stat().st_size > 16_000_000:
-            raise M2HError(f"{file} is too large for a manifest")
+            raise BundleError(f"{file} is too large for a manifest")
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         damaged = f"{file} is not readable JSON ({first_line(error)}): build or copy the bundle again"
-        raise failure(error, f"cannot read {file}", damaged) from None
+        raise failure(error, f"cannot read {file}", damaged, kind=BundleError) from None
     if not isinstance(content, dict):
-        raise M2HError(f"{file} is not a manifest: expected a JSON object")
+        raise BundleError(f"{file} is not a manifest: expected a JSON object")
     version = content.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise M2HError(f"{file} has schema version {version}, newer than {SCHEMA_VERSION}: upgrade m2h-deploy")
+        raise BundleError(f"{file} has schema version {version}, newer than {SCHEMA_VERSION}: upgrade m2h-deploy")
     try:
         manifest = Manifest.model_validate(content)
     except (ValidationError, RecursionError) as error:
-        raise M2HError(f"{file}: {first_problem(error)}") from None
+        raise BundleError(f"{file}: {first_problem(error)}") from None
     problem = inconsistency(manifest)
     if problem is not None:
-        raise M2HError(f"{file}: {problem}: build the bundle again")
+        raise BundleError(f"{file}: {problem}: build the bundle again")
     return manifest
 
 
 def _check_file(folder: Path, name: str, expected: str) -> None:
     file = folder / name
     if not file.is_file():
-        raise M2HError(f"{folder}: {name} is missing; build or copy the bundle again")
+        raise BundleError(f"{folder}: {name} is missing; build or copy the bundle again")
     if file.resolve().parent != folder.resolve():
-        raise M2HError(f"{folder}: {name} leads out of the bundle's folder")
+        raise BundleError(f"{folder}: {name} leads out of the bundle's folder")
     try:
         found = file_sha256(file)
     except OSError as error:
         raise MachineError(f"cannot read {file}: {reason(error)}") from None
     if found != expected:
-        raise M2HError(f"{folder}: {name} does not have the manifest's sha256 (damaged, exchanged?): build it again")
+        raise BundleError(f"{folder}: {name} does not have the manifest's sha256 (damaged, exchanged?): build it again")
 
 
 def file_sha256(path: Path) -> str:

@@ -22,6 +22,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from m2h_deploy.tasks import TABLE, task_of
+
 SCHEMA_VERSION = 1
 
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")]
@@ -29,9 +31,6 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(ge=1, le=16384)]
 Triple = tuple[float, float, float]
 
-
-#: Channels of each task that do not depend on the classes.
-_CHANNELS = {"depth": 1, "normals": 3, "edges": 1}
 
 #: Labels are uint8, and 255 is unlabeled.
 MAX_CLASSES = 255
@@ -219,7 +218,7 @@ class Manifest(Record):
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks that the outputs answer: depth, semantics (also as labels), normals, edges."""
-        return tuple("semantics" if spec.name == "labels" else spec.name for spec in self.outputs)
+        return tuple(task_of(spec.name) for spec in self.outputs)
 
 
 def first_problem(error: ValidationError | RecursionError) -> str:
@@ -328,18 +327,16 @@ def _check_input(manifest: Manifest) -> Iterator[str]:
 
 
 def _check_output(manifest: Manifest, spec: OutputSpec) -> Iterator[str]:
-    image = manifest.input
+    image, task = manifest.input, TABLE[task_of(spec.name)]
     if manifest.sensor is not None:
         # A sensor graph's results are finished arrays of the camera's size.
-        trailing = (3,) if spec.name == "normals" else ()
-        shape: tuple[int | None, ...] = (image.batch, image.height, image.width, *trailing)
+        shape: tuple[int | None, ...] = (image.batch, image.height, image.width, *task.components)
         if spec.shape != shape:
             yield f"shape {_words(spec.shape)}, expected {_words(shape)}"
         return
     if spec.name == "labels" or spec.dtype not in ("float32", "float16"):
         yield "only a sensor graph gives labels and whole numbers"
-    channels = _CHANNELS.get(spec.name, len(manifest.classes.names))
-    shape = (image.batch, channels, image.height, image.width)
+    shape = (image.batch, task.channels or len(manifest.classes.names), image.height, image.width)
     if spec.shape != shape:
         yield f"shape {_words(spec.shape)}, expected {_words(shape)}"
 

@@ -1,10 +1,12 @@
 """Many frames on many workers: Ray Data moves the frames, restarts what dies and holds back what is too fast.
 
 ```python
-from m2h_deploy.cluster import Cluster, predict_folder, verify_on
+from m2h_deploy.cluster import Cluster, RayExecutor, predict_folder
+from m2h_deploy.parity import verify
 
 predict_folder("bundle/", "pictures/", "out/", cluster=Cluster(workers=4))
-result, job = verify_on(Cluster("10.0.0.1:6379", workers=16), "bundle/", "m2h_indoor.pt", "NYUDv2", work="parity/")
+executor = RayExecutor(Cluster("10.0.0.1:6379", workers=16), work="parity/")
+verify("bundle/", "m2h_indoor.pt", "NYUDv2", executor=executor)
 ```
 
 Needs the extra `ray`. What counts as done lies in files, so a job that was stopped goes on when it is started again.
@@ -14,6 +16,6 @@ Importing this package does not import Ray.
 from m2h_deploy.cluster.jobs import JobResult, Progress
 from m2h_deploy.cluster.predict import predict_folder
 from m2h_deploy.cluster.session import Cluster
-from m2h_deploy.cluster.verify import verify_on
+from m2h_deploy.cluster.verify import RayExecutor
 
-__all__ = ["Cluster", "JobResult", "Progress", "predict_folder", "verify_on"]
+__all__ = ["Cluster", "JobResult", "Progress", "RayExecutor", "predict_folder"]

@@ -58,6 +58,30 @@ class JobResult:
     seconds: float
     """What the job took, the engines' loading included and Ray's start not."""
 
+    @property
+    def done(self) -> int:
+        """Frames that this job did."""
+        return self.frames - self.reused
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        how = f" by {self.workers} workers, {self.done / self.seconds:.1f} a second" if self.done else ""
+        return f"{self.done} frames done{how}; {self.reused} were there"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dumps`: counts, seconds and frames a second."""
+        return {
+            "frames": self.frames,
+            "reused": self.reused,
+            "failed": len(self.failed),
+            "skipped": len(self.skipped),
+            "workers": self.workers,
+            "replaced_workers": self.replaced,
+            "seconds": self.seconds,
+            "frames_per_second": self.done / self.seconds if self.done else None,
+        }
+
 
 class FrameWorker(ABC):
     """One process of the pool: opens what it needs at its first frame, then answers row by row.

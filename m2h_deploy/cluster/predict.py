@@ -7,12 +7,11 @@ import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 
 from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.cluster.digests import files_digest, job_digest
@@ -22,11 +21,11 @@ from m2h_deploy.cluster.session import Cluster, on_demand
 from m2h_deploy.cluster.state import State
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import check_folder, make_folder, write_text
-from m2h_deploy.files.images import enough_memory
+from m2h_deploy.predict import predict_item
 from m2h_deploy.runtime.postprocess import Prediction
 from m2h_deploy.runtime.runtime import Runtime
-from m2h_deploy.sinks.files import all_finite, check_results, write_prediction
-from m2h_deploy.sources import Skipped, folder_images, read_item
+from m2h_deploy.sinks.files import ResultFiles, check_results
+from m2h_deploy.sources import SourceFrame, folder_images, read_item
 
 #: Inside of the results' folder; Parquet's readers pass over names that begin with a point.
 _STATE = ".m2h"
@@ -135,26 +134,14 @@ class _Predictor(FrameWorker):
 
     def work(self, row: Row) -> tuple[Status, str, bytes]:
         assert self._runtime is not None
-        item = read_item(row.name, Path(row.source))
-        if isinstance(item, M2HError):
-            raise item
-        if isinstance(item, Skipped):
-            self.skip(row)
-            return "skipped", item.reason, b""
-        height, width = item.image.shape[:2]
-        with enough_memory(f"{row.name}, {width} x {height} pixels"):
-            prediction = self._runtime(item.image)
-            if not all_finite(prediction, self._runtime.tasks):
-                raise M2HError("the engine gave values that are no numbers")
-            self.put(row, item.image, prediction)
-        return "done", "", b""
+        outcome = predict_item(self._runtime, read_item(row.name, Path(row.source)), [partial(self.put, row)])
+        if outcome.status == "failed":
+            raise M2HError(outcome.reason)
+        return outcome.status, outcome.reason, b""
 
     @abstractmethod
-    def put(self, row: Row, image: NDArray[np.uint8], prediction: Prediction) -> None:
+    def put(self, row: Row, frame: SourceFrame, prediction: Prediction) -> None:
         """Keep the results of one frame."""
-
-    def skip(self, row: Row) -> None:
-        """A file that is no picture has no result."""
 
 
 class _ToFiles(_Predictor):
@@ -163,13 +150,14 @@ class _ToFiles(_Predictor):
     def is_there(self, row: Row) -> bool:
         return _stamp(self.state, row).fits(row)
 
-    def put(self, row: Row, image: NDArray[np.uint8], prediction: Prediction) -> None:
+    def put(self, row: Row, frame: SourceFrame, prediction: Prediction) -> None:
         assert self._runtime is not None
         stamp = _stamp(self.state, row)
         stamp.remove()  # first: it must not vouch for the files of another engine that are about to be replaced
         classes = self._runtime.manifest.classes
-        stamp.write(row, write_prediction(self.settings.output, row.name, image, prediction, classes,
-                                          npz=self.settings.npz))  # fmt: skip
+        files = ResultFiles(self.settings.output, classes, npz=self.settings.npz)
+        files.add(frame, prediction)
+        stamp.write(row, files.written)
 
 
 class _ToParquet(_Predictor):
@@ -179,8 +167,8 @@ class _ToParquet(_Predictor):
         super().__init__(state, settings)
         self._rows: list[dict[str, Any]] = []
 
-    def put(self, row: Row, image: NDArray[np.uint8], prediction: Prediction) -> None:
-        self._rows.append(part_row(row, image, prediction, npz=self.settings.npz))
+    def put(self, row: Row, frame: SourceFrame, prediction: Prediction) -> None:
+        self._rows.append(part_row(row, frame.image, prediction, npz=self.settings.npz))
 
     def finish(self) -> None:
         rows, self._rows = self._rows, []

@@ -15,10 +15,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from m2h_deploy.bundle.folder import Bundle, load_bundle, record_result
 from m2h_deploy.causes import failure
 from m2h_deploy.cluster.digests import frame_digest, job_digest, reference_digest
-from m2h_deploy.cluster.jobs import Complain, FrameWorker, JobResult, Progress, Row, Status, run_job
+from m2h_deploy.cluster.jobs import Complain, FrameWorker, JobResult, Row, Status, run_job
 from m2h_deploy.cluster.session import Cluster, Session, on_demand
 from m2h_deploy.cluster.state import State
 from m2h_deploy.data.frame import Dataset
@@ -26,14 +25,12 @@ from m2h_deploy.data.open import open_dataset
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.arrays import DAMAGED_ARRAY
 from m2h_deploy.files.atomic import make_folder, write_bytes
-from m2h_deploy.parity.bootstrap import RESAMPLES
-from m2h_deploy.parity.frames import Comparison, FrameRecord, Measurer, choose_targets
-from m2h_deploy.parity.gates import GateResult, Gates
+from m2h_deploy.parity.executor import Measured, Progress, Request, Sides, open_sides
+from m2h_deploy.parity.frames import FrameRecord, Measurer
+from m2h_deploy.parity.gates import GateResult
 from m2h_deploy.parity.pictures import WorstFrame, draw_worst
-from m2h_deploy.parity.reference import Reference, open_reference
-from m2h_deploy.parity.result import DataInfo, Side, VerifyResult, to_json
+from m2h_deploy.parity.result import Side
 from m2h_deploy.parity.tasks import Against
-from m2h_deploy.parity.verify import Sides, check_pair, conclude, describe, name_of, spread
 from m2h_deploy.runtime.runtime import Runtime
 
 #: Of the files of frames' measurements; another version is measured again.
@@ -50,90 +47,62 @@ class MeasureSettings:
     """A path is opened by each worker, a data set in memory goes to each."""
     split: str
     targets: dict[str, Against]
+    allow_other_weights: bool
     threads: int
     job: str
     """Digest, see `job_digest`."""
 
 
-def verify_on(
-    cluster: Cluster,
-    bundle_path: str | os.PathLike[str],
-    reference: str | os.PathLike[str],
-    data: Dataset | str | os.PathLike[str],
-    *,
-    work: str | os.PathLike[str],
-    gates: Gates | None = None,
-    limit: int | None = None,
-    split: str = "val",
-    pictures: int = 0,
-    resamples: int = RESAMPLES,
-    record: bool = True,
-    progress: Progress | None = None,
-    complain: Complain | None = None,
-) -> tuple[VerifyResult, JobResult]:
-    """`m2h_deploy.parity.verify` with the frames on a pool of workers.
+class RayExecutor:
+    """Measures the frames of `m2h_deploy.parity.verify` on a pool of workers.
 
     The measurements of each frame are a small file in the folder `work`; they are added up in the order of the frames,
     so that the result has the bits of a single process with the same threads. The same call again measures only frames
-    that are new, changed or were not reached.
-
-    Args:
-        cluster: where.
-        bundle_path, reference, data, gates, limit, split, resamples, record: as `verify` takes them. Nodes need files
-            at the same paths.
-        work: folder of the measurements, seen by every worker. Bundles and data sets may share one.
-        pictures: pictures of this many worst frames a task; those frames are run once more.
-        progress: called as frames are done.
-        complain: called with the reason of each frame that could not be measured, and of each file that is no picture.
-
-    Raises:
-        M2HError: as `verify`, and where Ray is missing or not there. A frame that cannot be measured raises at the
-            end, when the others are done and kept.
+    that are new, changed or were not reached. Pictures are drawn at the end: those frames are run once more. Nodes need
+    bundle, reference and data at the same paths.
     """
-    path = Path(data).resolve() if isinstance(data, (str, os.PathLike)) else None
-    source = open_dataset(path, split) if path is not None else data
-    assert not isinstance(source, (str, os.PathLike))
-    for reason in getattr(source, "skipped", ()):
-        if complain is not None:
-            complain("skipped", reason)
-    bundle = load_bundle(Path(bundle_path).resolve())
-    indices = spread(len(source), limit, name_of(data))
-    settings = _settings(bundle, reference, path or source, split, source, indices[0], cluster.threads)
-    rows = [Row(f"frame {index}", frame_digest(settings.job, source, index), str(index)) for index in indices]
-    with on_demand(cluster) as connect:
-        state = State.begin(Path(work).resolve())
-        left = [row for row in rows if not _file(state, row.key).is_file()]
-        summary = run_job(
-            connect, _Measure, (state, settings), left,
-            reused=len(rows) - len(left), progress=progress, complain=complain,
-        )  # fmt: skip
-        if summary.failed:
-            count = f"{len(summary.failed)} of {len(rows)} frames could not be measured"
-            raise M2HError(f"{count}: {summary.failed[0]}")
-        records, sides = _read_all(state, rows)
-        worst = _pictures(connect, state, settings, rows, records, pictures)
-    comparison = Comparison.of(bundle.manifest, settings.targets, records)
-    info = DataInfo(name_of(data), len(indices), len(source), tuple(sorted(comparison.derived)))
-    result = conclude(bundle, sides, comparison, info, gates or Gates(), resamples=resamples, worst=worst)
-    if record:
-        record_result(bundle, parity=to_json(result))
-    return result, summary
+
+    def __init__(
+        self, cluster: Cluster, work: str | os.PathLike[str] | None = None, complain: Complain | None = None
+    ) -> None:
+        """`work` is seen by every worker, BUNDLE.parity by default; bundles and data sets may share one. `complain` is
+        called with the reason of each frame that could not be measured."""
+        self._cluster, self._work, self._complain = cluster, work, complain
+        self.job: JobResult | None = None
+        """How the last job went."""
+
+    def measure(self, request: Request, progress: Progress | None = None) -> Measured:
+        """Raises M2HError where Ray is missing or not there, or, when the others are done and kept, on a frame that
+        cannot be measured."""
+        settings = _settings(request, self._cluster.threads)
+        rows = [
+            Row(f"frame {index}", frame_digest(settings.job, request.data, index), str(index))
+            for index in request.indices
+        ]
+        with on_demand(self._cluster) as connect:
+            state = State.begin(Path(self._work or f"{settings.bundle}.parity").resolve())
+            left = [row for row in rows if not _file(state, row.key).is_file()]
+            self.job = run_job(
+                connect, _Measure, (state, settings), left,
+                reused=len(rows) - len(left), progress=progress, complain=self._complain,
+            )  # fmt: skip
+            if self.job.failed:
+                count = f"{len(self.job.failed)} of {len(rows)} frames could not be measured"
+                raise M2HError(f"{count}: {self.job.failed[0]}")
+            records, sides = _read_all(state, rows)
+            return Measured(records, sides, _pictures(connect, state, settings, rows, records, request.pictures))
 
 
-def _settings(
-    bundle: Bundle,
-    reference: str | os.PathLike[str],
-    data: Dataset | Path,
-    split: str,
-    source: Dataset,
-    first: int,
-    threads: int,
-) -> MeasureSettings:
-    """What the workers get; frame `first` says what labels there are."""
-    targets = choose_targets(bundle.manifest, source[first], source)
-    given = str(Path(reference).resolve()) if Path(reference).exists() else str(reference)
-    what = {"kind": "verify", "version": RECORD_VERSION, "reference": reference_digest(given), "targets": targets}
-    return MeasureSettings(bundle.path, given, data, split, targets, threads, job_digest(bundle.manifest, what))
+def _settings(request: Request, threads: int) -> MeasureSettings:
+    """What the workers get."""
+    reference = str(Path(request.reference).resolve()) if Path(request.reference).exists() else request.reference
+    what = {"kind": "verify", "version": RECORD_VERSION, "reference": reference_digest(reference),
+            "targets": request.targets}  # fmt: skip
+    return MeasureSettings(
+        request.bundle.path.resolve(), reference, request.data if request.path is None else request.path.resolve(),
+        request.split, request.targets, request.allow_other_weights, threads,
+        job_digest(request.bundle.manifest, what),
+    )  # fmt: skip
 
 
 class _Measure(FrameWorker):
@@ -142,24 +111,23 @@ class _Measure(FrameWorker):
     def __init__(self, state: State, settings: MeasureSettings) -> None:
         super().__init__(state)
         self.settings = settings
-        self._parts: tuple[Dataset, Runtime, Reference, Measurer, Sides] | None = None
+        self._parts: tuple[Dataset, Runtime, Measurer, Sides] | None = None
 
     def open(self) -> None:
         settings = self.settings
         cv2.setNumThreads(settings.threads)
         source = open_dataset(settings.data, settings.split) if isinstance(settings.data, Path) else settings.data
         runtime = Runtime.load(settings.bundle, self_test=False, threads=settings.threads)
-        reference = open_reference(settings.reference, runtime.manifest.network_input, settings.threads)
-        check_pair(runtime, reference, settings.reference, allow_other_weights=False)
-        measurer = Measurer(runtime, reference, settings.targets)
-        self._parts = source, runtime, reference, measurer, describe(runtime, reference)
+        measurer, sides = open_sides(runtime, settings.reference, settings.targets, settings.threads,
+                                     allow_other_weights=settings.allow_other_weights)  # fmt: skip
+        self._parts = source, runtime, measurer, sides
 
     def is_there(self, row: Row) -> bool:
         return _file(self.state, row.key).is_file()
 
     def work(self, row: Row) -> tuple[Status, str, bytes]:
         assert self._parts is not None
-        source, _, _, measurer, sides = self._parts
+        source, _, measurer, sides = self._parts
         index = int(row.source)
         if hasattr(source, "files_of") and frame_digest(self.settings.job, source, index) != row.key:
             raise M2HError("its files have changed since the job began: run the same command again")
@@ -179,12 +147,12 @@ class _Draw(_Measure):
 
     def work(self, row: Row) -> tuple[Status, str, bytes]:
         assert self._parts is not None
-        source, runtime, _, measurer, _ = self._parts
+        source, runtime, measurer, _ = self._parts
         frame = source[int(row.source)]
         both = measurer.both(frame)
         differences = measurer.record(frame, both).differences
         drawn = [
-            draw_worst(task, frame, both.before, both.after, differences[task], runtime.manifest.classes)
+            draw_worst(task, frame, both.reference, both.engine, differences[task], runtime.manifest.classes)
             for task in row.name.split(",")
         ]
         return "done", "", json.dumps([_plain(worst) for worst in drawn]).encode()

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.causes import NO_MEMORY, MachineError, reason
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import ImageError, M2HError
 from m2h_deploy.files.names import is_file
 from m2h_deploy.runtime.preprocess import MAX_SIDE, as_color_image
 
@@ -77,14 +77,15 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """Read the picture at `path` as uint8 (H, W, 3) BGR, upright as its EXIF data says; gray and alpha are converted.
 
     Raises:
-        M2HError: missing, truncated or undecodable file, 16-bit pixels, a depth map or a label map, or a side under 16
-            or over 32766 pixels.
+        ImageError: truncated or undecodable file, 16-bit pixels, a depth map or a label map, or a side under 16 or over
+            32766 pixels.
+        M2HError: missing or unreadable file.
     """
     pixels, kind = decode_picture(path)
     if kind is not None:
         eight = pixels.dtype == np.uint8
         advice = "give the file another name, or save it in color" if eight else "save it with 8 bits a pixel"
-        raise M2HError(f"{path} is a {kind}, not a picture (if it is a picture, {advice})")
+        raise ImageError(f"{path} is a {kind}, not a picture (if it is a picture, {advice})")
     return as_color_image(pixels, str(path))
 
 
@@ -125,19 +126,19 @@ def decode(path: Path, content: bytes, flags: int, what: str) -> NDArray[Any]:
     """Decode the content of an image file with OpenCV's `flags`; `path` and `what` name it in an error.
 
     Raises:
-        M2HError: truncated, undecodable or too large.
+        ImageError: truncated, undecodable or too large.
     """
     _check_size(path, content, what)
     # OpenCV before 4.11 returns a truncated JPEG as a whole picture; it refuses the other formats by itself.
     if is_truncated_jpeg(content):
-        raise M2HError(f"{path}: {what} is truncated: the JPEG has no end; copy it again")
+        raise ImageError(f"{path}: {what} is truncated: the JPEG has no end; copy it again")
     try:
         with enough_memory(str(path)):
             decoded = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
     except cv2.error:
         decoded = None
     if decoded is None:
-        raise M2HError(f"{path}: {what} cannot be decoded; the file is damaged, truncated or not an image")
+        raise ImageError(f"{path}: {what} cannot be decoded; the file is damaged, truncated or not an image")
     return np.asarray(decoded)
 
 
@@ -183,7 +184,7 @@ def _check_size(path: Path, content: bytes, what: str) -> None:
     """Refuse an image that states too large a size before its pixels take the memory."""
     width, height = _stated_size(content)
     if max(width, height) > MAX_SIDE:
-        raise M2HError(f"{path}: {what} of {width} x {height} pixels is too large: at most {MAX_SIDE} a side")
+        raise ImageError(f"{path}: {what} of {width} x {height} pixels is too large: at most {MAX_SIDE} a side")
 
 
 def _stated_size(content: bytes) -> tuple[int, int]:

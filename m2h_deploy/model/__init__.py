@@ -1,8 +1,9 @@
 """The PyTorch reference of M2H, one file a block of the paper. The only part of the package that needs torch."""
 
 from m2h_deploy.model.checkpoint import load_checkpoint, save_checkpoint
-from m2h_deploy.model.config import BACKBONES, TASKS, VARIANTS, BackboneConfig, ModelConfig, make_config
+from m2h_deploy.model.config import BACKBONES, VARIANTS, BackboneConfig, ModelConfig, make_config
 from m2h_deploy.model.network import M2H, build_model
+from m2h_deploy.tasks import TASKS
 
 __all__ = [
     "BACKBONES",

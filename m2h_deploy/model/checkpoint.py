@@ -14,7 +14,7 @@ from torch import Tensor
 
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import whole_file
-from m2h_deploy.model.config import BACKBONES, VARIANTS, BackboneConfig, ModelConfig
+from m2h_deploy.model.config import BACKBONES, VARIANTS, WMCA_TASKS, BackboneConfig, ModelConfig
 from m2h_deploy.model.network import M2H
 from m2h_deploy.model.weights import read_tensors
 
@@ -22,7 +22,6 @@ from m2h_deploy.model.weights import read_tensors
 ASSETS = Path(__file__).parent.parent / "assets"
 
 _CONFIG_KEY = "m2h_config"
-_WMCA_ORDER = ("edges", "normals", "semantics", "depth")
 
 # Published names (UAV-Centre-ITC/M2H, models/full.py and lightweight.py) to ours, the first match wins. The
 # backbone keeps DINOv2's own names.
@@ -50,7 +49,7 @@ _RENAMES = [
 
 # What differs inside the blocks, applied in order to every renamed tensor of the decoder.
 _INNER_RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
-    (r"(wmca\.layers\.\d+\.norm[12])\.(\d)\.", lambda m: f"{m[1]}.{_WMCA_ORDER[int(m[2])]}."),
+    (r"(wmca\.layers\.\d+\.norm[12])\.(\d)\.", lambda m: f"{m[1]}.{WMCA_TASKS[int(m[2])]}."),
     (
         r"^(msf|context\.unique|wmca\.(?:reduce|expand)|context\.merge)\.(sem_seg|semantic|semseg)\.",
         r"\1.semantics.",

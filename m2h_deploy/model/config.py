@@ -7,9 +7,6 @@ from typing import Any, Literal
 
 from m2h_deploy.errors import M2HError
 
-#: Outputs of the network, in the order of the forward pass and of the ONNX graph.
-TASKS = ("depth", "semantics", "normals", "edges")
-
 #: Order in which WMCA concatenates the tasks' tokens (paper, equation 7).
 WMCA_TASKS = ("edges", "normals", "semantics", "depth")
 

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m2h_deploy.model.config import TASKS, ModelConfig
+from m2h_deploy.model.config import ModelConfig
 from m2h_deploy.model.layers import conv, global_mean, resize
 from m2h_deploy.model.msf import FusionBlock
 from m2h_deploy.model.mstr import Reassemble
+from m2h_deploy.tasks import TASKS
 
 
 class UniqueFeature(nn.Module):

@@ -7,13 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from m2h_deploy.model.backbone import DINOv2
-from m2h_deploy.model.config import TASKS, ModelConfig, make_config
+from m2h_deploy.model.config import ModelConfig, make_config
 from m2h_deploy.model.ggfm import GlobalContext
 from m2h_deploy.model.heads import DepthHead, EdgesHead, NormalsHead, SemanticsHead
 from m2h_deploy.model.layers import resize
 from m2h_deploy.model.msf import MSF
 from m2h_deploy.model.mstr import MSTR
 from m2h_deploy.model.wmca import WMCA
+from m2h_deploy.tasks import TASKS
 
 
 class M2H(nn.Module):

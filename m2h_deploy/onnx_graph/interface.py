@@ -8,9 +8,7 @@ import onnx
 
 from m2h_deploy.errors import M2HError
 from m2h_deploy.onnx_graph.info import GraphInfo
-
-_PLAIN_OUTPUTS = ("depth", "semantics", "normals", "edges")
-_SENSOR_OUTPUTS = ("depth", "labels", "normals", "edges")
+from m2h_deploy.tasks import RESULTS, TASKS
 
 #: As manifests have it.
 _LARGEST_SIDE = 16384
@@ -42,7 +40,7 @@ def _problem(proto: onnx.ModelProto, info: GraphInfo) -> str | None:
     problem = _input_problem(proto.graph.input[0], info)
     if problem is not None:
         return problem
-    known = _PLAIN_OUTPUTS if info.sensor is None else _SENSOR_OUTPUTS
+    known = TASKS if info.sensor is None else tuple(RESULTS)
     names = [value.name for value in proto.graph.output]
     foreign = [name for name in names if name not in known]
     if foreign or not names or len(set(names)) < len(names):

@@ -31,12 +31,11 @@ from m2h_deploy.onnx_graph.files import read_onnx
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.onnx_graph.interface import check_interface
 from m2h_deploy.runtime.preprocess import PRESETS, Preprocess
+from m2h_deploy.tasks import TASKS
 
 #: What the node normalizes with where nobody says otherwise.
 NODE_PRESET = "imagenet"
 MODEL, PARAMETERS = "m2h.onnx", "m2h_onnx.yaml"
-
-_OUTPUTS = ("depth", "semantics", "normals", "edges")
 
 #: Units in the last place by which the node's normalization of an image differs from ours.
 _ULPS = 4
@@ -81,8 +80,8 @@ def _check_graph(proto: onnx.ModelProto, info: GraphInfo, path: Path) -> tuple[i
     if info.sensor is not None:
         raise M2HError(f"{path} takes raw pixels, and Mono-Hydra's node normalizes itself: {again} without --sensor")
     outputs = tuple(value.name for value in proto.graph.output)
-    if outputs != _OUTPUTS:
-        raise M2HError(f"{path} gives {', '.join(outputs)}, expected {', '.join(_OUTPUTS)} in this order: {again}")
+    if outputs != TASKS:
+        raise M2HError(f"{path} gives {', '.join(outputs)}, expected {', '.join(TASKS)} in this order: {again}")
     values = (proto.graph.input[0], *proto.graph.output)
     if any(value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT for value in values):
         raise M2HError(f"{path} has inputs or outputs that are not float32: {again}")
@@ -132,7 +131,7 @@ def _compare(original: bytes, packaged: bytes, info: GraphInfo, size: tuple[int,
         return _run(original, perturbed(tensor, index + 1, ulps=_ULPS), path)
 
     found = _run(packaged, node_input(image, *size), path)
-    for name in _OUTPUTS:
+    for name in TASKS:
         if not np.isfinite(expected[name]).all():
             raise M2HError(f"{path} gives NaN or infinity in {name}: its weights are damaged: export it again")
         difference = judge(found[name], expected[name], lambda k, name=name: run_original(k)[name])  # type: ignore[misc]

@@ -21,6 +21,7 @@ from m2h_deploy.bundle.manifest import Manifest
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import whole_folder, write_text
 from m2h_deploy.serving.options import IMAGE, check_batching, check_name, engine_batch, output_names
+from m2h_deploy.tasks import TABLE
 
 #: Engine kinds that Triton has a backend for, and the file's name there.
 _BACKENDS = {"onnxruntime": ("onnxruntime", "model.onnx"), "tensorrt": ("tensorrt", "model.plan")}
@@ -141,8 +142,8 @@ def _runtime_tensors(manifest: Manifest) -> tuple[list[dict[str, Any]], list[dic
     spec = manifest.input
     size = [-1, -1] if manifest.sensor is None else [spec.height, spec.width]
     outputs = [
-        _tensor(name, "uint8" if name == "labels" else "float32", [*size, 3] if name == "normals" else size)
-        for name in output_names(manifest).values()
+        _tensor(name, TABLE[task].dtype, [*size, *TABLE[task].components])
+        for task, name in output_names(manifest).items()
     ]
     return [_tensor(IMAGE, "uint8", [*size, 3])], outputs
 

@@ -9,6 +9,7 @@ result.passed
 """
 
 from m2h_deploy.parity.chart import draw_errors
+from m2h_deploy.parity.executor import Executor, LocalExecutor
 from m2h_deploy.parity.gates import GateResult, Gates, Verdict
 from m2h_deploy.parity.locate import LocateResult, locate, locate_in_bundle
 from m2h_deploy.parity.result import VerifyResult, to_json
@@ -17,8 +18,10 @@ from m2h_deploy.parity.tensors import TensorResult
 from m2h_deploy.parity.verify import verify
 
 __all__ = [
+    "Executor",
     "GateResult",
     "Gates",
+    "LocalExecutor",
     "LocateResult",
     "TaskResult",
     "TensorResult",

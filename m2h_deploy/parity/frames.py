@@ -20,6 +20,7 @@ from m2h_deploy.parity.tensors import TensorComparison, tensor_sums
 from m2h_deploy.runtime.postprocess import Postprocess, Prediction
 from m2h_deploy.runtime.preprocess import bgr_to_nv12, nv12_to_bgr, preprocess_for
 from m2h_deploy.runtime.runtime import Runtime
+from m2h_deploy.tasks import TABLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +39,15 @@ class FrameRecord:
 
 @dataclass(frozen=True, eq=False)
 class BothSides:
-    """One frame through both: predictions, values to compare, how many of the engine's were not finite."""
+    """One frame through reference and engine."""
 
-    before: Prediction
-    expected: Outputs
-    after: Prediction
-    given: Outputs
-    bad: dict[str, int]
+    reference: Prediction
+    engine: Prediction
+    reference_outputs: Outputs
+    """The values to compare."""
+    engine_outputs: Outputs
+    nonfinite: dict[str, int]
+    """How many of the engine's were not finite; they are 0 here."""
 
 
 def choose_targets(manifest: Manifest, frame: Frame, source: Dataset) -> dict[str, Against]:
@@ -74,10 +77,10 @@ class Measurer:
         """Raises M2HError, naming the frame, when its labels do not fit its image."""
         return FrameRecord(
             printable(frame.name),
-            {name: tensor_sums(name, both.expected[name], both.given[name], both.bad[name])
+            {name: tensor_sums(name, both.reference_outputs[name], both.engine_outputs[name], both.nonfinite[name])
              for name in compared_outputs(self._manifest)},
-            {task.task: task.states(frame, both.before, both.after) for task in self._tasks},
-            {task.task: difference(task.task, both.before, both.after) for task in self._tasks},
+            {task.task: task.states(frame, both.reference, both.engine) for task in self._tasks},
+            {task.task: difference(task.task, both.reference, both.engine) for task in self._tasks},
             frame.derived,
         )  # fmt: skip
 
@@ -89,8 +92,7 @@ def compared_outputs(manifest: Manifest) -> list[str]:
 
 def output_unit(manifest: Manifest, name: str) -> str:
     """Name what the values of a compared output are: a sensor graph ends in probabilities, others in logits."""
-    units = {"depth": "m", "semantics": "logit", "normals": "unit vector", "edges": "logit"}
-    return "probability" if name == "edges" and manifest.sensor is not None else units[name]
+    return (TABLE[name].output if manifest.sensor is None else TABLE[name].result).quantity
 
 
 @dataclass
@@ -131,12 +133,13 @@ class _Plain:
         runtime = self._runtime
         tensor = runtime.preprocess(frame.image)
         outputs = self._reference.run(tensor)
-        expected = _finite_reference({task: outputs[task][0] for task in runtime.manifest.tasks}, frame)
+        reference_outputs = _finite_reference({task: outputs[task][0] for task in runtime.manifest.tasks}, frame)
         batch = runtime.manifest.input.batch or 1
         raw = runtime.backend.run(np.repeat(tensor, batch, axis=0) if batch > 1 else tensor)
-        given, bad = _finite({name: np.asarray(value[0], np.float32) for name, value in raw.items()})
-        before = runtime.postprocess(expected, frame.height, frame.width)
-        return BothSides(before, expected, runtime.postprocess(given, frame.height, frame.width), given, bad)
+        engine_outputs, nonfinite = _finite({name: np.asarray(value[0], np.float32) for name, value in raw.items()})
+        reference = runtime.postprocess(reference_outputs, frame.height, frame.width)
+        engine = runtime.postprocess(engine_outputs, frame.height, frame.width)
+        return BothSides(reference, engine, reference_outputs, engine_outputs, nonfinite)
 
 
 class _Sensor:
@@ -153,14 +156,15 @@ class _Sensor:
     def both(self, frame: Frame) -> BothSides:
         manifest = self._runtime.manifest
         image = frame.image
-        after = self._runtime(image)
+        engine = self._runtime(image)
         if manifest.input.layout == "NV12":
             image = nv12_to_bgr(bgr_to_nv12(image))
         outputs = self._reference.run(self._preprocess(image))
-        kept = _finite_reference({task: outputs[task][0] for task in manifest.tasks}, frame)
-        before = self._postprocess(kept, frame.height, frame.width)
-        given, bad = _finite(_maps(after))
-        return BothSides(before, _maps(before), dataclasses.replace(after, **_arrays(given)), given, bad)
+        finite = _finite_reference({task: outputs[task][0] for task in manifest.tasks}, frame)
+        reference = self._postprocess(finite, frame.height, frame.width)
+        engine_outputs, nonfinite = _finite(_maps(engine))
+        engine = dataclasses.replace(engine, **_arrays(engine_outputs))
+        return BothSides(reference, engine, _maps(reference), engine_outputs, nonfinite)
 
 
 def _finite_reference(outputs: Outputs, frame: Frame) -> Outputs:

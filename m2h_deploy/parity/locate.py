@@ -15,6 +15,7 @@ from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.bundle.self_test import pattern
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.onnx_graph.info import GraphInfo
+from m2h_deploy.tasks import TASKS
 
 if TYPE_CHECKING:
     import onnx
@@ -32,7 +33,6 @@ _FIRST_CHUNK, _CHUNK_BYTES = 24, 400_000_000
 
 _LAYER = re.compile(r"(?:^|/)((?:blocks|layers)\.\d+)(?=/|$)")
 _AROUND_LAYERS = {"backbone": ("embed", "stages"), "wmca": ("reduce", "expand")}
-_TASKS = ("depth", "semantics", "normals", "edges")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def block_of(value: str, *, after_layers: bool = False) -> str:
     and of WMCA is backbone.embed and wmca.reduce, and `after_layers` backbone.stages and wmca.expand. A network
     output belongs to its head.
     """
-    if value in _TASKS:
+    if value in TASKS:
         return f"heads.{value}"
     first, _, rest = value.lstrip("/").partition("/")
     if first not in _AROUND_LAYERS:
@@ -127,14 +127,14 @@ def locate(
     """
     if precision not in ROUNDING:
         raise M2HError(f"precision '{precision}': choose one of {', '.join(ROUNDING)}")
-    a, b = _load(reference), _load(engine)
-    theirs = set(_value_names(b))
-    ours = _value_names(a)
-    common = [name for name in ours if name in theirs]
-    differences = _errors(_probe(a, common, reference), _probe(b, common, engine), image, common)
+    reference_graph, engine_graph = _load(reference), _load(engine)
+    names, engine_names = _value_names(reference_graph), set(_value_names(engine_graph))
+    common = [name for name in names if name in engine_names]
+    probes = _probe(reference_graph, common, reference), _probe(engine_graph, common, engine)
+    differences = _errors(*probes, image, common)
     if not differences:
         raise M2HError(f"{engine} has no value in common with {reference}: export both with the same options")
-    values = _with_inputs(a, differences)
+    values = _with_inputs(reference_graph, differences)
     floor = ROUNDING[precision]
     found = next((v for v in values if not v.error < JUMP * max(v.inputs_error, floor) * (1 + v.skipped)), None)
     blocks = _by_block(values)
@@ -144,8 +144,8 @@ def locate(
         block=found.block if found else None,
         value=found.name if found else None,
         compared=len(values),
-        of=len(ours),
-        unseen=tuple(sorted(_blocks_of(a) - {block.name for block in blocks})),
+        of=len(names),
+        unseen=tuple(sorted(_blocks_of(reference_graph) - {block.name for block in blocks})),
     )
 
 
@@ -216,25 +216,25 @@ def _probe(proto: onnx.ModelProto, wanted: list[str], path: str | os.PathLike[st
     return _Probe(proto, wanted, os.fspath(path))
 
 
-def _errors(a: _Probe, b: _Probe, image: NDArray[np.float32], names: list[str]) -> dict[str, float]:
+def _errors(reference: _Probe, engine: _Probe, image: NDArray[np.float32], names: list[str]) -> dict[str, float]:
     """Relative error of each value of floating-point numbers and of one shape on both sides."""
     errors = {}
     left, count, largest = list(names), _FIRST_CHUNK, 1
     while left:
         chunk, left = left[:count], left[count:]
-        for name, x, y in zip(chunk, a.run(chunk, image), b.run(chunk, image), strict=True):
-            largest = max(largest, x.nbytes)
-            if x.shape == y.shape and x.size and np.issubdtype(x.dtype, np.floating):
-                errors[name] = _relative(x, y)
+        for name, a, b in zip(chunk, reference.run(chunk, image), engine.run(chunk, image), strict=True):
+            largest = max(largest, a.nbytes)
+            if a.shape == b.shape and a.size and np.issubdtype(a.dtype, np.floating):
+                errors[name] = _relative(a, b)
         count = max(1, _CHUNK_BYTES // (2 * largest))
     return errors
 
 
-def _relative(reference: NDArray[Any], value: NDArray[Any]) -> float:
-    if not np.isfinite(value).all():
+def _relative(reference: NDArray[Any], engine: NDArray[Any]) -> float:
+    if not np.isfinite(engine).all():
         return float("inf")
-    reference, value = reference.astype(np.float64), value.astype(np.float64)
-    difference = float(np.sqrt(np.mean((reference - value) ** 2)))
+    reference, engine = reference.astype(np.float64), engine.astype(np.float64)
+    difference = float(np.sqrt(np.mean((reference - engine) ** 2)))
     size = float(np.sqrt(np.mean(reference**2)))
     if size == 0:
         return 0.0 if difference == 0 else float("inf")
@@ -253,7 +253,7 @@ def _values_in_order(proto: onnx.ModelProto) -> Iterator[tuple[str, str, list[st
 
 
 def _blocks_of(proto: onnx.ModelProto) -> set[str]:
-    return {block for name, block, _ in _values_in_order(proto) if "/" in name or name in _TASKS}
+    return {block for name, block, _ in _values_in_order(proto) if "/" in name or name in TASKS}
 
 
 def _with_inputs(proto: onnx.ModelProto, errors: Mapping[str, float]) -> tuple[ValueDifference, ...]:

@@ -78,9 +78,11 @@ def draw_worst(
     """The pictures of one frame and task, whose `difference` is `mean`."""
     unit, brightest = _DIFFERENCES[task]
     error = _difference(task, getattr(reference, task), getattr(engine, task))
-    a, b = _draw(task, getattr(reference, task), getattr(engine, task), classes)
+    drawn = _draw(task, getattr(reference, task), getattr(engine, task), classes)
     heat = cv2.applyColorMap((255 * np.clip(error / brightest, 0, 1)).astype(np.uint8), cv2.COLORMAP_INFERNO)
-    pictures = {"input": frame.image, "reference": a, "engine": b, "difference": np.asarray(heat, np.uint8)}
+    pictures = {
+        "input": frame.image, "reference": drawn[0], "engine": drawn[1], "difference": np.asarray(heat, np.uint8),
+    }  # fmt: skip
     scale = "bright: another class" if task == "semantics" else f"brightest: {brightest:g} {unit.split()[0]} or more"
     return WorstFrame(
         task, printable(frame.name), mean, unit, scale, {key: _jpeg(value) for key, value in pictures.items()}

@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.bundle.manifest import InputSpec
-from m2h_deploy.errors import M2HError, missing_extra
+from m2h_deploy.errors import M2HError, MissingExtra, missing_extra
 from m2h_deploy.files.atomic import library_path
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.runtime.preprocess import normalization_of
+from m2h_deploy.tasks import TASKS
 
 Outputs = dict[str, NDArray[np.float32]]
-
-_TASKS = ("depth", "semantics", "normals", "edges")
 
 
 class Reference(Protocol):
@@ -46,7 +45,7 @@ def open_reference(path: str | os.PathLike[str], spec: InputSpec, threads: int |
         return _TorchReference(path)
     except ModuleNotFoundError as error:
         missing = missing_extra(str(error.name), "export", f"the reference {path}")
-        raise M2HError(f"{missing}; or give the float32 .onnx file of the same export") from None
+        raise MissingExtra(f"{missing}; or give the float32 .onnx file of the same export") from None
 
 
 class _TorchReference:
@@ -59,7 +58,7 @@ class _TorchReference:
         self._model = load_checkpoint(path)
         self.description = f"PyTorch {torch.__version__}, float32, {self._model.config.variant}"
         self.weights_sha256 = weights_digest(self._model)
-        self.tasks: tuple[str, ...] = _TASKS
+        self.tasks: tuple[str, ...] = TASKS
 
     def run(self, image: NDArray[np.float32]) -> Outputs:
         with self._torch.inference_mode():
@@ -100,7 +99,7 @@ class _OnnxReference:
             raise M2HError(f"{path} takes {given.type}: a reference is float32")
         self._batch = given.shape[0] if isinstance(given.shape[0], int) else 1
         self._path = path
-        self.tasks = tuple(node.name for node in self._session.get_outputs() if node.name in _TASKS)
+        self.tasks = tuple(node.name for node in self._session.get_outputs() if node.name in TASKS)
         self.weights_sha256 = info.weights_sha256
         self.description = f"ONNX Runtime {ort.__version__}, float32 graph, {info.variant}"
 

@@ -6,7 +6,6 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from rich.console import Console
@@ -19,9 +18,6 @@ from m2h_deploy.parity.result import VerifyResult
 from m2h_deploy.parity.tasks import TaskResult
 from m2h_deploy.parity.tensors import TensorResult
 from m2h_deploy.visualize.html import data_url, render_page
-
-if TYPE_CHECKING:
-    from m2h_deploy.parity.locate import LocateResult
 
 _MARKS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "unsure": ("?", "yellow")}
 _WORDS = {"pass": "Passed", "fail": "Failed", "unsure": "Too few frames to tell"}
@@ -170,17 +166,17 @@ class _Bar:
     limit: float
 
 
-def write_html(result: VerifyResult, path: str | os.PathLike[str], *, located: LocateResult | None = None) -> Path:
+def write_html(result: VerifyResult, path: str | os.PathLike[str]) -> Path:
     """Write the result as one HTML page that needs no other file: verdict, gates, tables, worst frames.
 
-    `located` adds the error against depth in the network. Raises M2HError when the page cannot be written or jinja2
-    (and for `located` matplotlib) is not installed.
+    With `located` it shows the error against depth in the network. Raises M2HError when the page cannot be written or
+    jinja2 (and for `located` matplotlib) is not installed.
     """
     chart = None
-    if located is not None:
+    if result.located is not None:
         from m2h_deploy.parity.chart import draw_errors
 
-        chart = data_url("image/png", draw_errors(located))
+        chart = data_url("image/png", draw_errors(result.located))
     page = render_page(
         "parity.html",
         result=result,
@@ -198,7 +194,7 @@ def write_html(result: VerifyResult, path: str | os.PathLike[str], *, located: L
             (worst, {name: data_url("image/jpeg", content) for name, content in worst.pictures.items()})
             for worst in result.worst
         ],
-        located=located,
+        located=result.located,
         chart=chart,
     )
     return write_bytes(path, page)

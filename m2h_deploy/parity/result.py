@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from m2h_deploy.parity.gates import GateResult, Gates, Verdict
+from m2h_deploy.parity.locate import LocateResult
 from m2h_deploy.parity.pictures import WorstFrame
 from m2h_deploy.parity.tasks import TaskResult
 from m2h_deploy.parity.tensors import TensorResult
 from m2h_deploy.version import __version__
-
-if TYPE_CHECKING:
-    from m2h_deploy.parity.locate import LocateResult
 
 RESULT_VERSION = 2
 
@@ -63,6 +61,8 @@ class VerifyResult:
     limits: Gates
     gates: tuple[GateResult, ...]
     worst: tuple[WorstFrame, ...] = ()
+    located: LocateResult | None = None
+    """The first diverging block, where it was asked for."""
 
     @property
     def verdict(self) -> Verdict:
@@ -100,13 +100,13 @@ class VerifyResult:
         return f"about {needed} frames are likely to be enough{short}"
 
 
-def to_json(result: VerifyResult, located: LocateResult | None = None) -> dict[str, Any]:
+def to_json(result: VerifyResult) -> dict[str, Any]:
     """Plain values for `json.dumps`, without pictures; numbers that do not exist or are infinite are None.
 
-    Every figure has its unit in its name or beside it. `located` is added under its name, block by block.
+    Every figure has its unit in its name or beside it. `located` is there only where it was asked for, block by block.
     """
-    content = dataclasses.asdict(dataclasses.replace(result, worst=()))
-    del content["worst"]
+    content = dataclasses.asdict(dataclasses.replace(result, worst=(), located=None))
+    del content["worst"], content["located"]
     content["tensors"] = [_renamed(tensor, _TENSOR_KEYS) for tensor in content["tensors"]]
     content["limits"] = _renamed(content["limits"], _LIMIT_KEYS)
     head = {
@@ -115,7 +115,7 @@ def to_json(result: VerifyResult, located: LocateResult | None = None) -> dict[s
         "verdict": result.verdict,
         "passed": result.passed,
     }
-    if located is not None:
+    if (located := result.located) is not None:
         blocks = [_renamed(dataclasses.asdict(block), {"error": "relative_error"}) for block in located.blocks]
         names = ("block", "value", "summary", "compared", "of", "unseen")
         content["located"] = {name: getattr(located, name) for name in names} | {"blocks": blocks}

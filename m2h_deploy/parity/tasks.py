@@ -88,16 +88,16 @@ class TaskComparison:
 
         Raises M2HError, naming the frame, when its labels do not fit its image.
         """
-        given, other = getattr(reference, self.task), getattr(engine, self.task)
+        reference_map, engine_map = getattr(reference, self.task), getattr(engine, self.task)
         if self.task == "edges" and self.against == "reference":
-            given, other, target = _edge_agreement(given, other)
+            reference_map, engine_map, target = _edge_agreement(reference_map, engine_map)
         else:
-            target = self._target(frame, given)
+            target = self._target(frame, reference_map)
         try:
-            state = self._metric.frame_state(given, target)
+            state = self._metric.frame_state(reference_map, target)
             # The edge matching takes long, and a good engine often gives the very same array.
-            same = np.array_equal(given, other)
-            states = [state, state if same else self._metric.frame_state(other, target)]
+            same = np.array_equal(reference_map, engine_map)
+            states = [state, state if same else self._metric.frame_state(engine_map, target)]
             if self.task == "depth":
                 states.append(self._metric.frame_state(np.zeros_like(target), target))
         except M2HError as error:
@@ -111,23 +111,23 @@ class TaskComparison:
         self._engine.append(engine)
         self._scale += scale
 
-    def _target(self, frame: Frame, given: NDArray[Any]) -> NDArray[Any]:
+    def _target(self, frame: Frame, reference: NDArray[Any]) -> NDArray[Any]:
         if self.against == "labels":
             target = getattr(frame, self.task)
             if target is None:
                 raise M2HError(f"{frame.name} has no {self.task} labels, the first frame has: check the data")
             return target
         if self.task == "semantics" and self._unknown:
-            return np.where(given == 0, IGNORE_LABEL, given - 1).astype(np.uint8)
-        return given
+            return np.where(reference == 0, IGNORE_LABEL, reference - 1).astype(np.uint8)
+        return reference
 
     def result(self, weights: NDArray[np.float64], gates: Gates) -> tuple[TaskResult, list[GateResult]]:
         """The figures with their interval, and the task's gate if it is set; `weights` are the bootstrap's draws."""
         spec = _TASKS[self.task]
-        reference, engine = np.array(self._reference), np.array(self._engine)
-        a, b = self._figures(reference, weights), self._figures(engine, weights)
-        worse = spec.sign * (b - a) + 0.0  # no negative zeros
-        frames = len(reference)
+        reference_states, engine_states = np.array(self._reference), np.array(self._engine)
+        reference, engine = self._figures(reference_states, weights), self._figures(engine_states, weights)
+        worse = spec.sign * (engine - reference) + 0.0  # no negative zeros
+        frames = len(reference_states)
         labeled = self.against == "labels"
         result = TaskResult(
             task=self.task,
@@ -135,19 +135,19 @@ class TaskComparison:
             unit=spec.unit,
             against=self.against,
             derived=self.derived,
-            reference=float(a[0]) if labeled else None,
-            engine=float(b[0]),
+            reference=float(reference[0]) if labeled else None,
+            engine=float(engine[0]),
             worse_by=float(worse[0]),
             interval=interval(float(worse[0]), worse[1:], frames),
-            reference_figures=self._metric.compute_from(reference.sum(axis=0)) if labeled else None,
-            engine_figures=self._metric.compute_from(engine.sum(axis=0)),
+            reference_figures=self._metric.compute_from(reference_states.sum(axis=0)) if labeled else None,
+            engine_figures=self._metric.compute_from(engine_states.sum(axis=0)),
             figure_units=dict(self._metric.units),
         )
         limit = getattr(gates, spec.gate)
         if limit is None:
             return result, []
         if self.task == "depth":
-            base = a if labeled else self._figures(np.array(self._scale), weights)
+            base = reference if labeled else self._figures(np.array(self._scale), weights)
             worse = 100 * np.divide(worse, base, out=np.full_like(worse, np.nan), where=base > 0)
         rule = Rule(f"{self.task}.{spec.gate}", self.task, f"{self.task} {spec.words}", spec.gate_unit)
         return result, [judge(rule, limit, float(worse[0]), interval(float(worse[0]), worse[1:], frames), frames)]
@@ -178,8 +178,8 @@ def _edge_agreement(
     100 % whatever its strength, and an engine that has its values too.
     """
     strongest = float(suppress_non_maxima(reference).max()) or 1.0
-    given, other = (np.minimum(edges / np.float32(strongest), np.float32(1)) for edges in (reference, engine))
-    return given, other, suppress_non_maxima(given) > np.float32(EDGE_SHARE)
+    reference, engine = (np.minimum(edges / np.float32(strongest), np.float32(1)) for edges in (reference, engine))
+    return reference, engine, suppress_non_maxima(reference) > np.float32(EDGE_SHARE)
 
 
 def has_unknown(classes: Classes) -> bool:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
-from m2h_deploy.bundle.folder import Bundle, record_result
-from m2h_deploy.data.frame import Dataset, Frame
+from m2h_deploy.bundle.folder import Bundle, load_bundle, record_result
+from m2h_deploy.data.frame import Dataset
 from m2h_deploy.data.open import open_dataset
-from m2h_deploy.errors import CheckFailed, M2HError
+from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import printable
 from m2h_deploy.parity.bootstrap import FEW_FRAMES, RESAMPLES, draws
-from m2h_deploy.parity.frames import Comparison, FrameRecord, Measurer, choose_targets
+from m2h_deploy.parity.executor import Executor, LocalExecutor, Measured, Progress, Request
+from m2h_deploy.parity.frames import Comparison, choose_targets
 from m2h_deploy.parity.gates import GateResult, Gates, Rule, judge
-from m2h_deploy.parity.pictures import WorstFrame, WorstFrames
-from m2h_deploy.parity.reference import Reference, open_reference
-from m2h_deploy.parity.result import DataInfo, Side, VerifyResult, to_json
+from m2h_deploy.parity.locate import LocateResult
+from m2h_deploy.parity.result import DataInfo, VerifyResult, to_json
 from m2h_deploy.parity.tensors import TensorResult
-from m2h_deploy.runtime.runtime import Runtime
 
-#: Called after each frame with how many are done and how many there will be.
-Progress = Callable[[int, int], None]
+#: Finds the first diverging block of a bundle's engine beside a reference.
+Locate = Callable[[Bundle, str], LocateResult]
 
 
 def verify(
@@ -34,14 +33,15 @@ def verify(
     gates: Gates | None = None,
     limit: int | None = None,
     split: str = "val",
-    data_name: str | None = None,
-    threads: int | None = None,
-    device: str | None = None,
     pictures: int = 2,
     resamples: int = RESAMPLES,
     allow_other_weights: bool = False,
+    executor: Executor | None = None,
+    locate: Locate | None = None,
     record: bool = True,
     progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
+    on_result: Callable[[VerifyResult], None] | None = None,
 ) -> VerifyResult:
     """Compare the engine of a bundle with its reference on data, and judge it by `gates`.
 
@@ -63,71 +63,57 @@ def verify(
         gates: the limits; `Gates()` when None.
         limit: use this many frames, spread evenly over the data, because neighbors in a data set are alike.
         split: of a data set that is opened from a path.
-        data_name: what to call the data in the result; its folder's name by default.
-        threads: CPU threads of the engine, and of a reference in ONNX.
-        device: device of the engine, where its kind has several.
         pictures: keep pictures of this many worst frames a task.
         resamples: of the bootstrap.
         allow_other_weights: compare although the bundle was built from other weights.
-        record: write the result into the bundle's manifest. It happens at the end: an interrupted run leaves the
-            bundle as it was.
-        progress: called after each frame.
+        executor: who measures the frames; `LocalExecutor()` when None.
+        locate: also find the first diverging block: `export.locate_difference`, or without torch `locate_in_bundle`
+            for a reference in ONNX.
+        record: write the result into the bundle's manifest, unless the folder is read-only. It happens at the end: an
+            interrupted run leaves the bundle as it was.
+        progress: called as frames are done.
+        notice: called with a line about each file that is not used, and about a result that is not recorded.
+        on_result: called with the result as soon as there is one: before locating, which takes long, and again after
+            it, and before recording, so that a full disk costs no result.
 
     Raises:
         M2HError: a bundle, a reference or data that is broken or does not fit. A failed gate raises nothing; see
             `VerifyResult.passed`.
     """
-    gates = gates or Gates()
-    name = data_name or name_of(data)
-    source = open_dataset(Path(data), split) if isinstance(data, (str, os.PathLike)) else data
-    with Runtime.load(bundle_path, self_test=False, threads=threads, device=device) as runtime:
-        baseline = open_reference(reference, runtime.manifest.network_input, threads)
-        check_pair(runtime, baseline, str(reference), allow_other_weights=allow_other_weights)
-        indices = spread(len(source), limit, name)
-        sides = describe(runtime, baseline)
-        targets = choose_targets(runtime.manifest, source[indices[0]], source)
-        worst = WorstFrames(runtime.manifest.classes, pictures)
-        records = _records(Measurer(runtime, baseline, targets), _frames(source, indices, progress), worst)
-        comparison = Comparison.of(runtime.manifest, targets, records)
-    info = DataInfo(name, len(indices), len(source), tuple(sorted(comparison.derived)))
-    result = conclude(runtime.bundle, sides, comparison, info, gates, resamples=resamples, worst=worst.result())
+    tell = notice or (lambda _: None)
+    bundle = load_bundle(bundle_path)
+    if record and not os.access(bundle.path, os.W_OK):
+        record = False
+        tell(f"no write permission for {bundle.path}: the result is not recorded in its manifest")
+    path = Path(data) if isinstance(data, (str, os.PathLike)) else None
+    source = open_dataset(path, split) if path is not None else cast(Dataset, data)
+    for reason in getattr(source, "skipped", ()):
+        tell(reason)
+    indices = spread(len(source), limit, name_of(data))
+    targets = choose_targets(bundle.manifest, source[indices[0]], source)
+    request = Request(bundle, str(reference), source, path, split, indices, targets, pictures, allow_other_weights)
+    measured = (executor or LocalExecutor()).measure(request, progress)
+    result = _conclude(request, measured, name_of(data), gates or Gates(), resamples)
+    recorded = to_json(result)
+    if on_result is not None:
+        on_result(result)
+    if locate is not None:
+        result = dataclasses.replace(result, located=locate(bundle, str(reference)))
+        if on_result is not None:
+            on_result(result)
     if record:
-        record_result(runtime.bundle, parity=to_json(result))
+        record_result(bundle, parity=recorded)
     return result
 
 
-@dataclass(frozen=True)
-class Sides:
-    """What was run on both sides, and whether the engine passed its bundle's self-test."""
-
-    reference: Side
-    engine: Side
-    self_test: tuple[GateResult, ...]
-
-
-def describe(runtime: Runtime, reference: Reference) -> Sides:
-    """Names both sides and runs the self-test: a bundle that fails it is still measured."""
-    return Sides(
-        Side(reference.description, reference.weights_sha256),
-        Side(runtime.backend.description, runtime.manifest.model.weights_sha256),
-        _self_test(runtime),
-    )
-
-
-def conclude(
-    bundle: Bundle,
-    sides: Sides,
-    comparison: Comparison,
-    data: DataInfo,
-    gates: Gates,
-    *,
-    resamples: int = RESAMPLES,
-    worst: tuple[WorstFrame, ...] = (),
-) -> VerifyResult:
-    """The figures of all frames with their intervals, judged by `gates`."""
+def _conclude(request: Request, measured: Measured, name: str, gates: Gates, resamples: int) -> VerifyResult:
+    """Add up the records, with intervals, and judge the figures by `gates`."""
+    bundle, sides = request.bundle, measured.sides
+    comparison = Comparison.of(bundle.manifest, request.targets, measured.records)
+    data = DataInfo(name, len(measured.records), len(request.data), tuple(sorted(comparison.derived)))
     weights = draws(data.frames, resamples)
     tensors = tuple(tensor.result(weights) for tensor in comparison.tensors)
-    measured = [task.result(weights, gates) for task in comparison.tasks]
+    tasks = [task.result(weights, gates) for task in comparison.tasks]
     return VerifyResult(
         bundle=printable(bundle.path.name or str(bundle.path)),
         precision=bundle.manifest.engine.precision,
@@ -135,26 +121,16 @@ def conclude(
         engine=sides.engine,
         data=data,
         tensors=tensors,
-        tasks=tuple(task for task, _ in measured),
+        tasks=tuple(task for task, _ in tasks),
         limits=gates,
         gates=(
             *sides.self_test,
-            *(gate for _, judged in measured for gate in judged),
+            *(gate for _, judged in tasks for gate in judged),
             *(_psnr_gate(tensor, gates.psnr, data.frames) for tensor in tensors if gates.psnr is not None),
             *_frames_gate(data.frames),
         ),
-        worst=worst,
+        worst=measured.worst,
     )
-
-
-def _records(measurer: Measurer, frames: Iterator[Frame], worst: WorstFrames) -> Iterator[FrameRecord]:
-    """The measurements of each frame, and pictures of the worst."""
-    for frame in frames:
-        both = measurer.both(frame)
-        record = measurer.record(frame, both)
-        for task, mean in record.differences.items():
-            worst.add(task, frame, both.before, both.after, mean)
-        yield record
 
 
 def _frames_gate(frames: int) -> tuple[GateResult, ...]:
@@ -182,19 +158,6 @@ def name_of(data: Dataset | str | os.PathLike[str]) -> str:
     return printable(Path(data).resolve().name) if isinstance(data, (str, os.PathLike)) else type(data).__name__
 
 
-def check_pair(runtime: Runtime, reference: Reference, name: str, *, allow_other_weights: bool) -> None:
-    """Raises M2HError when the two sides cannot be compared."""
-    built = runtime.manifest.model.weights_sha256
-    if built != reference.weights_sha256 and not allow_other_weights:
-        raise M2HError(
-            f"{runtime.bundle.path} was built from weights {built[:12]}, {name} holds {reference.weights_sha256[:12]}: "
-            "give the checkpoint the bundle was built from"
-        )
-    absent = [task for task in runtime.manifest.tasks if task not in reference.tasks]
-    if absent:
-        raise M2HError(f"{name} has no {', '.join(absent)}, the engine has: export the reference with all tasks")
-
-
 def spread(available: int, limit: int | None, name: str) -> list[int]:
     """`limit` indices spread evenly over `available` frames, all of them by default. Raises M2HError on none."""
     if not available:
@@ -203,25 +166,3 @@ def spread(available: int, limit: int | None, name: str) -> list[int]:
         raise M2HError(f"limit {limit}: must be at least 1")
     count = available if limit is None else min(limit, available)
     return [(2 * i + 1) * available // (2 * count) for i in range(count)]
-
-
-def _frames(source: Dataset, indices: list[int], progress: Progress | None) -> Iterator[Frame]:
-    """The frames; `progress` hears of one when the next is asked for, that is when it is done."""
-    for done, index in enumerate(indices, start=1):
-        yield source[index]
-        if progress is not None:
-            progress(done, len(indices))
-
-
-def _self_test(runtime: Runtime) -> tuple[GateResult, ...]:
-    """The bundle's golden self-test as a gate: a bundle that fails it is still measured."""
-    test = runtime.manifest.self_test
-    if test is None:
-        return ()
-    message = "the golden self-test passed"
-    try:
-        runtime.self_test()
-        passed = True
-    except CheckFailed as error:
-        passed, message = False, str(error)
-    return (GateResult("self_test", None, "pass" if passed else "fail", None, None, None, "", message),)

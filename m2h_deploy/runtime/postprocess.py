@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from m2h_deploy.bundle.manifest import Manifest
 from m2h_deploy.errors import M2HError
+from m2h_deploy.tasks import TABLE, TASKS, task_of
 
 Resolution = Literal["image", "network"]
 RESOLUTIONS: tuple[Resolution, ...] = ("image", "network")
@@ -36,21 +37,11 @@ class Prediction:
     """Milliseconds: preprocess, inference, postprocess."""
 
 
-#: dtype and trailing sides of each task's array.
-_ARRAYS: dict[str, tuple[type, tuple[int, ...]]] = {
-    "depth": (np.float32, ()),
-    "semantics": (np.uint8, ()),
-    "normals": (np.float32, (3,)),
-    "edges": (np.float32, ()),
-}
-
-
 def empty_prediction(tasks: Iterable[str], height: int, width: int) -> Prediction:
     """A prediction of `tasks` with arrays of this size to write into, for `out=`."""
-    arrays: dict[str, NDArray[Any] | None] = dict.fromkeys(_ARRAYS)
+    arrays: dict[str, NDArray[Any] | None] = dict.fromkeys(TASKS)
     for task in tasks:
-        dtype, trailing = _ARRAYS[task]
-        arrays[task] = np.empty((height, width, *trailing), dtype)
+        arrays[task] = np.empty((height, width, *TABLE[task].components), TABLE[task].dtype)
     return Prediction(**arrays)  # type: ignore[arg-type]
 
 
@@ -161,13 +152,12 @@ class Postprocess:
 def check_out(out: Prediction, tasks: Iterable[str], height: int, width: int) -> None:
     """Raises M2HError when `out` lacks a task or has an array of another size or type."""
     for task in tasks:
-        dtype, trailing = _ARRAYS[task]
+        dtype, shape = TABLE[task].dtype, (height, width, *TABLE[task].components)
         array = getattr(out, task)
-        shape = (height, width, *trailing)
         # OpenCV writes to a copy of what is not contiguous, and the caller would see nothing of it.
         if array is None or array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
             found = "none" if array is None else f"{array.dtype} {array.shape}"
-            raise M2HError(f"out.{task} is {found}: expected contiguous {np.dtype(dtype).name} {shape}")
+            raise M2HError(f"out.{task} is {found}: expected contiguous {dtype} {shape}")
 
 
 def _resize(array: NDArray[np.float32], out: NDArray[np.float32]) -> None:
@@ -188,7 +178,7 @@ class SensorPostprocess:
 
         Written to the arrays of `out` where it is given, and else to new ones. Raises M2HError when `out` does not fit.
         """
-        tasks = ["semantics" if name == "labels" else name for name in outputs]
+        tasks = [task_of(name) for name in outputs]
         if out is None:
             out = empty_prediction(tasks, height, width)
         else:

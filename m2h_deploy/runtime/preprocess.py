@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.errors import M2HError, first_line
+from m2h_deploy.errors import ImageError, M2HError, first_line
 
 if TYPE_CHECKING:
     from m2h_deploy.bundle.manifest import InputSpec
@@ -87,20 +87,20 @@ def _words(values: Sequence[float]) -> str:
 def as_color_image(image: NDArray[Any], name: str = "image") -> NDArray[np.uint8]:
     """`image` as uint8 (H, W, 3): gray is repeated, alpha is dropped, color order is kept.
 
-    Raises M2HError on other types, more channels, or a side under 16 or over 32766 pixels.
+    Raises ImageError on other types, more channels, or a side under 16 or over 32766 pixels.
     """
     if not isinstance(image, np.ndarray) or image.ndim not in (2, 3):
-        raise M2HError(f"{name}: expected an array of H x W x 3, got {getattr(image, 'shape', type(image).__name__)}")
+        raise ImageError(f"{name}: expected an array of H x W x 3, got {getattr(image, 'shape', type(image).__name__)}")
     if image.dtype != np.uint8:
-        raise M2HError(f"{name}: pixels are {image.dtype}, expected uint8: convert it to 8 bits a channel")
+        raise ImageError(f"{name}: pixels are {image.dtype}, expected uint8: convert it to 8 bits a channel")
     channels = 1 if image.ndim == 2 else image.shape[2]
     if channels not in (1, 3, 4):
-        raise M2HError(f"{name}: {channels} channels, expected gray, color or color with alpha")
+        raise ImageError(f"{name}: {channels} channels, expected gray, color or color with alpha")
     size = f"{image.shape[1]} x {image.shape[0]} pixels"
     if min(image.shape[:2]) < MIN_SIDE:
-        raise M2HError(f"{name}: {size} is too small: at least {MIN_SIDE} x {MIN_SIDE}")
+        raise ImageError(f"{name}: {size} is too small: at least {MIN_SIDE} x {MIN_SIDE}")
     if max(image.shape[:2]) > MAX_SIDE:
-        raise M2HError(f"{name}: {size} is too large: at most {MAX_SIDE} a side")
+        raise ImageError(f"{name}: {size} is too large: at most {MAX_SIDE} a side")
     if channels == 1:
         return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_GRAY2BGR)
     return image if channels == 3 else image[:, :, :3]
@@ -203,7 +203,7 @@ class SensorPreprocess:
     def _fill(self, image: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
         height, width = image.shape[:2]
         if (width, height) != self.size:
-            raise M2HError(
+            raise ImageError(
                 f"image: {width} x {height} pixels, this bundle takes the camera's {self.size[0]} x {self.size[1]}: "
                 f"export with --camera-size {width}x{height}, or without --sensor for any size"
             )

@@ -20,7 +20,7 @@ from m2h_deploy.backends import Backend, BackendOptions, open_backend
 from m2h_deploy.bundle.folder import MANIFEST, Bundle, load_bundle
 from m2h_deploy.bundle.manifest import Manifest, edited_field
 from m2h_deploy.bundle.self_test import check_self_test, pattern
-from m2h_deploy.errors import CheckFailed, M2HError
+from m2h_deploy.errors import BundleError, CheckFailed, EngineError, EngineTimeout, M2HError, engine_error
 from m2h_deploy.runtime.postprocess import RESOLUTIONS, Prediction, Resolution, empty_prediction, postprocess_for
 from m2h_deploy.runtime.preprocess import SensorPreprocess, as_color_image, preprocess_for
 from m2h_deploy.runtime.worker import PATIENCE, FrameFuture, Worker
@@ -88,8 +88,8 @@ class Runtime:
         `plugins` are libraries that a TensorRT plan needs. Loading one runs its code, so a bundle only names them, with
         their sha256, and the caller decides.
 
-        Raises M2HError when the bundle is damaged or does not fit this machine, CheckFailed when it computes
-        wrong numbers.
+        Raises BundleError when the bundle is damaged, MissingExtra or EngineError when its engine cannot be opened on
+        this machine, CheckFailed when it computes wrong numbers.
         """
         bundle = load_bundle(path)
         options = BackendOptions(threads=threads, device=device, plugins=tuple(Path(plugin) for plugin in plugins))
@@ -100,7 +100,7 @@ class Runtime:
             edited = edited_field(bundle.manifest)
             if edited is None:
                 raise
-            raise M2HError(f"{error}; {bundle.path / MANIFEST} was edited: {edited}") from None
+            raise BundleError(f"{error}; {bundle.path / MANIFEST} was edited: {edited}") from None
         runtime = cls(bundle, backend, color=color, reopen=reopen)
         try:
             if self_test:
@@ -139,7 +139,7 @@ class Runtime:
             engine = self.engine
             with engine.lock:
                 self._check(engine)
-                outputs = engine.backend.run(pattern(self.manifest.input))
+                outputs = _run(engine, pattern(self.manifest.input))
                 check_self_test(test, outputs, self.manifest.engine.precision)
 
     def __call__(
@@ -149,7 +149,8 @@ class Runtime:
 
         Its arrays have the image's height and width, or with `resolution="network"` the network's own, which costs
         less. They are new and the caller's to keep, or with `out` (see `new_prediction`) those of `out`: a contiguous
-        color image then costs no allocation. Raises M2HError on an image that is none, and after `close`.
+        color image then costs no allocation. Raises ImageError on an image that is none, EngineError where the engine
+        fails and after `close`.
         """
         engine = self.engine
         with engine.lock:
@@ -158,7 +159,7 @@ class Runtime:
             image = self.color_image(image)
             tensor = self.preprocess(image, self._tensor)
             prepared = perf_counter()
-            outputs = engine.backend.run(tensor)
+            outputs = _run(engine, tensor)
             inferred = perf_counter()
             self._check(engine)
             first = {name: value[0] for name, value in outputs.items()}
@@ -197,7 +198,7 @@ class Runtime:
             self.preprocess(image, tensor[index : index + 1])
         tensor[len(images) :] = tensor[len(images) - 1]
         prepared = perf_counter()
-        outputs = engine.backend.run(tensor)
+        outputs = _run(engine, tensor)
         inferred = perf_counter()
         self._check(engine)
         predictions = [
@@ -240,10 +241,10 @@ class Runtime:
     def replace_engine(self, stuck: Engine) -> Engine:
         """A fresh engine in the place of one that does not come back, which is left to its thread.
 
-        Raises M2HError where the runtime does not know how to open it again, or that fails.
+        Raises EngineError where the runtime does not know how to open it again, or that fails.
         """
         if self.reopen is None:
-            raise M2HError(f"{self.bundle.path}: the engine is stuck, and there is no way to open it again")
+            raise EngineTimeout(f"{self.bundle.path}: the engine is stuck, and there is no way to open it again")
         if stuck is self.engine:
             self.engine = Engine(self.reopen())
         return self.engine
@@ -264,9 +265,9 @@ class Runtime:
 
     def _check(self, engine: Engine) -> None:
         if self._closed:
-            raise M2HError(f"{self.bundle.path}: the runtime is closed")
+            raise EngineError(f"{self.bundle.path}: the runtime is closed")
         if engine is not self.engine:
-            raise M2HError(f"{self.bundle.path}: the engine was stuck and has been replaced: run the frame again")
+            raise EngineTimeout(f"{self.bundle.path}: the engine was stuck and has been replaced: run the frame again")
 
     def __enter__(self) -> Runtime:
         return self
@@ -275,6 +276,14 @@ class Runtime:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _run(engine: Engine, tensor: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+    """Run the engine. Raises EngineError where it fails."""
+    try:
+        return engine.backend.run(tensor)
+    except M2HError as error:
+        raise engine_error(error) from None
 
 
 def with_timings(prediction: Prediction, preprocess: float, inference: float, postprocess: float) -> Prediction:

@@ -11,7 +11,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from time import monotonic
 
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import EngineError, EngineTimeout
 from m2h_deploy.runtime.postprocess import Prediction
 
 #: Seconds that closing waits for the frame in work.
@@ -42,10 +42,10 @@ class Worker:
         _open_workers.add(self)
 
     def submit(self, work: Callable[[], Prediction]) -> FrameFuture:
-        """A future for `work()`. Raises M2HError after `close`."""
+        """A future for `work()`. Raises EngineError after `close`."""
         with self._changed:
             if self._closed:
-                raise M2HError("the runtime is closed: it takes no more frames")
+                raise EngineError("the runtime is closed: it takes no more frames")
             future = FrameFuture(self._count)
             self._count += 1
             self._waiting.append((future, work))
@@ -56,7 +56,7 @@ class Worker:
         return future
 
     def close(self, patience: float = PATIENCE) -> None:
-        """Cancel what waits and wait for the frame in work; if that is stuck, its future fails with M2HError.
+        """Cancel what waits and wait for the frame in work; if that is stuck, its future fails with EngineTimeout.
 
         Every future is then done. Harmless to call twice, also from a future's callback.
         """
@@ -74,7 +74,7 @@ class Worker:
         running = self._running
         if self._thread.is_alive() and running is not None:
             with suppress(InvalidStateError):
-                running.set_exception(M2HError(f"the engine did not finish the frame within {patience:g} s"))
+                running.set_exception(EngineTimeout(f"the engine did not finish the frame within {patience:g} s"))
 
     def _run(self) -> None:
         while True:

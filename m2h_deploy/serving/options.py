@@ -8,6 +8,7 @@ from pathlib import Path
 
 from m2h_deploy.bundle.manifest import Manifest
 from m2h_deploy.errors import M2HError
+from m2h_deploy.tasks import TABLE
 
 #: Frames that one call may carry; what a client may ask for in one request, too.
 MAX_BATCH = 1024
@@ -68,7 +69,7 @@ def check_batching(max_batch: int, delay_ms: float) -> None:
 
 def output_names(manifest: Manifest) -> dict[str, str]:
     """The name of each task's output on the wire: the tasks' own, and `labels` for the semantics."""
-    return {task: "labels" if task == "semantics" else task for task in manifest.tasks}
+    return {task: TABLE[task].result.name for task in manifest.tasks}
 
 
 def engine_batch(manifest: Manifest) -> int | None:

@@ -27,6 +27,7 @@ from m2h_deploy.runtime.runtime import Runtime
 from m2h_deploy.serving.infer import infer_function, warm_up
 from m2h_deploy.serving.options import IMAGE, ServeOptions, output_names
 from m2h_deploy.serving.processes import group_members
+from m2h_deploy.tasks import TABLE
 
 #: Seconds for requests that were accepted, when told to end.
 DRAIN = 30.0
@@ -46,10 +47,9 @@ def tensors(runtime: Runtime) -> tuple[list[Any], list[Any]]:
 
     spec = runtime.manifest.input
     size = (-1, -1) if runtime.manifest.sensor is None else (spec.height, spec.width)
-    shapes = {"labels": size, "depth": size, "normals": (*size, 3), "edges": size}
     outputs = [
-        Tensor(name=name, dtype=np.uint8 if name == "labels" else np.float32, shape=shapes[name])
-        for name in output_names(runtime.manifest).values()
+        Tensor(name=name, dtype=np.dtype(TABLE[task].dtype).type, shape=(*size, *TABLE[task].components))
+        for task, name in output_names(runtime.manifest).items()
     ]
     return [Tensor(name=IMAGE, dtype=np.uint8, shape=(*size, 3))], outputs
 

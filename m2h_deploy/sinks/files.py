@@ -16,7 +16,25 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import write_bytes
 from m2h_deploy.files.provenance import Kind, check_output, mark_npz, mark_png
 from m2h_deploy.runtime.postprocess import Prediction
+from m2h_deploy.sinks import Sink
+from m2h_deploy.sources import SourceFrame
+from m2h_deploy.tasks import TASKS
 from m2h_deploy.visualize.draw import draw_prediction
+
+
+class ResultFiles(Sink):
+    """Writes the results of each frame into a folder, see `write_prediction`."""
+
+    def __init__(self, folder: Path, classes: Classes, *, npz: bool = False, overwrite: bool = True) -> None:
+        """Without `overwrite`, a file that m2h-deploy did not write is not replaced: `add` raises M2HError."""
+        self._folder, self._classes, self._npz, self._overwrite = folder, classes, npz, overwrite
+        self.written: list[Path] = []
+        """The files of the last frame."""
+
+    def add(self, frame: SourceFrame, prediction: Prediction) -> None:
+        if not self._overwrite:
+            check_result(self._folder, frame.name, npz=self._npz)
+        self.written = write_prediction(self._folder, frame.name, frame.image, prediction, self._classes, npz=self._npz)
 
 
 def write_prediction(
@@ -83,8 +101,7 @@ def encode_png(picture: NDArray) -> bytes:
 
 def encode_npz(prediction: Prediction) -> bytes:
     """Every output as the content of a compressed .npz file."""
-    tasks = ("depth", "semantics", "normals", "edges")
-    arrays = {task: value for task in tasks if (value := getattr(prediction, task)) is not None}
+    arrays = {task: value for task in TASKS if (value := getattr(prediction, task)) is not None}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()

@@ -14,13 +14,15 @@ from m2h_deploy.camera import ASSUMED_FOV, intrinsics_of_view
 from m2h_deploy.data.frame import Intrinsics
 from m2h_deploy.files.atomic import NewFile, check_space, check_writable, library_path
 from m2h_deploy.runtime.postprocess import Prediction
+from m2h_deploy.sinks import Sink
+from m2h_deploy.sources import SourceFrame
 from m2h_deploy.visualize.draw import draw_edges, draw_normals
 
 #: Points of a frame's cloud, about: every pixel of a small picture, every third or so of a large one.
 _POINTS = 40_000
 
 
-class RerunLog:
+class RerunLog(Sink):
     """A .rrd file in the making. It takes its place when `close` is called, after an interrupt too.
 
     Entities, on the timeline `frame`: `camera/image`, `camera/depth` (meters, under the pinhole `camera`, which a
@@ -57,12 +59,12 @@ class RerunLog:
         self._recording.log("/", rr.ViewCoordinates.RDF, static=True)
         self._count = 0
 
-    def add(self, image: NDArray[np.uint8], prediction: Prediction) -> None:
-        """Log one frame; `image` is uint8 (H, W, 3) BGR, the prediction of its size."""
+    def add(self, frame: SourceFrame, prediction: Prediction) -> None:
         check_space(self._file.temporary.parent, self.path)  # Rerun does not say that it could not write
         rr, log = self._rr, self._recording.log
         self._recording.set_time("frame", sequence=self._count)
         self._count += 1
+        image = frame.image
         height, width = image.shape[:2]
         camera = self._intrinsics or intrinsics_of_view(self._fov, height, width)
         matrix = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])

@@ -17,6 +17,8 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import NewFile, check_space, check_writable, library_path
 from m2h_deploy.files.provenance import mark_mp4
 from m2h_deploy.runtime.postprocess import Prediction
+from m2h_deploy.sinks import Sink
+from m2h_deploy.sources import SourceFrame
 from m2h_deploy.visualize.draw import depth_span, draw_panes
 
 #: How much of the depth span of the frames before stays: colors follow a scene within a second and do not flicker.
@@ -45,7 +47,7 @@ class Panes:
         return picture
 
 
-class VideoFile:
+class VideoFile(Sink):
     """An .mp4 of the four tasks. It takes its place when `close` is called, after an interrupt too."""
 
     def __init__(self, path: str | os.PathLike[str], classes: Classes, *, rate: float | None = None) -> None:
@@ -58,8 +60,8 @@ class VideoFile:
         self._panes, self._rate = Panes(classes), rate or 10.0
         self._writer: Any = None
 
-    def add(self, image: NDArray[np.uint8], prediction: Prediction) -> None:
-        picture = self._panes.draw(image, prediction)
+    def add(self, frame: SourceFrame, prediction: Prediction) -> None:
+        picture = self._panes.draw(frame.image, prediction)
         check_space(self._file.temporary.parent, self.path)  # OpenCV does not say that it could not write
         if self._writer is None:
             size = (picture.shape[1], picture.shape[0])
@@ -86,7 +88,7 @@ class VideoFile:
         self._file.finish()
 
 
-class Window:
+class Window(Sink):
     """A window with the four tasks; `q` or Escape closes it."""
 
     TITLE = "m2h-deploy"
@@ -103,11 +105,9 @@ class Window:
             raise M2HError("there is no display for a window: write --video FILE.mp4 instead")
         self._panes = Panes(classes)
         cv2.namedWindow(self.TITLE, cv2.WINDOW_NORMAL)
-        self.wanted = True
-        """False when the person has closed the window."""
 
-    def add(self, image: NDArray[np.uint8], prediction: Prediction) -> None:
-        cv2.imshow(self.TITLE, self._panes.draw(image, prediction))
+    def add(self, frame: SourceFrame, prediction: Prediction) -> None:
+        cv2.imshow(self.TITLE, self._panes.draw(frame.image, prediction))
         key = cv2.waitKey(1) & 0xFF
         self.wanted = key not in (ord("q"), 27)
 

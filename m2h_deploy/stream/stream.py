@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.errors import M2HError, first_line
+from m2h_deploy.errors import EngineTimeout, M2HError, first_line
 from m2h_deploy.runtime.postprocess import Prediction, Resolution, nonfinite_outputs, postprocess_for
 from m2h_deploy.runtime.preprocess import preprocess_for
 from m2h_deploy.runtime.runtime import Engine, Runtime, with_timings
@@ -345,7 +345,7 @@ class Stream:
             if self._runtime.reopen is None:
                 continue  # nobody knows how to open another one: the stream goes on when this one comes back
             if self._restarts > MAX_RESTARTS:
-                raise M2HError(f"the engine was stuck {self._restarts} times in a row: it is given up")
+                raise EngineTimeout(f"the engine was stuck {self._restarts} times in a row: it is given up")
             fresh = self._runtime.replace_engine(engine)
             self._threads.remove(thread)  # closing does not wait for it
             self._record.count("restarts")

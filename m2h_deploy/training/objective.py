@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from m2h_deploy.tasks import TASKS
 from m2h_deploy.training import losses
 from m2h_deploy.training.batches import Batch
 from m2h_deploy.training.config import StageConfig
 
 #: Weight-averaged tasks (paper, section III C).
-BALANCED = ("depth", "semantics", "normals", "edges")
+BALANCED = TASKS
 
 _DEPTH_LOSSES: dict[str, Callable[..., Tensor]] = {
     "indoor": losses.indoor_depth_loss,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from m2h_deploy import Runtime
-from m2h_deploy.cluster import Cluster, predict_folder, verify_on
+from m2h_deploy.cluster import Cluster, RayExecutor, predict_folder
 from m2h_deploy.cluster.jobs import FrameWorker, Row, run_job
 from m2h_deploy.cluster.session import on_demand
 from m2h_deploy.cluster.state import MOST_TRIES, State
@@ -22,7 +22,7 @@ from m2h_deploy.data.nyuv2_writer import write_multitask_folder
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.images import read_image
 from m2h_deploy.files.provenance import mark_png
-from m2h_deploy.parity import to_json
+from m2h_deploy.parity import to_json, verify
 from m2h_deploy.sinks.files import write_prediction
 from m2h_deploy.sources import folder_images
 from tests.cluster.processes import add_picture, kill, workers_of
@@ -125,13 +125,18 @@ def assert_same(value, expected):
 def one_process(bundle, reference, data, pictures=0):
     """`verify` in a process of its own, as workers are."""
     code = (
-        "import pickle, sys; from m2h_deploy.parity import to_json, verify\n"
-        "result = verify(*sys.argv[1:4], threads=1, record=False, pictures=int(sys.argv[4]))\n"
+        "import pickle, sys; from m2h_deploy.parity import LocalExecutor, to_json, verify\n"
+        "result = verify(*sys.argv[1:4], executor=LocalExecutor(threads=1), record=False, pictures=int(sys.argv[4]))\n"
         "worst = [(frame.task, frame.name, frame.difference, frame.pictures) for frame in result.worst]\n"
         "pickle.dump((to_json(result), worst), sys.stdout.buffer)"
     )
     words = [str(word) for word in (bundle, reference, data, pictures)]
     return pickle.loads(subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True).stdout)
+
+
+def verify_on_ray(bundle, reference, data, work, **options):
+    executor = RayExecutor(TWO, work)
+    return verify(bundle, reference, data, executor=executor, **options), executor.job
 
 
 def test_figures_are_those_of_one_process_and_a_new_frame_is_one_frames_work(tiny_bundle, tiny_onnx, tmp_path):
@@ -141,14 +146,14 @@ def test_figures_are_those_of_one_process_and_a_new_frame_is_one_frames_work(tin
     listing.write_text("\n".join(names[1:]))
     bundle, work = shutil.copytree(tiny_bundle, tmp_path / "bundle"), tmp_path / "work"
     alone, _ = one_process(bundle, tiny_onnx, data)
-    result, job = verify_on(TWO, bundle, tiny_onnx, data, work=work)
+    result, job = verify_on_ray(bundle, tiny_onnx, data, work)
     assert (job.frames, job.reused) == (9, 0)
     assert_same(to_json(result), alone)
     assert_same(json.loads((bundle / "manifest.json").read_text())["parity"], alone)
 
     listing.write_text("\n".join(names))  # the new frame comes first, so every index moves
     alone, worst_alone = one_process(bundle, tiny_onnx, data, pictures=1)
-    result, job = verify_on(TWO, bundle, tiny_onnx, data, work=work, pictures=1)
+    result, job = verify_on_ray(bundle, tiny_onnx, data, work, pictures=1)
     assert (job.frames, job.reused) == (10, 9)
     assert_same(to_json(result), alone)
     worst = [(frame.task, frame.name, frame.difference, frame.pictures) for frame in result.worst]
@@ -156,16 +161,16 @@ def test_figures_are_those_of_one_process_and_a_new_frame_is_one_frames_work(tin
 
     sorted((work / "frames").glob("*/*.npz"))[0].write_bytes(b"PK cut short")
     with pytest.raises(M2HError, match=r"\.npz is damaged: remove it and run again"):
-        verify_on(TWO, bundle, tiny_onnx, data, work=work)
+        verify_on_ray(bundle, tiny_onnx, data, work)
 
 
 def test_what_one_worker_cannot_open_is_one_line(tiny_bundle, tiny_onnx, tmp_path):
     data = write_multitask_folder(tmp_path / "rooms", 2, height=32, width=40)
     with pytest.raises(M2HError, match="give the checkpoint the bundle was built from"):
-        verify_on(TWO, tiny_bundle, "m2h-tiny", data, work=tmp_path / "work", record=False)
+        verify_on_ray(tiny_bundle, "m2h-tiny", data, tmp_path / "work", record=False)
     sorted((data / "depth").iterdir())[1].unlink()
     with pytest.raises(M2HError, match="1 of 2 frames could not be measured"):
-        verify_on(TWO, tiny_bundle, tiny_onnx, data, work=tmp_path / "work", record=False)
+        verify_on_ray(tiny_bundle, tiny_onnx, data, tmp_path / "work", record=False)
 
 
 class Deadly(FrameWorker):

@@ -128,9 +128,9 @@ def test_a_place_that_cannot_be_written_is_one_line(result, tmp_path):
 
 def test_the_place_of_a_difference_is_on_the_page_and_in_the_json(result, tiny_bundle, tiny_onnx, tmp_path):
     located = locate_in_bundle(load_bundle(tiny_bundle), tiny_onnx)
-    page = write_html(result, tmp_path / "located.html", located=located).read_text()
+    page = write_html(dataclasses.replace(result, located=located), tmp_path / "located.html").read_text()
     assert f"{located.compared} of {located.of} intermediate values" in page
     assert "data:image/png;base64," in page
-    content = json.loads(json.dumps(to_json(result, located), allow_nan=False))["located"]
+    content = json.loads(json.dumps(to_json(dataclasses.replace(result, located=located)), allow_nan=False))["located"]
     assert content["block"] is None
     assert "heads.depth" in {block["name"] for block in content["blocks"]}

@@ -94,7 +94,7 @@ def test_the_size_of_a_picture_is_bounded_for_any_shape(height, width, classes):
 def test_a_video_of_any_name_is_written(name, room, prediction, classes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     video = VideoFile(name, classes)
-    video.add(room.image, prediction)
+    video.add(room, prediction)
     video.close()
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert cv2.VideoCapture(str(tmp_path / name)).read()[0]
@@ -138,8 +138,8 @@ def test_a_recording_is_read_back(room, prediction, classes, tmp_path):
     if importlib.util.find_spec("rerun") is None:
         pytest.skip("rerun-sdk is not installed")
     log = RerunLog(tmp_path / "r.rrd", classes, (0.001, 10), intrinsics=room.intrinsics)
-    log.add(room.image, prediction)
-    log.add(room.image, Prediction(None, prediction.semantics, None, None))
+    log.add(room, prediction)
+    log.add(room, Prediction(None, prediction.semantics, None, None))
     log.close()
     log.close()
     assert [path.name for path in tmp_path.iterdir()] == ["r.rrd"]

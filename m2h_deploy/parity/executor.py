@@ -1,0 +1,135 @@
+"""Executors: who runs the frames of a parity run through reference and engine. The local one takes them in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from m2h_deploy.bundle.folder import Bundle
+from m2h_deploy.data.frame import Dataset
+from m2h_deploy.errors import CheckFailed, M2HError
+from m2h_deploy.parity.frames import FrameRecord, Measurer
+from m2h_deploy.parity.gates import GateResult
+from m2h_deploy.parity.pictures import WorstFrame, WorstFrames
+from m2h_deploy.parity.reference import Reference, open_reference
+from m2h_deploy.parity.result import Side
+from m2h_deploy.parity.tasks import Against
+from m2h_deploy.runtime.runtime import Runtime
+
+#: Called with how many frames are done and how many there will be.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What an executor measures."""
+
+    bundle: Bundle
+    reference: str
+    data: Dataset
+    path: Path | None
+    """Where `data` was opened, with `split`; None for a data set of the caller's."""
+    split: str
+    indices: list[int]
+    """Frames to measure, in this order."""
+    targets: dict[str, Against]
+    pictures: int
+    """Draw this many of the worst frames a task."""
+    allow_other_weights: bool
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What was run on both sides, and whether the engine passed its bundle's self-test."""
+
+    reference: Side
+    engine: Side
+    self_test: tuple[GateResult, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What an executor found: the records in the order of the request's indices."""
+
+    records: list[FrameRecord]
+    sides: Sides
+    worst: tuple[WorstFrame, ...]
+
+
+class Executor(Protocol):
+    """Measures frames."""
+
+    def measure(self, request: Request, progress: Progress | None = None) -> Measured:
+        """Measure the frames of `request`. Raises M2HError when one cannot be measured."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalExecutor:
+    """Measures the frames in this process, one after the other."""
+
+    threads: int | None = None
+    """CPU threads of the engine, and of a reference in ONNX."""
+    device: str | None = None
+    """Device of the engine, where its kind has several."""
+
+    def measure(self, request: Request, progress: Progress | None = None) -> Measured:
+        with Runtime.load(request.bundle.path, self_test=False, threads=self.threads, device=self.device) as runtime:
+            measurer, sides = open_sides(runtime, request.reference, request.targets, self.threads,
+                                         allow_other_weights=request.allow_other_weights)  # fmt: skip
+            worst = WorstFrames(runtime.manifest.classes, request.pictures)
+            records = []
+            for done, index in enumerate(request.indices, start=1):
+                frame = request.data[index]
+                both = measurer.both(frame)
+                records.append(measurer.record(frame, both))
+                for task, mean in records[-1].differences.items():
+                    worst.add(task, frame, both.reference, both.engine, mean)
+                if progress is not None:
+                    progress(done, len(request.indices))
+        return Measured(records, sides, worst.result())
+
+
+def open_sides(
+    runtime: Runtime, reference: str, targets: dict[str, Against], threads: int | None, *, allow_other_weights: bool
+) -> tuple[Measurer, Sides]:
+    """Open the reference beside the engine and run the engine's self-test: a bundle that fails it is still measured.
+
+    Raises M2HError when there is no reference, or the two sides cannot be compared.
+    """
+    opened = open_reference(reference, runtime.manifest.network_input, threads)
+    _check_pair(runtime, opened, reference, allow_other_weights=allow_other_weights)
+    sides = Sides(
+        Side(opened.description, opened.weights_sha256),
+        Side(runtime.backend.description, runtime.manifest.model.weights_sha256),
+        _self_test(runtime),
+    )
+    return Measurer(runtime, opened, targets), sides
+
+
+def _check_pair(runtime: Runtime, reference: Reference, name: str, *, allow_other_weights: bool) -> None:
+    """Raises M2HError when the two sides cannot be compared."""
+    built = runtime.manifest.model.weights_sha256
+    if built != reference.weights_sha256 and not allow_other_weights:
+        raise M2HError(
+            f"{runtime.bundle.path} was built from weights {built[:12]}, {name} holds {reference.weights_sha256[:12]}: "
+            "give the checkpoint the bundle was built from"
+        )
+    absent = [task for task in runtime.manifest.tasks if task not in reference.tasks]
+    if absent:
+        raise M2HError(f"{name} has no {', '.join(absent)}, the engine has: export the reference with all tasks")
+
+
+def _self_test(runtime: Runtime) -> tuple[GateResult, ...]:
+    """The bundle's golden self-test as a gate."""
+    if runtime.manifest.self_test is None:
+        return ()
+    message = "the golden self-test passed"
+    try:
+        runtime.self_test()
+        passed = True
+    except CheckFailed as error:
+        passed, message = False, str(error)
+    return (GateResult("self_test", None, "pass" if passed else "fail", None, None, None, "", message),)

@@ -26,7 +26,6 @@ def build(
         str | None, typer.Option(help="fp32, fp16 or int8: lowers a float32 graph.", show_default="as the graph is")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads that the bundle asks for.", min=1)] = None,
-    affinity: Annotated[str | None, typer.Option(help="Processors that those threads stay on, as 0,2-3.")] = None,
     provider: Annotated[str, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, nv-tensorrt-rtx.")] = "cpu",
     hint: Annotated[str | None, typer.Option(help="OpenVINO: compute in f32, bf16 or f16.")] = None,
     calibration: Annotated[
@@ -70,7 +69,6 @@ def build(
     """
     from engines import BuildOptions, Lowering, build_bundle, load_policy, trtexec_of
     from engines.tensorrt import why_not_here
-    from m2h_deploy.backends.affinity import parse_processors
 
     if graph is not None:
         check_output(graph, "onnx", overwrite=overwrite, sources=[model])
@@ -100,7 +98,6 @@ def build(
             plugins=tuple(plugins or ()),
         ),
     }
-    processors = parse_processors(affinity) if affinity else ()
     if trtexec:
         check_trtexec(engine, precision, graph)
         reason = why_not_here(engine)
@@ -112,7 +109,6 @@ def build(
         model,
         output,
         threads=threads,
-        affinity=processors,
         provider=provider,
         hint=hint,  # type: ignore[arg-type]
         progress=say,

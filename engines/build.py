@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -43,7 +43,6 @@ def build_bundle(
     engine: str = "onnxruntime",
     precision: str | None = None,
     threads: int | None = None,
-    affinity: Sequence[int] = (),
     provider: str = "cpu",
     hint: Hint | None = None,
     lowering: Lowering | None = None,
@@ -55,9 +54,8 @@ def build_bundle(
 
     The precision is the graph's own. With `precision` fp16 or int8 a float32 graph is lowered first (`lowering`), and
     that graph is compiled; `graph` keeps it, to look into or to compile on a device. A graph that is lowered already is
-    compiled as it is. `threads` and `affinity` (processors that those threads stay on) are recorded as the defaults of
-    an engine on the CPU, `provider` is ONNX Runtime's, `hint` OpenVINO's. `progress` is told when the input was
-    accepted and the work begins.
+    compiled as it is. `threads` is recorded as the default of an engine on the CPU, `provider` is ONNX Runtime's,
+    `hint` OpenVINO's. `progress` is told when the input was accepted and the work begins.
 
     The bundle holds a golden self-test made from the float32 graph on ONNX Runtime's CPU; a file that was lowered here
     brings it along. A graph that another tool lowered brings none: then the self-test is what that graph gives on ONNX
@@ -68,9 +66,7 @@ def build_bundle(
     work where it can be known, and CheckFailed when the engine's numbers are wrong.
     """
     lowering, tensorrt = lowering or Lowering(), tensorrt or BuildOptions()
-    request = BuildRequest(
-        Path(onnx_path), engine, precision, threads, tuple(affinity), provider, hint, lowering, tensorrt, graph
-    )
+    request = BuildRequest(Path(onnx_path), engine, precision, threads, provider, hint, lowering, tensorrt, graph)
     request.check_engine()
     request.check_graph_place(Path(out_dir))
     check_bundle_place(out_dir, request.source)
@@ -198,8 +194,6 @@ def _compile(request: BuildRequest, prepared: _Prepared, folder: Path) -> Engine
         info = build_openvino(model, folder, precision=precision, threads=threads, hint=hint)
     else:
         info = build_tensorrt(model, folder, flavor=request.engine, precision=precision, options=request.tensorrt)
-    if request.affinity:
-        info = info.model_copy(update={"options": {**info.options, "affinity": list(request.affinity)}})
     return info
 
 

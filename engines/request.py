@@ -28,7 +28,6 @@ class BuildRequest:
     precision: str | None = None
     """None: as the graph is."""
     threads: int | None = None
-    affinity: tuple[int, ...] = ()
     provider: str = "cpu"
     hint: Hint | None = None
     lowering: Lowering = field(default_factory=Lowering)
@@ -57,7 +56,6 @@ class BuildRequest:
         gpu = self.engine in NEED_GPU
         idle = {
             "a number of threads": self.threads is not None and gpu,
-            "the affinity of threads": bool(self.affinity) and gpu,
             f"the provider {self.provider}": self.provider != "cpu" and self.engine != "onnxruntime",
             f"the hint {self.hint}": self.hint is not None and self.engine != "openvino",
             **{f"TensorRT's option {name}": not gpu for name in _given(self.tensorrt)},

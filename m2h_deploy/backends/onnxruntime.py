@@ -10,7 +10,6 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from m2h_deploy.backends import BackendOptions
-from m2h_deploy.backends.affinity import threads_where_asked
 from m2h_deploy.backends.outputs import OutputArrays, Outputs, check_image, check_tensor
 from m2h_deploy.bundle.manifest import Bundle
 from m2h_deploy.causes import failure, reason
@@ -124,7 +123,7 @@ def open_session(
         session_options.profile_file_prefix = profile
     providers = [(wanted, {str(key): str(value) for key, value in provider_options.items()})]
     try:
-        with threads_where_asked(bundle), library_path(bundle.engine_file) as file:
+        with library_path(bundle.engine_file) as file:
             session_options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
             session = ort.InferenceSession(file, session_options, providers=providers)
     except M2HError:

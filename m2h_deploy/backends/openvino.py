@@ -14,7 +14,6 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from m2h_deploy.backends import BackendOptions
-from m2h_deploy.backends.affinity import threads_where_asked
 from m2h_deploy.backends.cache import user_cache_folder
 from m2h_deploy.backends.outputs import OutputArrays, Outputs, check_tensor
 from m2h_deploy.bundle.manifest import Bundle
@@ -102,8 +101,7 @@ def compile_ir(bundle: Bundle, options: BackendOptions, properties: dict[str, An
     threads = options.threads or engine.get("threads")
     wanted = _properties(device, engine, precision, threads, cache) | (properties or {})
     try:
-        with threads_where_asked(bundle):
-            return core.compile_model(model, device, wanted), device
+        return core.compile_model(model, device, wanted), device
     except RuntimeError as error:
         raise M2HError(f"OpenVINO cannot compile {bundle.engine_file} for {device}: {reason(error)}") from None
 

@@ -56,7 +56,6 @@ def refused(source: Path, out: Path, **options) -> str:
     ("options", "named"),
     [
         ({"engine": "tensorrt-rtx", "threads": 2}, "number of threads"),
-        ({"engine": "tensorrt-rtx", "affinity": (0,)}, "affinity of threads"),
         ({"engine": "openvino", "provider": "cuda"}, "provider cuda"),
         ({"engine": "onnxruntime", "hint": "bf16"}, "hint bf16"),
         (

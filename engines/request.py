@@ -9,7 +9,7 @@ from engines.lowered import Lowering
 from engines.openvino import Hint, check_hint, load_openvino
 from engines.precision.frames import Pictures
 from engines.tensorrt import BuildOptions, check_flavor, check_options, why_not_here
-from m2h_deploy.backends import EXTRAS, BackendOptions
+from m2h_deploy.backends import KINDS, BackendOptions
 from m2h_deploy.bundle.manifest import check_outside
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.files.atomic import check_writable
@@ -77,7 +77,7 @@ class BuildRequest:
             try:
                 from engines.onnxruntime import check_provider
             except ModuleNotFoundError:
-                raise missing_extra("onnxruntime", EXTRAS[self.engine], "the engine onnxruntime") from None
+                raise missing_extra("onnxruntime", KINDS[self.engine].extra, "the engine onnxruntime") from None
             check_provider(self.provider)
         elif self.engine == "openvino":
             load_openvino()

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engines.inspect.known_issues import KNOWN_ISSUES, Installed, KnownIssue, applies
-from m2h_deploy.backends import EXTRAS
+from m2h_deploy.backends import KINDS
 from m2h_deploy.causes import reason
 from m2h_deploy.errors import install_extra
 from m2h_deploy.profiling.hardware import Cpu, Nvidia, read_cpu, read_nvidia
@@ -93,7 +93,7 @@ def _version(distribution: str) -> str | None:
 
 def _engine(kind: str, nvidia: Nvidia) -> EngineStatus:
     distributions, module_name = _DISTRIBUTIONS[kind]
-    install = install_extra(EXTRAS[kind])
+    install = install_extra(KINDS[kind].extra)
     version = next((found for name in distributions if (found := _version(name))), None)
     if version is None:
         return EngineStatus(kind, None, (), install, f"not installed: {install}")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.backends import BackendOptions
+from m2h_deploy.backends.base import Backend, BackendOptions
 from m2h_deploy.backends.buffers import Placement, TensorSpec, plan_buffers
 from m2h_deploy.backends.cache import read_checked, user_cache_folder, write_checked
 from m2h_deploy.backends.cuda import Cuda, missing_gpu
@@ -38,7 +38,7 @@ DIAGNOSTICS = {
 }
 
 
-class TensorRTBackend:
+class TensorRTBackend(Backend):
     """One plan on one GPU. Not for two threads at once.
 
     `run` takes and gives numpy arrays. `run_on_device` takes a GPU array of any library (CUDA array interface or

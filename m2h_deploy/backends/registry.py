@@ -1,0 +1,71 @@
+"""The engine kinds that a device can open, one entry each.
+
+An entry names functions by their module, so that a device needs the packages of its own engine alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from m2h_deploy.backends.base import Backend, BackendOptions, Run
+from m2h_deploy.bundle.manifest import Bundle
+from m2h_deploy.errors import M2HError, missing_extra
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """How to run engines of one kind. Functions are written as `module:name`, below `m2h_deploy.backends`."""
+
+    name: str
+    extra: str
+    """The extra of this project that installs the engine."""
+    open: str
+    """(Bundle, BackendOptions) -> Backend."""
+    profile: str
+    """(Bundle, BackendOptions, number of runs) -> the layers of every run."""
+    needs_gpu: bool = False
+    """Whether it runs on NVIDIA GPUs alone."""
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        EngineKind("onnxruntime", "onnxruntime", "onnxruntime:OnnxRuntimeBackend", "onnxruntime:profile"),
+        EngineKind("openvino", "openvino", "openvino:OpenVINOBackend", "openvino:profile"),
+        EngineKind("tensorrt", "tensorrt", "tensorrt:TensorRTBackend", "tensorrt_profile:profile", needs_gpu=True),
+        EngineKind(
+            "tensorrt-rtx", "tensorrt-rtx", "tensorrt:TensorRTBackend", "tensorrt_profile:profile", needs_gpu=True
+        ),
+    )
+}
+
+
+def kind_of(bundle: Bundle) -> EngineKind:
+    """Return the entry of the bundle's engine. Raise M2HError for a kind that this version does not know."""
+    name = bundle.manifest.engine.kind
+    if name not in KINDS:
+        raise M2HError(f"{bundle.path}: unknown engine kind '{name}': known are {', '.join(KINDS)}")
+    return KINDS[name]
+
+
+def open_backend(bundle: Bundle, options: BackendOptions) -> Backend:
+    """Open the engine of a bundle. Raise M2HError where a package that it needs is not installed."""
+    backend: Backend = _call(kind_of(bundle).open, bundle, options)
+    return backend
+
+
+def profile_engine(bundle: Bundle, options: BackendOptions, runs: int) -> list[Run]:
+    """Measure the layers of `runs` runs on an image of zeros. Raise M2HError where the engine cannot run."""
+    layers: list[Run] = _call(kind_of(bundle).profile, bundle, options, runs)
+    return layers
+
+
+def _call(function: str, bundle: Bundle, *arguments: Any) -> Any:
+    module, _, name = function.partition(":")
+    try:
+        return getattr(importlib.import_module(f"m2h_deploy.backends.{module}"), name)(bundle, *arguments)
+    except ModuleNotFoundError as error:
+        kind = kind_of(bundle)
+        raise missing_extra(str(error.name), kind.extra, f"{bundle.path} (engine {kind.name})") from None

@@ -11,29 +11,36 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from engines.build import build_bundle, trtexec_of
     from engines.lowered import Lowering
+    from engines.onnxruntime import OnnxRuntimeOptions
+    from engines.openvino import OpenVinoOptions
     from engines.precision.quantization import QuantPolicy, load_policy
-    from engines.request import ENGINES
+    from engines.registry import ENGINES, options_of
     from engines.targets import parse_targets
-    from engines.tensorrt import BuildOptions
+    from engines.tensorrt import TensorRtOptions
 
 __all__ = [
     "ENGINES",
-    "BuildOptions",
     "Lowering",
+    "OnnxRuntimeOptions",
+    "OpenVinoOptions",
     "QuantPolicy",
+    "TensorRtOptions",
     "build_bundle",
     "load_policy",
+    "options_of",
     "parse_targets",
     "trtexec_of",
 ]
 
 _HOMES = {
     **dict.fromkeys(("build_bundle", "trtexec_of"), "engines.build"),
-    "ENGINES": "engines.request",
+    **dict.fromkeys(("ENGINES", "options_of"), "engines.registry"),
     "Lowering": "engines.lowered",
     **dict.fromkeys(("QuantPolicy", "load_policy"), "engines.precision.quantization"),
     "parse_targets": "engines.targets",
-    "BuildOptions": "engines.tensorrt",
+    "OnnxRuntimeOptions": "engines.onnxruntime",
+    "OpenVinoOptions": "engines.openvino",
+    "TensorRtOptions": "engines.tensorrt",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -52,3 +53,22 @@ class BuildProgress:
         """A phase has ended."""
         if phase in self._tasks:
             self._progress.remove_task(self._tasks.pop(phase))
+
+
+def make_monitor(trt: Any, progress: BuildProgress) -> Any:
+    """TensorRT's IProgressMonitor over `progress`; a step that returns False stops the build."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            progress.start(phase_name, num_steps)
+
+        def phase_finish(self, phase_name: str) -> None:
+            progress.finish(phase_name)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return progress.step(phase_name, step)
+
+    return Monitor()

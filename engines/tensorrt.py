@@ -16,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx
-
-from engines.build_progress import BuildProgress
+from engines.build_progress import BuildProgress, make_monitor
+from engines.options import EngineOptions
 from engines.targets import check_rtx_targets, describe_target
+from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.cuda import missing_gpu
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
 from m2h_deploy.backends.tensorrt_log import Messages, listen
@@ -29,8 +29,11 @@ from m2h_deploy.blocks import block_of
 from m2h_deploy.bundle.manifest import EngineInfo, file_sha256
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import library_path, write_bytes
-from m2h_deploy.onnx_graph.files import onnx_sha256
-from m2h_deploy.onnx_graph.info import graph_precision, load_graph
+
+if TYPE_CHECKING:
+    import onnx
+
+    from m2h_deploy.profiling.hardware import Nvidia
 
 PLAN_FILE = "model.plan"
 WEIGHTS_FILE = "weights.onnx"
@@ -44,7 +47,7 @@ RTX_INT8_NOTE = (
 
 
 @dataclass(frozen=True)
-class BuildOptions:
+class TensorRtOptions(EngineOptions):
     """How to build a plan. What a flavor does not have is an error when it is asked for."""
 
     targets: tuple[str, ...] = ()
@@ -68,6 +71,9 @@ class BuildOptions:
         """The largest batch of a graph whose batch is free."""
         return 4 if self.max_batch is None else self.max_batch
 
+    def to_open(self) -> BackendOptions:
+        return BackendOptions(plugins=self.plugins)
+
 
 @dataclass(frozen=True)
 class BuildRecord:
@@ -76,7 +82,7 @@ class BuildRecord:
     flavor: str
     version: str
     precision: str
-    options: BuildOptions
+    options: TensorRtOptions
     onnx_sha256: str
     plan_bytes: int
     seconds: float
@@ -87,10 +93,12 @@ class BuildRecord:
 
 
 def build_tensorrt(
-    model: Path, folder: Path, *, flavor: str, precision: str, options: BuildOptions | None = None
+    model: Path, folder: Path, precision: str, options: TensorRtOptions | None = None, *, flavor: str
 ) -> EngineInfo:
     """Compile the ONNX file `model`, which is already in `precision`, into `folder`; what a bundle says about it."""
-    options = options or BuildOptions()
+    from m2h_deploy.onnx_graph.info import graph_precision, load_graph
+
+    options = options or TensorRtOptions()
     proto = load_graph(model)
     found = graph_precision(proto, model)
     if found != precision:
@@ -119,14 +127,17 @@ def build_tensorrt(
     )
 
 
-def build_plan(model: Path, plan: Path, *, flavor: str, options: BuildOptions | None = None) -> BuildRecord:
+def build_plan(model: Path, plan: Path, *, flavor: str, options: TensorRtOptions | None = None) -> BuildRecord:
     """Compile `model` to `plan`, with a progress bar on stderr.
 
     The network is strongly typed (the graph's casts and Q/DQ decide) and TF32 is off. Raises M2HError with TensorRT's
     own words, by node and block, when the graph cannot be parsed or built. `plan` appears whole or not at all, after
     Ctrl-C too.
     """
-    options = options or BuildOptions()
+    from m2h_deploy.onnx_graph.files import onnx_sha256
+    from m2h_deploy.onnx_graph.info import graph_precision, load_graph
+
+    options = options or TensorRtOptions()
     if not plan.absolute().parent.is_dir():
         raise M2HError(f"cannot write {plan}: its folder does not exist")
     trt = check_flavor(flavor, options)
@@ -162,7 +173,7 @@ def _has_int8_convolutions(proto: onnx.ModelProto) -> bool:
     return any(node.op_type == "Conv" and node.input[1] in made for node in proto.graph.node)
 
 
-def check_options(flavor: str, options: BuildOptions) -> None:
+def check_options(flavor: str, options: TensorRtOptions) -> None:
     """Raises M2HError on options that no version of the flavor has. Needs no TensorRT."""
     if options.largest_batch < 1:
         raise M2HError(f"largest batch {options.max_batch}: must be at least 1")
@@ -181,7 +192,25 @@ def check_options(flavor: str, options: BuildOptions) -> None:
     check_rtx_targets(options.targets)
 
 
-def check_flavor(flavor: str, options: BuildOptions) -> Any:
+def check_graph(options: TensorRtOptions, proto: onnx.ModelProto, source: Path) -> None:
+    """Raise M2HError where TensorRT does not take the graph of the file `source` with `options`."""
+    import onnx
+
+    if any(value.type.tensor_type.elem_type == onnx.TensorProto.UINT16 for value in proto.graph.output):
+        raise M2HError(f"{source} gives depth as uint16, which TensorRT lacks: export it with --depth float32")
+    if options.max_batch is not None and free_batch_of(proto) is None:
+        raise M2HError(f"{source} has a fixed batch: leave the largest batch out, or export it with --dynamic-batch")
+
+
+def check_machine(flavor: str, options: TensorRtOptions) -> None:
+    """Raise M2HError where this machine cannot build with `options`."""
+    reason = why_not_here(flavor)
+    if reason is not None:
+        raise M2HError(reason)
+    check_flavor(flavor, options)
+
+
+def check_flavor(flavor: str, options: TensorRtOptions) -> Any:
     """The module of a flavor that is installed here and can build with `options`. Raises M2HError where none can."""
     trt = load_tensorrt(flavor)
     check_options(flavor, options)
@@ -210,6 +239,11 @@ def why_not_here(flavor: str) -> str | None:
     return f"TensorRT builds for the GPU of this machine, and there is none ({missing})" if missing else None
 
 
+def list_devices(trt: Any, nvidia: Nvidia) -> tuple[str, ...]:
+    """List the GPUs of this machine."""
+    return tuple(f"{gpu.name} ({gpu.compute_capability})" for gpu in nvidia.gpus)
+
+
 def _load_plugins(builder: Any, libraries: Sequence[Path]) -> None:
     registry = builder.get_plugin_registry()
     for library in libraries:
@@ -217,7 +251,7 @@ def _load_plugins(builder: Any, libraries: Sequence[Path]) -> None:
             raise M2HError(f"{library} is not a TensorRT plug-in library for this flavor and version")
 
 
-def _parse(trt: Any, builder: Any, logger: Any, model: Path, flavor: str, options: BuildOptions) -> Any:
+def _parse(trt: Any, builder: Any, logger: Any, model: Path, flavor: str, options: TensorRtOptions) -> Any:
     # TensorRT 11 has no other networks and may drop the flag.
     strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
@@ -250,7 +284,7 @@ def _parser_error(error: Any) -> str:
     return f"{where}{inside} (block {block}): {' '.join(error.desc().split())} [{error.code()}]"
 
 
-def _configure(trt: Any, builder: Any, network: Any, flavor: str, options: BuildOptions) -> Any:
+def _configure(trt: Any, builder: Any, network: Any, flavor: str, options: TensorRtOptions) -> Any:
     config = builder.create_builder_config()
     if hasattr(trt.BuilderFlag, "TF32"):
         config.clear_flag(trt.BuilderFlag.TF32)
@@ -315,26 +349,7 @@ def _build(trt: Any, builder: Any, network: Any, config: Any, title: str) -> Any
                 raise
 
 
-def make_monitor(trt: Any, progress: BuildProgress) -> Any:
-    """TensorRT's IProgressMonitor over `progress`; a step that returns False stops the build."""
-
-    class Monitor(trt.IProgressMonitor):
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            progress.start(phase_name, num_steps)
-
-        def phase_finish(self, phase_name: str) -> None:
-            progress.finish(phase_name)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            return progress.step(phase_name, step)
-
-    return Monitor()
-
-
-def _reason(messages: Messages, flavor: str, options: BuildOptions) -> str:
+def _reason(messages: Messages, flavor: str, options: TensorRtOptions) -> str:
     """TensorRT's first error is the cause; later ones say that the build failed."""
     reason = messages.errors[0] if messages.errors else "it gives no reason"
     # Seen with 1.7: without weights to fold it compiles kernels at once, for which it wants the driver.
@@ -347,14 +362,14 @@ def trtexec_command(
     plan: str,
     *,
     flavor: str,
-    options: BuildOptions | None = None,
+    options: TensorRtOptions | None = None,
     free_batch: tuple[str, tuple[int, ...]] | None = None,
 ) -> str:
     """The command of NVIDIA's own tool that builds the same plan, for machines that have the tool.
 
     `free_batch` is the input whose batch is free, as `free_batch_of` gives it.
     """
-    options = options or BuildOptions()
+    options = options or TensorRtOptions()
     words = ["trtexec" if flavor == "tensorrt" else "tensorrt_rtx", f"--onnx={model}", f"--saveEngine={plan}"]
     words += ["--stronglyTyped"] if flavor == "tensorrt" else []
     words += ["--noTF32", "--skipInference"]

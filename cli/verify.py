@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.app import OverwriteFlag, app, needs
+from cli.app import EngineDeviceOption, OverwriteFlag, app, needs
 from cli.on_ray import GpusOption, RayOption, WorkersOption, cluster_of, reporting, tell
 from m2h_deploy.console import err, make_progress, out, print_json, say
 from m2h_deploy.errors import CheckFailed, M2HError
@@ -28,6 +28,7 @@ def verify(
     split: Annotated[str, typer.Option(help="Split of the data.")] = "val",
     limit: Annotated[int | None, typer.Option(help="Use this many frames, evenly spread.", min=1)] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    device: EngineDeviceOption = None,
     miou_drop: Annotated[float, typer.Option(help="Gate: points of mIoU.")] = 0.5,
     rmse_increase: Annotated[float, typer.Option(help="Gate: per cent of RMSE.")] = 1.0,
     merr_increase: Annotated[float, typer.Option(help="Gate: degrees of mean angle.")] = 0.3,
@@ -58,14 +59,14 @@ def verify(
         check_outside(bundle, file)
     if work is not None and ray is None:
         raise M2HError("--work belongs to a job on Ray: give --ray local too")
-    cluster = cluster_of(ray, workers, threads, gpus)
+    cluster = cluster_of(ray, workers, threads, gpus, device)
     opened = load_bundle(bundle)
     recorded = os.access(bundle, os.W_OK)
     if not recorded:
         say(f"no write permission for {bundle}: the result is not recorded in its manifest", "yellow")
     gates = Gates(miou_drop, rmse_increase, merr_increase, odsf_drop, psnr)
     if cluster is None:
-        result = _compare(bundle, reference, data, gates, limit, split, threads)
+        result = _compare(bundle, reference, data, gates, limit, split, threads, device)
     else:
         result = _compare_on_ray(cluster, bundle, reference, data, gates, limit, split, work, pictures=html is not None)
     _give(result, (lambda: _locate(opened, reference)) if locate else None, json_file, junit, html)
@@ -78,7 +79,14 @@ def verify(
 
 
 def _compare(
-    bundle: Path, reference: str, data: Path, gates: Gates, limit: int | None, split: str, threads: int | None
+    bundle: Path,
+    reference: str,
+    data: Path,
+    gates: Gates,
+    limit: int | None,
+    split: str,
+    threads: int | None,
+    device: str | None,
 ) -> VerifyResult:
     from m2h_deploy.data import open_dataset
     from m2h_deploy.parity import verify as compare
@@ -101,6 +109,7 @@ def _compare(
             limit=limit,
             data_name=name_of(data),
             threads=threads,
+            device=device,
             record=False,
             progress=advance,
         )

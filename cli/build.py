@@ -70,7 +70,7 @@ def build(
     A folder that is not a bundle is never replaced, --overwrite or not; that is about the file of --graph.
     """
     from engines import Lowering, build_bundle, load_policy, options_of, trtexec_of
-    from engines.tensorrt import why_not_here
+    from engines.tensorrt import check_machine
 
     if graph is not None:
         check_output(graph, "onnx", overwrite=overwrite, sources=[model])
@@ -108,8 +108,9 @@ def build(
     }
     if trtexec:
         check_trtexec(engine, precision, graph)
-        reason = why_not_here(engine)
-        if reason is not None:
+        try:
+            check_machine(engine)
+        except M2HError as reason:
             out.print(trtexec_of(model, **request), markup=False, soft_wrap=True)
             say(f"no bundle was built: {reason}", "yellow")
             return

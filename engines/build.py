@@ -17,7 +17,7 @@ from engines.precision.frames import Pictures
 from engines.registry import engine_builder
 from engines.request import BuildRequest
 from engines.tensorrt import PLAN_FILE, TensorRtOptions, free_batch_of, trtexec_command
-from m2h_deploy.backends import open_backend
+from m2h_deploy.backends import KINDS, open_backend
 from m2h_deploy.backends.cuda import capability_here, missing_gpu
 from m2h_deploy.bundle.manifest import (
     Bundle,
@@ -84,7 +84,7 @@ def build_bundle(
             test = with_rounding(test, prepared.proto, prepared.file, prepared.spec, info)
         manifest = make_manifest(prepared.proto, prepared.card, request.source, info, test, lowered, folder)
         write_manifest(folder, manifest)
-        if _runs_here(request, info):
+        if _runs_here(info):
             _prove(folder, request, brought=lowered is not None and not prepared.lowered_here)
     return load_bundle(out_dir)
 
@@ -173,8 +173,8 @@ def _check_graph(request: BuildRequest, proto: onnx.ModelProto, card: ModelCard,
     request.engine.check_graph(request.options, proto, source)
 
 
-def _runs_here(request: BuildRequest, info: EngineInfo) -> bool:
-    if not request.engine.needs_gpu:
+def _runs_here(info: EngineInfo) -> bool:
+    if not KINDS[info.kind].needs_gpu:
         return True
     try:
         # A plan for other cards is to be proved on one of those, by the runtime.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engines.options import EngineOptions
 from m2h_deploy.backends import BackendOptions
@@ -13,9 +13,6 @@ from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError, install_extra, missing_extra
 from m2h_deploy.files.atomic import library_path
-
-if TYPE_CHECKING:
-    from m2h_deploy.profiling.hardware import Nvidia
 
 ENGINE_FILE = "model.onnx"
 
@@ -44,7 +41,7 @@ def build_onnxruntime(
     is unknown or this ONNX Runtime lacks it.
     """
     options = options or OnnxRuntimeOptions()
-    ort = check_machine(options)
+    ort = check_onnxruntime(options)
     # The provider's own default is TF32, whose 10 bits are not what a bundle of precision fp32 promises.
     exact = {"use_tf32": "0"} if options.provider == "cuda" and precision == "fp32" else {}
     recorded = {"provider": options.provider, "provider_options": exact, "threads": options.threads}
@@ -72,7 +69,7 @@ def build_onnxruntime(
     return info
 
 
-def check_machine(options: OnnxRuntimeOptions) -> Any:
+def check_onnxruntime(options: OnnxRuntimeOptions) -> Any:
     """Return the module. Raise M2HError where it is not installed, or the provider is unknown or not in it."""
     try:
         import onnxruntime
@@ -86,8 +83,3 @@ def check_machine(options: OnnxRuntimeOptions) -> Any:
     if PROVIDERS[provider] not in onnxruntime.get_available_providers():
         raise M2HError(f"this ONNX Runtime lacks the provider '{provider}': {install_extra('gpu')}, on the target")
     return onnxruntime
-
-
-def list_devices(ort: Any, nvidia: Nvidia) -> tuple[str, ...]:
-    """List the providers that this ONNX Runtime has."""
-    return tuple(provider.removesuffix("ExecutionProvider") for provider in ort.get_available_providers())

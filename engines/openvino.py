@@ -24,8 +24,6 @@ from m2h_deploy.files.atomic import library_path
 if TYPE_CHECKING:
     import onnx
 
-    from m2h_deploy.profiling.hardware import Nvidia
-
 ENGINE_FILE = "model.xml"
 
 Hint = Literal["f32", "bf16", "f16"]
@@ -62,7 +60,7 @@ def build_openvino(model: Path, folder: Path, precision: str, options: OpenVinoO
     from m2h_deploy.onnx_graph.info import load_graph
 
     options = options or OpenVinoOptions()
-    check_options(options, precision)
+    check_hint(options, precision)
     ov = load_openvino()
     # Without ONNX Runtime, nothing here can measure what a coarser type does to the network.
     measured = find_spec("onnxruntime") is not None
@@ -98,7 +96,7 @@ def preferred_precision(core: Any, precision: str) -> Hint:
     return next((h for h in _PREFERRED[precision] if available_precision(core, "CPU", h) == h), "f32")
 
 
-def check_options(options: OpenVinoOptions, precision: str | None) -> None:
+def check_hint(options: OpenVinoOptions, precision: str | None) -> None:
     """Raise M2HError where the hint would make the precision untrue; None is one that is not known yet."""
     if precision not in (None, *_PREFERRED):
         raise M2HError(f"precision '{precision}': choose one of {', '.join(_PREFERRED)}")
@@ -113,11 +111,6 @@ def load_openvino() -> Any:
     except ImportError as error:
         raise missing_extra("openvino", "openvino", "the engine", error=error) from None
     return openvino
-
-
-def list_devices(ov: Any, nvidia: Nvidia) -> tuple[str, ...]:
-    """List the devices that OpenVINO finds."""
-    return tuple(ov.Core().available_devices)
 
 
 def _read(ov: Any, proto: onnx.ModelProto, source: Path) -> Any:

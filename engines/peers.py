@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.registry import engine_builder, options_like
-from m2h_deploy.backends import Backend, BackendOptions, open_backend
+from engines.registry import ENGINES, options_of
+from m2h_deploy.backends import KINDS, Backend, BackendOptions, open_backend
 from m2h_deploy.bundle.manifest import Bundle, file_sha256
 from m2h_deploy.causes import reason
 from m2h_deploy.errors import M2HError
@@ -57,7 +57,7 @@ def _peers(
     bundle = runtime.bundle
     if bundle.manifest.sensor is not None:
         raise M2HError(f"{bundle.path} is a sensor graph: give --peers a bundle of the plain network first")
-    needs_gpu = engine_builder(bundle.manifest.engine.kind).needs_gpu
+    needs_gpu = KINDS[bundle.manifest.engine.kind].needs_gpu
     device = "cuda" if needs_gpu and torch.cuda.is_available() else "cpu"
     model = model.to(device)
     used = threads if device == "cuda" else torch.get_num_threads()
@@ -142,9 +142,9 @@ def plain_bundle(model: M2H, bundle: Bundle, folder: Path, threads: int | None) 
     source = write_plain(model, folder / "plain.onnx", spec.height, spec.width, spec.batch or 1)
     place = folder / "bundle"
     place.mkdir()
-    # Only the provider matters: how a plan was built is part of what is compared.
-    options = options_like(engine.kind, {"threads": threads, "provider": engine.options.get("provider")})
-    info = engine_builder(engine.kind).build(source, place, "fp32", options)
+    threads = None if KINDS[engine.kind].needs_gpu else threads
+    options = options_of(engine.kind, {"threads": threads, "provider": engine.options.get("provider")})
+    info = ENGINES[engine.kind].build(source, place, "fp32", options)
     files = {file.name: file_sha256(file) for file in place.iterdir()}
     update = {
         "engine": info,

@@ -6,17 +6,15 @@ Importing it needs no engine and no onnx: the modules of the kinds import them w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from engines import onnxruntime, openvino, tensorrt
-from engines.onnxruntime import OnnxRuntimeOptions
-from engines.openvino import OpenVinoOptions
+from engines.onnxruntime import OnnxRuntimeOptions, build_onnxruntime, check_onnxruntime
+from engines.openvino import OpenVinoOptions, build_openvino, check_hint, load_openvino
 from engines.options import EngineOptions
-from engines.tensorrt import TensorRtOptions
-from m2h_deploy.backends import KINDS
+from engines.tensorrt import TensorRtOptions, build_tensorrt, check_flavor, check_graph, check_options
 from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.errors import M2HError
 
@@ -61,56 +59,52 @@ class EngineBuilder(Generic[Options]):
     check_graph: Callable[[Options, onnx.ModelProto, Path], object] = _accept
     """Check that the engine takes the graph of a file."""
 
-    @property
-    def needs_gpu(self) -> bool:
-        """Whether what is built runs on NVIDIA GPUs alone."""
-        return KINDS[self.name].needs_gpu
 
-
-def _tensorrt(flavor: str, doctor: DoctorRow) -> EngineBuilder[TensorRtOptions]:
+def _tensorrt(flavor: str, distributions: tuple[str, ...], without_devices: str) -> EngineBuilder[TensorRtOptions]:
     return EngineBuilder(
         flavor,
         TensorRtOptions,
-        build=partial(tensorrt.build_tensorrt, flavor=flavor),
-        doctor=doctor,
-        check_machine=partial(tensorrt.check_machine, flavor),
-        check_options=lambda options, precision: tensorrt.check_options(flavor, options),
-        check_graph=tensorrt.check_graph,
+        build=partial(build_tensorrt, flavor=flavor),
+        check_machine=partial(check_flavor, flavor),
+        check_options=lambda options, precision: check_options(flavor, options),
+        check_graph=check_graph,
+        doctor=DoctorRow(distributions, flavor.replace("-", "_"), _gpus, without_devices),
     )
 
 
-ENGINES: dict[str, EngineBuilder[Any]] = {
-    "onnxruntime": EngineBuilder(
+def _gpus(module: Any, nvidia: Nvidia) -> tuple[str, ...]:
+    return tuple(f"{gpu.name} ({gpu.compute_capability})" for gpu in nvidia.gpus)
+
+
+def _providers(module: Any, nvidia: Nvidia) -> tuple[str, ...]:
+    return tuple(provider.removesuffix("ExecutionProvider") for provider in module.get_available_providers())
+
+
+_BUILDERS: tuple[EngineBuilder[Any], ...] = (
+    EngineBuilder(
         "onnxruntime",
         OnnxRuntimeOptions,
-        build=onnxruntime.build_onnxruntime,
-        doctor=DoctorRow(("onnxruntime", "onnxruntime-gpu"), "onnxruntime", onnxruntime.list_devices),
-        check_machine=onnxruntime.check_machine,
+        build=build_onnxruntime,
+        check_machine=check_onnxruntime,
+        doctor=DoctorRow(("onnxruntime", "onnxruntime-gpu"), "onnxruntime", _providers),
     ),
-    "openvino": EngineBuilder(
+    EngineBuilder(
         "openvino",
         OpenVinoOptions,
-        build=openvino.build_openvino,
-        doctor=DoctorRow(("openvino",), "openvino", openvino.list_devices),
-        check_machine=lambda options: openvino.load_openvino(),
-        check_options=openvino.check_options,
+        build=build_openvino,
+        check_machine=lambda options: load_openvino(),
+        check_options=check_hint,
+        doctor=DoctorRow(("openvino",), "openvino", lambda module, nvidia: tuple(module.Core().available_devices)),
     ),
-    "tensorrt": _tensorrt(
-        "tensorrt",
-        DoctorRow(
-            ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "tensorrt", tensorrt.list_devices, "needs an NVIDIA GPU"
-        ),
-    ),
-    "tensorrt-rtx": _tensorrt(
+    _tensorrt("tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "needs an NVIDIA GPU"),
+    _tensorrt(
         "tensorrt-rtx",
-        DoctorRow(
-            ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
-            "tensorrt_rtx",
-            tensorrt.list_devices,
-            "builds here; running needs an NVIDIA GPU",
-        ),
+        ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
+        "builds here; running needs an NVIDIA GPU",
     ),
-}
+)
+
+ENGINES = {builder.name: builder for builder in _BUILDERS}
 
 #: Options of the command line that are not named as the field is.
 _FLAGS = {"targets": "--target", "workspace_mb": "--workspace"}
@@ -131,20 +125,9 @@ def options_of(engine: str, given: Mapping[str, Any]) -> EngineOptions:
     chosen = engine_builder(engine).options
     values = {name: value for name, value in given.items() if value is not None}
     for name in values:
-        owners = [other for other, builder in ENGINES.items() if name in _names(builder.options)]
+        owners = [kind for kind, builder in ENGINES.items() if name in builder.options.__dataclass_fields__]
         if engine not in owners:
             flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
             raise M2HError(f"{flag} applies only to --engine {' or '.join(owners)}")
     options: EngineOptions = chosen(**values)
     return options
-
-
-def options_like(engine: str, recorded: Mapping[str, Any]) -> EngineOptions:
-    """Make the options of an engine kind from a manifest's, as far as they are options of the build."""
-    chosen = engine_builder(engine).options
-    options: EngineOptions = chosen(**{name: recorded[name] for name in _names(chosen) if recorded.get(name)})
-    return options
-
-
-def _names(options: type[EngineOptions]) -> list[str]:
-    return [field.name for field in fields(options)]

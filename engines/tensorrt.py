@@ -33,8 +33,6 @@ from m2h_deploy.files.atomic import library_path, write_bytes
 if TYPE_CHECKING:
     import onnx
 
-    from m2h_deploy.profiling.hardware import Nvidia
-
 PLAN_FILE = "model.plan"
 WEIGHTS_FILE = "weights.onnx"
 
@@ -88,7 +86,6 @@ class BuildRecord:
     seconds: float
     fused_attention: int
     """Attention softmaxes that the builder took into fused attention."""
-    warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -163,7 +160,6 @@ def build_plan(model: Path, plan: Path, *, flavor: str, options: TensorRtOptions
         plan_bytes=plan.stat().st_size,
         seconds=seconds,
         fused_attention=sum("Softmax" in name for name in messages.attention),
-        warnings=tuple(dict.fromkeys(messages.warnings)),
         notes=(RTX_INT8_NOTE,) if flavor == "tensorrt-rtx" and _has_int8_convolutions(proto) else (),
     )
 
@@ -202,17 +198,9 @@ def check_graph(options: TensorRtOptions, proto: onnx.ModelProto, source: Path) 
         raise M2HError(f"{source} has a fixed batch: leave the largest batch out, or export it with --dynamic-batch")
 
 
-def check_machine(flavor: str, options: TensorRtOptions) -> None:
-    """Raise M2HError where this machine cannot build with `options`."""
-    reason = why_not_here(flavor)
-    if reason is not None:
-        raise M2HError(reason)
-    check_flavor(flavor, options)
-
-
 def check_flavor(flavor: str, options: TensorRtOptions) -> Any:
-    """The module of a flavor that is installed here and can build with `options`. Raises M2HError where none can."""
-    trt = load_tensorrt(flavor)
+    """Return the module of a flavor that can build with `options` on this machine. Raise M2HError where none can."""
+    trt = check_machine(flavor)
     check_options(flavor, options)
     if flavor == "tensorrt-rtx":
         _check_known(trt, flavor, options.targets)
@@ -224,24 +212,16 @@ def check_flavor(flavor: str, options: TensorRtOptions) -> Any:
     return trt
 
 
-def why_not_here(flavor: str) -> str | None:
-    """Why a flavor cannot build on this machine, in words; None where it can."""
+def check_machine(flavor: str) -> Any:
+    """Return the module of a flavor that can build on this machine. Raise M2HError, with the reason, for another."""
+    trt = load_tensorrt(flavor)
     try:
-        load_tensorrt(flavor)
-    except M2HError as error:
-        return str(error)
-    if flavor == "tensorrt-rtx":  # builds without a GPU
-        return None
-    try:
-        missing = missing_gpu()
+        missing = missing_gpu() if flavor == "tensorrt" else None  # TensorRT-RTX builds without a GPU
     except ModuleNotFoundError:  # then TensorRT itself has to find out
-        return None
-    return f"TensorRT builds for the GPU of this machine, and there is none ({missing})" if missing else None
-
-
-def list_devices(trt: Any, nvidia: Nvidia) -> tuple[str, ...]:
-    """List the GPUs of this machine."""
-    return tuple(f"{gpu.name} ({gpu.compute_capability})" for gpu in nvidia.gpus)
+        return trt
+    if missing:
+        raise M2HError(f"TensorRT builds for the GPU of this machine, and there is none ({missing})")
+    return trt
 
 
 def _load_plugins(builder: Any, libraries: Sequence[Path]) -> None:

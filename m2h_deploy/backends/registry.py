@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from m2h_deploy.backends.base import Backend, BackendOptions, Run
 from m2h_deploy.bundle.manifest import Bundle
@@ -42,30 +42,24 @@ KINDS = {
 }
 
 
-def kind_of(bundle: Bundle) -> EngineKind:
-    """Return the entry of the bundle's engine. Raise M2HError for a kind that this version does not know."""
-    name = bundle.manifest.engine.kind
-    if name not in KINDS:
-        raise M2HError(f"{bundle.path}: unknown engine kind '{name}': known are {', '.join(KINDS)}")
-    return KINDS[name]
-
-
 def open_backend(bundle: Bundle, options: BackendOptions) -> Backend:
     """Open the engine of a bundle. Raise M2HError where a package that it needs is not installed."""
-    backend: Backend = _call(kind_of(bundle).open, bundle, options)
+    backend: Backend = _call("open", bundle, options)
     return backend
 
 
 def profile_engine(bundle: Bundle, options: BackendOptions, runs: int) -> list[Run]:
     """Measure the layers of `runs` runs on an image of zeros. Raise M2HError where the engine cannot run."""
-    layers: list[Run] = _call(kind_of(bundle).profile, bundle, options, runs)
+    layers: list[Run] = _call("profile", bundle, options, runs)
     return layers
 
 
-def _call(function: str, bundle: Bundle, *arguments: Any) -> Any:
-    module, _, name = function.partition(":")
+def _call(role: Literal["open", "profile"], bundle: Bundle, *arguments: Any) -> Any:
+    kind = bundle.manifest.engine.kind
+    if kind not in KINDS:
+        raise M2HError(f"{bundle.path}: unknown engine kind '{kind}': known are {', '.join(KINDS)}")
+    module, _, name = getattr(KINDS[kind], role).partition(":")
     try:
         return getattr(importlib.import_module(f"m2h_deploy.backends.{module}"), name)(bundle, *arguments)
     except ModuleNotFoundError as error:
-        kind = kind_of(bundle)
-        raise missing_extra(str(error.name), kind.extra, f"{bundle.path} (engine {kind.name})") from None
+        raise missing_extra(str(error.name), KINDS[kind].extra, f"{bundle.path} (engine {kind})") from None

@@ -28,7 +28,7 @@ from cli.console import say
 from engines.precision.calibration import Calibration, select_frames
 from engines.precision.convert import to_fp16, to_int8
 from engines.targets import parse_targets
-from engines.tensorrt import BuildOptions, BuildRecord, build_plan
+from engines.tensorrt import BuildRecord, TensorRtOptions, build_plan
 from export import export_onnx
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.errors import M2HError
@@ -85,7 +85,7 @@ def build_cell(
         frames = select_frames(_rooms(2, height, width), count=1, held_out=1)
         to_int8(source, model, calibration=Calibration(frames))
     for target in targets:
-        options = BuildOptions(targets=parse_targets(target))
+        options = TensorRtOptions(targets=parse_targets(target))
         record = build_plan(model, folder / "model.plan", flavor=flavor, options=options)
         yield Row(network, precision, windows, batch, target, model.stat().st_size, record)
     if model != source:

@@ -30,7 +30,8 @@ import onnx
 import torch
 from rich.console import Console
 
-from engines import BuildOptions, Lowering, build_bundle
+from engines import Lowering, OnnxRuntimeOptions, build_bundle
+from engines.options import EngineOptions
 from export import export_onnx
 from export.deploy_form import to_deploy
 from m2h_deploy.backends import BackendOptions, open_backend
@@ -44,15 +45,18 @@ from m2h_deploy.profiling.costs import node_costs
 
 CELLS = "m2h:224x224:1,m2h:224x224:8,m2h-small:224x224:1,m2h-small:224x224:8,m2h-small:480x640:1,m2h-tiny:224x224:1"
 PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx-cu13", "tensorrt", "cuda-bindings", "numpy")
-ENGINES: tuple[tuple[str, str, dict[str, str]], ...] = (
-    ("tensorrt-rtx", "fp16", {}),
-    ("tensorrt-rtx", "int8", {}),
-    ("tensorrt", "fp16", {}),
-    ("onnxruntime", "fp32", {"provider": "cuda"}),
-    ("onnxruntime", "fp16", {"provider": "cuda"}),
-    ("onnxruntime", "fp16", {"provider": "nv-tensorrt-rtx"}),
+ENGINES: tuple[tuple[str, str, EngineOptions | None], ...] = (
+    ("tensorrt-rtx", "fp16", None),
+    ("tensorrt-rtx", "int8", None),
+    ("tensorrt", "fp16", None),
+    ("onnxruntime", "fp32", OnnxRuntimeOptions(provider="cuda")),
+    ("onnxruntime", "fp16", OnnxRuntimeOptions(provider="cuda")),
+    ("onnxruntime", "fp16", OnnxRuntimeOptions(provider="nv-tensorrt-rtx")),
 )
-CPU_ENGINES: tuple[tuple[str, str, dict[str, str]], ...] = (("onnxruntime", "fp32", {}), ("openvino", "fp32", {}))
+CPU_ENGINES: tuple[tuple[str, str, EngineOptions | None], ...] = (
+    ("onnxruntime", "fp32", None),
+    ("openvino", "fp32", None),
+)
 
 
 @dataclass(frozen=True)
@@ -203,18 +207,11 @@ def engine_rows(bench: Bench, cell: Cell, model: M2H, folder: Path, least: dict[
     rooms = folder / "rooms"
     write_multitask_folder(rooms, 8, 7, cell.height, cell.width, split="val")
     for kind, precision, options in ENGINES if bench.cuda else CPU_ENGINES:
-        provider = options.get("provider", "cpu")
-        way = f"{kind} {precision}" + (f", {provider}" if "provider" in options else "")
+        way = f"{kind} {precision}" + (f", {options.provider}" if isinstance(options, OnnxRuntimeOptions) else "")
         lowering = Lowering(frames=str(rooms), count=4) if precision == "int8" else None
         try:
             bundle = build_bundle(
-                graph,
-                folder / "bundle",
-                engine=kind,
-                precision=precision,
-                provider=provider,
-                lowering=lowering,
-                tensorrt=BuildOptions() if kind.startswith("tensorrt") else None,
+                graph, folder / "bundle", engine=kind, precision=precision, options=options, lowering=lowering
             )
             yield from _bundle_rows(bench, cell, way, bundle, least["deploy"])
             if cell.batch == 1:

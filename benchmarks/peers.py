@@ -34,7 +34,7 @@ import onnxruntime as ort
 import torch
 from rich.console import Console
 
-from cli.peers import write_plain
+from engines.peers import write_plain
 from engines.precision.calibration import Calibration, select_frames
 from engines.precision.convert import to_int8
 from export import export_onnx

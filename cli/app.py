@@ -40,6 +40,12 @@ EXTRA_OF = {
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
+EngineDeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Device of the engine: cuda (ONNX Runtime), GPU (OpenVINO), 1 (TensorRT).", show_default="its own"
+    ),
+]
 
 OverwriteFlag = Annotated[
     bool, typer.Option("--overwrite", help="Also replace files that m2h-deploy did not write.", show_default=False)

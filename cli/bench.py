@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.app import OverwriteFlag, app
+from cli.app import EngineDeviceOption, OverwriteFlag, app
 from cli.console import err, out, print_json, say
 from m2h_deploy.errors import M2HError, missing_extra
 
@@ -39,7 +39,7 @@ def bench(
     ] = None,
     size: Annotated[str, typer.Option(help="Frames, WIDTHxHEIGHT.")] = "640x480",
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
-    device: Annotated[str | None, typer.Option(help="Device of the engine.")] = None,
+    device: EngineDeviceOption = None,
     layers: Annotated[bool, typer.Option(help="Profile layer by layer.")] = True,
     graph: Annotated[
         list[Path] | None, typer.Option(help="ONNX file that a bundle was built from, to count MACs; may repeat.")
@@ -86,9 +86,9 @@ def bench(
     with ExitStack() as stack:
         make_peers = None
         if peers and reference is not None:
-            from cli.peers import open_peers
+            from engines.peers import open_peers
 
-            make_peers = stack.enter_context(open_peers(reference, threads))
+            make_peers = stack.enter_context(open_peers(reference, threads, lambda text: say(text, "yellow")))
         progress = stack.enter_context(_progress())
         result = measure(
             bundles,

@@ -26,8 +26,9 @@ def build(
         str | None, typer.Option(help="fp32, fp16 or int8: lowers a float32 graph.", show_default="as the graph is")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads that the bundle asks for.", min=1)] = None,
-    affinity: Annotated[str | None, typer.Option(help="Processors that those threads stay on, as 0,2-3.")] = None,
-    provider: Annotated[str, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, nv-tensorrt-rtx.")] = "cpu",
+    provider: Annotated[
+        str | None, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, nv-tensorrt-rtx.", show_default="cpu")
+    ] = None,
     hint: Annotated[str | None, typer.Option(help="OpenVINO: compute in f32, bf16 or f16.")] = None,
     calibration: Annotated[
         str | None,
@@ -68,15 +69,14 @@ def build(
 
     A folder that is not a bundle is never replaced, --overwrite or not; that is about the file of --graph.
     """
-    from engines import BuildOptions, Lowering, build_bundle, load_policy, trtexec_of
-    from engines.tensorrt import why_not_here
-    from m2h_deploy.backends.affinity import parse_processors
+    from engines import Lowering, build_bundle, load_policy, options_of, trtexec_of
+    from engines.tensorrt import check_machine
 
     if graph is not None:
         check_output(graph, "onnx", overwrite=overwrite, sources=[model])
     if io not in ("fp32", "fp16"):
         raise M2HError(f"io '{io}': choose fp32 or fp16")
-    graph_options: dict[str, Any] = {
+    request: dict[str, Any] = {
         "engine": engine,
         "precision": precision,
         "graph": graph,
@@ -89,50 +89,47 @@ def build(
             min_psnr=min_psnr,
             io="fp16" if io == "fp16" else "fp32",
         ),
-        "tensorrt": BuildOptions(
-            targets=choose_targets(engine, target),
-            workspace_mb=workspace,
-            level=level,
-            version_compatible=version_compatible,
-            hardware_compatible=hardware_compatible,
-            strip_weights=strip_weights,
-            max_batch=max_batch,
-            plugins=tuple(plugins or ()),
+        "options": options_of(
+            engine,
+            {
+                "threads": threads,
+                "provider": provider,
+                "hint": hint,
+                "targets": choose_targets(engine, target),
+                "workspace_mb": workspace,
+                "level": level,
+                "version_compatible": version_compatible or None,
+                "hardware_compatible": hardware_compatible or None,
+                "strip_weights": strip_weights or None,
+                "max_batch": max_batch,
+                "plugins": tuple(plugins) if plugins else None,
+            },
         ),
     }
-    processors = parse_processors(affinity) if affinity else ()
     if trtexec:
         check_trtexec(engine, precision, graph)
-        reason = why_not_here(engine)
-        if reason is not None:
-            out.print(trtexec_of(model, **graph_options), markup=False, soft_wrap=True)
+        try:
+            check_machine(engine)
+        except M2HError as reason:
+            out.print(trtexec_of(model, **request), markup=False, soft_wrap=True)
             say(f"no bundle was built: {reason}", "yellow")
             return
     with status("building"):
-        bundle = build_bundle(
-            model,
-            output,
-            threads=threads,
-            affinity=processors,
-            provider=provider,
-            hint=hint,  # type: ignore[arg-type]
-            progress=say,
-            **graph_options,
-        )
+        bundle = build_bundle(model, output, progress=say, **request)
     tell(bundle)
     if trtexec:
         command = str(bundle.manifest.engine.options["trtexec"])
         out.print(command.replace("model.onnx", shlex.quote((graph or model).name)), markup=False, soft_wrap=True)
 
 
-def choose_targets(engine: str, target: str | None) -> tuple[str, ...]:
-    """The compute capabilities of `--target`. Raises M2HError where the engine cannot be for all."""
+def choose_targets(engine: str, target: str | None) -> tuple[str, ...] | None:
+    """Return the compute capabilities of `--target`. Raise M2HError where TensorRT cannot build for all."""
     from engines import parse_targets
 
     if target is None:
-        return ()
+        return None
     targets = parse_targets(target)
-    if not targets and engine != "tensorrt-rtx":
+    if not targets and engine == "tensorrt":
         raise M2HError(f"{engine} has no portable plans: leave --target out, or use --engine tensorrt-rtx")
     return targets
 

@@ -25,12 +25,16 @@ WorkersOption = Annotated[
 GpusOption = Annotated[float, typer.Option(help="Ray: GPUs of each worker; 0.5 puts two on one.", min=0)]
 
 
-def cluster_of(address: str | None, workers: int | None, threads: int | None, gpus: float) -> Cluster | None:
+def cluster_of(
+    address: str | None, workers: int | None, threads: int | None, gpus: float, device: str | None
+) -> Cluster | None:
     """The cluster that the options name; None without --ray. Raises M2HError on the others without it."""
     if address is None:
         if workers is not None or gpus:
             raise M2HError("--workers and --gpus belong to a job on Ray: give --ray local too")
         return None
+    if device is not None:
+        raise M2HError("--device is for one engine: leave it out with --ray, where --gpus gives each worker its own")
     from m2h_deploy.cluster.session import Cluster, import_ray
 
     import_ray()  # what is missing is said before anything is opened

@@ -71,7 +71,7 @@ def package(
 
 
 def _package_triton(bundle: Path, repository: Path, options: RepositoryOptions) -> None:
-    from m2h_deploy.backends import EXTRAS
+    from m2h_deploy.backends import KINDS
     from m2h_deploy.bundle.folder import load_bundle
     from m2h_deploy.packaging.triton import batches, is_native, write_repository
 
@@ -82,7 +82,7 @@ def _package_triton(bundle: Path, repository: Path, options: RepositoryOptions) 
     else:
         say(
             f"wrote {path}: Triton's Python backend runs it; for the server's Python, "
-            f"{install_extra(EXTRAS[manifest.engine.kind])}"
+            f"{install_extra(KINDS[manifest.engine.kind].extra)}"
         )
     if not batches(manifest):
         say(f"the graph's batch is fixed at {manifest.input.batch}, so Triton does not batch: export --dynamic-batch")

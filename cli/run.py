@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.app import JsonFlag, OverwriteFlag, app
+from cli.app import EngineDeviceOption, JsonFlag, OverwriteFlag, app
 from cli.console import make_progress, print_json, print_values, say
 from cli.on_ray import GpusOption, RayOption, WorkersOption, cluster_of, reporting, tell
 from m2h_deploy.errors import M2HError
@@ -37,6 +37,7 @@ def run(
     intrinsics: Annotated[str | None, typer.Option(help="Rerun: the camera as fx,fy,cx,cy in pixels.")] = None,
     limit: Annotated[int | None, typer.Option(help="Stop after this many frames.", min=1)] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    device: EngineDeviceOption = None,
     self_test: Annotated[bool, typer.Option(help="Prove the engine's numbers first.")] = True,
     plugins: Annotated[list[Path] | None, typer.Option(help="TensorRT: plug-in library to load; may repeat.")] = None,
     ray: RayOption = None,
@@ -58,7 +59,7 @@ def run(
     from m2h_deploy.sinks.files import ResultFiles, check_results
     from m2h_deploy.sources import open_source
 
-    cluster = cluster_of(ray, workers, threads, gpus)
+    cluster = cluster_of(ray, workers, threads, gpus, device)
     for place in (output if files else None, video, rerun):
         if place is not None:
             check_outside(bundle, place)
@@ -86,7 +87,7 @@ def run(
             check_results(output, frames.names, npz=npz)
     with ExitStack() as stack:
         runtime = stack.enter_context(
-            Runtime.load(bundle, threads=threads, self_test=self_test, plugins=tuple(plugins or ()))
+            Runtime.load(bundle, threads=threads, device=device, self_test=self_test, plugins=tuple(plugins or ()))
         )
         sinks = _sinks(runtime, frames, video, rerun, show, fov, intrinsics)
         for sink in sinks:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.app import OverwriteFlag, app, needs
+from cli.app import EngineDeviceOption, OverwriteFlag, app, needs
 from cli.console import err, out, print_json, say
 from cli.on_ray import GpusOption, RayOption, WorkersOption, cluster_of, reporting, tell
 from m2h_deploy.errors import CheckFailed, M2HError
@@ -26,6 +26,7 @@ def verify(
     split: Annotated[str, typer.Option(help="Split of the data.")] = "val",
     limit: Annotated[int | None, typer.Option(help="Use this many frames, evenly spread.", min=1)] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    device: EngineDeviceOption = None,
     miou_drop: Annotated[float, typer.Option(help="Gate: points of mIoU.")] = 0.5,
     rmse_increase: Annotated[float, typer.Option(help="Gate: per cent of RMSE.")] = 1.0,
     merr_increase: Annotated[float, typer.Option(help="Gate: degrees of mean angle.")] = 0.3,
@@ -56,7 +57,7 @@ def verify(
         check_outside(bundle, file)
     if work is not None and ray is None:
         raise M2HError("--work belongs to a job on Ray: give --ray local too")
-    cluster = cluster_of(ray, workers, threads, gpus)
+    cluster = cluster_of(ray, workers, threads, gpus, device)
     with reporting(resumes=cluster is not None) as report:
         on_ray = None if cluster is None else RayExecutor(cluster, work, report.complain)
 
@@ -74,7 +75,7 @@ def verify(
             limit=limit,
             split=split,
             pictures=0 if html is None else 2,
-            executor=on_ray or LocalExecutor(threads),
+            executor=on_ray or LocalExecutor(threads, device),
             locate=_locate() if locate else None,
             progress=report.advance,
             notice=lambda text: say(text, "yellow"),

@@ -1,6 +1,6 @@
 """ONNX to engine: one file an engine kind, and `build_bundle` over them.
 
-Names are imported on first use: `engines.inspect.doctor` must run on a device without onnx and without an engine.
+What needs onnx is imported on first use: `engines.inspect.doctor` must run on a device without it.
 """
 
 from __future__ import annotations
@@ -8,32 +8,35 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from engines.onnxruntime import OnnxRuntimeOptions
+from engines.openvino import OpenVinoOptions
+from engines.registry import ENGINES, options_of
+from engines.targets import parse_targets
+from engines.tensorrt import TensorRtOptions
+
 if TYPE_CHECKING:
     from engines.build import build_bundle, trtexec_of
     from engines.lowered import Lowering
     from engines.precision.quantization import QuantPolicy, load_policy
-    from engines.request import ENGINES
-    from engines.targets import parse_targets
-    from engines.tensorrt import BuildOptions
 
 __all__ = [
     "ENGINES",
-    "BuildOptions",
     "Lowering",
+    "OnnxRuntimeOptions",
+    "OpenVinoOptions",
     "QuantPolicy",
+    "TensorRtOptions",
     "build_bundle",
     "load_policy",
+    "options_of",
     "parse_targets",
     "trtexec_of",
 ]
 
 _HOMES = {
     **dict.fromkeys(("build_bundle", "trtexec_of"), "engines.build"),
-    "ENGINES": "engines.request",
     "Lowering": "engines.lowered",
     **dict.fromkeys(("QuantPolicy", "load_policy"), "engines.precision.quantization"),
-    "parse_targets": "engines.targets",
-    "BuildOptions": "engines.tensorrt",
 }
 
 

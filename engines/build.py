@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import onnx
 
 from engines.lowered import Float32Graph, Lowering, lower, self_test_of, with_rounding
 from engines.manifest import input_spec, make_manifest
-from engines.openvino import Hint, build_openvino, check_hint
+from engines.options import EngineOptions
 from engines.precision.frames import Pictures
-from engines.request import NEED_GPU, BuildRequest
-from engines.tensorrt import PLAN_FILE, BuildOptions, build_tensorrt, free_batch_of, trtexec_command
-from m2h_deploy.backends import BackendOptions, open_backend
+from engines.registry import engine_builder
+from engines.request import BuildRequest
+from engines.tensorrt import PLAN_FILE, TensorRtOptions, free_batch_of, trtexec_command
+from m2h_deploy.backends import KINDS, open_backend
 from m2h_deploy.backends.cuda import capability_here, missing_gpu
 from m2h_deploy.bundle.folder import Bundle, check_bundle_place, load_bundle, new_bundle_folder, write_manifest
 from m2h_deploy.bundle.manifest import EngineInfo, InputSpec
@@ -36,12 +36,8 @@ def build_bundle(
     *,
     engine: str = "onnxruntime",
     precision: str | None = None,
-    threads: int | None = None,
-    affinity: Sequence[int] = (),
-    provider: str = "cpu",
-    hint: Hint | None = None,
+    options: EngineOptions | None = None,
     lowering: Lowering | None = None,
-    tensorrt: BuildOptions | None = None,
     graph: Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Bundle:
@@ -49,9 +45,8 @@ def build_bundle(
 
     The precision is the graph's own. With `precision` fp16 or int8 a float32 graph is lowered first (`lowering`), and
     that graph is compiled; `graph` keeps it, to look into or to compile on a device. A graph that is lowered already is
-    compiled as it is. `threads` and `affinity` (processors that those threads stay on) are recorded as the defaults of
-    an engine on the CPU, `provider` is ONNX Runtime's, `hint` OpenVINO's. `progress` is told when the input was
-    accepted and the work begins.
+    compiled as it is. `options` are those of the engine kind: `OnnxRuntimeOptions`, `OpenVinoOptions` or
+    `TensorRtOptions`. `progress` is told when the input was accepted and the work begins.
 
     The bundle holds a golden self-test made from the float32 graph on ONNX Runtime's CPU; a file that was lowered here
     brings it along. A graph that another tool lowered brings none: then the self-test is what that graph gives on ONNX
@@ -61,11 +56,10 @@ def build_bundle(
     An older bundle at `out_dir` is replaced only when the new one is whole. Raises M2HError on bad input, before any
     work where it can be known, and CheckFailed when the engine's numbers are wrong.
     """
-    lowering, tensorrt = lowering or Lowering(), tensorrt or BuildOptions()
-    request = BuildRequest(
-        Path(onnx_path), engine, precision, threads, tuple(affinity), provider, hint, lowering, tensorrt, graph
-    )
-    request.check_engine()
+    builder = engine_builder(engine)
+    options, lowering = options or builder.options(), lowering or Lowering()
+    request = BuildRequest(Path(onnx_path), builder, precision, options, lowering, graph)
+    builder.check_machine(options)
     request.check_graph_place(Path(out_dir))
     check_bundle_place(out_dir, request.source)
     pictures = request.pictures()
@@ -80,7 +74,7 @@ def build_bundle(
                 else self_test_of(prepared.proto, prepared.file, prepared.precision, prepared.spec)
             )
             folder = stack.enter_context(new_bundle_folder(out_dir))
-            compiled = _compile(request, prepared, folder)
+            compiled = builder.build(prepared.file, folder, prepared.precision, options)
             test = with_rounding(test, prepared.proto, prepared.file, prepared.spec, compiled)
         manifest = make_manifest(prepared.proto, prepared.info, request.source, compiled, test, folder)
         write_manifest(folder, manifest)
@@ -103,23 +97,23 @@ def trtexec_of(
     *,
     engine: str,
     precision: str | None = None,
+    options: TensorRtOptions | None = None,
     lowering: Lowering | None = None,
-    tensorrt: BuildOptions | None = None,
     graph: Path | None = None,
 ) -> str:
     """The command of NVIDIA's own tool that compiles the graph on a machine with TensorRT; needs none here.
 
     A graph that is to be lowered is lowered first and kept as `graph`. Raises M2HError as `build_bundle` does.
     """
-    source, lowering, tensorrt = Path(onnx_path), lowering or Lowering(), tensorrt or BuildOptions()
-    request = BuildRequest(source, engine, precision, lowering=lowering, tensorrt=tensorrt, graph=graph)
+    source, options = Path(onnx_path), options or TensorRtOptions()
+    request = BuildRequest(source, engine_builder(engine), precision, options, lowering or Lowering(), graph)
     request.check_graph_place(None)
     pictures = request.pictures()
     with scratch_folder("m2h-build-") as scratch:
         prepared = _prepare(request, pictures, scratch)
     batch = free_batch_of(prepared.proto)
     file = (graph or source).name
-    return trtexec_command(file, PLAN_FILE, flavor=engine, options=tensorrt, free_batch=batch)
+    return trtexec_command(file, PLAN_FILE, flavor=engine, options=options, free_batch=batch)
 
 
 @dataclass(frozen=True)
@@ -146,7 +140,7 @@ def _prepare(
     spec = input_spec(proto, info)
     _check_graph(request, proto, info, found)
     if progress is not None:
-        progress(f"building {request.engine} in {request.precision or found}")
+        progress(f"building {request.engine.name} in {request.precision or found}")
     whole = as_single_file(source, scratch / "whole")
     if request.precision in (None, found):
         return _Prepared(whole, proto, info, spec, found, lowered_here=False)
@@ -170,36 +164,12 @@ def _check_graph(request: BuildRequest, proto: onnx.ModelProto, info: GraphInfo,
         raise M2HError("int8 needs calibration frames: give --calibration a folder, a video, or NYUv2")
     if info.sensor and lowering.io == "fp16":
         raise M2HError(f"{source} is a sensor graph, whose inputs and outputs have their types: leave io at fp32")
-    kinds = {value.type.tensor_type.elem_type for value in proto.graph.output}
-    if info.sensor and onnx.TensorProto.UINT16 in kinds and request.engine in NEED_GPU:
-        raise M2HError(f"{source} gives depth as uint16, which TensorRT lacks: export it with --depth float32")
-    if request.tensorrt.max_batch is not None and free_batch_of(proto) is None:
-        raise M2HError(f"{source} has a fixed batch: leave the largest batch out, or export it with --dynamic-batch")
-    if request.engine == "openvino":
-        check_hint(wanted or found, request.hint)
-
-
-def _compile(request: BuildRequest, prepared: _Prepared, folder: Path) -> EngineInfo:
-    """Build the engine of the graph into `folder`."""
-    model, precision, threads = prepared.file, prepared.precision, request.threads
-    if request.engine == "onnxruntime":
-        from engines.onnxruntime import build_onnxruntime
-
-        info = build_onnxruntime(model, folder, precision=precision, threads=threads, provider=request.provider)
-    elif request.engine == "openvino":
-        hint = request.hint
-        if hint is None and find_spec("onnxruntime") is None:
-            hint = "f32"  # nothing here can measure what a coarser one does to the network
-        info = build_openvino(model, folder, precision=precision, threads=threads, hint=hint)
-    else:
-        info = build_tensorrt(model, folder, flavor=request.engine, precision=precision, options=request.tensorrt)
-    if request.affinity:
-        info = info.model_copy(update={"options": {**info.options, "affinity": list(request.affinity)}})
-    return info
+    request.engine.check_options(request.options, wanted or found)
+    request.engine.check_graph(request.options, proto, source)
 
 
 def _runs_here(info: EngineInfo) -> bool:
-    if info.kind not in NEED_GPU:
+    if not KINDS[info.kind].needs_gpu:
         return True
     try:
         # A plan for other cards is to be proved on one of those, by the runtime.
@@ -214,7 +184,7 @@ def _prove(folder: Path, request: BuildRequest, *, brought: bool) -> None:
     `brought`: the user's file came with the test.
     """
     bundle = load_bundle(folder)
-    backend = open_backend(bundle, BackendOptions(plugins=request.tensorrt.plugins))
+    backend = open_backend(bundle, request.options.to_open())
     try:
         assert bundle.manifest.self_test is not None
         outputs = backend.run(pattern(bundle.manifest.input))

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import onnx
-
+from engines.options import EngineOptions
+from m2h_deploy.backends import BackendOptions
 from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.causes import NO_SPACE, no_space
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.files.atomic import library_path
 from m2h_deploy.onnx_graph.files import read_onnx
-from m2h_deploy.onnx_graph.functions import inline_functions
+
+if TYPE_CHECKING:
+    import onnx
 
 ENGINE_FILE = "model.xml"
 
@@ -30,19 +34,37 @@ Hint = Literal["f32", "bf16", "f16"]
 _PREFERRED: dict[str, tuple[Hint, ...]] = {"fp32": (), "fp16": ("f16", "bf16"), "int8": ()}
 
 
-def build_openvino(
-    model: Path, folder: Path, *, precision: str, threads: int | None = None, hint: Hint | None = None
-) -> EngineInfo:
+@dataclass(frozen=True)
+class OpenVinoOptions(EngineOptions):
+    """How to build for OpenVINO, and the defaults that the bundle records."""
+
+    threads: int | None = None
+    """CPU threads; None: OpenVINO's choice."""
+    hint: Hint | None = None
+    """What to compute the floating-point parts in; None: see `preferred_precision`."""
+
+    def __post_init__(self) -> None:
+        BackendOptions(threads=self.threads)  # refuses an invalid number of threads
+        if self.hint not in (None, *get_args(Hint)):
+            raise M2HError(f"hint '{self.hint}': choose one of {', '.join(get_args(Hint))}")
+
+
+def build_openvino(model: Path, folder: Path, precision: str, options: OpenVinoOptions | None = None) -> EngineInfo:
     """Convert the ONNX file `model`, which is already in `precision`, into `folder`; what a bundle says about it.
 
-    `hint` is what OpenVINO computes the floating-point parts in, recorded as the option `inference_precision`; a
+    The hint is what OpenVINO computes the floating-point parts in, recorded as the option `inference_precision`; a
     processor that lacks it computes in f32. FP16 keeps the weights in half their size whatever the hint is. Raises
-    M2HError where OpenVINO does not take the graph, and where a `hint` other than f32 would make a bundle of precision
+    M2HError where OpenVINO does not take the graph, and where a hint other than f32 would make a bundle of precision
     fp32 untrue.
     """
-    check_hint(precision, hint)
+    from m2h_deploy.onnx_graph.functions import inline_functions
+
+    options = options or OpenVinoOptions()
+    check_hint(options, precision)
     ov = load_openvino()
-    chosen = hint or preferred_precision(ov.Core(), precision)
+    # Without ONNX Runtime, nothing here can measure what a coarser type does to the network.
+    measured = find_spec("onnxruntime") is not None
+    chosen = options.hint or (preferred_precision(ov.Core(), precision) if measured else "f32")
     proto, _ = inline_functions(read_onnx(model))
     network = _read(ov, proto, model)
     try:
@@ -62,7 +84,7 @@ def build_openvino(
             "device": "CPU",
             "inference_precision": chosen,
             "performance_hint": "LATENCY",
-            **({"threads": threads} if threads else {}),
+            **({"threads": options.threads} if options.threads else {}),
         },
     )
 
@@ -74,14 +96,12 @@ def preferred_precision(core: Any, precision: str) -> Hint:
     return next((h for h in _PREFERRED[precision] if available_precision(core, "CPU", h) == h), "f32")
 
 
-def check_hint(precision: str, hint: Hint | None) -> None:
-    """Raises M2HError where `hint` is unknown or would make the precision untrue."""
-    if precision not in _PREFERRED:
+def check_hint(options: OpenVinoOptions, precision: str | None) -> None:
+    """Raise M2HError where the hint would make the precision untrue; None is one that is not known yet."""
+    if precision not in (None, *_PREFERRED):
         raise M2HError(f"precision '{precision}': choose one of {', '.join(_PREFERRED)}")
-    if hint is not None and hint not in get_args(Hint):
-        raise M2HError(f"hint '{hint}': choose one of {', '.join(get_args(Hint))}")
-    if precision == "fp32" and hint not in (None, "f32"):
-        raise M2HError(f"precision fp32 computes in f32: for {hint} build with --precision fp16")
+    if precision == "fp32" and options.hint not in (None, "f32"):
+        raise M2HError(f"precision fp32 computes in f32: for {options.hint} build with --precision fp16")
 
 
 def load_openvino() -> Any:

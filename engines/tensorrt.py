@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx
-
+from engines.options import EngineOptions
 from engines.targets import check_rtx_targets, describe_target
+from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.cuda import missing_gpu
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
 from m2h_deploy.backends.tensorrt_log import Messages, listen
@@ -31,8 +31,9 @@ from m2h_deploy.bundle.folder import file_sha256
 from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import library_path, write_bytes
-from m2h_deploy.onnx_graph.files import onnx_sha256, read_onnx
-from m2h_deploy.onnx_graph.precision import graph_precision
+
+if TYPE_CHECKING:
+    import onnx
 
 _log = logging.getLogger("m2h_deploy.engines.tensorrt")
 
@@ -48,7 +49,7 @@ RTX_INT8_NOTE = (
 
 
 @dataclass(frozen=True)
-class BuildOptions:
+class TensorRtOptions(EngineOptions):
     """How to build a plan. What a flavor does not have is an error when it is asked for."""
 
     targets: tuple[str, ...] = ()
@@ -72,6 +73,9 @@ class BuildOptions:
         """The largest batch of a graph whose batch is free."""
         return 4 if self.max_batch is None else self.max_batch
 
+    def to_open(self) -> BackendOptions:
+        return BackendOptions(plugins=self.plugins)
+
 
 @dataclass(frozen=True)
 class BuildRecord:
@@ -80,21 +84,23 @@ class BuildRecord:
     flavor: str
     version: str
     precision: str
-    options: BuildOptions
+    options: TensorRtOptions
     onnx_sha256: str
     plan_bytes: int
     seconds: float
     fused_attention: int
     """Attention softmaxes that the builder took into fused attention."""
-    warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
 
 def build_tensorrt(
-    model: Path, folder: Path, *, flavor: str, precision: str, options: BuildOptions | None = None
+    model: Path, folder: Path, precision: str, options: TensorRtOptions | None = None, *, flavor: str
 ) -> EngineInfo:
     """Compile the ONNX file `model`, which is already in `precision`, into `folder`; what a bundle says about it."""
-    options = options or BuildOptions()
+    from m2h_deploy.onnx_graph.files import read_onnx
+    from m2h_deploy.onnx_graph.precision import graph_precision
+
+    options = options or TensorRtOptions()
     proto = read_onnx(model)
     found = graph_precision(proto, model)
     if found != precision:
@@ -123,14 +129,17 @@ def build_tensorrt(
     )
 
 
-def build_plan(model: Path, plan: Path, *, flavor: str, options: BuildOptions | None = None) -> BuildRecord:
+def build_plan(model: Path, plan: Path, *, flavor: str, options: TensorRtOptions | None = None) -> BuildRecord:
     """Compile `model` to `plan`, with a progress bar on stderr.
 
     The network is strongly typed (the graph's casts and Q/DQ decide) and TF32 is off. Raises M2HError with TensorRT's
     own words, by node and block, when the graph cannot be parsed or built. `plan` appears whole or not at all, after
     Ctrl-C too.
     """
-    options = options or BuildOptions()
+    from m2h_deploy.onnx_graph.files import onnx_sha256, read_onnx
+    from m2h_deploy.onnx_graph.precision import graph_precision
+
+    options = options or TensorRtOptions()
     if not plan.absolute().parent.is_dir():
         raise M2HError(f"cannot write {plan}: its folder does not exist")
     trt = check_flavor(flavor, options)
@@ -156,7 +165,6 @@ def build_plan(model: Path, plan: Path, *, flavor: str, options: BuildOptions | 
         plan_bytes=plan.stat().st_size,
         seconds=seconds,
         fused_attention=sum("Softmax" in name for name in messages.attention),
-        warnings=tuple(dict.fromkeys(messages.warnings)),
         notes=(RTX_INT8_NOTE,) if flavor == "tensorrt-rtx" and _has_int8_convolutions(proto) else (),
     )
 
@@ -166,7 +174,7 @@ def _has_int8_convolutions(proto: onnx.ModelProto) -> bool:
     return any(node.op_type == "Conv" and node.input[1] in made for node in proto.graph.node)
 
 
-def check_options(flavor: str, options: BuildOptions) -> None:
+def check_options(flavor: str, options: TensorRtOptions) -> None:
     """Raises M2HError on options that no version of the flavor has. Needs no TensorRT."""
     if options.largest_batch < 1:
         raise M2HError(f"largest batch {options.max_batch}: must be at least 1")
@@ -185,9 +193,19 @@ def check_options(flavor: str, options: BuildOptions) -> None:
     check_rtx_targets(options.targets)
 
 
-def check_flavor(flavor: str, options: BuildOptions) -> Any:
-    """The module of a flavor that is installed here and can build with `options`. Raises M2HError where none can."""
-    trt = load_tensorrt(flavor)
+def check_graph(options: TensorRtOptions, proto: onnx.ModelProto, source: Path) -> None:
+    """Raise M2HError where TensorRT does not take the graph of the file `source` with `options`."""
+    import onnx
+
+    if any(value.type.tensor_type.elem_type == onnx.TensorProto.UINT16 for value in proto.graph.output):
+        raise M2HError(f"{source} gives depth as uint16, which TensorRT lacks: export it with --depth float32")
+    if options.max_batch is not None and free_batch_of(proto) is None:
+        raise M2HError(f"{source} has a fixed batch: leave the largest batch out, or export it with --dynamic-batch")
+
+
+def check_flavor(flavor: str, options: TensorRtOptions) -> Any:
+    """Return the module of a flavor that can build with `options` on this machine. Raise M2HError where none can."""
+    trt = check_machine(flavor)
     check_options(flavor, options)
     if flavor == "tensorrt-rtx":
         _check_known(trt, flavor, options.targets)
@@ -199,19 +217,16 @@ def check_flavor(flavor: str, options: BuildOptions) -> Any:
     return trt
 
 
-def why_not_here(flavor: str) -> str | None:
-    """Why a flavor cannot build on this machine, in words; None where it can."""
+def check_machine(flavor: str) -> Any:
+    """Return the module of a flavor that can build on this machine. Raise M2HError, with the reason, for another."""
+    trt = load_tensorrt(flavor)
     try:
-        load_tensorrt(flavor)
-    except M2HError as error:
-        return str(error)
-    if flavor == "tensorrt-rtx":  # builds without a GPU
-        return None
-    try:
-        missing = missing_gpu()
+        missing = missing_gpu() if flavor == "tensorrt" else None  # TensorRT-RTX builds without a GPU
     except ModuleNotFoundError:  # then TensorRT itself has to find out
-        return None
-    return f"TensorRT builds for the GPU of this machine, and there is none ({missing})" if missing else None
+        return trt
+    if missing:
+        raise M2HError(f"TensorRT builds for the GPU of this machine, and there is none ({missing})")
+    return trt
 
 
 def _load_plugins(builder: Any, libraries: Sequence[Path]) -> None:
@@ -221,7 +236,7 @@ def _load_plugins(builder: Any, libraries: Sequence[Path]) -> None:
             raise M2HError(f"{library} is not a TensorRT plug-in library for this flavor and version")
 
 
-def _parse(trt: Any, builder: Any, logger: Any, model: Path, flavor: str, options: BuildOptions) -> Any:
+def _parse(trt: Any, builder: Any, logger: Any, model: Path, flavor: str, options: TensorRtOptions) -> Any:
     # TensorRT 11 has no other networks and may drop the flag.
     strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
@@ -254,7 +269,7 @@ def _parser_error(error: Any) -> str:
     return f"{where}{inside} (block {block}): {' '.join(error.desc().split())} [{error.code()}]"
 
 
-def _configure(trt: Any, builder: Any, network: Any, flavor: str, options: BuildOptions) -> Any:
+def _configure(trt: Any, builder: Any, network: Any, flavor: str, options: TensorRtOptions) -> Any:
     config = builder.create_builder_config()
     if hasattr(trt.BuilderFlag, "TF32"):
         config.clear_flag(trt.BuilderFlag.TF32)
@@ -339,7 +354,7 @@ def make_monitor(trt: Any, canceled: Event) -> Any:
     return Monitor()
 
 
-def _reason(messages: Messages, flavor: str, options: BuildOptions) -> str:
+def _reason(messages: Messages, flavor: str, options: TensorRtOptions) -> str:
     """TensorRT's first error is the cause; later ones say that the build failed."""
     reason = messages.errors[0] if messages.errors else "it gives no reason"
     # Seen with 1.7: without weights to fold it compiles kernels at once, for which it wants the driver.
@@ -352,14 +367,14 @@ def trtexec_command(
     plan: str,
     *,
     flavor: str,
-    options: BuildOptions | None = None,
+    options: TensorRtOptions | None = None,
     free_batch: tuple[str, tuple[int, ...]] | None = None,
 ) -> str:
     """The command of NVIDIA's own tool that builds the same plan, for machines that have the tool.
 
     `free_batch` is the input whose batch is free, as `free_batch_of` gives it.
     """
-    options = options or BuildOptions()
+    options = options or TensorRtOptions()
     words = ["trtexec" if flavor == "tensorrt" else "tensorrt_rtx", f"--onnx={model}", f"--saveEngine={plan}"]
     words += ["--stronglyTyped"] if flavor == "tensorrt" else []
     words += ["--noTF32", "--skipInference"]

@@ -1,6 +1,5 @@
 #include "backend.hpp"
 
-#include "affinity.hpp"
 #include "error.hpp"
 
 namespace m2h::detail {
@@ -23,7 +22,6 @@ const char* built_engines() noexcept {
 
 std::unique_ptr<Backend> open_backend(const Bundle& bundle, const BackendOptions& options) {
   const std::string& kind = bundle.manifest.engine;
-  const Affinity affinity(bundle.manifest.affinity, bundle.path);
 #ifdef M2H_OPENVINO
   if (kind == "openvino") return open_openvino(bundle, options);
 #endif

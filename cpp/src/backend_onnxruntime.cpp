@@ -7,7 +7,10 @@
 #include <cstring>
 #include <thread>
 
-#include "affinity.hpp"
+#ifdef __linux__
+#include <sched.h>
+#endif
+
 #include "backend.hpp"
 #include "error.hpp"
 
@@ -78,7 +81,7 @@ class OnnxRuntime final : public Backend {
     Owned<OrtSessionOptions> settings(api_.ReleaseSessionOptions);
     check(api_.CreateSessionOptions(settings.fill()));
     const int threads = options.threads > 0 ? options.threads : manifest.threads;
-    check(api_.SetIntraOpNumThreads(settings.get(), threads > 0 ? threads : all_processors()));
+    check(api_.SetIntraOpNumThreads(settings.get(), threads > 0 ? threads : usable_processors()));
     check(api_.SetInterOpNumThreads(settings.get(), 1));
     choose(provider, manifest, settings.get());
     const std::vector<char>& file = bundle.file(manifest.engine_file);
@@ -120,9 +123,13 @@ class OnnxRuntime final : public Backend {
   }
 
  private:
-  static int all_processors() {
-    const std::size_t usable = usable_processors().size();
-    return static_cast<int>(usable > 0 ? usable : std::thread::hardware_concurrency());
+  // Processors that this process may use: ONNX Runtime's own default counts those of the machine.
+  static int usable_processors() {
+#ifdef __linux__
+    std::array<cpu_set_t, 8> set{};  // the kernel refuses sets that are smaller than its own
+    if (sched_getaffinity(0, sizeof set, set.data()) == 0) return CPU_COUNT_S(sizeof set, set.data());
+#endif
+    return static_cast<int>(std::thread::hardware_concurrency());
   }
 
   void choose(const std::string& provider, const Manifest& manifest, OrtSessionOptions* settings) {

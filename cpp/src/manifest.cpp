@@ -13,7 +13,6 @@ using Json = nlohmann::json;
 
 constexpr std::int64_t kSchemaVersion = 1;
 constexpr std::int64_t kMaxSide = 16384;
-constexpr std::int64_t kMaxProcessor = 8191;
 constexpr std::size_t kMaxText = 4096;
 
 // Fields of one JSON object, with errors that name the file and the field.
@@ -191,11 +190,6 @@ void read_engine(const Fields& top, Manifest& manifest) {
     if (value.is_string()) manifest.texts[key] = options.as_text(value, key);
     if (key == "threads" && !value.is_null()) {
       manifest.threads = static_cast<int>(options.as_integer(value, key, 1, 1024));
-    }
-  }
-  if (options.find("affinity") != nullptr) {
-    for (const Json& processor : options.array("affinity", 1024)) {
-      manifest.affinity.push_back(static_cast<int>(options.as_integer(processor, "affinity", 0, kMaxProcessor)));
     }
   }
   if (options.find("provider_options") == nullptr) return;

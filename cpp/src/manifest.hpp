@@ -49,7 +49,6 @@ struct Manifest {
   std::string engine_file;
   std::map<std::string, std::string> texts;  // the engine's options that are text
   int threads = 0;
-  std::vector<int> affinity;                            // processors that the engine's threads stay on
   std::map<std::string, std::string> provider_options;  // of ONNX Runtime's provider
   std::optional<SelfTest> self_test;
   std::map<std::string, std::string> files;  // sha256 by name

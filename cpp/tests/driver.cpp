@@ -5,8 +5,6 @@
 //   m2h_driver soak BUNDLE FRAMES                     frames of noise into arrays that move now and then
 //   m2h_driver threads BUNDLE FRAMES                  two threads, a runtime each, the results of one thread alone
 //   m2h_driver misuse BUNDLE                          wrong arguments give an error each, and nothing else
-//   m2h_driver affinity BUNDLE                        processors of this thread, and of each other, when it is open
-#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <iostream>
@@ -119,24 +117,6 @@ bool threads(const std::string& bundle, int frames) {
   return wrong[0] == 0 && wrong[1] == 0;
 }
 
-// Lines of /proc: what each thread of this process may run on. This thread's comes first.
-void affinity(const std::string& bundle) {
-  const auto allowed = [](const std::string& folder) {
-    std::ifstream stream(folder + "/status");
-    for (std::string line; std::getline(stream, line);) {
-      if (line.rfind("Cpus_allowed_list:", 0) == 0) return line.substr(line.find('\t') + 1);
-    }
-    return std::string("unknown");
-  };
-  const std::string before = allowed("/proc/thread-self");
-  m2h::Runtime runtime(bundle);
-  std::cout << "before " << before << "\nafter " << allowed("/proc/thread-self") << '\n';
-  const std::string self = std::filesystem::read_symlink("/proc/thread-self").filename();
-  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
-    if (task.path().filename() != self) std::cout << "thread " << allowed(task.path()) << '\n';
-  }
-}
-
 int misuse(m2h::Runtime& runtime) {
   const m2h_info& info = runtime.info();
   const Bytes bytes(frame_bytes(info), 128);
@@ -204,10 +184,6 @@ int main(int argc, char** argv) {
       const bool good = errors_stay_in_their_thread() && threads(words[1], std::stoi(words.at(2)));
       std::cout << (good ? "ok" : "wrong") << '\n';
       return good ? 0 : 1;
-    }
-    if (words[0] == "affinity") {
-      affinity(words[1]);
-      return 0;
     }
     m2h::Runtime runtime(words[1]);
     if (words[0] == "frame") {

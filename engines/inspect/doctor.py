@@ -13,22 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from engines.inspect.known_issues import KNOWN_ISSUES, Installed, KnownIssue, applies
-from m2h_deploy.backends import EXTRAS
+from engines.registry import ENGINES
+from m2h_deploy.backends import KINDS
 from m2h_deploy.causes import reason
 from m2h_deploy.errors import install_extra
 from m2h_deploy.profiling.hardware import Cpu, Nvidia, read_cpu, read_nvidia
 from m2h_deploy.version import __version__
-
-#: Engine kind to the distributions that carry it (the first found counts) and the module they install.
-_DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], str]] = {
-    "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), "onnxruntime"),
-    "openvino": (("openvino",), "openvino"),
-    "tensorrt": (("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "tensorrt"),
-    "tensorrt-rtx": (("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"), "tensorrt_rtx"),
-}
-
-#: Engine kinds that run on NVIDIA GPUs alone.
-_NEED_GPU = ("tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)
@@ -52,12 +42,14 @@ def examine() -> dict[str, Any]:
     `known_issues` lists all of them, each with `applies`: true where its engine, version and device are all here.
     """
     cpu, nvidia = read_cpu(), read_nvidia()
-    engines = [_engine(kind, nvidia) for kind in _DISTRIBUTIONS]
+    engines = [_engine(kind, nvidia) for kind in ENGINES]
     here = Installed(
         engines={engine.kind: engine.version for engine in engines if engine.version},
         capabilities=[gpu.compute_capability for gpu in nvidia.gpus if gpu.compute_capability],
         cpu_features=frozenset(cpu.features),
-        distributions=frozenset(name for names, _ in _DISTRIBUTIONS.values() for name in names if _version(name)),
+        distributions=frozenset(
+            name for engine in ENGINES.values() for name in engine.doctor.distributions if _version(name)
+        ),
     )
     return {
         "m2h_deploy": __version__,
@@ -92,28 +84,16 @@ def _version(distribution: str) -> str | None:
 
 
 def _engine(kind: str, nvidia: Nvidia) -> EngineStatus:
-    distributions, module_name = _DISTRIBUTIONS[kind]
-    install = install_extra(EXTRAS[kind])
-    version = next((found for name in distributions if (found := _version(name))), None)
+    row = ENGINES[kind].doctor
+    install = install_extra(KINDS[kind].extra)
+    version = next((found for name in row.distributions if (found := _version(name))), None)
     if version is None:
         return EngineStatus(kind, None, (), install, f"not installed: {install}")
     try:
-        module = importlib.import_module(module_name)
-        devices = _devices(kind, module, nvidia)
+        devices = row.devices(importlib.import_module(row.module), nvidia)
     except Exception as error:  # a broken native library raises whatever it likes
         return EngineStatus(kind, None, (), None, f"{version} is installed but does not load: {reason(error)}")
-    details = ", ".join(devices)
-    if kind in _NEED_GPU and not devices:
-        details = "builds here; running needs an NVIDIA GPU" if kind == "tensorrt-rtx" else "needs an NVIDIA GPU"
-    return EngineStatus(kind, version, devices, None, details)
-
-
-def _devices(kind: str, module: Any, nvidia: Nvidia) -> tuple[str, ...]:
-    if kind == "onnxruntime":
-        return tuple(provider.removesuffix("ExecutionProvider") for provider in module.get_available_providers())
-    if kind == "openvino":
-        return tuple(module.Core().available_devices)
-    return tuple(f"{gpu.name} ({gpu.compute_capability})" for gpu in nvidia.gpus)
+    return EngineStatus(kind, version, devices, None, ", ".join(devices) or row.without_devices)
 
 
 def render(report: dict[str, Any]) -> list[RenderableType]:

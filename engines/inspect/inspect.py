@@ -52,13 +52,13 @@ def _bundle(path: Path) -> dict[str, Any]:
 
 
 def _engine(bundle: Bundle) -> dict[str, Any]:
-    kind = bundle.manifest.engine.kind
+    kind, form = bundle.manifest.engine.kind, bundle.engine_file.suffix
     try:
-        if bundle.engine_file.suffix == ".onnx":
+        if form == ".onnx":
             return _onnx(bundle.engine_file)
-        if kind in ("tensorrt", "tensorrt-rtx"):
+        if form == ".plan":
             return {"kind": "plan", "layers": _plan_layers(bundle)}
-        if kind == "openvino":
+        if form == ".xml":
             return {"kind": "ir", **_ir_layers(bundle)}
     except (M2HError, ModuleNotFoundError) as error:
         return {"kind": kind, "note": f"layers not read: {error}"}

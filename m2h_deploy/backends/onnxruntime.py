@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from m2h_deploy.backends import BackendOptions
-from m2h_deploy.backends.affinity import threads_where_asked
+from m2h_deploy.backends.base import Backend, BackendOptions, LayerTime, Run
 from m2h_deploy.backends.outputs import OutputArrays, Outputs, check_image, check_tensor
 from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.causes import failure, reason
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files.atomic import library_path
+from m2h_deploy.files.atomic import library_path, scratch_folder
 
 #: What a bundle calls a provider, and what ONNX Runtime does.
 PROVIDERS = {
@@ -29,6 +31,9 @@ PROVIDERS = {
 #: Provider options that a bundle may set. Others name libraries and files to load, which a bundle must not.
 _PROVIDER_OPTIONS = {"device_id", "gpu_mem_limit", "arena_extend_strategy", "cudnn_conv_algo_search", "use_tf32"}
 
+#: How the profiler marks the event of a node's computation.
+_KERNEL = "_kernel_time"
+
 #: ONNX Runtime's names of types.
 _TYPES = {
     "tensor(float)": "float32",
@@ -38,7 +43,7 @@ _TYPES = {
 }
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(Backend):
     """One session with its output buffers. Not for two threads at once."""
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
@@ -124,7 +129,7 @@ def open_session(
         session_options.profile_file_prefix = profile
     providers = [(wanted, {str(key): str(value) for key, value in provider_options.items()})]
     try:
-        with threads_where_asked(bundle), library_path(bundle.engine_file) as file:
+        with library_path(bundle.engine_file) as file:
             session_options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
             session = ort.InferenceSession(file, session_options, providers=providers)
     except M2HError:
@@ -155,3 +160,39 @@ def _check_session(session: ort.InferenceSession, bundle: Bundle) -> None:
         check_tensor(where, name, tensor, (_TYPES.get(nodes[name].type, nodes[name].type), _sides(nodes[name])))
     if len(inputs) > 1:
         raise M2HError(f"{where}: the engine takes {len(inputs)} inputs, expected one")
+
+
+def profile(bundle: Bundle, options: BackendOptions, runs: int) -> list[Run]:
+    """Measure the layers of `runs` runs, from the JSON file of events that ONNX Runtime writes."""
+    with scratch_folder("m2h-profile-") as folder:
+        session, _ = open_session(bundle, options, profile=str(folder / "profile"))
+        image = session.get_inputs()[0]
+        shape = [side if isinstance(side, int) else 1 for side in image.shape]
+        feed = {image.name: np.zeros(shape, np.dtype(_TYPES[image.type]))}
+        try:
+            for _ in range(runs):
+                session.run(None, feed)
+        except Exception as error:  # ONNX Runtime raises its own unexported types
+            raise M2HError(f"{bundle.path}: cannot be profiled: {reason(error)}") from None
+        return read_events(json.loads(Path(session.end_profiling()).read_bytes()))
+
+
+def read_events(events: Iterable[dict[str, Any]]) -> list[Run]:
+    """The layers of every run in a profile, in the order of execution."""
+    runs: list[list[LayerTime]] = []
+    ends: list[float] = []
+    nodes = []
+    for event in events:
+        if event.get("name") == "model_run":
+            ends.append(event["ts"] + event["dur"])
+        elif event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+            nodes.append(event)
+    ends.sort()
+    runs = [[] for _ in ends]
+    place = 0
+    for event in sorted(nodes, key=lambda event: event["ts"]):
+        while event["ts"] > ends[place]:
+            place += 1
+        kind = str(event.get("args", {}).get("op_name", ""))
+        runs[place].append(LayerTime(event["name"].removesuffix(_KERNEL), kind, event["dur"] / 1000))
+    return [run for run in runs if run]

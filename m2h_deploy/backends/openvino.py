@@ -13,8 +13,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from m2h_deploy.backends import BackendOptions
-from m2h_deploy.backends.affinity import threads_where_asked
+from m2h_deploy.backends.base import Backend, BackendOptions, LayerTime, Run
 from m2h_deploy.backends.cache import user_cache_folder
 from m2h_deploy.backends.outputs import OutputArrays, Outputs, check_tensor
 from m2h_deploy.bundle.folder import Bundle
@@ -28,7 +27,7 @@ _VIRTUAL_DEVICES = ("AUTO", "HETERO", "MULTI", "BATCH")
 _CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 
 
-class OpenVINOBackend:
+class OpenVINOBackend(Backend):
     """One compiled model with its output buffers. Not for two threads at once.
 
     `options.device` is an OpenVINO device (CPU, GPU, NPU, AUTO). `options.extra` may hold `cache`: a folder for
@@ -102,8 +101,7 @@ def compile_ir(bundle: Bundle, options: BackendOptions, properties: dict[str, An
     threads = options.threads or engine.get("threads")
     wanted = _properties(device, engine, precision, threads, cache) | (properties or {})
     try:
-        with threads_where_asked(bundle):
-            return core.compile_model(model, device, wanted), device
+        return core.compile_model(model, device, wanted), device
     except RuntimeError as error:
         raise M2HError(f"OpenVINO cannot compile {bundle.engine_file} for {device}: {reason(error)}") from None
 
@@ -228,3 +226,29 @@ def _properties(
     if cache is not None:
         properties["CACHE_DIR"] = os.fspath(cache)
     return properties
+
+
+def profile(bundle: Bundle, options: BackendOptions, runs: int) -> list[Run]:
+    """Measure the layers of `runs` runs, from the counters that OpenVINO keeps of each."""
+    compiled, _ = compile_ir(bundle, options, {"PERF_COUNT": True})
+    try:
+        request = compiled.create_infer_request()
+        port = request.model_inputs[0]
+        shape = [1 if side.is_dynamic else side.get_length() for side in port.partial_shape]
+        request.set_input_tensor(ov.Tensor(np.zeros(shape, port.element_type.to_dtype())))
+        result: list[Run] = []
+        for _ in range(runs):
+            request.infer()
+            result.append(_layers(request.profiling_info))
+    except RuntimeError as error:
+        raise M2HError(f"{bundle.path}: cannot be profiled: {reason(error)}") from None
+    return result
+
+
+def _layers(info: Any) -> list[LayerTime]:
+    """What was executed; nodes that were fused into others or folded took no time of their own."""
+    return [
+        LayerTime(node.node_name, node.node_type, node.real_time.total_seconds() * 1000)
+        for node in info
+        if node.status == node.Status.EXECUTED
+    ]

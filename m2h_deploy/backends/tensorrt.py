@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.backends import BackendOptions
+from m2h_deploy.backends.base import Backend, BackendOptions
 from m2h_deploy.backends.buffers import Placement, TensorSpec, plan_buffers
 from m2h_deploy.backends.cache import read_checked, user_cache_folder, write_checked
 from m2h_deploy.backends.cuda import Cuda, missing_gpu
@@ -38,7 +38,7 @@ DIAGNOSTICS = {
 }
 
 
-class TensorRTBackend:
+class TensorRTBackend(Backend):
     """One plan on one GPU. Not for two threads at once.
 
     `options.extra` may hold `cuda_graph`: False launches every kernel by itself, to see what the graph gains.

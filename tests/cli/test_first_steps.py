@@ -18,7 +18,7 @@ import typer
 import m2h_deploy
 from cli import app
 from cli.app import EXTRA_OF
-from m2h_deploy.backends import EXTRAS
+from m2h_deploy.backends import KINDS
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.errors import install_extra, missing_extra
 from tests.pages import REPOSITORY, fenced_blocks, m2h_commands
@@ -52,7 +52,7 @@ def test_no_page_and_no_message_installs_from_an_index():
 def test_every_extra_that_is_named_exists():
     """In pages as `.[a,b]`, `.whl[a]` and extra `a`; in code as arguments and in the tables."""
     extras = set(project()["optional-dependencies"])
-    named = {name for kind in (EXTRA_OF, EXTRAS) for name in kind.values()}
+    named = {*EXTRA_OF.values(), *(kind.extra for kind in KINDS.values())}
     for page in PAGES:
         text = page.read_text()
         for group in re.findall(r"(?:\.|\.whl|m2h-deploy)\[([a-z0-9,-]+)\](?!\()", text):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -320,20 +319,6 @@ def test_a_file_that_the_manifest_does_not_name_is_refused(damaged):
 
 
 @pytest.mark.cpp
-def test_threads_of_the_engine_stay_on_the_bundles_processors_and_the_callers_do_not(damaged, built):
-    bundle, opened = damaged
-    usable = sorted(os.sched_getaffinity(0))
-    change(bundle, lambda m: m["engine"]["options"].update(affinity=usable[-1:], threads=2))
-    lines = [line.split() for line in built.driver("affinity", bundle).splitlines()]
-    assert lines[0][0] == "before" and lines[1] == ["after", lines[0][1]]
-    if len(usable) > 1:
-        assert ["thread", str(usable[-1])] in lines[2:]
-    change(bundle, lambda m: m["engine"]["options"].update(affinity=[usable[-1], 8000]))
-    said = opened()
-    assert f"asks for the processors {usable[-1]}, 8000, and this process may use {usable[0]}" in said
-
-
-@pytest.mark.cpp
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
@@ -349,8 +334,6 @@ def test_threads_of_the_engine_stay_on_the_bundles_processors_and_the_callers_do
         (lambda m: m["engine"].update(file=5), "expected text"),
         (lambda m: m["outputs"].__setitem__(1, m["outputs"][0]), "twice"),
         (lambda m: m["outputs"].clear(), "there are none"),
-        (lambda m: m["engine"]["options"].update(affinity="0"), "engine.options.affinity: expected a list"),
-        (lambda m: m["engine"]["options"].update(affinity=[-1]), "engine.options.affinity: expected a whole number"),
         (lambda m: m["engine"]["options"].update(provider_options=[]), "provider_options: expected an object"),
         (lambda m: m["self_test"]["outputs"]["depth"].update(deviation=0), "above 0"),
         (lambda m: m.update(classes=[]), "expected an object"),

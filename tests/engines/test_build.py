@@ -12,7 +12,15 @@ import pytest
 import torch
 
 import engines.build
-from engines import BuildOptions, Lowering, QuantPolicy, build_bundle
+from engines import (
+    Lowering,
+    OnnxRuntimeOptions,
+    OpenVinoOptions,
+    QuantPolicy,
+    TensorRtOptions,
+    build_bundle,
+    options_of,
+)
 from engines.targets import check_rtx_targets
 from export import export_onnx
 from m2h_deploy import Runtime
@@ -53,14 +61,9 @@ def refused_build(source: Path, out: Path, **options) -> str:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"engine": "tensorrt-rtx", "threads": 2}, "number of threads"),
-        ({"engine": "tensorrt-rtx", "affinity": (0,)}, "affinity of threads"),
-        ({"engine": "openvino", "provider": "cuda"}, "provider cuda"),
-        ({"engine": "onnxruntime", "hint": "bf16"}, "hint bf16"),
-        (
-            {"engine": "onnxruntime", "tensorrt": BuildOptions(targets=("8.6",))},
-            "TensorRT's option targets means nothing to onnxruntime",
-        ),
+        ({"engine": "tensorrt-rtx", "options": OnnxRuntimeOptions()}, "takes TensorRtOptions as options, got OnnxRun"),
+        ({"engine": "openvino", "options": OnnxRuntimeOptions()}, "the engine openvino takes OpenVinoOptions"),
+        ({"options": TensorRtOptions()}, "the engine onnxruntime takes OnnxRuntimeOptions"),
         ({"engine": "onnxruntime", "lowering": Lowering(min_psnr=30)}, "fp32"),
         ({"precision": "fp32", "lowering": Lowering(io="fp16")}, "fp32"),
         ({"graph": Path("kept.onnx")}, "graph to keep"),
@@ -82,13 +85,16 @@ def test_an_option_that_nothing_would_look_at_is_refused_build(options, named, s
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"engine": "tensorrt-rtx", "tensorrt": BuildOptions(targets=("8.7",))}, "8.7 (orin)"),
-        ({"engine": "tensorrt-rtx", "tensorrt": BuildOptions(targets=("8.6", "9.0"))}, "9.0 (h100)"),
-        ({"engine": "tensorrt-rtx", "tensorrt": BuildOptions(level=3)}, "no builder level"),
+        ({"engine": "tensorrt-rtx", "options": TensorRtOptions(targets=("8.7",))}, "8.7 (orin)"),
+        ({"engine": "tensorrt-rtx", "options": TensorRtOptions(targets=("8.6", "9.0"))}, "9.0 (h100)"),
+        ({"engine": "tensorrt-rtx", "options": TensorRtOptions(level=3)}, "no builder level"),
         ({"precision": "fp64"}, "choose one of fp32, fp16, int8"),
         ({"engine": "tflite"}, "choose one of onnxruntime"),
-        ({"provider": "cuda"}, "lacks the provider 'cuda'"),
-        ({"engine": "openvino", "precision": "fp32", "hint": "bf16"}, "computes in f32"),
+        ({"options": OnnxRuntimeOptions(provider="cuda")}, "lacks the provider 'cuda'"),
+        (
+            {"engine": "openvino", "precision": "fp32", "options": OpenVinoOptions(hint="bf16")},
+            "computes in f32",
+        ),
         ({"precision": "int8", "lowering": Lowering("nowhere")}, "nowhere"),
         ({"precision": "int8", "lowering": Lowering("0")}, "camera"),
         ({"precision": "int8", "lowering": Lowering("small.png", method="mean")}, "calibrator 'mean'"),
@@ -99,6 +105,29 @@ def test_an_option_that_nothing_would_look_at_is_refused_build(options, named, s
 def test_what_cannot_be_is_refused_before_any_work(options, named, small, tmp_path, no_work, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert named in refused_build(small, tmp_path / "bundle", **options)
+
+
+@pytest.mark.parametrize(
+    ("engine", "given", "named"),
+    [
+        ("onnxruntime", {"hint": "bf16"}, "--hint applies only to --engine openvino"),
+        ("openvino", {"provider": "cpu"}, "--provider applies only to --engine onnxruntime"),
+        ("tensorrt", {"threads": 2}, "--threads applies only to --engine onnxruntime or openvino"),
+        ("openvino", {"targets": ()}, "--target applies only to --engine tensorrt or tensorrt-rtx"),
+        ("onnxruntime", {"strip_weights": True}, "--strip-weights applies only to --engine tensorrt or tensorrt-rtx"),
+        ("onnxruntime", {"threads": 0}, "threads 0: must be between 1 and"),
+        ("openvino", {"hint": "fp8"}, "choose one of f32, bf16, f16"),
+        ("tflite", {}, "choose one of onnxruntime"),
+    ],
+)
+def test_an_option_of_another_engine_is_named_with_its_own(engine, given, named):
+    with pytest.raises(M2HError, match=named):
+        options_of(engine, {"level": None, **given})
+
+
+def test_the_options_that_were_given_are_those_of_the_engine():
+    assert options_of("openvino", {"hint": "bf16", "threads": 2}) == OpenVinoOptions(threads=2, hint="bf16")
+    assert options_of("tensorrt", {"hint": None, "level": 3}) == TensorRtOptions(level=3)
 
 
 def test_too_few_calibration_pictures_are_counted_before_any_work(small, tmp_path, no_work):
@@ -139,8 +168,6 @@ def test_an_engine_that_is_not_installed_is_refused_before_any_work(
 def test_an_engine_on_the_cpu_that_is_not_installed_is_refused_before_any_work(
     module, small, tmp_path, no_work, monkeypatch
 ):
-    for loaded in [name for name in sys.modules if name == "engines.onnxruntime"]:
-        monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, module, None)
     assert "is not installed" in refused_build(small, tmp_path / "bundle", engine=module)
 
@@ -157,9 +184,9 @@ def test_int8_of_a_float32_graph_needs_frames(small, tmp_path):
     assert "give --calibration" in refused_build(small, tmp_path / "bundle", precision="int8")
 
 
-def test_the_largest_batch_of_a_fixed_batch_is_refused_build(small, tmp_path):
+def test_the_largest_batch_of_a_fixed_batch_is_refused(small, tmp_path):
     pytest.importorskip("tensorrt_rtx")
-    options = {"engine": "tensorrt-rtx", "tensorrt": BuildOptions(max_batch=2)}
+    options = {"engine": "tensorrt-rtx", "options": TensorRtOptions(max_batch=2)}
     assert "has a fixed batch" in refused_build(small, tmp_path / "bundle", **options)
 
 

@@ -16,7 +16,7 @@ import torch
 pytest.importorskip("openvino")
 import openvino as ov
 
-from engines.openvino import build_openvino, preferred_precision
+from engines.openvino import OpenVinoOptions, build_openvino, preferred_precision
 from engines.precision.convert import to_fp16
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.openvino import OpenVINOBackend, available_precision, cache_folder
@@ -33,7 +33,7 @@ ONE_THREAD = BackendOptions(threads=1)
 def tiny_ir(tiny_onnx, tiny_bundle, tmp_path_factory) -> Bundle:
     """`tiny_onnx` (112 x 140) as an OpenVINO bundle. Read only."""
     folder = tmp_path_factory.mktemp("openvino")
-    info = build_openvino(tiny_onnx, folder, precision="fp32", threads=1)
+    info = build_openvino(tiny_onnx, folder, "fp32", OpenVinoOptions(threads=1))
     return _bundle(folder, load_bundle(tiny_bundle).manifest.model_copy(update={"engine": info}))
 
 
@@ -142,7 +142,9 @@ def test_fp16_graphs_load_with_half_the_weights(tmp_path, tiny_bundle, hint):
     graph = _saved(small_graph(), tmp_path / "small.onnx")
     to_fp16(graph, tmp_path / "half.onnx")
     full = _small_bundle(tmp_path / "full", tiny_bundle, graph, precision="fp32")
-    half = _small_bundle(tmp_path / "half", tiny_bundle, tmp_path / "half.onnx", precision="fp16", hint=hint)
+    half = _small_bundle(
+        tmp_path / "half", tiny_bundle, tmp_path / "half.onnx", precision="fp16", options=OpenVinoOptions(hint=hint)
+    )
     sizes = [(bundle.path / "model.bin").stat().st_size for bundle in (half, full)]
     assert sizes[0] < 0.6 * sizes[1]
     backend = OpenVINOBackend(half, ONE_THREAD)
@@ -188,11 +190,11 @@ def test_int8_graphs_load(tmp_path, tiny_bundle):
 
 def test_a_wrong_hint_and_a_wrong_precision_are_refused(tiny_onnx, tmp_path):
     with pytest.raises(M2HError, match="computes in f32"):
-        build_openvino(tiny_onnx, tmp_path, precision="fp32", hint="bf16")
+        build_openvino(tiny_onnx, tmp_path, "fp32", OpenVinoOptions(hint="bf16"))
     with pytest.raises(M2HError, match="choose one of fp32, fp16, int8"):
         build_openvino(tiny_onnx, tmp_path, precision="fp8")
     with pytest.raises(M2HError, match="choose one of f32, bf16, f16"):
-        build_openvino(tiny_onnx, tmp_path, precision="fp16", hint="fp8")  # type: ignore[arg-type]
+        OpenVinoOptions(hint="fp8")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -260,7 +262,7 @@ def test_a_bundle_is_built_proven_and_run(tiny_onnx, tiny_bundle, tmp_path):
     from m2h_deploy import Runtime
     from m2h_deploy.data.rooms.render import render_room
 
-    bundle = build_bundle(tiny_onnx, tmp_path / "b", engine="openvino", threads=1)
+    bundle = build_bundle(tiny_onnx, tmp_path / "b", engine="openvino", options=OpenVinoOptions(threads=1))
     assert sorted(bundle.manifest.files) == ["model.bin", "model.xml"]
     image = render_room(0, 0, height=120, width=160).image
     with Runtime.load(bundle.path) as mine, Runtime.load(tiny_bundle) as other:

@@ -12,7 +12,7 @@ import pytest
 from onnx import helper
 
 from engines.targets import describe_target, parse_targets
-from engines.tensorrt import BuildOptions, build_plan, build_tensorrt, free_batch_of, make_monitor, trtexec_command
+from engines.tensorrt import TensorRtOptions, build_plan, build_tensorrt, free_batch_of, make_monitor, trtexec_command
 from m2h_deploy.backends import tensorrt_api
 from m2h_deploy.errors import M2HError, install_extra
 from tests.commands import refused
@@ -53,7 +53,7 @@ def test_a_target_is_described_with_its_gpus():
 
 
 def test_trtexec_gets_the_same_flags():
-    options = BuildOptions(workspace_mb=512, level=4, version_compatible=True, strip_weights=True, max_batch=2)
+    options = TensorRtOptions(workspace_mb=512, level=4, version_compatible=True, strip_weights=True, max_batch=2)
     batch = free_batch_of(small_graph(batch="batch"))
     command = trtexec_command("a b.onnx", "m.plan", flavor="tensorrt", options=options, free_batch=batch)
     assert command == (
@@ -61,7 +61,7 @@ def test_trtexec_gets_the_same_flags():
         "--memPoolSize=workspace:512M --builderOptimizationLevel=4 --versionCompatible --stripWeights "
         "--minShapes=image:1x3x16x16 --optShapes=image:1x3x16x16 --maxShapes=image:2x3x16x16"
     )
-    command = trtexec_command("m.onnx", "m.plan", flavor=RTX, options=BuildOptions(targets=("8.6", "12.0")))
+    command = trtexec_command("m.onnx", "m.plan", flavor=RTX, options=TensorRtOptions(targets=("8.6", "12.0")))
     assert command == (
         "tensorrt_rtx --onnx=m.onnx --saveEngine=m.plan --noTF32 --skipInference --computeCapabilities=86,120"
     )
@@ -88,7 +88,7 @@ class TestBuilds:
 
     def test_a_plan_is_built_for_the_targets_that_were_named(self, tmp_path):
         source = save(small_graph(), tmp_path)
-        options = BuildOptions(targets=("8.6", "12.0"), workspace_mb=256)
+        options = TensorRtOptions(targets=("8.6", "12.0"), workspace_mb=256)
         record = build_plan(source, tmp_path / "m.plan", flavor=RTX, options=options)
         assert record.plan_bytes == (tmp_path / "m.plan").stat().st_size > 1000
         assert (record.flavor, record.precision, record.options.targets) == (RTX, "fp32", ("8.6", "12.0"))
@@ -105,7 +105,7 @@ class TestBuilds:
 
     def test_functions_and_a_free_batch_compile(self, tmp_path):
         source = save(small_graph(functions=True, batch="batch"), tmp_path)
-        record = build_plan(source, tmp_path / "m.plan", flavor=RTX, options=BuildOptions(max_batch=4))
+        record = build_plan(source, tmp_path / "m.plan", flavor=RTX, options=TensorRtOptions(max_batch=4))
         assert record.plan_bytes > 1000
 
     def test_the_precision_of_the_graph_is_checked(self, tmp_path):
@@ -129,13 +129,13 @@ class TestBuilds:
     @pytest.mark.parametrize(
         ("options", "said"),
         [
-            (BuildOptions(targets=("8.7",)), "does not run on compute capability 8.7 (orin)"),
-            (BuildOptions(targets=("12.9",)), "does not build for compute capability 12.9: it knows 7.5, 8.0"),
-            (BuildOptions(level=3), "TensorRT-RTX has no builder level"),
-            (BuildOptions(version_compatible=True), "TensorRT-RTX has no version compatibility"),
-            (BuildOptions(level=9), "must be between 0 and 5"),
-            (BuildOptions(max_batch=0), "must be at least 1"),
-            (BuildOptions(plugins=(Path("nowhere.so"),)), "no plug-in library at nowhere.so"),
+            (TensorRtOptions(targets=("8.7",)), "does not run on compute capability 8.7 (orin)"),
+            (TensorRtOptions(targets=("12.9",)), "does not build for compute capability 12.9: it knows 7.5, 8.0"),
+            (TensorRtOptions(level=3), "TensorRT-RTX has no builder level"),
+            (TensorRtOptions(version_compatible=True), "TensorRT-RTX has no version compatibility"),
+            (TensorRtOptions(level=9), "must be between 0 and 5"),
+            (TensorRtOptions(max_batch=0), "must be at least 1"),
+            (TensorRtOptions(plugins=(Path("nowhere.so"),)), "no plug-in library at nowhere.so"),
         ],
     )
     def test_options_that_cannot_be_had_are_refused(self, options, said, tmp_path):
@@ -147,7 +147,7 @@ class TestBuilds:
         library = tmp_path / "lib.so"
         library.write_bytes(b"\x7fELF no library")
         source = save(small_graph(), tmp_path)
-        options = BuildOptions(plugins=(library,))
+        options = TensorRtOptions(plugins=(library,))
         assert "is not a TensorRT plug-in" in refused(
             build_plan, source, tmp_path / "m.plan", flavor=RTX, options=options
         )
@@ -177,7 +177,9 @@ class TestBuilds:
             build_plan(source, tmp_path / "m.plan", flavor=RTX)
             assert made == [], "without a plug-in library the function's own body is compiled"
             # The creator makes no plug-in, so the build ends where TensorRT asked for it.
-            said = refused(build_plan, source, tmp_path / "m.plan", flavor=RTX, options=BuildOptions(plugins=(source,)))
+            said = refused(
+                build_plan, source, tmp_path / "m.plan", flavor=RTX, options=TensorRtOptions(plugins=(source,))
+            )
         finally:
             registry.deregister_creator(creator)
         assert made == [("/wmca/Swap", {"window_size": [7]})]
@@ -211,7 +213,7 @@ class TestBuilds:
     def test_a_plan_without_weights_is_smaller_or_says_that_it_needs_a_gpu(self, tmp_path):
         source = save(small_graph(), tmp_path)
         whole = build_plan(source, tmp_path / "whole.plan", flavor=RTX)
-        options = BuildOptions(strip_weights=True)
+        options = TensorRtOptions(strip_weights=True)
         try:
             stripped = build_plan(source, tmp_path / "stripped.plan", flavor=RTX, options=options)
         except M2HError as error:

@@ -7,19 +7,19 @@ import json
 import pytest
 
 from engines import build_bundle
+from m2h_deploy.backends import LayerTime
+from m2h_deploy.backends.onnxruntime import read_events
+from m2h_deploy.backends.tensorrt_profile import layer_names
 from m2h_deploy.blocks import blocks_in
 from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.onnx_graph.files import read_onnx
 from m2h_deploy.profiling.layers import (
     RUNS,
     BlockCost,
-    LayerTime,
     blocks_of_run,
     profile_layers,
     summarize_layers,
 )
-from m2h_deploy.profiling.layers.onnxruntime import read_events
-from m2h_deploy.profiling.layers.tensorrt import layer_names
 from m2h_deploy.profiling.roofline import Roofline, measure_roofline
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from engines.inspect import doctor
 from engines.inspect.known_issues import KNOWN_ISSUES, Installed, affects, applies
-from m2h_deploy.backends import EXTRAS
+from m2h_deploy.backends import KINDS
 from m2h_deploy.errors import install_extra
 from m2h_deploy.profiling.hardware import Gpu, Nvidia, driver_of, read_cpu, read_nvidia
 
@@ -36,13 +36,13 @@ def _attention_issues(version: str, capabilities: list[str]) -> list[str]:
 
 def test_every_engine_kind_is_reported_with_what_installs_it(report):
     engines = {engine["kind"]: engine for engine in report["engines"]}
-    assert set(engines) == set(EXTRAS)
+    assert set(engines) == set(KINDS)
     assert engines["onnxruntime"]["version"] == importlib.metadata.version("onnxruntime")
     assert "CPU" in engines["onnxruntime"]["devices"]
     for engine in engines.values():
         assert engine["details"]
         if engine["version"] is None and engine["install"]:
-            assert engine["install"] == install_extra(EXTRAS[engine["kind"]])
+            assert engine["install"] == install_extra(KINDS[engine["kind"]].extra)
     json.dumps(report)
 
 
@@ -128,7 +128,7 @@ def test_issues_that_hang_on_the_cpu_or_on_packages_wait_for_them():
 
 def test_every_known_issue_says_what_to_do_and_links_to_a_page():
     for issue in KNOWN_ISSUES:
-        assert issue.engine in EXTRAS
+        assert issue.engine in KINDS
         assert issue.condition
         assert issue.effect
         assert issue.remedy

@@ -1,33 +1,23 @@
 """Time by layer, from the engines' own profilers, summed up by the paper's blocks.
 
 A profiled run is slower than a plain one, since every layer is timed: a block's share is to be trusted, its
-milliseconds a little less. One file an engine kind, imported only when a bundle asks for it.
+milliseconds a little less.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from m2h_deploy.backends import BackendOptions
+from m2h_deploy.backends import BackendOptions, profile_engine
+from m2h_deploy.backends.base import LayerTime, Run
 from m2h_deploy.blocks import UNKNOWN, block_of
 from m2h_deploy.bundle.folder import Bundle
-from m2h_deploy.errors import M2HError
 from m2h_deploy.profiling.roofline import Roofline
 
 #: Profiled runs, after as many as `WARM_UP` that do not count.
 RUNS, WARM_UP = 10, 2
-
-
-@dataclass(frozen=True)
-class LayerTime:
-    """One layer of one run."""
-
-    name: str
-    kind: str
-    """The engine's word for what it does, such as `Conv`."""
-    milliseconds: float
 
 
 @dataclass(frozen=True)
@@ -69,25 +59,12 @@ class LayerProfile:
     """The ten slowest layers, medians over the runs."""
 
 
-Run = Sequence[LayerTime]
-
-
 def profile_layers(bundle: Bundle, *, threads: int | None = None, device: str | None = None) -> list[Run]:
     """The layers of `RUNS` runs of a bundle's engine on an image of zeros, in the order of execution.
 
-    Raises M2HError where the engine's kind has no profiler here, or the engine cannot run.
+    Raises M2HError where the engine cannot run.
     """
-    kind = bundle.manifest.engine.kind
-    profile: Callable[[Bundle, BackendOptions, int], list[Run]]
-    if kind == "onnxruntime":
-        from m2h_deploy.profiling.layers.onnxruntime import profile
-    elif kind == "openvino":
-        from m2h_deploy.profiling.layers.openvino import profile
-    elif kind in ("tensorrt", "tensorrt-rtx"):
-        from m2h_deploy.profiling.layers.tensorrt import profile
-    else:
-        raise M2HError(f"{bundle.path}: no layer profile for engines of kind {kind}")
-    return profile(bundle, BackendOptions(threads=threads, device=device), RUNS + WARM_UP)[WARM_UP:]
+    return profile_engine(bundle, BackendOptions(threads=threads, device=device), RUNS + WARM_UP)[WARM_UP:]
 
 
 def blocks_of_run(run: Run) -> list[str]:

@@ -7,18 +7,17 @@ import json
 import re
 from typing import Any
 
-from m2h_deploy.backends import BackendOptions
+from m2h_deploy.backends.base import BackendOptions, LayerTime, Run
 from m2h_deploy.backends.tensorrt import TensorRTBackend
 from m2h_deploy.backends.tensorrt_api import load_tensorrt
 from m2h_deploy.bundle.folder import Bundle
-from m2h_deploy.profiling.layers import LayerTime, Run
 
 #: How TensorRT marks the graph's nodes in what it tells of a layer.
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 
 def profile(bundle: Bundle, options: BackendOptions, runs: int) -> list[Run]:
-    """Layers of `runs` runs on a GPU. See `profile_layers`."""
+    """Measure the layers of `runs` runs on a GPU."""
     backend = TensorRTBackend(bundle, dataclasses.replace(options, extra={"cuda_graph": False}))
     try:
         profiler = _profiler(load_tensorrt(bundle.manifest.engine.kind))

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cli.console import say
-from m2h_deploy.backends import BackendOptions, open_backend
+from engines.registry import ENGINES, options_of
+from m2h_deploy.backends import KINDS, Backend, BackendOptions, open_backend
 from m2h_deploy.bundle.folder import Bundle, file_sha256
-from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.causes import reason
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import scratch_folder
@@ -27,10 +26,13 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def open_peers(checkpoint: str, threads: int | None) -> Iterator[Callable[[Runtime], list[Subject]]]:
-    """A function that makes the peers of a bundle; what they need on disk is gone after the block.
+def open_peers(
+    checkpoint: str, threads: int | None, warn: Callable[[str], None]
+) -> Iterator[Callable[[Runtime], list[Subject]]]:
+    """Give a function that makes the peers of a bundle; what they need on disk is removed after the block.
 
-    Each has the pre- and postprocessing of the bundle's own runtime. Raises M2HError where the checkpoint is none.
+    Each has the pre- and postprocessing of the bundle's own runtime. `warn` is told which of them cannot be made.
+    Raises M2HError where the checkpoint cannot be loaded.
     """
     import torch
 
@@ -42,18 +44,21 @@ def open_peers(checkpoint: str, threads: int | None) -> Iterator[Callable[[Runti
     with scratch_folder("m2h-peers-") as folder:
 
         def make(runtime: Runtime) -> list[Subject]:
-            return list(_peers(model, runtime, folder, threads))
+            return list(_peers(model, runtime, folder, threads, warn))
 
         yield make
 
 
-def _peers(model: M2H, runtime: Runtime, folder: Path, threads: int | None) -> Iterator[Subject]:
+def _peers(
+    model: M2H, runtime: Runtime, folder: Path, threads: int | None, warn: Callable[[str], None]
+) -> Iterator[Subject]:
     import torch
 
     bundle = runtime.bundle
     if bundle.manifest.sensor is not None:
         raise M2HError(f"{bundle.path} is a sensor graph: give --peers a bundle of the plain network first")
-    device = "cuda" if bundle.manifest.engine.kind.startswith("tensorrt") and torch.cuda.is_available() else "cpu"
+    needs_gpu = KINDS[bundle.manifest.engine.kind].needs_gpu
+    device = "cuda" if needs_gpu and torch.cuda.is_available() else "cpu"
     model = model.to(device)
     used = threads if device == "cuda" else torch.get_num_threads()
     eager = TorchBackend(model, device, f"PyTorch {torch.__version__}, eager, {device}")
@@ -64,7 +69,7 @@ def _peers(model: M2H, runtime: Runtime, folder: Path, threads: int | None) -> I
         compiled.run(np.zeros((spec.batch or 1, 3, spec.height, spec.width), np.float32))
         yield subject_of(Runtime(bundle, compiled), "torch.compile", threads=used, peer=True)
     except Exception as error:  # its errors share no type; a machine without a C++ compiler has no such peer
-        say(f"torch.compile is left out: {reason(error)[:150]}", "yellow")
+        warn(f"torch.compile is left out: {reason(error)[:150]}")
     model.to("cpu")
     try:
         plain = plain_bundle(model, bundle, folder, threads)
@@ -72,12 +77,12 @@ def _peers(model: M2H, runtime: Runtime, folder: Path, threads: int | None) -> I
         name = f"plain export, {plain.manifest.engine.kind}"
         yield subject_of(Runtime(plain, backend), name, threads=threads, peer=True)
     except M2HError as error:
-        say(f"the plain export is left out: {error}", "yellow")
+        warn(f"the plain export is left out: {error}")
     if device == "cuda":
         model.to(device)
 
 
-class TorchBackend:
+class TorchBackend(Backend):
     """A network in PyTorch behind the interface of an engine."""
 
     def __init__(self, network: Callable[[torch.Tensor], Mapping[str, torch.Tensor]], device: str, words: str) -> None:
@@ -102,11 +107,11 @@ class TorchBackend:
         raise M2HError("PyTorch makes its own outputs")
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Release nothing: PyTorch holds nothing beside the network."""
 
 
 def write_plain(model: M2H, path: Path, height: int, width: int, batch: int = 1) -> Path:
-    """What `torch.onnx.export` makes of the network, and nothing else."""
+    """Write what `torch.onnx.export` makes of the network, and nothing else."""
     import torch
 
     from m2h_deploy.tasks import TASKS
@@ -129,25 +134,17 @@ def write_plain(model: M2H, path: Path, height: int, width: int, batch: int = 1)
 
 
 def plain_bundle(model: M2H, bundle: Bundle, folder: Path, threads: int | None) -> Bundle:
-    """The plain export, in float32, built for the kind of engine that `bundle` has, with the bundle's own options."""
-    from engines.onnxruntime import build_onnxruntime
-    from engines.openvino import build_openvino
-    from engines.tensorrt import build_tensorrt
-
+    """Build the plain export, in float32, for the kind of engine that `bundle` has, with the bundle's own options."""
     manifest = bundle.manifest
-    spec, options = manifest.input, manifest.engine.options
+    spec, engine = manifest.input, manifest.engine
     if (spec.dtype, *{output.dtype for output in manifest.outputs}) != ("float32", "float32"):
         raise M2HError("the bundle's inputs or outputs are not float32")
     source = write_plain(model, folder / "plain.onnx", spec.height, spec.width, spec.batch or 1)
     place = folder / "bundle"
     place.mkdir()
-    info: EngineInfo
-    if manifest.engine.kind == "onnxruntime":
-        info = build_onnxruntime(source, place, threads=threads, provider=str(options.get("provider", "cpu")))
-    elif manifest.engine.kind == "openvino":
-        info = build_openvino(source, place, precision="fp32", threads=threads)
-    else:
-        info = build_tensorrt(source, place, flavor=manifest.engine.kind, precision="fp32", options=None)
+    threads = None if KINDS[engine.kind].needs_gpu else threads
+    options = options_of(engine.kind, {"threads": threads, "provider": engine.options.get("provider")})
+    info = ENGINES[engine.kind].build(source, place, "fp32", options)
     files = {file.name: file_sha256(file) for file in place.iterdir()}
     update = {
         "engine": info,

@@ -1,0 +1,133 @@
+"""The engine kinds that can be built, one entry each.
+
+Importing it needs no engine and no onnx: the modules of the kinds import them when they build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from engines.onnxruntime import OnnxRuntimeOptions, build_onnxruntime, check_onnxruntime
+from engines.openvino import OpenVinoOptions, build_openvino, check_hint, load_openvino
+from engines.options import EngineOptions
+from engines.tensorrt import TensorRtOptions, build_tensorrt, check_flavor, check_graph, check_options
+from m2h_deploy.bundle.manifest import EngineInfo
+from m2h_deploy.errors import M2HError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from m2h_deploy.profiling.hardware import Nvidia
+
+Options = TypeVar("Options", bound=EngineOptions)
+
+
+@dataclass(frozen=True)
+class DoctorRow:
+    """How `doctor` looks for an engine."""
+
+    distributions: tuple[str, ...]
+    """Python packages that carry it; the first that is installed counts."""
+    module: str
+    devices: Callable[[Any, Nvidia], tuple[str, ...]]
+    """(module, GPUs of this machine) to what the engine can use here."""
+    without_devices: str = ""
+    """What to say where it can use none."""
+
+
+def _accept(*arguments: Any) -> None:
+    """Check nothing."""
+
+
+@dataclass(frozen=True)
+class EngineBuilder(Generic[Options]):
+    """How to build engines of one kind. Every check raises M2HError."""
+
+    name: str
+    options: type[Options]
+    build: Callable[[Path, Path, str, Options], EngineInfo]
+    """(ONNX file, folder to write to, precision of the file, options)."""
+    doctor: DoctorRow
+    check_machine: Callable[[Options], object]
+    """Check that this machine can build it."""
+    check_options: Callable[[Options, str | None], object] = _accept
+    """Check the options for a precision; None: as the graph is, which is not loaded yet. Needs no engine."""
+    check_graph: Callable[[Options, onnx.ModelProto, Path], object] = _accept
+    """Check that the engine takes the graph of a file."""
+
+
+def _tensorrt(flavor: str, distributions: tuple[str, ...], without_devices: str) -> EngineBuilder[TensorRtOptions]:
+    return EngineBuilder(
+        flavor,
+        TensorRtOptions,
+        build=partial(build_tensorrt, flavor=flavor),
+        check_machine=partial(check_flavor, flavor),
+        check_options=lambda options, precision: check_options(flavor, options),
+        check_graph=check_graph,
+        doctor=DoctorRow(distributions, flavor.replace("-", "_"), _gpus, without_devices),
+    )
+
+
+def _gpus(module: Any, nvidia: Nvidia) -> tuple[str, ...]:
+    return tuple(f"{gpu.name} ({gpu.compute_capability})" for gpu in nvidia.gpus)
+
+
+def _providers(module: Any, nvidia: Nvidia) -> tuple[str, ...]:
+    return tuple(provider.removesuffix("ExecutionProvider") for provider in module.get_available_providers())
+
+
+_BUILDERS: tuple[EngineBuilder[Any], ...] = (
+    EngineBuilder(
+        "onnxruntime",
+        OnnxRuntimeOptions,
+        build=build_onnxruntime,
+        check_machine=check_onnxruntime,
+        doctor=DoctorRow(("onnxruntime", "onnxruntime-gpu"), "onnxruntime", _providers),
+    ),
+    EngineBuilder(
+        "openvino",
+        OpenVinoOptions,
+        build=build_openvino,
+        check_machine=lambda options: load_openvino(),
+        check_options=check_hint,
+        doctor=DoctorRow(("openvino",), "openvino", lambda module, nvidia: tuple(module.Core().available_devices)),
+    ),
+    _tensorrt("tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "needs an NVIDIA GPU"),
+    _tensorrt(
+        "tensorrt-rtx",
+        ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
+        "builds here; running needs an NVIDIA GPU",
+    ),
+)
+
+ENGINES = {builder.name: builder for builder in _BUILDERS}
+
+#: Options of the command line that are not named as the field is.
+_FLAGS = {"targets": "--target", "workspace_mb": "--workspace"}
+
+
+def engine_builder(engine: str) -> EngineBuilder[Any]:
+    """Return the entry of an engine kind. Raise M2HError for an unknown one."""
+    if engine not in ENGINES:
+        raise M2HError(f"engine '{engine}': choose one of {', '.join(ENGINES)}")
+    return ENGINES[engine]
+
+
+def options_of(engine: str, given: Mapping[str, Any]) -> EngineOptions:
+    """Make the options of an engine kind from those of the command line, by field; None was not given.
+
+    Raises M2HError for an option that belongs to another engine.
+    """
+    chosen = engine_builder(engine).options
+    values = {name: value for name, value in given.items() if value is not None}
+    for name in values:
+        owners = [kind for kind, builder in ENGINES.items() if name in builder.options.__dataclass_fields__]
+        if engine not in owners:
+            flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+            raise M2HError(f"{flag} applies only to --engine {' or '.join(owners)}")
+    options: EngineOptions = chosen(**values)
+    return options

@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
+from m2h_deploy.onnx_graph.edit import drop_unused_initializers, rename_values
+
 #: Attribute of the traced wrapper that holds the network; its name is cut from every path.
 NETWORK = "network"
 
@@ -58,7 +60,9 @@ def name_by_module(proto: onnx.ModelProto) -> None:
         renamed.setdefault(tensor.name, tensor.name.removeprefix(f"{NETWORK}."))
         tensor.doc_string = ""
         del tensor.metadata_props[:]
-    _rename_values(proto, renamed)
+    rename_values(proto, renamed)
+    for value in proto.graph.value_info:
+        del value.metadata_props[:]
 
 
 def _module_path(scopes: list[str]) -> str:
@@ -69,17 +73,6 @@ def _module_path(scopes: list[str]) -> str:
     # Keep an index or a task with the list it belongs to: blocks.3, heads.depth.
     tasks = "depth|semantics|normals|edges"
     return "/" + re.sub(rf"\.(?!\d|(?:{tasks})\b)", "/", path)
-
-
-def _rename_values(proto: onnx.ModelProto, renamed: dict[str, str]) -> None:
-    for node in proto.graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        node.output[:] = [renamed.get(name, name) for name in node.output]
-    for tensor in proto.graph.initializer:
-        tensor.name = renamed.get(tensor.name, tensor.name)
-    for value in proto.graph.value_info:
-        value.name = renamed.get(value.name, value.name)
-        del value.metadata_props[:]
 
 
 def free_batch(proto: onnx.ModelProto) -> None:
@@ -111,7 +104,7 @@ def free_batch(proto: onnx.ModelProto) -> None:
         nodes.insert(0, helper.make_node("Shape", ["image"], ["batch_size"], "/batch_size", start=0, end=1))
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
-    _drop_unused_initializers(proto)
+    drop_unused_initializers(proto)
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     del proto.graph.value_info[:]
@@ -119,13 +112,6 @@ def free_batch(proto: onnx.ModelProto) -> None:
 
 def _add_constant(proto: onnx.ModelProto, name: str, values: list[int]) -> None:
     proto.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
-
-
-def _drop_unused_initializers(proto: onnx.ModelProto) -> None:
-    used = {name for node in proto.graph.node for name in node.input}
-    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
 
 
 def set_metadata(proto: onnx.ModelProto, entries: dict[str, str]) -> None:

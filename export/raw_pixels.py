@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export import graph
 from m2h_deploy.errors import M2HError
+from m2h_deploy.onnx_graph.edit import rename_values
 from m2h_deploy.runtime.preprocess import MIN_SIDE, Normalization
 
 #: Outputs of a sensor graph, and the output of the network that each is made from.
@@ -118,11 +119,7 @@ def _raw_shape(sensor: Sensor) -> tuple[int, ...]:
 def _rename_border(proto: onnx.ModelProto) -> None:
     """Inputs and outputs of the network become values inside of the graph: `network/image`, `network/depth`."""
     renamed = {value.name: f"network/{value.name}" for value in (*proto.graph.input, *proto.graph.output)}
-    for node in proto.graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        node.output[:] = [renamed.get(name, name) for name in node.output]
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.name = renamed[value.name]
+    rename_values(proto, renamed)
     proto.graph.value_info.extend((*proto.graph.input, *proto.graph.output))
 
 

@@ -20,7 +20,7 @@ from m2h_deploy.blocks import KEPT_IN_FLOAT, check_patterns, matches
 from m2h_deploy.causes import reason
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import scratch_folder
-from m2h_deploy.onnx_graph.functions import drop_unused_initializers
+from m2h_deploy.onnx_graph.edit import drop_unused_initializers
 
 #: Layers that INT8 speeds up, with their weight as a constant second input.
 QUANTIZABLE = ("Conv", "MatMul", "Gemm")
@@ -55,7 +55,7 @@ def load_policy(path: str | os.PathLike[str]) -> QuantPolicy:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise M2HError(f"cannot read the policy {path}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise M2HError(f"the policy {path} is not JSON: {error}") from None
     if not isinstance(content, dict) or not all(_fits(key, value) for key, value in content.items()):
         raise M2HError(f"the policy {path}: expected {{'quantize': [...], 'keep': [...]}} with blocks or globs")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import onnx
 
 from m2h_deploy.errors import M2HError
+from m2h_deploy.onnx_graph.edit import drop_unused_initializers, rename_values
 
 #: Prefix of the network's own input and outputs inside of a sensor graph.
 BORDER = "network/"
@@ -40,8 +41,8 @@ def take_network(proto: onnx.ModelProto) -> onnx.ModelProto:
     kept = [value for value in inner.graph.value_info if _belongs(value.name) and not value.name.startswith(BORDER)]
     del inner.graph.value_info[:]
     inner.graph.value_info.extend(kept)
-    _keep_used(inner)
-    _rename(inner, {name: name.removeprefix(BORDER) for name in (*inputs, *outputs)})
+    drop_unused_initializers(inner)
+    rename_values(inner, {name: name.removeprefix(BORDER) for name in (*inputs, *outputs)})
     plain = [entry for entry in inner.metadata_props if entry.key != "m2h.sensor"]
     del inner.metadata_props[:]
     inner.metadata_props.extend(plain)
@@ -53,7 +54,7 @@ def put_network(sensor: onnx.ModelProto, network: onnx.ModelProto) -> onnx.Model
     inner = onnx.ModelProto()
     inner.CopyFrom(network)
     border = [value.name for value in (*inner.graph.input, *inner.graph.output)]
-    _rename(inner, {name: f"{BORDER}{name}" for name in border})
+    rename_values(inner, {name: f"{BORDER}{name}" for name in border})
     result = onnx.ModelProto()
     result.CopyFrom(inner)
     before = [node for node in sensor.graph.node if node.name.startswith(_PARTS[0])]
@@ -79,18 +80,3 @@ def _is_outside(node: onnx.NodeProto) -> bool:
 
 def _belongs(value: str) -> bool:
     return not value.startswith(_PARTS)
-
-
-def _keep_used(proto: onnx.ModelProto) -> None:
-    used = {name for node in proto.graph.node for name in node.input}
-    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
-
-
-def _rename(proto: onnx.ModelProto, names: dict[str, str]) -> None:
-    for node in proto.graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.name = names.get(value.name, value.name)

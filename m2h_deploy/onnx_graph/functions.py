@@ -13,6 +13,7 @@ import onnx
 from onnx import inliner
 
 from m2h_deploy.errors import M2HError
+from m2h_deploy.onnx_graph.edit import drop_unused_initializers
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,3 @@ def _outline(nodes: list[onnx.NodeProto], call: FunctionCall) -> list[onnx.NodeP
     place = next(index for index, node in enumerate(nodes) if node.name == body[0].name)
     rest = [node for node in nodes[:place] if node.name not in call.body]
     return [*rest, replacement, *(node for node in nodes[place:] if node.name not in call.body)]
-
-
-def drop_unused_initializers(proto: onnx.ModelProto) -> None:
-    """Remove constants that no node and no output needs, in place."""
-    used = {name for node in proto.graph.node for name in node.input}
-    used.update(value.name for value in proto.graph.output)
-    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)

@@ -55,7 +55,7 @@ def load_policy(path: str | os.PathLike[str]) -> QuantPolicy:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise M2HError(f"cannot read the policy {path}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise M2HError(f"the policy {path} is not JSON: {error}") from None
     if not isinstance(content, dict) or not all(_fits(key, value) for key, value in content.items()):
         raise M2HError(f"the policy {path}: expected {{'quantize': [...], 'keep': [...]}} with blocks or globs")

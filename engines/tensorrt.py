@@ -31,6 +31,7 @@ from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import library_path, write_bytes
 from m2h_deploy.onnx_graph.files import onnx_sha256, read_onnx
+from m2h_deploy.onnx_graph.interface import dims_of
 from m2h_deploy.onnx_graph.precision import graph_precision
 
 PLAN_FILE = "model.plan"
@@ -379,5 +380,5 @@ def trtexec_command(
 def free_batch_of(proto: onnx.ModelProto) -> tuple[str, tuple[int, ...]] | None:
     """Name of the input and its other sides where the graph's batch is free; None where it is fixed."""
     value = proto.graph.input[0]
-    batch, *rest = value.type.tensor_type.shape.dim
-    return None if batch.dim_value else (value.name, tuple(dim.dim_value for dim in rest))
+    batch, *rest = dims_of(value)
+    return None if batch else (value.name, tuple(rest))

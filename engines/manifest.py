@@ -22,7 +22,7 @@ from m2h_deploy.bundle.manifest import (
 from m2h_deploy.errors import M2HError
 from m2h_deploy.onnx_graph.files import onnx_sha256
 from m2h_deploy.onnx_graph.info import GraphInfo
-from m2h_deploy.onnx_graph.interface import DTYPES
+from m2h_deploy.onnx_graph.interface import DTYPES, dims_of
 from m2h_deploy.onnx_graph.precision import default_opset
 from m2h_deploy.tasks import TABLE, task_of
 from m2h_deploy.version import __version__
@@ -66,7 +66,7 @@ def make_manifest(
 def input_spec(proto: onnx.ModelProto, info: GraphInfo) -> InputSpec:
     """Read the input specification off a graph that `check_interface` has accepted."""
     value = proto.graph.input[0]
-    batch, *sides = (dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    batch, *sides = dims_of(value)
     raw: dict[str, Any] = {}
     width, height = info.sensor.camera if info.sensor else (sides[-1], sides[-2])
     if info.sensor:
@@ -100,5 +100,5 @@ def _output_spec(value: onnx.ValueInfoProto, info: GraphInfo) -> OutputSpec:
     values = task.output if info.sensor is None else task.result
     dtype = _dtype(value)
     unit = "mm" if dtype == "uint16" else values.unit
-    shape = tuple(dim.dim_value or None for dim in value.type.tensor_type.shape.dim)
+    shape = tuple(side or None for side in dims_of(value))
     return OutputSpec(name=value.name, meaning=values.meaning, unit=unit, dtype=dtype, shape=shape)  # type: ignore[arg-type]

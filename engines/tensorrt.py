@@ -397,6 +397,8 @@ def trtexec_command(
 
 def free_batch_of(proto: onnx.ModelProto) -> tuple[str, tuple[int, ...]] | None:
     """Name of the input and its other sides where the graph's batch is free; None where it is fixed."""
+    from m2h_deploy.onnx_graph.interface import dims_of
+
     value = proto.graph.input[0]
-    batch, *rest = value.type.tensor_type.shape.dim
-    return None if batch.dim_value else (value.name, tuple(dim.dim_value for dim in rest))
+    batch, *rest = dims_of(value)
+    return None if batch else (value.name, tuple(rest))

@@ -11,6 +11,7 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from m2h_deploy.onnx_graph.edit import drop_unused_initializers, rename_values, replace_nodes
+from m2h_deploy.onnx_graph.interface import dims_of
 
 #: Attribute of the traced wrapper that holds the network; its name is cut from every path.
 NETWORK = "network"
@@ -21,11 +22,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 def static_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Shape of every value of the graph whose shape is known; free dimensions are 0."""
     values = [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]
-    shapes = {
-        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        for value in values
-        if value.type.tensor_type.HasField("shape")
-    }
+    shapes = {value.name: dims_of(value) for value in values if value.type.tensor_type.HasField("shape")}
     shapes.update({tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer})
     return shapes
 

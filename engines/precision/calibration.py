@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.files.arrays import DAMAGED_ARRAY
 from m2h_deploy.files.atomic import make_folder, whole_file
 from m2h_deploy.onnx_graph.edit import copy_of
+from m2h_deploy.onnx_graph.interface import dims_of
 from m2h_deploy.onnx_graph.session import cpu_session
 
 _log = logging.getLogger("m2h_deploy.engines.calibration")
@@ -240,10 +242,7 @@ def _groups(names: Sequence[str], sizes: Mapping[str, int]) -> Iterator[list[str
 
 
 def _tensor_bytes(proto: onnx.ModelProto) -> dict[str, int]:
-    return {
-        value.name: 4 * int(np.prod([dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]))
-        for value in proto.graph.value_info
-    }
+    return {value.name: 4 * math.prod(side or 1 for side in dims_of(value)) for value in proto.graph.value_info}
 
 
 def _cache_file(calibration: Calibration, graph_sha256: str) -> Path | None:

@@ -44,7 +44,7 @@ from m2h_deploy.files.atomic import scratch_folder, whole_file
 from m2h_deploy.onnx_graph.files import onnx_sha256, read_onnx
 from m2h_deploy.onnx_graph.functions import inline_functions, outline_functions
 from m2h_deploy.onnx_graph.info import GraphInfo
-from m2h_deploy.onnx_graph.precision import graph_precision
+from m2h_deploy.onnx_graph.precision import default_opset, graph_precision
 
 Precision = Literal["fp16", "int8"]
 IO = Literal["fp32", "fp16"]
@@ -187,7 +187,7 @@ def _autocast(proto: onnx.ModelProto, islands: Sequence[Island], io: IO) -> onnx
                 # Ranges were judged by the islands; without this ModelOpt would judge them on random input.
                 data_max=np.inf,
                 keep_io_types=io == "fp32",
-                opset=next(opset.version for opset in proto.opset_import if opset.domain == ""),
+                opset=default_opset(proto),
                 providers=["cpu"],
             )
         except Exception as error:  # ModelOpt raises whatever its parts raise

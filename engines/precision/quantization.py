@@ -150,9 +150,9 @@ def insert_weight_dq(proto: onnx.ModelProto, layers: Sequence[str]) -> onnx.Mode
             name = node.input[1]
             axis = 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
             if name not in done:
-                values, scales = _int8_per_channel(numpy_helper.to_array(weights[name]), axis)
+                values, scales = int8_per_channel(numpy_helper.to_array(weights[name]), axis)
                 result.graph.initializer.append(numpy_helper.from_array(values, f"{name}_int8"))
-                result.graph.initializer.append(numpy_helper.from_array(scales, f"{name}_scale"))
+                result.graph.initializer.append(numpy_helper.from_array(scales.ravel(), f"{name}_scale"))
                 inputs, outputs = [f"{name}_int8", f"{name}_scale"], [f"{name}_dequantized"]
                 nodes.append(helper.make_node("DequantizeLinear", inputs, outputs, f"{node.name}_weight", axis=axis))
                 done.add(name)
@@ -163,10 +163,12 @@ def insert_weight_dq(proto: onnx.ModelProto, layers: Sequence[str]) -> onnx.Mode
     return result
 
 
-def _int8_per_channel(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    scale = np.abs(weight).max(axis=1 - axis, keepdims=True) / 127
+def int8_per_channel(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Round a weight to INT8, symmetric per index of `axis`. Returns it and its scales, which broadcast to it."""
+    others = tuple(index for index in range(weight.ndim) if index != axis % weight.ndim)
+    scale = np.abs(weight).max(axis=others, keepdims=True) / 127
     scale[scale == 0] = 1
-    return np.round(weight / scale).astype(np.int8), scale.ravel().astype(np.float32)
+    return np.round(weight / scale).astype(np.int8), scale.astype(np.float32)
 
 
 def _only_layers_read_quantized(proto: onnx.ModelProto, layers: Sequence[str]) -> onnx.ModelProto:

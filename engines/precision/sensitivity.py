@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from engines.precision.compare import CpuReference
+from engines.precision.quantization import int8_per_channel
 from m2h_deploy.blocks import block_of
 from m2h_deploy.errors import M2HError
 from m2h_deploy.onnx_graph.edit import copy_of, replace_nodes
@@ -67,8 +68,8 @@ def simulate_int8(proto: onnx.ModelProto, layers: Sequence[str], ranges: Mapping
             if weight not in done:
                 done[weight] = f"{weight}_rounded"
                 axis = 0 if node.op_type == "Conv" else -1
-                rounded = _rounded(numpy_helper.to_array(weights[weight]), axis)
-                result.graph.initializer.append(numpy_helper.from_array(rounded, done[weight]))
+                values, scales = int8_per_channel(numpy_helper.to_array(weights[weight]), axis)
+                result.graph.initializer.append(numpy_helper.from_array(values * scales, done[weight]))
             node.input[0], node.input[1] = done[source], done[weight]
         nodes.append(node)
     replace_nodes(result, nodes)
@@ -83,10 +84,3 @@ def _qdq(proto: onnx.ModelProto, source: str, largest: float, target: str) -> li
         helper.make_node("QuantizeLinear", [source, scale, zero], [middle]),
         helper.make_node("DequantizeLinear", [middle, scale, zero], [target]),
     ]
-
-
-def _rounded(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    others = tuple(index for index in range(weight.ndim) if index != axis % weight.ndim)
-    scale = np.abs(weight).max(axis=others, keepdims=True) / 127
-    scale[scale == 0] = 1
-    return np.asarray(np.round(weight / scale) * scale, np.float32)

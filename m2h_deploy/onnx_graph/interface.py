@@ -22,6 +22,11 @@ DTYPES: dict[int, str] = {
 }
 
 
+def dims_of(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """Return the shape of a value; 0 stands for a free dimension."""
+    return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+
+
 def check_interface(proto: onnx.ModelProto, info: GraphInfo, path: Path) -> None:
     """
     Raises:
@@ -64,8 +69,7 @@ def _input_problem(value: onnx.ValueInfoProto, info: GraphInfo) -> str | None:
     if kind not in expected:
         words = "floating-point of 16 or 32 bits" if info.sensor is None else "uint8"
         return f"its input {value.name} is {onnx.TensorProto.DataType.Name(kind).lower()}, expected {words}"
-    dims = value.type.tensor_type.shape.dim
-    shape = ["free" if index and not dim.dim_value else dim.dim_value for index, dim in enumerate(dims)]
+    shape = ["free" if index and not side else side for index, side in enumerate(dims_of(value))]
     if info.sensor is None:
         form, fits = "N x 3 x height x width", len(shape) == 4 and shape[1] == 3
     elif info.sensor.format == "nv12":

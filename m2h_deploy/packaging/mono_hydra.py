@@ -29,7 +29,7 @@ from m2h_deploy.files.atomic import whole_folder, write_text
 from m2h_deploy.numerics import judge, perturbed
 from m2h_deploy.onnx_graph.files import read_onnx
 from m2h_deploy.onnx_graph.info import GraphInfo
-from m2h_deploy.onnx_graph.interface import check_interface
+from m2h_deploy.onnx_graph.interface import check_interface, dims_of
 from m2h_deploy.runtime.preprocess import PRESETS, Preprocess
 from m2h_deploy.tasks import TASKS
 
@@ -85,7 +85,7 @@ def _check_graph(proto: onnx.ModelProto, info: GraphInfo, path: Path) -> tuple[i
     values = (proto.graph.input[0], *proto.graph.output)
     if any(value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT for value in values):
         raise M2HError(f"{path} has inputs or outputs that are not float32: {again}")
-    shape = [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim]
+    shape = dims_of(proto.graph.input[0])
     if shape[0] != 1:
         raise M2HError(f"{path} has batch {shape[0] or 'free'}, and Mono-Hydra's node sends single images: {again}")
     return shape[2], shape[3]

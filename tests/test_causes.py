@@ -81,14 +81,15 @@ from m2h_deploy.files.images import read_image
 from m2h_deploy.model import load_checkpoint
 from m2h_deploy.sources import open_source
 from m2h_deploy.onnx_graph.files import read_onnx
-import m2h_deploy.training.state as state, m2h_deploy.parity.locate as locating
+from m2h_deploy.parity.locate import _load as load_reference
+import m2h_deploy.training.state as state
 import onnxruntime, h5py, tokenize, zipfile, json, torch, safetensors, os, resource
 folder = Path(sys.argv[1])
 readers = {
     "picture.png": [lambda p: open_source(str(p)), read_image, lambda p: read_plane(p, "depth")],
     "v.avi": [lambda p: open_source(str(p))],
     "a.npy": [lambda p: read_array(p, "depth")],
-    "m.onnx": [read_onnx, locating._load],
+    "m.onnx": [read_onnx, load_reference],
     "c.pt": [load_checkpoint, state.load_state],
     "c.safetensors": [load_checkpoint],
     "m.mat": [lambda p: NYUv2.from_mat(p)],

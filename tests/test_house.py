@@ -21,7 +21,6 @@ EXCEPTIONS = {
     "m2h_deploy/cluster/predict.py: predict_folder",
     "m2h_deploy/cluster/verify.py: verify_on",
     "m2h_deploy/parity/verify.py: verify",
-    "m2h_deploy/stream/stream.py: __init__",
     "tests/cpp/test_libm2h.py",
     "tests/data/test_nyuv2.py",
     "tests/stream/test_stream.py",

@@ -142,7 +142,8 @@ def bench(
             for runtime, name in zip(runtimes, names, strict=True)
         ]
         loaded = resident_mb()
-        result = _measure(bundles, subjects, runtimes, settings, images, (before, loaded), peers, counted, tell)
+        others = (lambda: peers(runtimes[0])) if peers is not None else None
+        result = _measure(bundles, subjects, settings, images, (before, loaded), others, counted, tell)
     if record:
         for bundle, name in zip(bundles, names, strict=True):
             record_result(bundle, latency=latency_record(result, name))
@@ -205,11 +206,10 @@ def _logs_of(logs: Path, name: str, scenario: str) -> Path:
 def _measure(
     bundles: Sequence[Bundle],
     subjects: Sequence[Subject],
-    runtimes: Sequence[Runtime],
     settings: BenchSettings,
     images: list[Image],
     memory: tuple[float | None, float | None],
-    peers: Peers | None,
+    others: Callable[[], Iterable[Subject]] | None,
     costs: Sequence[Mapping[str, BlockCost] | None],
     tell: Progress,
 ) -> BenchResult:
@@ -217,9 +217,9 @@ def _measure(
     probes = find_probes()
     machine = describe_machine(gpu=gpu_name(probes))
     every = list(subjects)
-    if peers is not None:
+    if others is not None:
         tell("preparing what to compare with", 0.0)
-        every += peers(runtimes[0])
+        every += others()
     timer = Timer(images)
     with watch(probes) as readings:
         warm = _warm_up(every, timer, settings.warm_up_s, tell)

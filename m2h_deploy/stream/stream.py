@@ -28,8 +28,12 @@ Policy = Literal["latest", "queue"]
 #: A stuck engine is opened again this often in a row before the stream gives up.
 MAX_RESTARTS = 3
 
-#: Longest pause between two tries to reach a source, in seconds.
+#: First and longest pause between two tries to reach a source, in seconds.
+FIRST_BACKOFF = 0.5
 MAX_BACKOFF = 8.0
+
+#: Frames that wait at each end of a stream that answers every frame.
+QUEUE_DEPTH = 4
 
 #: Seconds that `close` waits for the threads, in all.
 _PATIENCE = 1.5
@@ -73,11 +77,11 @@ class Stream:
 
     Three threads overlap: reading with preprocessing, inference, postprocessing. `policy="latest"` answers the newest
     frame and throws out what is older, for a robot; `policy="queue"` answers every frame and lets the source wait when
-    `depth` frames are on their way, for a file. By default live sources get the first and files the second.
+    a few frames are on their way, for a file. By default live sources get the first and files the second.
 
     A frame that cannot be read, an engine that raises, gives NaN or does not come back within `timeout` seconds costs
     that frame, is counted in `health` and told to `on_problem`, and the stream goes on. A stuck engine is opened again
-    beside the old one, three times in a row at most. A live source that ends is opened again after `backoff` seconds,
+    beside the old one, three times in a row at most. A live source that ends is opened again after half a second,
     then after twice as long and so on up to 8 s; after `reconnect` tries in a row (None: no end) the iteration raises
     M2HError.
 
@@ -94,12 +98,10 @@ class Stream:
         source: Source | str | int | os.PathLike[str],
         *,
         policy: Policy | None = None,
-        depth: int = 4,
         resolution: Resolution = "image",
         reuse: bool = False,
         timeout: float = 10.0,
         reconnect: int | None = 10,
-        backoff: float = 0.5,
         on_problem: Callable[[str], None] | None = None,
     ) -> None:
         """Open `source`: a camera's index, the path of an image, folder or video, a URL, or a `Source`.
@@ -110,19 +112,20 @@ class Stream:
         self.policy: Policy = policy or ("latest" if self._source.live else "queue")
         if self.policy not in ("latest", "queue"):
             raise M2HError(f"policy '{policy}': choose latest or queue")
-        if not (1 <= depth <= 1024 and timeout > 0 and backoff >= 0):
-            raise M2HError(f"stream: depth {depth} (1 to 1024), timeout {timeout} (above 0), backoff {backoff} (0 up)")
+        if not timeout > 0:
+            raise M2HError(f"stream: timeout {timeout}: must be above 0")
         self._runtime, self._resolution, self._reuse = runtime, resolution, reuse
-        self._timeout, self._reconnect, self._backoff = timeout, reconnect, backoff
+        self._timeout, self._reconnect = timeout, reconnect
         runtime.result_size(np.empty((1, 1, 3), np.uint8), resolution)  # refuses a resolution that is none
         self._record = HealthRecord(on_problem)
         latest = self.policy == "latest"
-        self._inbox: Channel[_Slot] = Channel(1 if latest else depth, replace=latest)
+        depth = 1 if latest else QUEUE_DEPTH
+        self._inbox: Channel[_Slot] = Channel(depth, replace=latest)
         self._between: Channel[_Slot] = Channel(1, replace=latest)
-        self._results: Channel[StreamFrame] = Channel(1 if latest else depth, replace=latest)
+        self._results: Channel[StreamFrame] = Channel(depth, replace=latest)
         self._free: Channel[_Slot] = Channel(1 << 20)
         # One slot with each thread, and as many as the channels hold.
-        for _ in range(4 + (1 if latest else depth)):
+        for _ in range(4 + depth):
             self._free.put(self._new_slot())
         self._spare: deque[Prediction] = deque()
         self._stop = threading.Event()
@@ -230,7 +233,7 @@ class Stream:
                 self._inbox.end()
                 return
             self._record.report(str(problem or "the source ended: opening it again"))
-            if self._stop.wait(min(self._backoff * 2 ** (attempts - 1), MAX_BACKOFF)):
+            if self._stop.wait(min(FIRST_BACKOFF * 2 ** (attempts - 1), MAX_BACKOFF)):
                 return
 
     def _read_to_the_end(self, preprocess: Callable[..., Any]) -> M2HError | None:

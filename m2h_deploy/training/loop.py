@@ -59,12 +59,12 @@ class Run:
     model: M2H
     frames: FrameCache
     folder: Path
-    record: Record | None
-    """None in processes that do not lead."""
     device: torch.device
     group: Group = field(default_factory=Group)
     teacher: M2H | None = None
     position: Position = field(default_factory=Position)
+    record: Record | None = None
+    """None in processes that do not lead."""
     saved: dict[str, Any] = field(default_factory=dict)
     """State of the stage under way, where the run goes on from one."""
     qat: bool = False

@@ -65,39 +65,30 @@ def train(
     keep_freed_memory()
     frames_root = Path(cache) if cache is not None else folder / "frames"
     if not group.leads:
-        group.wait()
+        group.wait()  # the first process reads or renders what is not there
     frames = _frames(config, config.data, frames_root, workers, progress)
     validation = _frames(config, config.validation, frames_root, workers, progress)
     if group.leads:
         group.wait()
     model = _initial_model(config).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    before: dict[str, Any] = {}
     if qat:
         insert_quantizers(model, calibration_batches(config, frames, place))
-        if group.leads and state is None:  # in plain values, which a state can hold
-            before = json.loads(json.dumps(evaluate(model, validation, preset=config.preset, progress=progress)))
-    position = Position()
+    teacher = _teacher(config, place)
+    work = Run(config, model, frames, folder, place, group=group, teacher=teacher, qat=qat, progress=progress)
     if state is not None:
-        before = state.get("before", {})
-        model.load_state_dict(state["model"])
-        position = Position(**state["position"])
-    work = Run(
-        config=config,
-        model=model,
-        frames=frames,
-        folder=folder,
-        record=Record(folder / "losses.csv", after=position.total) if group.leads else None,
-        group=group,
-        device=place,
-        teacher=_teacher(config, place),
-        position=position,
-        saved=state["stage"] if state is not None else {},
-        qat=qat,
-        before=before,
-        progress=progress,
-    )
+        _go_on(work, state)
+    elif qat and group.leads:  # in plain values, which a state can hold
+        work.before = json.loads(json.dumps(evaluate(model, validation, preset=config.preset, progress=progress)))
+    if group.leads:
+        work.record = Record(folder / "losses.csv", after=work.position.total)
     run_stages(work)
     return _finish(work, validation) if group.leads else {}
+
+
+def _go_on(work: Run, state: dict[str, Any]) -> None:
+    """Bring a run to where its saved state was."""
+    work.model.load_state_dict(state["model"])
+    work.position, work.saved, work.before = Position(**state["position"]), state["stage"], state.get("before", {})
 
 
 def evaluate_checkpoint(

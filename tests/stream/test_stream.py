@@ -51,6 +51,11 @@ class Gate(NoCost):
         return super().run(image, out)
 
 
+@pytest.fixture
+def short_backoff(monkeypatch) -> None:
+    monkeypatch.setattr("m2h_deploy.stream.stream.FIRST_BACKOFF", 0.01)
+
+
 def settled(stream: Stream, canceled: int = 0) -> None:
     """Every frame that was read had its fate before the stream was closed, but for those that closing canceled."""
     assert stream.health.in_work == 0
@@ -126,7 +131,7 @@ def test_the_policy_follows_the_source(bundle):
 
 def test_a_queue_is_bounded(bundle):
     with Runtime(bundle, NoCost(bundle)) as runtime:
-        stream = Stream(runtime, frames(10_000), depth=2)
+        stream = Stream(runtime, frames(10_000))
         answers = iter(stream)
         next(answers)
         time.sleep(0.2)  # time enough to read it all, were there no bound
@@ -265,7 +270,7 @@ def test_an_engine_that_cannot_be_opened_again_is_waited_for(bundle):
     settled(stream)
 
 
-def test_a_camera_that_dies_is_opened_again(bundle):
+def test_a_camera_that_dies_is_opened_again(bundle, short_backoff):
     opened = []
 
     def read():
@@ -276,7 +281,7 @@ def test_a_camera_that_dies_is_opened_again(bundle):
             yield SourceFrame("f", picture(index))
 
     with Runtime(bundle, NoCost(bundle)) as runtime:
-        stream = Stream(runtime, Source(None, read, live=True), policy="queue", backoff=0.01, reconnect=3)
+        stream = Stream(runtime, Source(None, read, live=True), policy="queue", reconnect=3)
         answers = iter(stream)
         assert [next(answers).id for _ in range(6)] == list(range(6))
         answers.close()
@@ -285,7 +290,7 @@ def test_a_camera_that_dies_is_opened_again(bundle):
     assert stream.health.canceled == stream.health.read - 6
 
 
-def test_a_camera_that_stays_away_ends_the_stream_after_what_it_gave(bundle):
+def test_a_camera_that_stays_away_ends_the_stream_after_what_it_gave(bundle, short_backoff):
     opened = []
 
     def read():
@@ -297,7 +302,7 @@ def test_a_camera_that_stays_away_ends_the_stream_after_what_it_gave(bundle):
     ids = []
     runtime = Runtime(bundle, NoCost(bundle))
     with runtime, pytest.raises(M2HError, match="did not come back after 2 tries"):
-        for answer in Stream(runtime, Source(None, read, live=True), backoff=0.01, reconnect=2):
+        for answer in Stream(runtime, Source(None, read, live=True), reconnect=2):
             ids.append(answer.id)
     assert ids == [0]
     assert len(opened) == 3
@@ -354,7 +359,7 @@ def test_results_of_the_networks_size(bundle):
             Stream(runtime, frames(1), resolution="full")
 
 
-@pytest.mark.parametrize("options", [{"depth": 0}, {"timeout": 0}, {"backoff": -1}, {"policy": "newest"}])
+@pytest.mark.parametrize("options", [{"timeout": 0}, {"policy": "newest"}])
 def test_options_that_make_no_stream_are_refused(bundle, options):
     with Runtime(bundle, NoCost(bundle)) as runtime, pytest.raises(M2HError):
         Stream(runtime, frames(1), **options)

@@ -1,0 +1,49 @@
+"""The metadata of an ONNX file is read and written by one type."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from m2h_deploy.errors import M2HError
+from m2h_deploy.onnx_graph.info import GraphInfo, SensorGraphInfo, is_sensor_graph, metadata_of
+from m2h_deploy.runtime.preprocess import PRESETS
+from tests.engines.graphs import set_metadata, small_graph
+
+
+def test_what_is_written_is_read_again():
+    proto = small_graph()
+    sensor = SensorGraphInfo("nv12", (64, 48), (16, 16), "uint16")
+    info = replace(GraphInfo.read(proto, "m.onnx"), sensor=sensor, precision="fp16", version="0.1", torch="2.0")
+    info.write(proto)
+    assert GraphInfo.read(proto, "m.onnx") == info
+    assert is_sensor_graph(proto)
+
+
+def test_entries_of_other_tools_stay_and_entries_that_no_longer_hold_go():
+    proto = small_graph()
+    set_metadata(proto, "author", "somebody")
+    before = metadata_of(proto)
+    info = GraphInfo.read(proto, "m.onnx")
+    replace(info, precision="int8", normalization=PRESETS["imagenet"]).write(proto)
+    assert metadata_of(proto)["m2h.precision"] == "int8"
+    info.write(proto)
+    assert metadata_of(proto) == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("m2h.tasks", None, "its metadata lacks 'm2h.tasks'"),
+        ("m2h.classes", "{}", "m2h.classes: names: Field required"),
+        ("m2h.normalization", "[1]", "not a normalization"),
+        ("m2h.lowered", "{}", "lower it again"),
+    ],
+)
+def test_a_damaged_entry_is_named(key, value, said):
+    proto = small_graph()
+    set_metadata(proto, key, value)
+    with pytest.raises(M2HError, match=r"^m\.onnx") as caught:
+        GraphInfo.read(proto, "m.onnx")
+    assert said in str(caught.value)

@@ -15,7 +15,7 @@ from m2h_deploy.data.nyuv2_writer import write_multitask_folder
 from m2h_deploy.data.rooms.render import Rooms
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import save_checkpoint
-from m2h_deploy.parity import Gates, to_json, verify
+from m2h_deploy.parity import Gates, locate_in_bundle, to_json, verify
 from m2h_deploy.parity.bootstrap import draws
 from m2h_deploy.parity.reference import open_reference
 from m2h_deploy.parity.tasks import TaskComparison
@@ -154,6 +154,28 @@ def test_an_interrupted_run_leaves_the_bundle_as_it_was(bundle, tiny_onnx):
         verify(bundle, tiny_onnx, ROOMS, progress=interrupt)
     assert (bundle / "manifest.json").read_bytes() == before
     assert sorted(file.name for file in bundle.iterdir()) == ["manifest.json", "model.onnx"]
+
+
+def test_the_result_is_given_before_it_is_located_and_recorded(bundle, tiny_onnx):
+    given = []
+
+    def give(result):
+        given.append((result.located, load_bundle(bundle).manifest.parity))
+
+    located = verify(bundle, tiny_onnx, ROOMS, limit=1, resamples=2, locate=locate_in_bundle, on_result=give).located
+    assert located.block is None
+    assert given == [(None, None), (located, None)]
+    recorded = load_bundle(bundle).manifest.parity
+    assert recorded["data"]["frames"] == 1
+    assert "located" not in recorded
+
+
+def test_a_read_only_bundle_is_measured_and_a_notice_says_that_nothing_is_recorded(bundle, tiny_onnx, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    notices = []
+    verify(bundle, tiny_onnx, ROOMS, limit=1, resamples=2, notice=notices.append)
+    assert notices == [f"no write permission for {bundle}: the result is not recorded in its manifest"]
+    assert load_bundle(bundle).manifest.parity is None
 
 
 def test_gates_can_be_set_and_left_out(tiny_bundle, tiny_onnx):

@@ -13,7 +13,6 @@ class Messages:
     """What TensorRT said during one piece of work."""
 
     errors: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
     attention: set[str] = field(default_factory=set)
     """Nodes that the builder recognized as attention and hands to a fused kernel."""
 
@@ -44,8 +43,6 @@ def _make_logger(trt: Any) -> Any:
             text = " ".join(message.split())
             if severity <= trt.ILogger.ERROR:
                 self.messages.errors.append(text)
-            elif severity == trt.ILogger.WARNING:
-                self.messages.warnings.append(text)
             elif text.startswith("Found ") and text.endswith("part of self-attention pattern."):
                 self.messages.attention.add(text.split()[1])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
+from export.float64 import to_float64
 from m2h_deploy.causes import reason
 from m2h_deploy.model.network import M2H
 from m2h_deploy.numerics import Difference, judge, perturbed
@@ -53,7 +53,7 @@ class Reference:
         self.name, self.image = name, image
         self.config = model.config
         self._model = model
-        self.exact = _run(copy.deepcopy(model).double(), image.astype(np.float64))
+        self.exact = _run(to_float64(model), image.astype(np.float64))
         self._own: dict[int, dict[str, NDArray]] = {}
 
     def own(self, index: int) -> dict[str, NDArray]:

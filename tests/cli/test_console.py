@@ -53,7 +53,7 @@ def test_warnings_of_the_library_are_lines_and_its_progress_is_shown_only_on_a_t
     show_log()
     for terminal in (False, True):
         stream = io.StringIO()
-        monkeypatch.setattr(console, "err", Console(file=stream, width=80, force_terminal=terminal))
+        monkeypatch.setattr(console, "err", Console(file=stream, width=80, force_terminal=terminal, highlight=False))
         with status("building"):
             logging.getLogger("m2h_deploy.engines").info("frame 1 of 2")
             time.sleep(0.3)  # the status is drawn several times a second

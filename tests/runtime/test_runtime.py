@@ -226,7 +226,7 @@ def test_closing_finishes_the_frame_in_work_and_cancels_the_others(tiny_bundle, 
     runtime.close()
     assert all(future.done() for future in futures)
     assert engine.closed
-    assert all(future.canceled() for future in futures[1:])
+    assert all(future.cancelled() for future in futures[1:])
     with pytest.raises(M2HError, match="closed"):
         runtime.submit(room)
     with pytest.raises(M2HError, match="closed"):
@@ -241,8 +241,8 @@ def test_closing_does_not_wait_for_a_frame_that_is_stuck(tiny_bundle, room):
     engine.entered.acquire()
     runtime.close()
     assert isinstance(futures[0].exception(0), M2HError)
-    assert futures[1].canceled()
-    assert futures[2].canceled()
+    assert futures[1].cancelled()
+    assert futures[2].cancelled()
     engine.leave.set()
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from m2h_deploy.backends import KINDS
 from m2h_deploy.bundle.folder import Bundle, load_bundle, record_result
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import printable
@@ -356,7 +357,7 @@ def _layers(
     tell: Progress,
 ) -> tuple[tuple[LayerProfile, ...], Roofline | None, tuple[str, ...]]:
     """Profiles, the roofline, and why a bundle has no profile: that is no reason to lose what was measured."""
-    on_cpu = not any(bundle.manifest.engine.kind.startswith("tensorrt") for bundle in bundles)
+    on_cpu = not any(KINDS[bundle.manifest.engine.kind].needs_gpu for bundle in bundles)
     tell("measuring the roofline", 0.0)
     threads = subjects[0].threads or len(os.sched_getaffinity(0))
     roofline = measure_roofline(threads) if on_cpu else None  # numpy's product says nothing of a GPU

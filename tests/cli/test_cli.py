@@ -268,6 +268,13 @@ def test_a_portable_plan_is_tensorrt_rtxs_alone(tiny_onnx, tmp_path):
     assert "tensorrt has no portable plans" in said
 
 
+def test_run_takes_the_device_of_the_engine_and_a_job_on_ray_none(tiny_bundle, tmp_path):
+    cv2.imwrite(str(tmp_path / "black.png"), np.zeros((64, 64, 3), np.uint8))
+    common = ("run", tiny_bundle, tmp_path / "black.png", "-o", tmp_path / "out", "--device", "npu")
+    assert "unknown provider 'npu': choose one of cpu, cuda" in mistake(*common)
+    assert "leave it out with --ray" in mistake(*common, "--ray", "local")
+
+
 def test_folders_that_are_files(tmp_path):
     (tmp_path / "file").write_text("mine")
     assert "cannot write to" in mistake("rooms", tmp_path / "file", "--frames", 1)

@@ -131,7 +131,7 @@ def test_a_place_for_frames_that_is_a_file_is_named(config: Path, tmp_path: Path
 
 
 def test_the_pages_show_the_same_figures_of_the_shipped_weights() -> None:
-    pages = [ROOT / "README.md", ROOT / "m2h_deploy" / "assets" / "m2h-tiny.md"]
+    pages = [ROOT / "docs" / "training.md", ROOT / "m2h_deploy" / "assets" / "m2h-tiny.md"]
     tables = [re.findall(r"<!-- evaluation -->\n(.*?)<!-- end of evaluation -->", p.read_text(), re.S) for p in pages]
     assert tables[0] == tables[1] and len(tables[0]) == 1
     for page in pages:

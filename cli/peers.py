@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def open_peers(checkpoint: str, threads: int | None) -> Iterator[Callable[[Runtime], list[Subject]]]:
     """A function that makes the peers of a bundle; what they need on disk is gone after the block.
 
-    Each has the pre- and postprocessing of the bundle's own runtime. Raises M2HError where the checkpoint is none.
+    Each has the pre- and postprocessing of the bundle's own runtime. Raises M2HError on anything but a checkpoint.
     """
     import torch
 

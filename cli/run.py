@@ -202,7 +202,7 @@ def _predict(
                 _complain(progress, M2HError(text if frame.name in text else f"{frame.name}: {text}"))
                 return False
             if not all_finite(prediction, runtime.tasks):
-                _complain(progress, M2HError(f"{frame.name}: the engine gave values that are no numbers"))
+                _complain(progress, M2HError(f"{frame.name}: the engine gave NaN or infinity"))
                 return False
             for sink in sinks:
                 if isinstance(sink, _Files):

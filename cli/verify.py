@@ -147,7 +147,7 @@ def _give(
     junit: Path | None,
     html: Path | None,
 ) -> None:
-    """The result where it was asked for, and then, since that takes long, where the numbers part."""
+    """Report the result, then find the first diverging block, which takes long."""
     from m2h_deploy.parity import to_json
     from m2h_deploy.parity.report import print_result, write_junit
 

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 
 class BuildProgress:
-    """One bar a phase, phases nested as TensorRT nests them. Silent where stderr is no terminal.
+    """One bar a phase, phases nested as TensorRT nests them. Silent where stderr is not a terminal.
 
     Set `canceled` from any thread: the next step then tells TensorRT to stop.
     """

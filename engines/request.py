@@ -63,9 +63,9 @@ class BuildRequest:
             **{f"TensorRT's option {name}": not gpu for name in _given(self.tensorrt)},
         }
         for what in (what for what, given in idle.items() if given):
-            raise M2HError(f"{what} means nothing to {self.engine}: leave it out, or choose the engine that has it")
+            raise M2HError(f"{what} does not apply to the engine {self.engine}: leave it out, or choose another engine")
         if not self.lowers and self.lowering != Lowering():
-            raise M2HError("calibration, policy and types of inputs mean nothing in fp32: choose fp16 or int8")
+            raise M2HError("calibration, policy and types of inputs apply only to fp16 and int8: choose one of them")
         if not self.lowers and self.graph is not None:
             raise M2HError("the graph to keep is one that is lowered: choose fp16 or int8, or leave it out")
 

@@ -123,8 +123,7 @@ def build_plan(model: Path, plan: Path, *, flavor: str, options: BuildOptions | 
     """Compile `model` to `plan`, with a progress bar on stderr.
 
     The network is strongly typed (the graph's casts and Q/DQ decide) and TF32 is off. Raises M2HError with TensorRT's
-    own words, by node and block, when the graph cannot be parsed or built. `plan` appears whole or not at all, after
-    Ctrl-C too.
+    own words, by node and block, when the graph cannot be parsed or built. `plan` is written atomically.
     """
     options = options or BuildOptions()
     if not plan.absolute().parent.is_dir():

@@ -7,7 +7,7 @@ import math
 from m2h_deploy.data.frame import Intrinsics
 from m2h_deploy.errors import M2HError
 
-#: Horizontal angle of view of a camera that nobody described, in degrees: a common webcam's, and near NYUv2's 63.
+#: Horizontal angle of view of a camera without a description, in degrees: a common webcam's, and near NYUv2's 63.
 ASSUMED_FOV = 60.0
 
 
@@ -23,7 +23,7 @@ def parse_intrinsics(text: str) -> Intrinsics:
 
 
 def intrinsics_of_view(fov: float, height: int, width: int) -> Intrinsics:
-    """A pinhole camera of `fov` degrees across, square pixels, centered. Raises M2HError where that is no camera."""
+    """A pinhole camera of `fov` degrees across, square pixels, centered. Raises M2HError on an impossible angle."""
     if not 1 <= fov < 179:
         raise M2HError(f"fov {fov:g}: a horizontal angle of view is between 1 and 179 degrees")
     focal = width / 2 / math.tan(math.radians(fov) / 2)

@@ -46,7 +46,7 @@ class SourceFrame:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that is no picture and not meant to be: RGB-D folders hold depth maps beside their pictures."""
+    """A file that is not meant to be a picture: RGB-D folders hold depth maps beside their pictures."""
 
     reason: str
 

@@ -156,7 +156,7 @@ def _from_capsule(capsule: Any) -> Borrowed:
 
 
 class _Owner:
-    """Calls the producer's deleter when nobody needs the array any more."""
+    """Call the producer's deleter when the array is no longer used."""
 
     def __init__(self, managed: _ManagedTensor, address: int) -> None:
         self._delete, self._address = managed.deleter, address

@@ -311,7 +311,7 @@ def targets_in_words(manifest: Manifest) -> str:
 
 
 def check_capability(manifest: Manifest, capability: str, where: str) -> None:
-    """Raises M2HError when the plan names targets and this GPU is none of them."""
+    """Raise M2HError if the plan names targets and this GPU is not among them."""
     targets = manifest.engine.targets
     if targets and capability not in targets:
         raise M2HError(

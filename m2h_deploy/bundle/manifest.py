@@ -233,7 +233,7 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     for name, expected in manifest.files.items():
         _check_file(path, name, expected)
     unnamed = _unnamed(path, manifest)
-    if unnamed:  # an engine could read it, and nobody vouches for it
+    if unnamed:  # an engine could read it, and no checksum covers it
         raise M2HError(f"{path}: {unnamed[0]} is not named in the manifest; a bundle holds nothing else")
     return Bundle(path, manifest)
 

@@ -76,7 +76,7 @@ def predict_folder(
         limit: only this many images, the first by name.
         self_test: prove the engine's numbers on each worker before its first frame.
         plugins: libraries that a TensorRT plan needs.
-        overwrite: replace files in `output` that are no results of m2h-deploy, too.
+        overwrite: also replace files in `output` that m2h-deploy did not write.
         progress: called as frames are done.
         complain: called with the reason of each frame that gives no result.
 
@@ -145,7 +145,7 @@ class _Predictor(FrameWorker):
         with enough_memory(f"{row.name}, {width} x {height} pixels"):
             prediction = self._runtime(item.image)
             if not all_finite(prediction, self._runtime.tasks):
-                raise M2HError("the engine gave values that are no numbers")
+                raise M2HError("the engine gave NaN or infinity")
             self.put(row, item.image, prediction)
         return "done", "", b""
 
@@ -154,7 +154,7 @@ class _Predictor(FrameWorker):
         """Keep the results of one frame."""
 
     def skip(self, row: Row) -> None:
-        """A file that is no picture has no result."""
+        """A file that is not a picture has no result."""
 
 
 class _ToFiles(_Predictor):
@@ -166,7 +166,7 @@ class _ToFiles(_Predictor):
     def put(self, row: Row, image: NDArray[np.uint8], prediction: Prediction) -> None:
         assert self._runtime is not None
         stamp = _stamp(self.state, row)
-        stamp.remove()  # first: it must not vouch for the files of another engine that are about to be replaced
+        stamp.remove()  # first: it must not cover files of another engine that are about to be replaced
         classes = self._runtime.manifest.classes
         stamp.write(row, write_prediction(self.settings.output, row.name, image, prediction, classes,
                                           npz=self.settings.npz))  # fmt: skip
@@ -195,7 +195,7 @@ class _Stamp:
     path: Path
 
     def fits(self, row: Row) -> bool:
-        """Whether the files are this row's, and nobody has changed them since."""
+        """Whether the files are this row's, and unchanged since."""
         try:
             content = json.loads(self.path.read_bytes())
             folder = self.path.parents[2]

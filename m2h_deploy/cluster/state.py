@@ -67,7 +67,7 @@ class State:
             file.write(b".")
         try:
             yield
-        except Exception:  # a reason is an answer; what leaves the mark is a process that is no more
+        except Exception:  # a reason is an answer; only a process that died leaves the mark
             mark.unlink(missing_ok=True)
             raise
         mark.unlink(missing_ok=True)

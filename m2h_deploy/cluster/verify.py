@@ -84,7 +84,7 @@ def verify_on(
         work: folder of the measurements, seen by every worker. Bundles and data sets may share one.
         pictures: pictures of this many worst frames a task; those frames are run once more.
         progress: called as frames are done.
-        complain: called with the reason of each frame that could not be measured, and of each file that is no picture.
+        complain: called with the reason of each frame that could not be measured, and each file that is not a picture.
 
     Raises:
         M2HError: as `verify`, and where Ray is missing or not there. A frame that cannot be measured raises at the

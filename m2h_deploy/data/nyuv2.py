@@ -159,7 +159,7 @@ def _read_lists(folder: Path, split: str) -> tuple[str, ...]:
         raise M2HError(f"{found[0]}: the list is empty")
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts or not name.isprintable():
-            raise M2HError(f"{found[0]}: {name!r} is no name of a frame in this folder")
+            raise M2HError(f"{found[0]}: {name!r} is not the name of a frame in this folder")
     return tuple(names)
 
 

@@ -113,7 +113,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> M2H:
     `path` is a published state dict (`.pt`, pickled by torch and read with `weights_only=True`), a safetensors
     file of `save_checkpoint`, or the name of weights that ship with the package (`m2h-tiny`). Variant, backbone,
     channels and classes are read off the tensors. Raises M2HError when the file is missing, broken, would run
-    code, holds tensors that are no weights (see `read_tensors`), or is not exactly an M2H network: missing, unexpected
+    code, holds tensors that are not weights (see `read_tensors`), or is not exactly an M2H network: missing, unexpected
     and misshapen tensors are named.
     """
     file = resolve_checkpoint(path)

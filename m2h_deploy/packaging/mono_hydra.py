@@ -31,7 +31,7 @@ from m2h_deploy.onnx_graph.info import LOWERED, ModelCard, load_graph, read_card
 from m2h_deploy.onnx_graph.interface import check_interface
 from m2h_deploy.runtime.preprocess import PRESETS, Normalization, Preprocess
 
-#: What the node normalizes with where nobody says otherwise.
+#: What the node normalizes with by default.
 NODE_PRESET = "imagenet"
 MODEL, PARAMETERS = "m2h.onnx", "m2h_onnx.yaml"
 

@@ -29,7 +29,7 @@ _MOST = 100_000.0
 
 @dataclass(frozen=True)
 class Camera:
-    """What arrives, and what is kept of it. Raises M2HError on values that are none."""
+    """What arrives, and what is kept of it. Raises M2HError on invalid values."""
 
     rate: float
     """Frames a second."""

@@ -139,7 +139,7 @@ def main() -> int:
 
 
 def end_with_parent() -> None:
-    """SIGTERM when the parent dies, however it does: nobody else would end the server then."""
+    """SIGTERM when the parent dies, however it does: nothing else would stop the server then."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

@@ -115,7 +115,7 @@ class TrainConfig:
     def find(self, path: str) -> str:
         """Resolve a path of the file: relative to the file's folder, else to the working directory.
 
-        The names of shipped weights are no paths and come back as they are. Raises M2HError where nothing is found.
+        The names of shipped weights are not paths and are returned unchanged. Raises M2HError where nothing is found.
         """
         beside = self.folder / path
         if beside.is_file() or (beside.is_dir() and path not in VARIANTS):

@@ -124,7 +124,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def replace_table(file: str | os.PathLike[str], result: dict[str, Any]) -> Path:
-    """Put `table(result)` into a Markdown file, in place of what stands between its two marks, each a line of its own.
+    """Put `table(result)` between the two marks of a Markdown file, each a line of its own.
 
     The marks are `<!-- evaluation -->` and `<!-- end of evaluation -->`. The rest of the text stays as it is.
     Raises M2HError for a file that cannot be read or written, or that has not each mark once, in this order.

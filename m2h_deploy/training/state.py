@@ -1,4 +1,4 @@
-"""Everything a run needs to go on after it was broken off, in one file that is there whole or not at all."""
+"""Save and load the state of a training run in one file, written atomically."""
 
 from __future__ import annotations
 

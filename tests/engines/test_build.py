@@ -61,7 +61,7 @@ def refused(source: Path, out: Path, **options) -> str:
         ({"engine": "onnxruntime", "hint": "bf16"}, "hint bf16"),
         (
             {"engine": "onnxruntime", "tensorrt": BuildOptions(targets=("8.6",))},
-            "TensorRT's option targets means nothing to onnxruntime",
+            "TensorRT's option targets does not apply to the engine onnxruntime",
         ),
         ({"engine": "onnxruntime", "lowering": Lowering(min_psnr=30)}, "fp32"),
         ({"precision": "fp32", "lowering": Lowering(io="fp16")}, "fp32"),

@@ -90,7 +90,7 @@ def test_without_labels_the_reference_stands_in_for_them(bundle, tiny_onnx):
 
 @pytest.mark.parametrize("strength", [1.0, 0.3, 1e-3])
 def test_edges_that_equal_the_references_own_agree_with_them_completely(tiny_bundle, strength):
-    """Whatever their strength: the reference's own boundaries are no accuracy of 65 %."""
+    """Whatever their strength: agreement with the reference's own boundaries is 100 %, not 65 %."""
     grid = np.hypot(*np.mgrid[-30:30, -40:40]).astype(np.float32)
     edges = (strength * np.exp(-((grid - 18) ** 2) / 4)).astype(np.float32)
     same, moved, gone = (Prediction(None, None, None, e) for e in (edges, np.roll(edges, 12, 1), np.zeros_like(edges)))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 RayOption = Annotated[
     str | None,
-    typer.Option("--ray", metavar="ADDRESS", help="Many frames on Ray Data: 'local', 'auto' or a cluster's HOST:PORT."),
+    typer.Option("--ray", metavar="ADDRESS", help="Run frames on Ray: 'local', 'auto' or a cluster's HOST:PORT."),
 ]
 WorkersOption = Annotated[
     int | None, typer.Option(help="Ray: how many engines; by default one CPU stays free for Ray.", min=1)
@@ -30,7 +30,7 @@ def cluster_of(address: str | None, workers: int | None, threads: int | None, gp
     """The cluster that the options name; None without --ray. Raises M2HError on the others without it."""
     if address is None:
         if workers is not None or gpus:
-            raise M2HError("--workers and --gpus belong to a job on Ray: give --ray local too")
+            raise M2HError("--workers and --gpus apply only to a job on Ray: give --ray local too")
         return None
     from m2h_deploy.cluster import Cluster
     from m2h_deploy.cluster.session import import_ray

@@ -19,9 +19,9 @@ WorkersOption = Annotated[int, typer.Option(help="Processes that read or render 
 def train(
     config: ConfigArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run.")],
-    resume: Annotated[bool, typer.Option(help="Go on with the unfinished run in the folder.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue the unfinished run in the folder.")] = False,
     device: DeviceOption = "auto",
-    cache: Annotated[Path | None, typer.Option(help="Where frames are kept (default: in the folder).")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder that caches frames (default: in the run).")] = None,
     workers: WorkersOption = 1,
     qat: Annotated[bool, typer.Option("--qat", help="Fine-tune the config's checkpoint for INT8.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
@@ -50,7 +50,7 @@ def train(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="Checkpoint, or m2h-tiny for the embedded default.")],
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint, or m2h-tiny for the built-in network.")],
     config: ConfigArgument,
     table_in: Annotated[
         Path | None,
@@ -60,7 +60,7 @@ def evaluate(
         ),
     ] = None,
     device: DeviceOption = "auto",
-    cache: Annotated[Path | None, typer.Option(help="Where frames are kept for the next time.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder that caches frames.")] = None,
     workers: WorkersOption = 1,
     as_json: JsonFlag = False,
 ) -> None:

@@ -170,11 +170,11 @@ def _check_graph(request: BuildRequest, proto: onnx.ModelProto, card: ModelCard,
     if found != "fp32" and wanted not in (None, found):
         raise M2HError(f"{source} is {found}, not {wanted}: give the float32 file, or leave the precision out")
     if found != "fp32" and (lowering != Lowering() or request.graph is not None):
-        raise M2HError(f"{source} is {found} already: calibration, policy, io and a graph to keep are of a float32 one")
+        raise M2HError(f"{source} is {found} already: calibration, policy, io and a graph to keep need a float32 graph")
     if found != wanted == "int8" and lowering.frames is None:
         raise M2HError("int8 needs calibration frames: give --calibration a folder, a video, or NYUv2")
     if card.sensor and lowering.io == "fp16":
-        raise M2HError(f"{source} is a sensor graph, whose inputs and outputs have their types: leave io at fp32")
+        raise M2HError(f"{source} is a sensor graph, whose input and output types are fixed: leave io at fp32")
     kinds = {value.type.tensor_type.elem_type for value in proto.graph.output}
     if card.sensor and onnx.TensorProto.UINT16 in kinds and request.engine in NEED_GPU:
         raise M2HError(f"{source} gives depth as uint16, which TensorRT lacks: export it with --depth float32")

@@ -67,7 +67,7 @@ class BuildRequest:
         if not self.lowers and self.lowering != Lowering():
             raise M2HError("calibration, policy and types of inputs apply only to fp16 and int8: choose one of them")
         if not self.lowers and self.graph is not None:
-            raise M2HError("the graph to keep is one that is lowered: choose fp16 or int8, or leave it out")
+            raise M2HError("only a lowered graph is kept: choose fp16 or int8, or leave the file out")
 
     def pictures(self) -> Pictures | None:
         """The pictures to calibrate on, where there are to be any. Raises M2HError where they are not there."""
@@ -97,7 +97,7 @@ class BuildRequest:
             return
         check_writable(self.graph)
         if self.graph.resolve() == self.source.resolve():
-            raise M2HError(f"{self.graph} is the graph itself, which the lowered one would replace: give another file")
+            raise M2HError(f"the lowered graph would replace its source {self.graph}: give another file")
         if out_dir is not None:
             check_outside(out_dir, self.graph)
 

@@ -90,7 +90,7 @@ def open_source(what: str | int | os.PathLike[str]) -> Source:
     """
     if isinstance(what, (int, np.integer)) and not isinstance(what, bool):
         if what < 0:
-            raise M2HError(f"camera {what}: an index is 0 or more")
+            raise M2HError(f"camera {what}: the index must be at least 0")
         return _camera(str(int(what)))
     if not isinstance(what, (str, os.PathLike)):
         raise M2HError(

@@ -124,7 +124,7 @@ def to_int8(
     costs: tuple[BlockCost, ...] = ()
     if policy.weights_only:
         if min_psnr is not None:
-            raise M2HError("a least PSNR chooses among layers with INT8 activations: leave it out with weights_only")
+            raise M2HError("a least PSNR applies only to INT8 activations: leave it out with weights_only")
         quantized = insert_weight_dq(plain, layers)
     else:
         # Every candidate is measured, so that another policy finds its ranges in the cache.
@@ -147,7 +147,7 @@ def _load_float32(path: str | os.PathLike[str], io: IO) -> tuple[onnx.ModelProto
     if graph_precision(proto, path) != "fp32":
         raise M2HError(f"{path} is not a float32 graph: give the file that m2h-deploy export wrote")
     if is_sensor(proto) and io == "fp16":
-        raise M2HError(f"{path} is a sensor graph, whose inputs and outputs have their types: leave io at fp32")
+        raise M2HError(f"{path} is a sensor graph, whose input and output types are fixed: leave io at fp32")
     require_modelopt()
     return proto, take_network(proto) if is_sensor(proto) else proto
 

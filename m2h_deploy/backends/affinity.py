@@ -23,7 +23,7 @@ def threads_where_asked(bundle: Bundle) -> Iterator[None]:
         yield
         return
     if not isinstance(processors, list) or not all(type(number) is int for number in processors):
-        raise M2HError(f"{bundle.path}: engine.options.affinity is not a list of processors' numbers")
+        raise M2HError(f"{bundle.path}: engine.options.affinity is not a list of processor numbers")
     before = os.sched_getaffinity(0)
     if not before.issuperset(processors):
         raise M2HError(

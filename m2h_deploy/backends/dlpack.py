@@ -139,13 +139,13 @@ def borrow_cuda(array: Any, stream: int = 0) -> Borrowed | None:
 
 def _from_capsule(capsule: Any) -> Borrowed:
     if not _api.PyCapsule_IsValid(capsule, _NAME):
-        raise M2HError("the DLPack capsule was used before, or is of a version that is not known here")
+        raise M2HError("the DLPack capsule was already consumed, or its version is not supported")
     address = _api.PyCapsule_GetPointer(capsule, _NAME)
     managed = _ManagedTensor.from_address(address)
     tensor = managed.tensor
     letter = {code: kind for kind, code in _CODES.items()}.get(tensor.dtype.code)
     if letter is None or tensor.dtype.lanes != 1:
-        raise M2HError("the DLPack array's type is not one that numpy has")
+        raise M2HError("numpy has no equivalent of the DLPack array's type")
     dtype = np.dtype(f"{letter}{tensor.dtype.bits // 8}")
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     strides = tuple(tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else None

@@ -203,7 +203,7 @@ class TensorRTBackend:
             raise M2HError(f"TensorRT could not run the plan: {self._said()}")
 
     def _said(self) -> str:
-        return self._messages.errors[-1] if self._messages.errors else "it gives no reason"
+        return self._messages.errors[-1] if self._messages.errors else "TensorRT gives no reason"
 
     def _execute(self) -> None:
         if self._graph is None:
@@ -349,7 +349,7 @@ def check_plugins(bundle: Bundle, given: tuple[Path, ...]) -> tuple[Path, ...]:
             other = any(library.name == name for library in given)
             what = f"the {name} given is not the one it was built with" if other else f"it needs the plug-in {name}"
             raise M2HError(
-                f"{bundle.path}: {what} (sha256 {entry['sha256'][:16]}...); a bundle never brings code: give the "
+                f"{bundle.path}: {what} (sha256 {entry['sha256'][:16]}...); a bundle contains no code: give the "
                 f"library to Runtime.load(..., plugins=['{name}']) if you trust it"
             )
     return tuple(digests[entry["sha256"]] for entry in wanted)

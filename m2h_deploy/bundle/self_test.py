@@ -99,7 +99,7 @@ def widen_tolerances(test: SelfTest, rounded: Mapping[str, NDArray[Any]]) -> Sel
         if not error <= LARGEST_TOLERANCE:
             raise M2HError(
                 f"{name} is off by {error:.2g} of its deviation when the graph is rounded to this precision: "
-                "the network does not bear it, build with --precision fp32"
+                "the network needs a higher precision: build with --precision fp32"
             )
         wider = min(ROUNDING_FACTOR * error, LARGEST_TOLERANCE)
         if wider > test.tolerance_of(name):

@@ -77,7 +77,7 @@ def settle_parts(folder: Path, rows: Sequence[Row]) -> list[Row]:
             path.unlink(missing_ok=True)
             continue
         if _PART.fullmatch(path.name) is None:
-            raise M2HError(f"{path} is not a part of such results: give another folder")
+            raise M2HError(f"{path} is not a Parquet part that m2h-deploy wrote: give another folder")
         digests = _settle(path, wanted)
         there |= digests
     return [row for row in rows if row.key not in there]
@@ -90,7 +90,7 @@ def _settle(path: Path, wanted: dict[str, str]) -> set[str]:
         pairs = list(zip(table["name"].to_pylist(), table["digest"].to_pylist(), strict=True))
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are these
         words = " ".join(str(error).split())[:200]
-        other = f"{path} is not a part of such results: give another folder ({words})"
+        other = f"{path} is not a Parquet part that m2h-deploy wrote: give another folder ({words})"
         raise failure(error, f"cannot read {path}", other) from None
     current = [wanted.get(name, digest) == digest for name, digest in pairs]
     if not any(current):

@@ -280,7 +280,7 @@ def _side_file(path: Path, key: str, what: str) -> npt.NDArray[np.int64]:
         raise M2HError(f"{path}: {what} is missing; put {path.name} beside the labeled file or name it")
     numbers = read_numbers(path, key)
     if not numbers.size or not np.isfinite(numbers).all():
-        raise M2HError(f"{path}: {what} '{key}' is empty or not made of numbers")
+        raise M2HError(f"{path}: {what} '{key}' is empty or not numeric")
     return np.ravel(numbers).astype(np.int64)
 
 

@@ -208,7 +208,7 @@ def _infer_config(tensors: dict[str, Tensor], file: Path) -> ModelConfig:
     if not complete or len(found["backbone.pos_embed"]) != 3 or len(found["backbone.patch_embed.proj.weight"]) != 4:
         absent = [name for name in anchors[:2] + anchors[4:] if name not in found] or ["mstr.refine.0.weight"]
         raise M2HError(
-            f"{file} is not an M2H checkpoint: it misses {_few(absent)} and begins with {_few(list(tensors))}"
+            f"{file} is not an M2H checkpoint: it lacks {_few(absent)} and begins with {_few(list(tensors))}"
         )
     separable = "mstr.refine.0.pointwise.weight" in found
     preset = VARIANTS["m2h-small" if separable else "m2h"]

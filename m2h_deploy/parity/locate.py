@@ -166,7 +166,7 @@ def locate_in_bundle(
         )
     card = _metadata(reference)
     if card.get("m2h.precision", "fp32") != "fp32":
-        raise M2HError(f"{reference} is {card['m2h.precision']}: a reference is float32, the file that was lowered")
+        raise M2HError(f"{reference} is {card['m2h.precision']}: a reference must be float32, the file before lowering")
     if bundle.manifest.sensor is not None and "m2h.sensor" not in card:
         raise M2HError(f"{reference} is not a sensor graph, the bundle's is: export it with the same --sensor")
     return locate(

@@ -96,10 +96,10 @@ class _OnnxReference:
         stated = card.get("m2h.normalization")
         if stated is not None and Normalization.from_json(stated) != normalization_of(spec):
             raise M2HError(
-                f"{path} takes images of another normalization than the engine: give the file it was built from"
+                f"{path} and the engine have different normalizations: give the file that the engine was built from"
             )
         if card.get("m2h.precision", "fp32") != "fp32":
-            raise M2HError(f"{path} is {card['m2h.precision']}: a reference is float32, the file that was lowered")
+            raise M2HError(f"{path} is {card['m2h.precision']}: a reference must be float32, the file before lowering")
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             raise M2HError(f"{path} does not take one image of N x 3 x height x width: export it again")
@@ -108,7 +108,7 @@ class _OnnxReference:
             size = "x".join(str(side) for side in given.shape[2:])
             raise M2HError(f"{path} takes {size} pixels, the engine {spec.height}x{spec.width}: export it at that size")
         if given.type != "tensor(float)":
-            raise M2HError(f"{path} takes {given.type}: a reference is float32")
+            raise M2HError(f"{path} takes {given.type}: a reference must be float32")
         self._input = given.name
         self._batch = given.shape[0] if isinstance(given.shape[0], int) else 1
         self._path = path

@@ -113,7 +113,7 @@ class Stream:
         if self.policy not in ("latest", "queue"):
             raise M2HError(f"policy '{policy}': choose latest or queue")
         if not (1 <= depth <= 1024 and timeout > 0 and backoff >= 0):
-            raise M2HError(f"stream: depth {depth} (1 to 1024), timeout {timeout} (above 0), backoff {backoff} (0 up)")
+            raise M2HError(f"stream: depth {depth} (1 to 1024), timeout {timeout} (above 0), backoff {backoff} (>= 0)")
         self._runtime, self._resolution, self._reuse = runtime, resolution, reuse
         self._timeout, self._reconnect, self._backoff = timeout, reconnect, backoff
         runtime.result_size(np.empty((1, 1, 3), np.uint8), resolution)  # refuses an unknown resolution
@@ -342,12 +342,12 @@ class Stream:
             if overdue is None:
                 continue
             slot, engine, thread = overdue
-            self._record.count("stuck", f"frame {slot.id}: the engine did not come back within {self._timeout:g} s")
+            self._record.count("stuck", f"frame {slot.id}: the engine did not return within {self._timeout:g} s")
             self._restarts += 1
             if self._runtime.reopen is None:
                 continue  # no other one can be opened: the stream goes on when this one returns
             if self._restarts > MAX_RESTARTS:
-                raise M2HError(f"the engine was stuck {self._restarts} times in a row: it is given up")
+                raise M2HError(f"the engine was stuck {self._restarts} times in a row and is not opened again")
             fresh = self._runtime.replace_engine(engine)
             self._threads.remove(thread)  # closing does not wait for it
             self._record.count("restarts")

@@ -246,7 +246,7 @@ def _check_frames(name: str, data: DataConfig, origin: str) -> None:
     for side in ("height", "width"):
         _within(getattr(data, side), 16, 8192, f"{origin}: {name}.{side}")
     if data.source == "rooms" and data.count < 1:
-        raise M2HError(f"{origin}: {name}.count is {data.count}: say how many rooms")
+        raise M2HError(f"{origin}: {name}.count is {data.count}: give the number of rooms")
 
 
 def _within(value: float, low: float, high: float, what: str) -> None:

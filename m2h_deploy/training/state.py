@@ -47,7 +47,7 @@ def load_state(path: Path) -> dict[str, Any]:
         damaged = f"{path} is not a training state: delete it to start the run anew"
         raise failure(error, f"cannot read {path}", damaged) from None
     if version != _VERSION:
-        raise M2HError(f"{path} is a training state of version {version}, this program writes {_VERSION}: start anew")
+        raise M2HError(f"{path} is a training state of version {version}, expected {_VERSION}: start a new run")
     _set_random_state(states)
     return dict(values)
 

@@ -153,7 +153,7 @@ def _prepare_folder(
 ) -> dict[str, Any] | None:
     """The state to go on from, if there is one."""
     if resume and overwrite:
-        raise M2HError("--resume goes on with the run that --overwrite would replace: give one of the two")
+        raise M2HError("--resume continues the run that --overwrite replaces: give one of the two")
     state_file = folder / STATE
     if state_file.is_file() and not overwrite:
         if not resume:
@@ -162,7 +162,7 @@ def _prepare_folder(
         if state["config"] != repr(config):
             raise M2HError(f"{folder} holds a run with another config: resume it with its own, or give another folder")
         if state.get("qat", False) != qat:
-            raise M2HError(f"{folder} holds a run {'without' if qat else 'with'} --qat: resume it as it was begun")
+            raise M2HError(f"{folder} holds a run {'without' if qat else 'with'} --qat: resume it the same way")
         return state
     there = [name for name in _RESULTS if (folder / name).exists()]
     begun = there == _RESULTS[:1] and is_record(folder / there[0])  # stopped before a state was saved

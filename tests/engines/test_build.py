@@ -73,7 +73,7 @@ def refused(source: Path, out: Path, **options) -> str:
         ({"precision": "int8", "lowering": Lowering(seed=3)}, "seed chooses calibration frames"),
         (
             {"precision": "int8", "lowering": Lowering(method="max", policy=QuantPolicy(weights_only=True))},
-            "measures no ranges",
+            "needs no ranges",
         ),
     ],
 )
@@ -95,7 +95,7 @@ def test_an_option_that_nothing_would_look_at_is_refused(options, named, small, 
         ({"precision": "int8", "lowering": Lowering("0")}, "camera"),
         ({"precision": "int8", "lowering": Lowering("small.png", method="mean")}, "calibrator 'mean'"),
         ({"precision": "fp16", "graph": Path("nowhere/g.onnx")}, "there is no folder nowhere"),
-        ({"precision": "fp16", "graph": Path("small.onnx")}, "is the graph itself"),
+        ({"precision": "fp16", "graph": Path("small.onnx")}, "would replace its source"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(options, named, small, tmp_path, no_work, monkeypatch):

@@ -243,7 +243,7 @@ def test_a_reference_of_another_size_is_refused(bundle, tiny_onnx):
 
 def test_a_reference_of_another_normalization_is_refused(bundle, tiny_onnx):
     other = load_bundle(bundle).manifest.input.model_copy(update={"mean": (0.1, 0.2, 0.3)})
-    with pytest.raises(M2HError, match="another normalization"):
+    with pytest.raises(M2HError, match="different normalizations"):
         open_reference(tiny_onnx, other)
 
 

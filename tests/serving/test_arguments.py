@@ -101,7 +101,7 @@ def test_the_version_of_a_library_is_asked_and_nothing_where_there_is_none(tmp_p
 
 
 def test_package_says_what_it_can_write_and_where(tmp_path):
-    assert command("package", tmp_path)[1].startswith("error: say what to package for: --cpp, --mono-hydra or --triton")
+    assert command("package", tmp_path)[1].startswith("error: choose what to package for: --cpp, --mono-hydra")
     assert "--output FOLDER" in command("package", tmp_path, "--cpp")[1]
     assert "leave --output out" in command("package", tmp_path, "--triton", tmp_path / "r", "-o", tmp_path / "o")[1]
     assert "is not a bundle" in command("package", tmp_path, "--triton", tmp_path / "r")[1]

@@ -162,7 +162,7 @@ def test_two_signals_at_once_are_one_and_a_later_second_one_ends_it_at_once(trit
         server.process.send_signal(signal.SIGTERM)
         code, said = triton.wait(server)
     assert code == 2
-    assert "requests in flight were cut off" in said
+    assert "requests in flight were dropped" in said
     assert triton.left_behind(server, group) == []
 
 

@@ -65,7 +65,7 @@ class BuildRequest:
         for what in (what for what, given in idle.items() if given):
             raise M2HError(f"{what} does not apply to the engine {self.engine}: leave it out, or choose another engine")
         if not self.lowers and self.lowering != Lowering():
-            raise M2HError("calibration, policy and types of inputs apply only to fp16 and int8: choose one of them")
+            raise M2HError("calibration, policy and types of inputs do not apply to fp32: choose fp16 or int8")
         if not self.lowers and self.graph is not None:
             raise M2HError("only a lowered graph is kept: choose fp16 or int8, or leave the file out")
 

@@ -45,7 +45,7 @@ def test_an_array_comes_in_through_dlpack_without_a_copy():
 def test_a_capsule_is_taken_once_and_an_odd_layout_not_at_all():
     capsule = np.zeros(3, np.float32).__dlpack__()
     _from_capsule(capsule)
-    with pytest.raises(M2HError, match="used before"):
+    with pytest.raises(M2HError, match="already consumed"):
         _from_capsule(capsule)
     with pytest.raises(M2HError, match="C-contiguous"):
         _from_capsule(np.zeros((4, 4), np.float32).T[1:].__dlpack__())

@@ -65,7 +65,7 @@ def refused(source: Path, out: Path, **options) -> str:
         ),
         ({"engine": "onnxruntime", "lowering": Lowering(min_psnr=30)}, "fp32"),
         ({"precision": "fp32", "lowering": Lowering(io="fp16")}, "fp32"),
-        ({"graph": Path("kept.onnx")}, "graph to keep"),
+        ({"graph": Path("kept.onnx")}, "only a lowered graph is kept"),
         ({"precision": "fp16", "lowering": Lowering(method="entropy")}, "calibrator has no effect in fp16"),
         ({"precision": "fp16", "lowering": Lowering(count=8)}, "number of calibration frames has no effect"),
         ({"precision": "fp16", "lowering": Lowering(min_psnr=30)}, "least PSNR has no effect"),

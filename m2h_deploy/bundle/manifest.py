@@ -308,7 +308,7 @@ def check_outside(bundle_path: str | os.PathLike[str], target: str | os.PathLike
     """`target`, absolute. Raises M2HError where it lies in the bundle, which holds nothing but its own files."""
     path = Path(target).resolve()
     if path.is_relative_to(Path(bundle_path).resolve()):
-        raise M2HError(f"{target} lies in the bundle {bundle_path}, which holds only its own files: choose another place")
+        raise M2HError(f"{target} lies in the bundle {bundle_path}, which holds only its files: choose another place")
     return path
 
 

@@ -52,7 +52,7 @@ def bench(
     html: Annotated[Path | None, typer.Option(help="Write a page with charts.")] = None,
     overwrite: OverwriteFlag = False,
 ) -> None:
-    """Measure latency: percentiles, stages, a camera's frame age, LoadGen's scenarios, where the time goes.
+    """Measure latency: percentiles, stages, a camera's frame age, LoadGen's scenarios, layers.
 
     Earlier results of the same kind are replaced by --json, --csv, --html and --logs.
     """

@@ -1,4 +1,4 @@
-"""m2h-deploy quickstart: the whole way on the embedded default."""
+"""m2h-deploy quickstart: run everything with the built-in network."""
 
 from __future__ import annotations
 

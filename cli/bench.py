@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def bench(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundle folders, measured in turns.")],
+    bundles: Annotated[list[Path], typer.Argument(help="Bundle folders, measured interleaved.")],
     duration: Annotated[
         float | None, typer.Option(help="Seconds of each measurement.", show_default="10; LoadGen: its own 600")
     ] = None,
@@ -29,22 +29,22 @@ def bench(
         list[str] | None, typer.Option(help="LoadGen: single-stream, multi-stream, offline, server; may repeat.")
     ] = None,
     logs: Annotated[Path | None, typer.Option(help="LoadGen: keep its logs in this folder.")] = None,
-    qps: Annotated[float | None, typer.Option(help="LoadGen server: queries a second.")] = None,
-    streams: Annotated[int, typer.Option(help="LoadGen multi-stream: frames a query.")] = 8,
-    camera: Annotated[float | None, typer.Option(help="A camera of this many frames a second.")] = None,
+    qps: Annotated[float | None, typer.Option(help="LoadGen server: queries per second.")] = None,
+    streams: Annotated[int, typer.Option(help="LoadGen multi-stream: frames per query.")] = 8,
+    camera: Annotated[float | None, typer.Option(help="Simulate a camera of this many frames per second.")] = None,
     policy: Annotated[list[str] | None, typer.Option(help="Camera: latest or queue; may repeat.")] = None,
     queue: Annotated[int | None, typer.Option(help="Camera: frames that wait at most under queue.")] = None,
     deadline: Annotated[
         float | None, typer.Option(help="Milliseconds: camera, server.", show_default="one period; server: 100")
     ] = None,
-    size: Annotated[str, typer.Option(help="Frames, WIDTHxHEIGHT.")] = "640x480",
+    size: Annotated[str, typer.Option(help="Size of the frames, WIDTHxHEIGHT.")] = "640x480",
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
     device: EngineDeviceOption = None,
     layers: Annotated[bool, typer.Option(help="Profile layer by layer.")] = True,
     graph: Annotated[
         list[Path] | None, typer.Option(help="ONNX file that a bundle was built from, to count MACs; may repeat.")
     ] = None,
-    peers: Annotated[bool, typer.Option("--peers", help="Beside PyTorch, torch.compile and a plain export.")] = False,
+    peers: Annotated[bool, typer.Option("--peers", help="Also PyTorch, torch.compile and a plain export.")] = False,
     reference: Annotated[str | None, typer.Option(help="Peers: the checkpoint.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Write the result into the bundles' manifests.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON ('-': stdout).")] = None,
@@ -52,7 +52,7 @@ def bench(
     html: Annotated[Path | None, typer.Option(help="Write a page with charts.")] = None,
     overwrite: OverwriteFlag = False,
 ) -> None:
-    """Measure latency: percentiles, stages, a camera's frame age, LoadGen's scenarios, where the time goes.
+    """Measure latency: percentiles, stages, a camera's frame age, LoadGen's scenarios, layers.
 
     Earlier results of the same kind are replaced by --json, --csv, --html and --logs.
     """
@@ -63,7 +63,7 @@ def bench(
     if peers and reference is None:
         raise M2HError("--peers needs the checkpoint that the bundle was made from: give --reference")
     if camera is None and (policy or queue is not None):
-        raise M2HError("--policy and --queue are about a camera: give --camera RATE too")
+        raise M2HError("--policy and --queue apply only to a camera: give --camera RATE too")
     height, width = _size(size)
     settings = BenchSettings(
         height=height,
@@ -187,7 +187,7 @@ def _source_of(bundle: Bundle, graphs: list[Path]) -> Path | None:
         if onnx_sha256(graph) == bundle.manifest.model.onnx_sha256:
             return graph
     if graphs:
-        raise M2HError(f"{bundle.path} was not built from {graphs[0]}: its sha256 is another")
+        raise M2HError(f"{bundle.path} was not built from {graphs[0]}: its sha256 differs")
     say(
         f"{bundle.path}: MACs and bytes are not counted: give the ONNX file that it was built from with --graph",
         "yellow",

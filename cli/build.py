@@ -40,7 +40,7 @@ def build(
     calibrator: Annotated[
         str | None, typer.Option(help="INT8: max, entropy or percentile.", show_default="max")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Other seeds choose other frames.", show_default="0")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed that chooses the frames.", show_default="0")] = None,
     policy: Annotated[Path | None, typer.Option(help="INT8: JSON with the blocks to quantize and to keep.")] = None,
     min_psnr: Annotated[float | None, typer.Option(help="INT8: keep costly blocks in FP16 up to this (dB).")] = None,
     io: Annotated[str, typer.Option(help="Lowering: type of inputs and outputs, fp32 or fp16.")] = "fp32",
@@ -51,9 +51,9 @@ def build(
     level: Annotated[int | None, typer.Option(help="TensorRT: builder level 0 to 5.")] = None,
     version_compatible: Annotated[bool, typer.Option(help="TensorRT: let later versions run the plan.")] = False,
     hardware_compatible: Annotated[bool, typer.Option(help="TensorRT: let every GPU from Ampere on run it.")] = False,
-    strip_weights: Annotated[bool, typer.Option(help="TensorRT: leave the weights beside the plan.")] = False,
+    strip_weights: Annotated[bool, typer.Option(help="TensorRT: keep the weights in a separate file.")] = False,
     max_batch: Annotated[
-        int | None, typer.Option(help="TensorRT: largest batch of a free batch.", min=1, show_default="4")
+        int | None, typer.Option(help="TensorRT: largest batch, if the batch is free.", min=1, show_default="4")
     ] = None,
     plugins: Annotated[list[Path] | None, typer.Option(help="TensorRT: plug-in library; may repeat.")] = None,
     graph: Annotated[
@@ -61,7 +61,7 @@ def build(
     ] = None,
     trtexec: Annotated[
         bool,
-        typer.Option(help="TensorRT: print the equal trtexec command; nothing is built where TensorRT is missing."),
+        typer.Option(help="TensorRT: print the equivalent trtexec command; nothing is built without TensorRT."),
     ] = False,
     overwrite: OverwriteFlag = False,
 ) -> None:
@@ -142,7 +142,7 @@ def check_trtexec(engine: str, precision: str | None, graph: Path | None) -> Non
             "--precision where the file is lowered already"
         )
     if not engine.startswith("tensorrt"):
-        raise M2HError(f"trtexec builds no engine for {engine}: choose --engine tensorrt or tensorrt-rtx")
+        raise M2HError(f"--trtexec applies only to TensorRT, not to {engine}: choose --engine tensorrt or tensorrt-rtx")
 
 
 def tell(bundle: Bundle) -> None:

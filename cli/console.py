@@ -41,7 +41,7 @@ err = Console(stderr=True, highlight=False)
 
 
 class CountColumn(ProgressColumn):
-    """How many are done, `8/20`; `8` where nobody knows how many there will be."""
+    """How many are done, `8/20`; `8` where the total is unknown."""
 
     def render(self, task: Task) -> Text:
         done = int(task.completed)

@@ -33,7 +33,7 @@ class Sensors(str, Enum):
 
 @app.command()
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="Published .pt, our .safetensors, or the name m2h-tiny.")],
+    checkpoint: Annotated[str, typer.Argument(help="Published .pt, .safetensors of m2h-deploy, or the name m2h-tiny.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="ONNX file to write.")] = Path("model.onnx"),
     height: Annotated[int, typer.Option(help="Height of the network's input in pixels.")] = 224,
     width: Annotated[int, typer.Option(help="Width of the network's input in pixels.")] = 224,
@@ -47,7 +47,7 @@ def export(
     windows: Annotated[Windows, typer.Option(help="WMCA's partition as plain operators or ONNX functions.")] = (
         Windows.standard
     ),
-    form: Annotated[str, typer.Option(help="deploy: same function, less work; reference: as published.")] = "deploy",
+    form: Annotated[str, typer.Option(help="deploy: rewritten to run faster; reference: as published.")] = "deploy",
     preset: Annotated[
         str | None, typer.Option(help="Normalization of the training: published or imagenet.", show_default="published")
     ] = None,
@@ -59,7 +59,7 @@ def export(
         Path | None, typer.Option(help="JSON list of the class names, or of {name, color}.", metavar="FILE")
     ] = None,
     sensor: Annotated[
-        Sensors | None, typer.Option(help="Take raw camera pixels and give finished results: all inside the graph.")
+        Sensors | None, typer.Option(help="Put pre- and postprocessing into the graph: raw pixels in, results out.")
     ] = None,
     camera_size: Annotated[
         str | None, typer.Option(help="With --sensor: the camera's width x height.", show_default="640x480")
@@ -130,7 +130,7 @@ def make_sensor(
     if sensor is None:
         for name, value in (("--camera-size", camera_size), ("--depth", depth)):
             if value is not None:
-                raise M2HError(f"{name} is of a graph that takes a camera's pixels: give --sensor uint8 or nv12 too")
+                raise M2HError(f"{name} applies only to a sensor graph: give --sensor uint8 or nv12 too")
         return None
     from export import Sensor, parse_camera_size
 

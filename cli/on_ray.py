@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 RayOption = Annotated[
     str | None,
-    typer.Option("--ray", metavar="ADDRESS", help="Many frames on Ray Data: 'local', 'auto' or a cluster's HOST:PORT."),
+    typer.Option("--ray", metavar="ADDRESS", help="Run frames on Ray: 'local', 'auto' or a cluster's HOST:PORT."),
 ]
 WorkersOption = Annotated[
     int | None, typer.Option(help="Ray: how many engines; by default one CPU stays free for Ray.", min=1)
@@ -31,7 +31,7 @@ def cluster_of(
     """The cluster that the options name; None without --ray. Raises M2HError on the others without it."""
     if address is None:
         if workers is not None or gpus:
-            raise M2HError("--workers and --gpus belong to a job on Ray: give --ray local too")
+            raise M2HError("--workers and --gpus apply only to a job on Ray: give --ray local too")
         return None
     if device is not None:
         raise M2HError("--device is for one engine: leave it out with --ray, where --gpus gives each worker its own")

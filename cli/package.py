@@ -17,15 +17,13 @@ if TYPE_CHECKING:
 
 @app.command()
 def package(
-    bundle: Annotated[
-        Path, typer.Argument(help="Bundle; for --cpp of a sensor graph; for Mono-Hydra or an ONNX file.")
-    ],
+    bundle: Annotated[Path, typer.Argument(help="Bundle (--cpp: of a sensor graph; --mono-hydra: or an ONNX file).")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="New folder, for --cpp and --mono-hydra.")
     ] = None,
     cpp: Annotated[bool, typer.Option("--cpp", help="libm2h, its headers and an example, for C and C++.")] = False,
     mono_hydra: Annotated[
-        bool, typer.Option("--mono-hydra", help="ONNX file and YAML for Mono-Hydra's present ONNX node.")
+        bool, typer.Option("--mono-hydra", help="ONNX file and YAML for Mono-Hydra's existing ONNX node.")
     ] = False,
     triton: Annotated[
         Path | None, typer.Option("--triton", help="Add the model to this Triton model repository.")
@@ -36,9 +34,9 @@ def package(
     instances: Annotated[int | None, typer.Option(help="With --triton: engines that work at once. [1]")] = None,
     threads: Annotated[int | None, typer.Option(help="With --triton: CPU threads of each engine.", min=1)] = None,
 ) -> None:
-    """Lay a bundle out with what another program needs to run it."""
+    """Package a bundle with what another program needs to run it."""
     if [cpp, mono_hydra, triton is not None].count(True) != 1:
-        raise M2HError("say what to package for: --cpp, --mono-hydra or --triton REPOSITORY")
+        raise M2HError("choose what to package for: --cpp, --mono-hydra or --triton REPOSITORY")
     given = {
         "name": name,
         "max_batch": max_batch,
@@ -55,9 +53,9 @@ def package(
         _package_triton(bundle, triton, RepositoryOptions(**options))
         return
     if options:
-        raise M2HError(f"--{next(iter(options)).replace('_', '-')} belongs to a model repository: give --triton too")
+        raise M2HError(f"--{next(iter(options)).replace('_', '-')} applies only to a repository: give --triton too")
     if output is None:
-        raise M2HError("say where to write it: --output FOLDER")
+        raise M2HError("the folder to write is missing: give --output FOLDER")
     if mono_hydra:
         from m2h_deploy.packaging.mono_hydra import PARAMETERS, package_mono_hydra
 

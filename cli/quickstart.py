@@ -1,4 +1,4 @@
-"""m2h-deploy quickstart: the whole way on the embedded default."""
+"""m2h-deploy quickstart: run everything with the built-in network."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from m2h_deploy.files.atomic import check_folder, make_folder
 
 @app.command()
 def quickstart(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for what it makes.")] = Path("quickstart"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path("quickstart"),
     variant: Annotated[str, typer.Option(help="Network to use.")] = "m2h-tiny",
-    frames: Annotated[int, typer.Option(help="How many rooms to look at.", min=1)] = 3,
+    frames: Annotated[int, typer.Option(help="Number of rooms.", min=1)] = 3,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """The whole way on the embedded default: checkpoint, ONNX, bundle, predictions, a picture."""
+    """Run everything with the built-in network: checkpoint, ONNX, bundle, predictions, a picture."""
     with needs("export"):
         from engines import build_bundle
         from export import export_onnx

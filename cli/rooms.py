@@ -14,12 +14,12 @@ from cli.console import make_progress, say
 @app.command()
 def rooms(
     folder: Annotated[Path, typer.Argument(help="Folder to write, in the multi-task layout of NYUv2.")],
-    frames: Annotated[int, typer.Option(help="How many rooms.", min=1)] = 20,
-    seed: Annotated[int, typer.Option(help="Other seeds give other rooms.")] = 0,
+    frames: Annotated[int, typer.Option(help="Number of rooms.", min=1)] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the rooms.")] = 0,
     height: Annotated[int, typer.Option(min=16)] = 240,
     width: Annotated[int, typer.Option(min=16)] = 320,
     split: Annotated[str, typer.Option(help="Split to write: train or val.")] = "val",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier split at the place.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier split in the folder.")] = False,
 ) -> None:
     """Write synthetic rooms with exact labels: data to try commands on, and for tests. An existing split is kept."""
     from m2h_deploy.data.nyuv2_writer import write_multitask_folder

@@ -38,7 +38,7 @@ def run(
     limit: Annotated[int | None, typer.Option(help="Stop after this many frames.", min=1)] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
     device: EngineDeviceOption = None,
-    self_test: Annotated[bool, typer.Option(help="Prove the engine's numbers first.")] = True,
+    self_test: Annotated[bool, typer.Option(help="Run the engine's self-test first.")] = True,
     plugins: Annotated[list[Path] | None, typer.Option(help="TensorRT: plug-in library to load; may repeat.")] = None,
     ray: RayOption = None,
     workers: WorkersOption = None,
@@ -65,7 +65,7 @@ def run(
             check_outside(bundle, place)
     check_outputs({"mp4": video, "rrd": rerun}, overwrite=overwrite, sources=[source])
     if npz and not files:
-        raise M2HError("--npz is one of the files that --no-files leaves out: give one of the two")
+        raise M2HError("--npz writes files, which --no-files turns off: give one of the two")
     if cluster is not None:
         _refuse_with_ray(video, rerun, show=show, files=files)
         from m2h_deploy.cluster import predict_folder
@@ -77,7 +77,7 @@ def run(
         _give_job(job, output, as_json=as_json)
         return
     if parquet:
-        raise M2HError("--parquet belongs to a job on Ray: give --ray local too")
+        raise M2HError("--parquet applies only to a job on Ray: give --ray local too")
     frames = open_source(source)
     if files and is_folder(Path(source)) and Path(source).resolve() == output.resolve():
         raise M2HError(f"{output} is the source itself: results could overwrite its files; give another --output")
@@ -126,7 +126,7 @@ def _give_job(job: JobResult, output: Path, *, as_json: bool) -> None:
 def _refuse_with_ray(video: Path | None, rerun: Path | None, *, show: bool, files: bool) -> None:
     """Raises M2HError on what needs the frames in their order."""
     if video is not None or rerun is not None or show or not files:
-        raise M2HError("--video, --rerun, --show and --no-files need every frame in its order: run without --ray")
+        raise M2HError("--video, --rerun, --show and --no-files need the frames in order: run without --ray")
 
 
 def _sinks(

@@ -22,7 +22,7 @@ def serve(
     max_batch: Annotated[int, typer.Option(help="Frames that run together at most.")] = 8,
     delay_ms: Annotated[float, typer.Option(help="Milliseconds that a frame waits for others.")] = 2.0,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the engine.", min=1)] = None,
-    log: Annotated[Path | None, typer.Option(help="Keep what Triton writes in this file.")] = None,
+    log: Annotated[Path | None, typer.Option(help="Write Triton's log to this file.")] = None,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:

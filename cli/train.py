@@ -20,9 +20,9 @@ WorkersOption = Annotated[int, typer.Option(help="Processes that read or render 
 def train(
     config: ConfigArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run.")],
-    resume: Annotated[bool, typer.Option(help="Go on with the unfinished run in the folder.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue the unfinished run in the folder.")] = False,
     device: DeviceOption = "auto",
-    cache: Annotated[Path | None, typer.Option(help="Where frames are kept (default: in the folder).")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder that caches frames (default: in the run).")] = None,
     workers: WorkersOption = 1,
     qat: Annotated[bool, typer.Option("--qat", help="Fine-tune the config's checkpoint for INT8.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
@@ -37,7 +37,7 @@ def train(
         from m2h_deploy.training import train as train_network
 
     if resume and overwrite:
-        raise M2HError("--resume goes on with the run that --overwrite would replace: give one of the two")
+        raise M2HError("--resume continues the run that --overwrite replaces: give one of the two")
     existing: Literal["refuse", "resume", "replace"] = "resume" if resume else "replace" if overwrite else "refuse"
     settings = load_config(config)
     try:
@@ -56,10 +56,10 @@ def train(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="Checkpoint, or m2h-tiny for the embedded default.")],
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint, or m2h-tiny for the built-in network.")],
     config: ConfigArgument,
     device: DeviceOption = "auto",
-    cache: Annotated[Path | None, typer.Option(help="Where frames are kept for the next time.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder that caches frames.")] = None,
     workers: WorkersOption = 1,
     as_json: JsonFlag = False,
 ) -> None:

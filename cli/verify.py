@@ -28,10 +28,10 @@ def verify(
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
     device: EngineDeviceOption = None,
     miou_drop: Annotated[float, typer.Option(help="Gate: points of mIoU.")] = 0.5,
-    rmse_increase: Annotated[float, typer.Option(help="Gate: per cent of RMSE.")] = 1.0,
+    rmse_increase: Annotated[float, typer.Option(help="Gate: percent of RMSE.")] = 1.0,
     merr_increase: Annotated[float, typer.Option(help="Gate: degrees of mean angle.")] = 0.3,
     odsf_drop: Annotated[float, typer.Option(help="Gate: points of odsF.")] = 0.5,
-    psnr: Annotated[float, typer.Option(help="Gate: least PSNR of each output in dB.")] = 30.0,
+    psnr: Annotated[float, typer.Option(help="Gate: lowest PSNR of each output in dB.")] = 30.0,
     locate: Annotated[bool, typer.Option(help="Name the first diverging block.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON ('-': stdout).")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write a JUnit file.")] = None,
@@ -56,7 +56,7 @@ def verify(
     for file in check_outputs(places, overwrite=overwrite, sources=[reference]):
         check_outside(bundle, file)
     if work is not None and ray is None:
-        raise M2HError("--work belongs to a job on Ray: give --ray local too")
+        raise M2HError("--work applies only to a job on Ray: give --ray local too")
     cluster = cluster_of(ray, workers, threads, gpus, device)
     with reporting(resumes=cluster is not None) as report:
         on_ray = None if cluster is None else RayExecutor(cluster, work, report.complain)

@@ -159,11 +159,11 @@ def _check_graph(request: BuildRequest, proto: onnx.ModelProto, info: GraphInfo,
     if found != "fp32" and wanted not in (None, found):
         raise M2HError(f"{source} is {found}, not {wanted}: give the float32 file, or leave the precision out")
     if found != "fp32" and (lowering != Lowering() or request.graph is not None):
-        raise M2HError(f"{source} is {found} already: calibration, policy, io and a graph to keep are of a float32 one")
+        raise M2HError(f"{source} is {found} already: calibration, policy, io and a graph to keep need a float32 graph")
     if found != wanted == "int8" and lowering.frames is None:
         raise M2HError("int8 needs calibration frames: give --calibration a folder, a video, or NYUv2")
     if info.sensor and lowering.io == "fp16":
-        raise M2HError(f"{source} is a sensor graph, whose inputs and outputs have their types: leave io at fp32")
+        raise M2HError(f"{source} is a sensor graph, whose input and output types are fixed: leave io at fp32")
     request.engine.check_options(request.options, wanted or found)
     request.engine.check_graph(request.options, proto, source)
 

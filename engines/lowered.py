@@ -63,7 +63,7 @@ class Lowering:
         if self.method not in (None, *METHODS):
             raise M2HError(f"calibrator '{self.method}': choose one of {', '.join(METHODS)}")
         if self.policy is not None and self.policy.weights_only and (self.method or self.min_psnr) is not None:
-            raise M2HError("a policy of weights_only measures no ranges: leave calibrator and least PSNR out")
+            raise M2HError("a policy with weights_only needs no ranges: leave calibrator and least PSNR out")
         if self.seed is not None and self.frames is None:
             raise M2HError("the seed chooses calibration frames: give --calibration too")
 
@@ -175,7 +175,7 @@ def _run_on_cpu(proto: onnx.ModelProto, spec: InputSpec, path: Path) -> dict[str
         from m2h_deploy.onnx_graph.session import cpu_session, run_session
     except ModuleNotFoundError:
         raise M2HError(
-            f"{path} brings no self-test, and making one needs ONNX Runtime: {install_extra('onnxruntime')}, or lower "
+            f"{path} has no self-test, and making one needs ONNX Runtime: {install_extra('onnxruntime')}, or lower "
             "the graph where that is installed (build --precision fp16 --graph FILE.onnx writes one into the file)"
         ) from None
     outputs = run_session(cpu_session(proto, path), pattern(spec), path)

@@ -39,9 +39,9 @@ class BuildRequest:
         if self.lowers:
             self.lowering.check(self.precision or "fp32")
         elif self.lowering != Lowering():
-            raise M2HError("calibration, policy and types of inputs mean nothing in fp32: choose fp16 or int8")
+            raise M2HError("calibration, policy and types of inputs do not apply to fp32: choose fp16 or int8")
         elif self.graph is not None:
-            raise M2HError("the graph to keep is one that is lowered: choose fp16 or int8, or leave it out")
+            raise M2HError("only a lowered graph is kept: choose fp16 or int8, or leave the file out")
 
     @property
     def lowers(self) -> bool:
@@ -58,6 +58,6 @@ class BuildRequest:
             return
         check_writable(self.graph)
         if self.graph.resolve() == self.source.resolve():
-            raise M2HError(f"{self.graph} is the graph itself, which the lowered one would replace: give another file")
+            raise M2HError(f"the lowered graph would replace its source {self.graph}: give another file")
         if out_dir is not None:
             check_outside(out_dir, self.graph)

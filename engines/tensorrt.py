@@ -133,8 +133,7 @@ def build_plan(model: Path, plan: Path, *, flavor: str, options: TensorRtOptions
     """Compile `model` to `plan`, with a progress bar on stderr.
 
     The network is strongly typed (the graph's casts and Q/DQ decide) and TF32 is off. Raises M2HError with TensorRT's
-    own words, by node and block, when the graph cannot be parsed or built. `plan` appears whole or not at all, after
-    Ctrl-C too.
+    own words, by node and block, when the graph cannot be parsed or built. `plan` is written atomically.
     """
     from m2h_deploy.onnx_graph.files import onnx_sha256, read_onnx
     from m2h_deploy.onnx_graph.precision import graph_precision

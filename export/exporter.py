@@ -36,7 +36,7 @@ from m2h_deploy.version import __version__
 
 
 class _Outputs(nn.Module):
-    """The traced module: a tuple of the wanted tasks, so that heads nobody wants leave the graph."""
+    """The traced module: a tuple of the wanted tasks, so that unwanted heads leave the graph."""
 
     def __init__(self, network: nn.Module, tasks: Sequence[str]) -> None:
         super().__init__()

@@ -63,7 +63,7 @@ class ExportOptions:
         if self.tasks is None:
             return
         if self.sensor is not None:
-            raise M2HError("the outputs of a sensor graph are the sensor's: leave the tasks out")
+            raise M2HError("the sensor chooses the outputs of a sensor graph: leave the tasks out")
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown or not self.tasks:
             raise M2HError(f"outputs {', '.join(unknown) or 'none'}: choose from {', '.join(TASKS)}")

@@ -50,7 +50,7 @@ class Sensor:
         if not all(MIN_SIDE <= side <= MAX_CAMERA_SIDE for side in self.camera):
             raise M2HError(f"camera size {width}x{height}: both sides must be {MIN_SIDE} to {MAX_CAMERA_SIDE} pixels")
         if self.format == "nv12" and (width % 2 or height % 2):
-            raise M2HError(f"camera size {width}x{height}: NV12 has even sides")
+            raise M2HError(f"camera size {width}x{height}: NV12 needs even sides")
         unknown = [name for name in self.outputs if name not in RESULTS]
         if unknown or not self.outputs:
             raise M2HError(f"outputs {', '.join(unknown) or 'none'}: choose from {', '.join(RESULTS)}")

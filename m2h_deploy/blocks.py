@@ -2,7 +2,7 @@
 
 The exporter names a node after the module it comes from, `/heads.depth/upsample1/conv1/Conv`, so the first part of a
 name is the block: `backbone`, `mstr`, `msf.<task>`, `wmca`, `context` or `context.<task>` (GGFM), `heads.<task>`, and
-`network` for what stands between blocks. This is the one place that knows it.
+`network` for what is between blocks. This is the one place that knows it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import math
 from m2h_deploy.data.frame import Intrinsics
 from m2h_deploy.errors import M2HError
 
-#: Horizontal angle of view of a camera that nobody described, in degrees: a common webcam's, and near NYUv2's 63.
+#: Horizontal angle of view of a camera without a description, in degrees: a common webcam's, and near NYUv2's 63.
 ASSUMED_FOV = 60.0
 
 
@@ -18,13 +18,13 @@ def parse_intrinsics(text: str) -> Intrinsics:
     except ValueError:
         raise M2HError(f"intrinsics '{text}': give fx,fy,cx,cy in pixels, such as 518.9,519.5,325.6,253.7") from None
     if not (all(math.isfinite(value) for value in (fx, fy, cx, cy)) and fx > 0 and fy > 0):
-        raise M2HError(f"intrinsics '{text}': focal lengths are above 0")
+        raise M2HError(f"intrinsics '{text}': focal lengths must be above 0")
     return Intrinsics(fx, fy, cx, cy)
 
 
 def intrinsics_of_view(fov: float, height: int, width: int) -> Intrinsics:
-    """A pinhole camera of `fov` degrees across, square pixels, centered. Raises M2HError where that is no camera."""
+    """A pinhole camera of `fov` degrees across, square pixels, centered. Raises M2HError on an impossible angle."""
     if not 1 <= fov < 179:
-        raise M2HError(f"fov {fov:g}: a horizontal angle of view is between 1 and 179 degrees")
+        raise M2HError(f"fov {fov:g}: the horizontal angle of view must be between 1 and 179 degrees")
     focal = width / 2 / math.tan(math.radians(fov) / 2)
     return Intrinsics(focal, focal, (width - 1) / 2, (height - 1) / 2)

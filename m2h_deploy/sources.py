@@ -46,7 +46,7 @@ class SourceFrame:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that is no picture and not meant to be: RGB-D folders hold depth maps beside their pictures."""
+    """A file that is not meant to be a picture: RGB-D folders hold depth maps beside their pictures."""
 
     reason: str
 
@@ -90,7 +90,7 @@ def open_source(what: str | int | os.PathLike[str]) -> Source:
     """
     if isinstance(what, (int, np.integer)) and not isinstance(what, bool):
         if what < 0:
-            raise M2HError(f"camera {what}: an index is 0 or more")
+            raise M2HError(f"camera {what}: the index must be at least 0")
         return _camera(str(int(what)))
     if not isinstance(what, (str, os.PathLike)):
         raise M2HError(

@@ -38,7 +38,7 @@ codecs.register_error("m2h-plain", _plain)
 
 
 class _Output(io.TextIOWrapper):
-    """stdout or stderr. Once nobody reads it (a closed pipe, a lost terminal), the rest is dropped."""
+    """stdout or stderr. Once its reader is gone (a closed pipe, a lost terminal), the rest is dropped."""
 
     def __init__(self, number: int, *, results: bool, encoding: str) -> None:
         raw = io.FileIO(number, "wb", closefd=False)

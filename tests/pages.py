@@ -1,4 +1,4 @@
-"""Pages of the documentation, whose commands the tests run."""
+"""Read the documentation's pages and run their commands."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 class Page:
-    """One page of docs/: its text, its blocks of code, and a shell that knows `m2h-deploy`."""
+    """A page of docs/: its text, its code blocks, and a shell in which `m2h-deploy` is this checkout's."""
 
     def __init__(self, name: str) -> None:
         self.text = (REPOSITORY / "docs" / name).read_text()
 
     def blocks(self, language: str) -> list[str]:
-        """The code blocks of a language, from top to bottom."""
+        """Return the code blocks of a language, from top to bottom."""
         return re.findall(rf"```{language}\n(.*?)```", self.text, re.DOTALL)
 
     def run(self, folder: Path, *, count: int, change: Callable[[str], str] = lambda commands: commands) -> None:
@@ -38,7 +38,7 @@ class Page:
 
 
 def shell_environment(folder: Path) -> dict[str, str]:
-    """An environment in which `m2h-deploy` and `python` are this checkout's and this interpreter, by `folder`/bin."""
+    """Return an environment whose `m2h-deploy` and `python` are this checkout and interpreter, by `folder`/bin."""
     programs = folder / "bin"
     programs.mkdir()
     for name, words in (("m2h-deploy", f'-c "{COMMAND[2]}"'), ("python", "")):
@@ -48,16 +48,16 @@ def shell_environment(folder: Path) -> dict[str, str]:
 
 
 def fenced_blocks(text: str) -> list[tuple[str, str]]:
-    """Every code block of a page: its language and its lines."""
+    """Return the language and the lines of every code block of a page."""
     return re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def m2h_commands(block: str) -> list[list[str]]:
-    """The words after `m2h-deploy` of each such line of a shell block, without comments and what they are piped to."""
+    """Return the arguments of every `m2h-deploy` command of a shell block, without comments."""
     commands = []
     for line in block.replace("\\\n", " ").splitlines():
         found = re.search(r"(?:^|[\s/])m2h-deploy\s+(.*)", line.split("  # ")[0])
         if found and not line.lstrip().startswith("#") and "pip " not in line:
-            # In docs/runtime.md words about a command stand behind two spaces.
+            # In docs/runtime.md two spaces separate a command from its description.
             commands.append(shlex.split(re.split(r"\s{2,}", re.sub(r"\s{2,}(?=-)", " ", found[1]))[0]))
     return commands

@@ -153,7 +153,7 @@ def test_manifests_on_the_real_engine(broken, tiny_bundle):
         (lambda m: m["input"].update(color="BGR"), "only a sensor graph takes raw pixels"),
         (lambda m: m["classes"]["names"].pop(), "40 names and 41 colors"),
         (lambda m: m["classes"]["palette"][0].__setitem__(0, 256), "colors are 0 to 255"),
-        (lambda m: m.update(depth_range=[10, 1]), "depth_range: 10.0 to 1.0 m is none"),
+        (lambda m: m.update(depth_range=[10, 1]), "depth_range: 10.0 to 1.0 m is not a range"),
         (lambda m: m["self_test"]["outputs"].update(labels=m["self_test"]["outputs"]["depth"]), "no output labels"),
         (lambda m: m["self_test"]["outputs"]["depth"].update(values=[]), "values: there are none"),
         (lambda m: m["engine"]["options"].update(threads="many"), "engine.options.threads"),
@@ -184,7 +184,7 @@ DTYPES = st.sampled_from([np.uint8, np.uint8, np.uint8, np.uint16, np.int8, np.f
 
 @st.composite
 def images(draw: st.DrawFn) -> Any:
-    """Arrays of all shapes, types and layouts, and what is no array."""
+    """Arrays of all shapes, types and layouts, and what is not an array."""
     shape = draw(st.one_of(st.tuples(SIDES, SIDES, st.sampled_from([0, 1, 2, 3, 4, 5])), st.tuples(SIDES, SIDES)))
     shape = draw(st.sampled_from([shape, shape, shape, shape[:1], (), (1, *shape)]))
     image = np.full(shape, draw(st.sampled_from([0, 1])), draw(DTYPES))

@@ -23,7 +23,7 @@ def test_a_number_is_a_camera_and_one_that_is_not_there_is_one_line(tiny_bundle,
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (-1, "an index is 0 or more"),
+        (-1, "the index must be at least 0"),
         (3_000_000_000, "no camera 3000000000"),
         ("3000000000", "no camera 3000000000"),
         (True, "not bool"),

@@ -66,7 +66,7 @@ Bundle read_bundle(const std::string& path) {
     std::vector<char> content = read_file(file);
     if (sha256(content.data(), content.size()) != digest) {
       throw Failure(path + ": " + name +
-                    " does not have the manifest's sha256 (damaged, exchanged?): build or copy it again");
+                    " does not have the manifest's sha256 (damaged or replaced): build or copy it again");
     }
     bundle.contents[name] = std::move(content);
   }

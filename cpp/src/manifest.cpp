@@ -212,7 +212,7 @@ SelfTest read_self_test(const Fields& top, const std::string& where, const Manif
     for (const Output& candidate : manifest.outputs) {
       if (candidate.name == name) output = &candidate;
     }
-    if (output == nullptr) outputs.fail(name.substr(0, 64), "is no output of the engine");
+    if (output == nullptr) outputs.fail(name.substr(0, 64), "is not an output of the engine");
     const Fields entry(value, where, "self_test.outputs." + name);
     SelfTestOutput expected;
     expected.deviation = entry.as_number(entry.at("deviation"), "deviation");
@@ -235,7 +235,7 @@ void read_files(const Fields& top, Manifest& manifest) {
   const Fields files = top.object("files");
   if (files.json().size() > 64) top.fail("files", "has more than 64 entries");
   for (const auto& [name, digest] : files.json().items()) {
-    if (!is_file_name(name)) top.fail("files", "holds a name that is none of a plain file");
+    if (!is_file_name(name)) top.fail("files", "holds a name that is not a plain file name");
     const std::string text = files.as_text(digest, name);
     if (!is_digest(text)) files.fail(name, "expected 64 hexadecimal digits");
     manifest.files[name] = text;

@@ -58,7 +58,7 @@ struct Manifest {
   std::string text(const std::string& option, const std::string& otherwise) const;
 };
 
-// `where` names the file in errors. Throws Failure on what is no manifest, on a newer schema, and on a plain graph,
+// `where` names the file in errors. Throws Failure on an invalid manifest, on a newer schema, and on a plain graph,
 // which needs image code that this library does not have.
 Manifest parse_manifest(const std::string& json, const std::string& where);
 

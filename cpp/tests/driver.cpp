@@ -163,7 +163,7 @@ int misuse(m2h::Runtime& runtime) {
   const m2h_color other = info.takes_nv12 ? M2H_BGR : M2H_NV12;
   refused("another color", "--sensor", run([&](m2h_image& image, m2h_results&) { image.color = other; }));
   if (m2h_class_name(runtime.handle(), -1) != nullptr || m2h_class_name(runtime.handle(), info.classes) != nullptr) {
-    std::cerr << "a class that is none has a name\n";
+    std::cerr << "a class index out of range has a name\n";
     ++failures;
   }
   if (run([](m2h_image&, m2h_results&) {}) != M2H_OK) {

@@ -113,7 +113,7 @@ def _count(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:
 
 
 def _weights(costs: Sequence[NodeCost]) -> dict[str, int]:
-    """Elements of the constants by precision; index arithmetic and the scales of quantization are none."""
+    """Count the constants' elements by precision, without index arithmetic and the scales of quantization."""
     counts = dict.fromkeys(PRECISIONS, 0)
     for cost in costs:
         quantization = cost.operator in ("QuantizeLinear", "DequantizeLinear")

@@ -84,7 +84,7 @@ def select_frames(
     them says nothing. Raises M2HError, naming `source`, when too few frames remain.
     """
     if count < 1 or held_out < 0:
-        raise M2HError(f"{source}: {count} calibration frames and {held_out} to check on make no calibration")
+        raise M2HError(f"{source}: cannot calibrate on {count} frames and check on {held_out}: give at least 1 and 0")
     chosen: list[tuple[int, NDArray[np.float32]]] = []
     generator = random.Random(seed)
     wanted, usable, flat = count + held_out, 0, 0
@@ -110,7 +110,7 @@ def _check_frame(frame: NDArray[np.float32], source: str) -> None:
     if frame.ndim != 4 or frame.shape[:2] != (1, 3) or frame.dtype != np.float32:
         raise M2HError(f"{source}: a frame is {frame.dtype} {frame.shape}, expected float32 (1, 3, H, W)")
     if not np.isfinite(frame).all():
-        raise M2HError(f"{source}: a frame holds values that are not numbers")
+        raise M2HError(f"{source}: a frame contains NaN or infinity")
 
 
 def _is_one_color(frame: NDArray[np.float32]) -> bool:

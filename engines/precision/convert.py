@@ -128,7 +128,7 @@ def to_int8(
     digest = onnx_sha256(onnx_path)
     if policy.weights_only:
         if min_psnr is not None:
-            raise M2HError("a least PSNR chooses among layers with INT8 activations: leave it out with weights_only")
+            raise M2HError("a least PSNR applies only to INT8 activations: leave it out with weights_only")
         quantized = insert_weight_dq(plain, layers)
     else:
         # Every candidate is measured, so that another policy finds its ranges in the cache.
@@ -151,7 +151,7 @@ def _load_float32(path: str | os.PathLike[str], io: IO) -> _Source:
         raise M2HError(f"{path} is not a float32 graph: give the file that m2h-deploy export wrote")
     info = GraphInfo.read(proto, path)
     if info.sensor is not None and io == "fp16":
-        raise M2HError(f"{path} is a sensor graph, whose inputs and outputs have their types: leave io at fp32")
+        raise M2HError(f"{path} is a sensor graph, whose input and output types are fixed: leave io at fp32")
     require_modelopt()
     return _Source(proto, take_network(proto) if info.sensor is not None else proto, info)
 

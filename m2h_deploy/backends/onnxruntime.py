@@ -120,7 +120,7 @@ def open_session(
         raise M2HError(f"{bundle.path}: engine.options.provider_options is not an object")
     refused = sorted(set(provider_options) - _PROVIDER_OPTIONS)
     if refused:
-        raise M2HError(f"{bundle.path}: the provider option '{refused[0]}' is not one that a bundle may set")
+        raise M2HError(f"{bundle.path}: a bundle may not set the provider option '{refused[0]}'")
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 4  # what is wrong comes as an exception
     session_options.inter_op_num_threads = 1

@@ -172,7 +172,7 @@ class TensorRTBackend(Backend):
             raise M2HError(f"TensorRT could not run the plan: {self._said()}")
 
     def _said(self) -> str:
-        return self._messages.errors[-1] if self._messages.errors else "it gives no reason"
+        return self._messages.errors[-1] if self._messages.errors else "TensorRT gives no reason"
 
     def _execute(self) -> None:
         if self._graph is None:
@@ -280,7 +280,7 @@ def targets_in_words(manifest: Manifest) -> str:
 
 
 def check_capability(manifest: Manifest, capability: str, where: str) -> None:
-    """Raises M2HError when the plan names targets and this GPU is none of them."""
+    """Raise M2HError if the plan names targets and this GPU is not among them."""
     targets = manifest.engine.targets
     if targets and capability not in targets:
         raise M2HError(
@@ -318,7 +318,7 @@ def check_plugins(bundle: Bundle, given: tuple[Path, ...]) -> tuple[Path, ...]:
             other = any(library.name == name for library in given)
             what = f"the {name} given is not the one it was built with" if other else f"it needs the plug-in {name}"
             raise M2HError(
-                f"{bundle.path}: {what} (sha256 {entry['sha256'][:16]}...); a bundle never brings code: give the "
+                f"{bundle.path}: {what} (sha256 {entry['sha256'][:16]}...); a bundle contains no code: give the "
                 f"library to Runtime.load(..., plugins=['{name}']) if you trust it"
             )
     return tuple(digests[entry["sha256"]] for entry in wanted)

@@ -23,7 +23,7 @@ _loggers: dict[str, Any] = {}
 def listen(flavor: str) -> tuple[Any, Messages]:
     """The flavor's logger, and the messages that it collects from now on.
 
-    TensorRT takes one logger a process and ignores any later one, so there is one, and its ear changes.
+    TensorRT takes one logger a process and ignores any later one, so all share one logger.
     """
     trt = load_tensorrt(flavor)
     if flavor not in _loggers:

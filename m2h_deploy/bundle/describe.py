@@ -12,7 +12,7 @@ from m2h_deploy.bundle.folder import load_bundle
 def describe_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A bundle as plain values that JSON takes: `manifest`, `bytes` and `sizes` of its files.
 
-    Raises M2HError when it is none, or damaged.
+    Raises M2HError if `path` is not a bundle or is damaged.
     """
     bundle = load_bundle(path)
     sizes = {name: (Path(path) / name).stat().st_size for name in bundle.manifest.files}

@@ -44,7 +44,7 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     for name, expected in manifest.files.items():
         _check_file(path, name, expected)
     unnamed = _unnamed(path, manifest)
-    if unnamed:  # an engine could read it, and nobody vouches for it
+    if unnamed:  # an engine could read it, and no checksum covers it
         raise BundleError(f"{path}: {unnamed[0]} is not named in the manifest; a bundle holds nothing else")
     return Bundle(path, manifest)
 
@@ -92,7 +92,7 @@ def _check_file(folder: Path, name: str, expected: str) -> None:
     except OSError as error:
         raise MachineError(f"cannot read {file}: {reason(error)}") from None
     if found != expected:
-        raise BundleError(f"{folder}: {name} does not have the manifest's sha256 (damaged, exchanged?): build it again")
+        raise BundleError(f"{folder}: {name} does not have the manifest's sha256 (damaged or replaced): build it again")
 
 
 def file_sha256(path: Path) -> str:
@@ -108,7 +108,7 @@ def check_outside(bundle_path: str | os.PathLike[str], target: str | os.PathLike
     """`target`, absolute. Raises M2HError where it lies in the bundle, which holds nothing but its own files."""
     path = Path(target).resolve()
     if path.is_relative_to(Path(bundle_path).resolve()):
-        raise M2HError(f"{target} lies in the bundle {bundle_path}, which holds nothing else: choose another place")
+        raise M2HError(f"{target} lies in the bundle {bundle_path}, which holds only its files: choose another place")
     return path
 
 
@@ -176,7 +176,7 @@ def record_result(
     updates = {key: value for key, value in (("parity", parity), ("latency", latency)) if value is not None}
     present = _read_manifest(bundle.path)
     if present.files != bundle.manifest.files:
-        raise M2HError(f"{bundle.path} was built again meanwhile: the result is of the engine before, and not recorded")
+        raise M2HError(f"{bundle.path} was rebuilt meanwhile: the result is of the earlier engine, and is not recorded")
     manifest = present.model_copy(update=updates)
     write_manifest(bundle.path, manifest)
     return Bundle(bundle.path, manifest)

@@ -287,7 +287,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
             yield f"outputs.{index}: {spec.name}: {problem}"
     near, far = manifest.depth_range
     if not (math.isfinite(near) and math.isfinite(far) and 0 <= near < far):
-        yield f"depth_range: {near} to {far} m is none"
+        yield f"depth_range: {near} to {far} m is not a range: expected 0 <= near < far"
     yield from _check_self_test(manifest)
     if manifest.engine.file not in manifest.files:
         yield f"engine.file: {manifest.engine.file} is not among the manifest's files"

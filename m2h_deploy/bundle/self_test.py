@@ -1,7 +1,7 @@
 """The golden self-test: a known input, and what this engine must make of it on any machine.
 
-Silent wrong numbers are a known failure of engines (see the README's list), so a runtime proves itself before the
-first frame. The input is a formula, so that a program in any language can make it: the 8-bit image whose channel c
+Silent wrong numbers are a known failure of engines (`m2h-deploy doctor` lists cases), so a runtime tests itself before
+the first frame. The input is a formula, so that a program in any language can make it: the 8-bit image whose channel c
 (RGB order) at row y, column x is
 
     (7 x + 3 y + 40 c + 96 ((x div 16 + y div 16) mod 2)) mod 256
@@ -99,7 +99,7 @@ def widen_tolerances(test: SelfTest, rounded: Mapping[str, NDArray[Any]]) -> Sel
         if not error <= LARGEST_TOLERANCE:
             raise M2HError(
                 f"{name} is off by {error:.2g} of its deviation when the graph is rounded to this precision: "
-                "the network does not bear it, build with --precision fp32"
+                "the network needs a higher precision: build with --precision fp32"
             )
         wider = min(ROUNDING_FACTOR * error, LARGEST_TOLERANCE)
         if wider > test.tolerance_of(name):

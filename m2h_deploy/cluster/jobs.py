@@ -193,7 +193,7 @@ def run_job(
             progress(reused + len(answered), total)
     lost = [row.name for row in rows if row.key not in answered]
     if lost:
-        raise M2HError(f"Ray gave no answer for {len(lost)} frames, {lost[0]} the first: run the same command again")
+        raise M2HError(f"Ray returned no result for {len(lost)} frames ({lost[0]}, ...): run the same command again")
     frames = total - len(failed) - len(skipped)
     seconds = time.perf_counter() - start
     return JobResult(frames, reused, tuple(skipped), tuple(failed), workers, max(0, len(seen) - workers), seconds)
@@ -228,7 +228,7 @@ def _answers(
     try:
         yield from answers.iter_rows()
     except Exception as error:  # Ray Data's own and those of Ray have no common base
-        raise M2HError(f"Ray gave up ({_words(error)}): run the same command again") from error
+        raise M2HError(f"Ray failed ({_words(error)}): run the same command again") from error
 
 
 def _words(error: Exception) -> str:

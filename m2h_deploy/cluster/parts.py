@@ -77,7 +77,7 @@ def settle_parts(folder: Path, rows: Sequence[Row]) -> list[Row]:
             path.unlink(missing_ok=True)
             continue
         if _PART.fullmatch(path.name) is None:
-            raise M2HError(f"{path} is not a part of such results: give another folder")
+            raise M2HError(f"{path} is not a Parquet part that m2h-deploy wrote: give another folder")
         digests = _settle(path, wanted)
         there |= digests
     return [row for row in rows if row.key not in there]

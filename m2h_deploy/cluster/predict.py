@@ -75,7 +75,7 @@ def predict_folder(
         limit: only this many images, the first by name.
         self_test: prove the engine's numbers on each worker before its first frame.
         plugins: libraries that a TensorRT plan needs.
-        overwrite: replace files in `output` that are no results of m2h-deploy, too.
+        overwrite: also replace files in `output` that m2h-deploy did not write.
         progress: called as frames are done.
         complain: called with the reason of each frame that gives no result.
 
@@ -153,7 +153,7 @@ class _ToFiles(_Predictor):
     def put(self, row: Row, frame: SourceFrame, prediction: Prediction) -> None:
         assert self._runtime is not None
         stamp = _stamp(self.state, row)
-        stamp.remove()  # first: it must not vouch for the files of another engine that are about to be replaced
+        stamp.remove()  # first: it must not cover files of another engine that are about to be replaced
         classes = self._runtime.manifest.classes
         files = ResultFiles(self.settings.output, classes, npz=self.settings.npz)
         files.add(frame, prediction)
@@ -183,7 +183,7 @@ class _Stamp:
     path: Path
 
     def fits(self, row: Row) -> bool:
-        """Whether the files are this row's, and nobody has changed them since."""
+        """Whether the files are this row's, and unchanged since."""
         try:
             content = json.loads(self.path.read_bytes())
             folder = self.path.parents[2]

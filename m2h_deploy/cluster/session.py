@@ -118,7 +118,7 @@ def _start(ray: Any, cluster: Cluster, logs: Path) -> None:
             "_temp_dir": str(logs),
         }
     else:
-        _knock(cluster.address)
+        _check_reachable(cluster.address)
     handlers = _handlers()
     try:
         ray.init(address=cluster.address, **options)
@@ -129,8 +129,8 @@ def _start(ray: Any, cluster: Cluster, logs: Path) -> None:
             signal.signal(number, handler)
 
 
-def _knock(address: str) -> None:
-    """Raises M2HError where nobody answers at HOST:PORT: Ray itself asks for minutes."""
+def _check_reachable(address: str) -> None:
+    """Raise M2HError if HOST:PORT is unreachable: Ray itself retries for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         return  # 'auto', or a name that Ray knows

@@ -51,7 +51,7 @@ class State:
                 "on storage that every node mounts at the same path"
             ) from None
         if token != self.token:
-            raise M2HError(f"{self.folder}: another job has begun in this folder: give each its own")
+            raise M2HError(f"{self.folder}: another job uses this folder: give each job its own")
 
     @contextmanager
     def attempt(self, key: str) -> Iterator[None]:
@@ -67,7 +67,7 @@ class State:
             file.write(b".")
         try:
             yield
-        except Exception:  # a reason is an answer; what leaves the mark is a process that is no more
+        except Exception:  # a reason is an answer; only a process that died leaves the mark
             mark.unlink(missing_ok=True)
             raise
         mark.unlink(missing_ok=True)

@@ -62,7 +62,7 @@ def default_classes(count: int) -> Classes:
 
 
 def generic_name(index: int) -> str:
-    """The name of a class that nobody has named."""
+    """Return the name of a class without one."""
     return f"class {index}"
 
 

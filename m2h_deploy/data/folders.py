@@ -58,7 +58,7 @@ class ImageFolder(_Files):
     """
 
     skipped: tuple[str, ...] = ()
-    """Why each file that was left out is no picture."""
+    """Why each file that was left out is not a picture."""
 
     @classmethod
     def open(cls, folder: str | Path) -> ImageFolder:

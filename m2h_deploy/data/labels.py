@@ -65,7 +65,7 @@ def boundaries(segments: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
     Args:
         segments: integers (H, W), one number a segment, 0 where unlabeled. Unlabeled gaps of a few
             pixels between two segments, which hand-drawn labels have, are closed from both sides first;
-            the border of a larger unlabeled area is no boundary.
+            the border of a larger unlabeled area is not a boundary.
     """
     filled = _close_gaps(segments)
     edges = np.zeros(segments.shape, np.uint8)

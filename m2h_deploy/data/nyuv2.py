@@ -152,7 +152,7 @@ def _read_lists(folder: Path, split: str) -> tuple[str, ...]:
         raise M2HError(f"{found[0]}: the list is empty")
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts or not name.isprintable():
-            raise M2HError(f"{found[0]}: {name!r} is no name of a frame in this folder")
+            raise M2HError(f"{found[0]}: {name!r} is not the name of a frame in this folder")
     return tuple(names)
 
 
@@ -271,7 +271,7 @@ def _side_file(path: Path, key: str, what: str) -> npt.NDArray[np.int64]:
         raise M2HError(f"{path}: {what} is missing; put {path.name} beside the labeled file")
     numbers = read_numbers(path, key)
     if not numbers.size or not np.isfinite(numbers).all():
-        raise M2HError(f"{path}: {what} '{key}' is empty or not made of numbers")
+        raise M2HError(f"{path}: {what} '{key}' is empty or not numeric")
     return np.ravel(numbers).astype(np.int64)
 
 

@@ -44,7 +44,7 @@ def write_multitask_folder(
         width: pixels.
         split: "train" or "val".
         progress: called after each frame.
-        overwrite: replace the split, and files that are no rooms.
+        overwrite: replace the split, and files that are not rooms.
 
     Returns:
         `folder`.

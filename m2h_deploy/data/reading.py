@@ -96,7 +96,7 @@ def as_depth(
     if bad:
         raise M2HError(f"{where}: depth has {bad} NaN or infinite pixels; write 0 where it is unknown")
     if array.size and array.min() < 0:
-        raise M2HError(f"{where}: depth goes down to {array.min():.3g} m; write 0 where it is unknown")
+        raise M2HError(f"{where}: depth has values down to {array.min():.3g} m; write 0 where it is unknown")
     check_median(array, where, median)
     return np.ascontiguousarray(array, np.float32)
 
@@ -125,7 +125,7 @@ def check_median(depth: npt.NDArray[Any], where: str, bounds: tuple[float, float
     if not bounds[0] <= middle <= bounds[1]:
         raise M2HError(
             f"{where}: the median depth is {middle:.3g} m, expected {bounds[0]:g} to {bounds[1]:g} m: "
-            "it is stored in another unit than this layout has"
+            "its unit is not the one of this layout"
         )
 
 

@@ -126,7 +126,7 @@ def is_own(path: Path, kind: Kind) -> bool:
         with path.open("rb") as file:
             return _LOOKS[kind](file)
     except OSError as error:
-        raise M2HError(f"cannot read {path}, which is in the way: {reason(error)}") from None
+        raise M2HError(f"cannot read the existing file {path}: {reason(error)}") from None
 
 
 def check_outputs(

@@ -48,7 +48,7 @@ def _boxes_end(stream: BinaryIO, size: int) -> int:
         length = int.from_bytes(head[:4], "big")
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
-        if length < 8:  # 0: up to the end of the file; others are no box
+        if length < 8:  # 0: up to the end of the file; others are not a box
             return size
         end += length
     return end

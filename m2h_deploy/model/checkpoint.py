@@ -112,7 +112,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> M2H:
     `path` is a published state dict (`.pt`, pickled by torch and read with `weights_only=True`), a safetensors
     file of `save_checkpoint`, or the name of weights that ship with the package (`m2h-tiny`). Variant, backbone,
     channels and classes are read off the tensors. Raises M2HError when the file is missing, broken, would run
-    code, holds tensors that are no weights (see `read_tensors`), or is not exactly an M2H network: missing, unexpected
+    code, holds tensors that are not weights (see `read_tensors`), or is not exactly an M2H network: missing, unexpected
     and misshapen tensors are named.
     """
     file = resolve_checkpoint(path)
@@ -207,7 +207,7 @@ def _infer_config(tensors: dict[str, Tensor], file: Path) -> ModelConfig:
     if not complete or len(found["backbone.pos_embed"]) != 3 or len(found["backbone.patch_embed.proj.weight"]) != 4:
         absent = [name for name in anchors[:2] + anchors[4:] if name not in found] or ["mstr.refine.0.weight"]
         raise M2HError(
-            f"{file} is not an M2H checkpoint: it misses {_few(absent)} and begins with {_few(list(tensors))}"
+            f"{file} is not an M2H checkpoint: it lacks {_few(absent)} and begins with {_few(list(tensors))}"
         )
     separable = "mstr.refine.0.pointwise.weight" in found
     preset = VARIANTS["m2h-small" if separable else "m2h"]

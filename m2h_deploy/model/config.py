@@ -141,7 +141,7 @@ def _validated(config: ModelConfig) -> ModelConfig:
     if vit.embed_dim % vit.heads:
         raise M2HError(f"backbone.embed_dim={vit.embed_dim} cannot be split over {vit.heads} attention heads")
     if list(vit.stages) != sorted(set(vit.stages)) or not all(0 <= stage < vit.depth for stage in vit.stages):
-        raise M2HError(f"backbone.stages={vit.stages}: four blocks of {vit.depth}, in order")
+        raise M2HError(f"backbone.stages={vit.stages}: must be four increasing indices of {vit.depth} blocks")
     if min(config.head_channels) < 1:
         raise M2HError(f"head_channels={config.head_channels}: must be at least 1")
     width = config.channels // 4 if config.separable else config.channels

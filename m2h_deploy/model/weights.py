@@ -24,7 +24,7 @@ _COUNTER = "num_batches_tracked"
 #: Modules whose classes and functions a plain state dict names.
 _TENSOR_MODULES = {"collections", "torch", "torch._utils", "torch._tensor", "torch.storage", "torch.nn.parameter"}
 
-#: What is looked at of a file to tell why it is no checkpoint: its pickles, which come before the numbers.
+#: What is looked at of a file to tell why it is not a checkpoint: its pickles, which come before the numbers.
 _LARGEST_HEAD = 64 << 20
 #: The number that begins PyTorch's format before 1.6.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -54,7 +54,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _foreign_kind(name: str, tensor: Tensor) -> str | None:
-    """What a tensor is that is no weight, in words; None for a weight."""
+    """Describe a tensor that is not a weight; None for a weight."""
     if tensor.is_nested or tensor.layout != torch.strided:
         return f"a {str(tensor.layout).removeprefix('torch.').replace('_', ' ')} tensor"
     if tensor.device.type == "meta":

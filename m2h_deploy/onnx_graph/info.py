@@ -173,7 +173,7 @@ def _problem(info: GraphInfo) -> str | None:
     if len(info.classes.names) != classes:
         return f"m2h.classes names {len(info.classes.names)} classes, m2h.config has {classes}"
     if re.fullmatch(r"[0-9a-f]{64}", info.weights_sha256) is None:
-        return "m2h.weights_sha256 is no sha256"
+        return "m2h.weights_sha256 is not a sha256"
     sensor = info.sensor
     if sensor is not None and not all(_is_size(size) for size in (sensor.camera, sensor.network)):
         return "m2h.sensor has no sizes"

@@ -48,7 +48,7 @@ def graph_precision(proto: onnx.ModelProto, path: str | os.PathLike[str] = "the 
     """
     types = set(_element_types(proto))
     if others := sorted(onnx.TensorProto.DataType.Name(kind).lower() for kind in types - _PLAIN - {_HALF}):
-        raise M2HError(f"{path} holds {', '.join(others)}: an engine is built of fp32, fp16 or int8 graphs")
+        raise M2HError(f"{path} holds {', '.join(others)}: engines are built from fp32, fp16 or int8 graphs")
     if any(node.op_type in _INT8_OPERATORS for node in _all_nodes(proto)):
         return "int8"
     return "fp16" if _HALF in types else "fp32"

@@ -33,7 +33,7 @@ from m2h_deploy.onnx_graph.interface import check_interface, dims_of
 from m2h_deploy.runtime.preprocess import PRESETS, Preprocess
 from m2h_deploy.tasks import TASKS
 
-#: What the node normalizes with where nobody says otherwise.
+#: What the node normalizes with by default.
 NODE_PRESET = "imagenet"
 MODEL, PARAMETERS = "m2h.onnx", "m2h_onnx.yaml"
 

@@ -70,7 +70,7 @@ def write_repository(
     options = options or RepositoryOptions()
     bundle = load_bundle(bundle_path)
     if bundle.manifest.engine.options.get("plugins"):
-        raise M2HError(f"{bundle.path} needs a plug-in library, which a model repository does not bring")
+        raise M2HError(f"{bundle.path} needs a plug-in library, which a model repository does not contain")
     out = check_outside(bundle.path, repository) / options.name
     with whole_folder(out) as folder:
         version = folder / "1"

@@ -49,7 +49,7 @@ class Gates:
     def __post_init__(self) -> None:
         for name, limit in dataclasses.asdict(self).items():
             if limit is not None and not (math.isfinite(limit) and limit >= 0):
-                raise M2HError(f"gate {name} is {limit}: must be a number of 0 or more")
+                raise M2HError(f"gate {name} is {limit}: must be a number, at least 0")
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ class _OnnxReference:
             raise M2HError(f"{path} is a sensor graph: give the checkpoint, or the file of the same export without it")
         if info.normalization != normalization_of(spec):
             raise M2HError(
-                f"{path} takes images of another normalization than the engine: give the file it was built from"
+                f"{path} and the engine have different normalizations: give the file that the engine was built from"
             )
         if info.precision not in (None, "fp32"):
             raise M2HError(f"{path} is {info.precision}: a reference is float32, the file that was lowered")
@@ -96,7 +96,7 @@ class _OnnxReference:
             size = "x".join(str(side) for side in given.shape[2:])
             raise M2HError(f"{path} takes {size} pixels, the engine {spec.height}x{spec.width}: export it at that size")
         if given.type != "tensor(float)":
-            raise M2HError(f"{path} takes {given.type}: a reference is float32")
+            raise M2HError(f"{path} takes {given.type}: a reference must be float32")
         self._batch = given.shape[0] if isinstance(given.shape[0], int) else 1
         self._path = path
         self.tasks = tuple(node.name for node in self._session.get_outputs() if node.name in TASKS)

@@ -84,7 +84,7 @@ class VerifyResult:
         if failed:
             return f"{len(failed)} of {count} gates failed: {'; '.join(failed)}"
         if unsure:
-            return f"{len(unsure)} of {count} gates cannot be decided, {self.advice}: {'; '.join(unsure)}"
+            return f"{len(unsure)} of {count} gates are inconclusive, {self.advice}: {'; '.join(unsure)}"
         return f"all {len(self.gates)} gates passed on {self.data.frames} frames"
 
     @property

@@ -183,7 +183,7 @@ def _edge_agreement(
 
 
 def has_unknown(classes: Classes) -> bool:
-    """Whether the network's first class is none of the data's."""
+    """Whether the network's first class is not in the data."""
     return len(classes.names) > 1 and classes.names[0] == "unknown"
 
 
@@ -207,7 +207,7 @@ def check_classes(names: Sequence[str], classes: Classes) -> None:
     named = any(name != generic_name(index) for index, name in enumerate(evaluated, start=has_unknown(classes)))
     if named and not places.keys() & {name.lower() for name in evaluated}:
         raise M2HError(
-            f"the data's classes ({names[0]}, ...) are none of the engine's ({evaluated[0]}, ...): "
+            f"the data's classes ({names[0]}, ...) are not the engine's ({evaluated[0]}, ...): "
             "use data of the engine's classes"
         )
 

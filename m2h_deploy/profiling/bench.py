@@ -50,7 +50,7 @@ Costs = Callable[[Bundle], Mapping[str, BlockCost] | None]
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What to measure. Raises M2HError on values that are none."""
+    """What to measure. Raises M2HError on invalid values."""
 
     height: int = 480
     width: int = 640
@@ -185,7 +185,7 @@ def _open_bundles(paths: Sequence[str | os.PathLike[str]], settings: BenchSettin
 def check_writable(bundle: Bundle) -> None:
     """Raises M2HError where a result cannot be written into the bundle."""
     if not os.access(bundle.path, os.W_OK):
-        raise M2HError(f"{bundle.path} is not yours to write: leave out --record, or copy the bundle")
+        raise M2HError(f"{bundle.path} cannot be written (no permission): leave out --record, or copy the bundle")
 
 
 def _names(bundles: Sequence[Bundle]) -> list[str]:
@@ -356,7 +356,7 @@ def _layers(
     costs: Sequence[Mapping[str, BlockCost] | None],
     tell: Progress,
 ) -> tuple[tuple[LayerProfile, ...], Roofline | None, tuple[str, ...]]:
-    """Profiles, the roofline, and why a bundle has no profile: that is no reason to lose what was measured."""
+    """Profiles, the roofline, and why a bundle has no profile: the measurements are kept."""
     on_cpu = not any(KINDS[bundle.manifest.engine.kind].needs_gpu for bundle in bundles)
     tell("measuring the roofline", 0.0)
     threads = subjects[0].threads or len(os.sched_getaffinity(0))

@@ -29,7 +29,7 @@ _MOST = 100_000.0
 
 @dataclass(frozen=True)
 class Camera:
-    """What arrives, and what is kept of it. Raises M2HError on values that are none."""
+    """What arrives, and what is kept of it. Raises M2HError on invalid values."""
 
     rate: float
     """Frames a second."""
@@ -44,7 +44,7 @@ class Camera:
         if not 0 < self.rate <= _MOST:
             raise M2HError(f"camera rate {self.rate:g}: must be above 0 and at most {_MOST:g} frames a second")
         if self.frames < 1:
-            raise M2HError(f"a camera of {self.frames} frames: give at least one, with a longer --duration")
+            raise M2HError(f"the camera gives {self.frames} frames in this time: give a longer --duration")
         if self.policy not in POLICIES:
             raise M2HError(f"policy '{self.policy}': choose one of {', '.join(POLICIES)}")
         if self.deadline_ms is not None and not 0 < self.deadline_ms < float("inf"):

@@ -40,7 +40,7 @@ _FIGURE = re.compile(
 
 @dataclass(frozen=True)
 class LoadSettings:
-    """What to ask of LoadGen. Raises M2HError on values that are none."""
+    """What to ask of LoadGen. Raises M2HError on invalid values."""
 
     scenario: Scenario
     duration_s: float | None = None
@@ -125,7 +125,7 @@ def run_scenario(
     images: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> LoadRun:
-    """Let LoadGen drive `subject`; its logs are kept in the folder `logs`, whole or not at all.
+    """Let LoadGen drive `subject`; its logs are written to the folder `logs`, atomically.
 
     `images` is how many different frames `timer` has, and `progress` is told how many were answered. Ctrl-C ends it
     and leaves no logs. Raises M2HError where LoadGen is not installed or gives no result.
@@ -215,7 +215,7 @@ def check_logs_folder(logs: Path) -> None:
         raise M2HError(f"{logs} is a file: give --logs a folder")
     others = sorted(f.name for f in logs.iterdir() if not f.name.startswith("mlperf_log_")) if logs.is_dir() else []
     if others:
-        raise M2HError(f"{logs} holds {others[0]}, which is no log of LoadGen's: give --logs another folder")
+        raise M2HError(f"{logs} holds {others[0]}, which is not a LoadGen log: give --logs another folder")
 
 
 def _keep(source: Path, logs: Path) -> None:

@@ -57,7 +57,7 @@ def run_test(settings: LoadSettings, images: int, folder: str, asked: int, answe
         for sample in query:
             os.write(asked, MESSAGE.pack(queries, sample.index))
             if not os.read(answer, 1):
-                os._exit(0)  # nobody answers any more
+                os._exit(0)  # the parent is gone
             loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(sample.id, 0, 0)])
 
     output = loadgen.LogOutputSettings()

@@ -156,7 +156,7 @@ def check_out(out: Prediction, tasks: Iterable[str], height: int, width: int) ->
         array = getattr(out, task)
         # OpenCV writes to a copy of what is not contiguous, and the caller would see nothing of it.
         if array is None or array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
-            found = "none" if array is None else f"{array.dtype} {array.shape}"
+            found = "missing" if array is None else f"{array.dtype} {array.shape}"
             raise M2HError(f"out.{task} is {found}: expected contiguous {dtype} {shape}")
 
 

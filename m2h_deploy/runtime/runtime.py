@@ -244,7 +244,7 @@ class Runtime:
         Raises EngineError where the runtime does not know how to open it again, or that fails.
         """
         if self.reopen is None:
-            raise EngineTimeout(f"{self.bundle.path}: the engine is stuck, and there is no way to open it again")
+            raise EngineTimeout(f"{self.bundle.path}: the engine is stuck and cannot be opened again")
         if stuck is self.engine:
             self.engine = Engine(self.reopen())
         return self.engine

@@ -41,7 +41,7 @@ def check_environment() -> None:
 
 
 def _libpython_problem(stub: Path, libraries: Path) -> str | None:
-    """What is wrong with the libpython that the server would load; None where nothing is, or nobody can tell."""
+    """What is wrong with the libpython that the server would load; None where nothing is, or it cannot be told."""
     ldd = shutil.which("ldd")
     if ldd is None:
         return None

@@ -20,7 +20,7 @@ def infer_function(runtime: Runtime) -> Callable[[Sequence[Arrays]], list[dict[s
 
     `labels` (n, H, W) uint8, `depth` (n, H, W) meters, `normals` (n, H, W, 3), `edges` (n, H, W): the tasks that the
     engine has, as `Runtime` gives them. All frames run as one batch where the engine takes that. The function raises
-    M2HError where a frame is no picture.
+    M2HError where a frame is not a picture.
     """
     names = output_names(runtime.manifest)
     at_once = engine_batch(runtime.manifest)

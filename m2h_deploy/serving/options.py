@@ -54,7 +54,7 @@ class ServeOptions:
 
 
 def check_name(name: str) -> None:
-    """Raises M2HError on a model name that is no plain folder name: Triton makes paths and addresses of it."""
+    """Raise M2HError if the model name is not a plain folder name: Triton makes paths and addresses of it."""
     if not _NAME.fullmatch(name):
         raise M2HError(f"model name '{name}': use letters, digits, '.', '_' and '-', at most 50, not '.' or '-' first")
 

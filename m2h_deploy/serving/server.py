@@ -182,10 +182,10 @@ class _Worker:
         self._process.terminate()
         while self._process.poll() is None:
             if stops.number > 1 or time.monotonic() > deadline:
-                raise M2HError("Triton was ended before it was done: requests in flight were cut off")
+                raise M2HError("Triton was stopped early: requests in flight were dropped")
             time.sleep(0.02)
         if self._process.returncode:
-            raise self._failure(self._reported(), "Triton did not end well")
+            raise self._failure(self._reported(), "Triton did not stop cleanly")
 
     def kill(self) -> None:
         """End what is left of the group, and its shared memory."""

@@ -116,7 +116,7 @@ def drain(options: ServeOptions, server: Any) -> None:
     # Triton forgets the model's name at once; the process that runs it goes with the last request.
     while any(name.startswith(_STUB) for name in group_members(os.getpgrp()).values()):
         if time.monotonic() > deadline:
-            raise M2HError(f"requests were still open after {DRAIN:g} s, and were cut off")
+            raise M2HError(f"requests were still open after {DRAIN:g} s, and were dropped")
         time.sleep(0.05)
 
 
@@ -138,7 +138,7 @@ def main() -> int:
 
 
 def end_with_parent() -> None:
-    """SIGTERM when the parent dies, however it does: nobody else would end the server then."""
+    """SIGTERM when the parent dies, however it does: nothing else would stop the server then."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

@@ -42,8 +42,8 @@ def write_prediction(
 ) -> list[Path]:
     """Write `<name>_overlay.png`, `<name>_depth.png`, `<name>_labels.png` and, if asked, `<name>.npz`.
 
-    Depth is uint16 millimeters (0 to 65.5 m), labels are uint8 class indices. Each file appears whole or not at all,
-    and replaces what is there: see `check_results`.
+    Depth is uint16 millimeters (0 to 65.5 m), labels are uint8 class indices. Each file is written atomically and
+    replaces what is there: see `check_results`.
     Returns the paths; raises M2HError when the folder cannot be written.
     """
     pictures = {"overlay": draw_prediction(image, prediction, classes), **maps_of(prediction)}

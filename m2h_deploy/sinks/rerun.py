@@ -45,7 +45,7 @@ class RerunLog(Sink):
         """
         import rerun as rr
 
-        intrinsics_of_view(fov, 16, 16)  # refuses a view that is none
+        intrinsics_of_view(fov, 16, 16)  # refuses an impossible view
         self._rr = rr
         self.path = Path(path)
         self._intrinsics, self._fov, self._depth_range = intrinsics, fov, depth_range

@@ -54,7 +54,7 @@ class VideoFile(Sink):
         """`rate` in frames a second, 10 where the source has none. Raises M2HError where it cannot be written."""
         self.path = Path(path)
         if self.path.suffix.lower() != ".mp4":
-            raise M2HError(f"{self.path}: a video is written as .mp4: name it so")
+            raise M2HError(f"{self.path}: a video is written as MP4: give a name that ends in .mp4")
         check_writable(self.path)
         self._file = NewFile(self.path)
         self._panes, self._rate = Panes(classes), rate or 10.0

@@ -22,7 +22,7 @@ class Health:
     dropped: int = 0
     """Thrown out for a newer one (policy `latest`)."""
     corrupt: int = 0
-    """Could not be read, or were no pictures."""
+    """Could not be read, or were not pictures."""
     nonfinite: int = 0
     """The engine gave NaN or infinity."""
     failed: int = 0
@@ -45,7 +45,7 @@ class Health:
 
     @property
     def ok(self) -> bool:
-        """Nothing went wrong so far; a dropped frame is no fault."""
+        """Nothing went wrong so far; a dropped frame is not a fault."""
         return not any((self.corrupt, self.nonfinite, self.failed, self.stuck, self.reconnects))
 
 

@@ -116,7 +116,7 @@ class Stream:
             raise M2HError(f"stream: timeout {timeout}: must be above 0")
         self._runtime, self._resolution, self._reuse = runtime, resolution, reuse
         self._timeout, self._reconnect = timeout, reconnect
-        runtime.result_size(np.empty((1, 1, 3), np.uint8), resolution)  # refuses a resolution that is none
+        runtime.result_size(np.empty((1, 1, 3), np.uint8), resolution)  # refuses an unknown resolution
         self._record = HealthRecord(on_problem)
         latest = self.policy == "latest"
         depth = 1 if latest else QUEUE_DEPTH
@@ -305,7 +305,7 @@ class Stream:
                 slot.inference = perf_counter() - start
             finally:
                 engine.lock.release()
-            if not self._watch.end(turn):  # given up on: the slot is nobody's
+            if not self._watch.end(turn):  # given up on: the slot has no owner
                 if self._runtime.reopen is not None:  # another thread and engine are there, or about to be
                     if engine is not self._runtime.engine:
                         engine.backend.close()
@@ -343,12 +343,12 @@ class Stream:
             if overdue is None:
                 continue
             slot, engine, thread = overdue
-            self._record.count("stuck", f"frame {slot.id}: the engine did not come back within {self._timeout:g} s")
+            self._record.count("stuck", f"frame {slot.id}: the engine did not return within {self._timeout:g} s")
             self._restarts += 1
             if self._runtime.reopen is None:
-                continue  # nobody knows how to open another one: the stream goes on when this one comes back
+                continue  # no other one can be opened: the stream goes on when this one returns
             if self._restarts > MAX_RESTARTS:
-                raise EngineTimeout(f"the engine was stuck {self._restarts} times in a row: it is given up")
+                raise EngineTimeout(f"the engine was stuck {self._restarts} times in a row and is not opened again")
             fresh = self._runtime.replace_engine(engine)
             self._threads.remove(thread)  # closing does not wait for it
             self._record.count("restarts")

@@ -115,7 +115,7 @@ class TrainConfig:
     def find(self, path: str) -> str:
         """Resolve a path of the file: relative to the file's folder, else to the working directory.
 
-        The names of shipped weights are no paths and come back as they are. Raises M2HError where nothing is found.
+        The names of shipped weights are not paths and are returned unchanged. Raises M2HError where nothing is found.
         """
         beside = self.folder / path
         if beside.is_file() or (beside.is_dir() and path not in VARIANTS):
@@ -246,7 +246,7 @@ def _check_frames(name: str, data: DataConfig, origin: str) -> None:
     for side in ("height", "width"):
         _within(getattr(data, side), 16, 8192, f"{origin}: {name}.{side}")
     if data.source == "rooms" and data.count < 1:
-        raise M2HError(f"{origin}: {name}.count is {data.count}: say how many rooms")
+        raise M2HError(f"{origin}: {name}.count is {data.count}: give the number of rooms")
 
 
 def _within(value: float, low: float, high: float, what: str) -> None:

@@ -13,7 +13,7 @@ from m2h_deploy.training.config import StageConfig
 
 #: First and last layers, which work on pixels and classes; by name, as Muon is for what lies between.
 _OUTER = ("backbone.patch_embed.", ".final.", "decoder.out.")
-#: Smaller ones (depthwise kernels, gates) are no matrices worth the name.
+#: Smaller ones (depthwise kernels, gates) are not treated as matrices.
 _LEAST_SIDE = 8
 
 

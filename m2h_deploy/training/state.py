@@ -1,4 +1,4 @@
-"""Everything a run needs to go on after it was broken off, in one file that is there whole or not at all."""
+"""Save and load the state of a training run in one file, written atomically."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def load_state(path: Path) -> dict[str, Any]:
         damaged = f"{path} is not a training state: delete it to start the run anew"
         raise failure(error, f"cannot read {path}", damaged) from None
     if version != _VERSION:
-        raise M2HError(f"{path} is a training state of version {version}, this program writes {_VERSION}: start anew")
+        raise M2HError(f"{path} is a training state of version {version}, expected {_VERSION}: start a new run")
     _set_random_state(states)
     return dict(values)
 

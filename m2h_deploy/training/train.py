@@ -138,7 +138,7 @@ def _prepare_folder(folder: Path, config: TrainConfig, existing: str, *, qat: bo
         if state["config"] != repr(config):
             raise M2HError(f"{folder} holds a run with another config: resume it with its own, or give another folder")
         if state.get("qat", False) != qat:
-            raise M2HError(f"{folder} holds a run {'without' if qat else 'with'} --qat: resume it as it was begun")
+            raise M2HError(f"{folder} holds a run {'without' if qat else 'with'} --qat: resume it the same way")
         return state
     there = [name for name in _RESULTS if (folder / name).exists()]
     begun = there == _RESULTS[:1] and is_record(folder / there[0])  # stopped before a state was saved

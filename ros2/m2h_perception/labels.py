@@ -18,7 +18,7 @@ from m2h_deploy.errors import M2HError
 
 
 def read_label_remap(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """uint8 (256,): the label of each class. Raises M2HError on a file that is none of the two kinds."""
+    """uint8 (256,): the label of each class. Raises M2HError on a file of neither format."""
     import yaml
 
     path = Path(path).expanduser()

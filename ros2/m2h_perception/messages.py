@@ -34,7 +34,7 @@ _UNORDERED = {"8uc3": {"rgb": "rgb8", "bgr": "bgr8"}, "8uc4": {"rgb": "rgba8", "
 def image_to_bgr(message: Any, color_order: str = "rgb") -> NDArray[np.uint8]:
     """The pixels of an Image message as contiguous uint8 (H, W, 3) BGR; bgr8 without padding is not copied.
 
-    `color_order` (rgb or bgr) is that of 8UC3 and 8UC4. Raises M2HError on an encoding that is no 8-bit picture, and
+    `color_order` (rgb or bgr) is that of 8UC3 and 8UC4. Raises M2HError on an encoding without 8-bit channels, and
     where the size, the step and the data do not fit.
     """
     encoding = str(message.encoding).lower()

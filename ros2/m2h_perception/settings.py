@@ -99,7 +99,7 @@ class Settings:
 
 
 def unknown_parameters(names: Iterable[str]) -> list[str]:
-    """One line for each of `names` that is no parameter of the node, with the nearest one that is."""
+    """Return one line for each of `names` that is not a parameter, with the nearest parameter."""
     known = list(defaults())
     lines = []
     for name in sorted(set(names) - set(known)):

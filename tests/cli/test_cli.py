@@ -76,7 +76,7 @@ def test_run_writes_a_video_and_a_recording(tiny_bundle, tmp_path):
 def test_mistakes_with_what_run_writes(tiny_bundle, tmp_path):
     cv2.imwrite(str(tmp_path / "room.png"), np.zeros((64, 64, 3), np.uint8))
     run = ("run", tiny_bundle, tmp_path / "room.png", "--no-files")
-    assert "name it so" in mistake(*run, "--video", tmp_path / "v.avi")
+    assert "give a name that ends in .mp4" in mistake(*run, "--video", tmp_path / "v.avi")
     assert "there is no folder" in mistake(*run, "--video", tmp_path / "none" / "v.mp4")
     assert "give that too" in mistake(*run, "--fov", 60)
     assert "fx,fy,cx,cy" in mistake(*run, "--rerun", tmp_path / "r.rrd", "--intrinsics", "1,2,3")

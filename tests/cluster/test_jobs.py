@@ -174,7 +174,7 @@ def test_what_one_worker_cannot_open_is_one_line(tiny_bundle, tiny_onnx, tmp_pat
 
 
 class Deadly(FrameWorker):
-    """Dies on the frame that is called so, and raises what nobody expects on another."""
+    """Die on one frame, and raise an unexpected error on another."""
 
     def open(self):
         pass

@@ -21,7 +21,7 @@ def test_a_worker_that_sees_another_folder_says_where_and_what_to_do(tmp_path):
 def test_a_second_job_in_one_folder_ends_the_first(tmp_path):
     first = State.begin(tmp_path / "work")
     State.begin(tmp_path / "work").check()
-    with pytest.raises(M2HError, match="another job has begun"):
+    with pytest.raises(M2HError, match="another job uses this folder"):
         first.check()
 
 

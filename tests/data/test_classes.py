@@ -95,7 +95,7 @@ def test_data_fits_an_engine_of_its_classes_whatever_the_spelling():
     [
         (("wall", "floor"), ("wall", "floor", "bed"), "the data has 2 classes, the engine 3"),
         (("wall", "floor"), ("floor", "wall"), "class 1 of the data is 'floor', which is class 0 of the engine"),
-        (("wall", "floor"), ("road", "grass"), "are none of the engine's"),
+        (("wall", "floor"), ("road", "grass"), "are not the engine's"),
     ],
 )
 def test_data_of_other_classes_is_refused(names, engine, says):

@@ -118,7 +118,7 @@ def test_hypersim_distance_becomes_depth_along_the_axis(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "factor", "says"),
-    [(np.float32, 1000, "the median depth is"), (np.uint16, 1000, "is uint16"), (np.float32, -1, "goes down to")],
+    [(np.float32, 1000, "the median depth is"), (np.uint16, 1000, "is uint16"), (np.float32, -1, "has values down to")],
 )
 def test_hypersim_depth_in_another_unit_is_named(tmp_path: Path, dtype: type, factor: float, says: str) -> None:
     """Beyond 20 m depth is unknown: without a look at the unit a frame in millimeters would have none at all."""

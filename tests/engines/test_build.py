@@ -66,7 +66,7 @@ def refused_build(source: Path, out: Path, **options) -> str:
         ({"options": TensorRtOptions()}, "the engine onnxruntime takes OnnxRuntimeOptions"),
         ({"engine": "onnxruntime", "lowering": Lowering(min_psnr=30)}, "fp32"),
         ({"precision": "fp32", "lowering": Lowering(io="fp16")}, "fp32"),
-        ({"graph": Path("kept.onnx")}, "graph to keep"),
+        ({"graph": Path("kept.onnx")}, "only a lowered graph is kept"),
         ({"precision": "fp16", "lowering": Lowering(method="entropy")}, "calibrator has no effect in fp16"),
         ({"precision": "fp16", "lowering": Lowering(count=8)}, "number of calibration frames has no effect"),
         ({"precision": "fp16", "lowering": Lowering(min_psnr=30)}, "least PSNR has no effect"),
@@ -74,7 +74,7 @@ def refused_build(source: Path, out: Path, **options) -> str:
         ({"precision": "int8", "lowering": Lowering(seed=3)}, "seed chooses calibration frames"),
         (
             {"precision": "int8", "lowering": Lowering(method="max", policy=QuantPolicy(weights_only=True))},
-            "measures no ranges",
+            "needs no ranges",
         ),
     ],
 )
@@ -99,7 +99,7 @@ def test_an_option_that_nothing_would_look_at_is_refused_build(options, named, s
         ({"precision": "int8", "lowering": Lowering("0")}, "camera"),
         ({"precision": "int8", "lowering": Lowering("small.png", method="mean")}, "calibrator 'mean'"),
         ({"precision": "fp16", "graph": Path("nowhere/g.onnx")}, "there is no folder nowhere"),
-        ({"precision": "fp16", "graph": Path("small.onnx")}, "is the graph itself"),
+        ({"precision": "fp16", "graph": Path("small.onnx")}, "would replace its source"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(options, named, small, tmp_path, no_work, monkeypatch):

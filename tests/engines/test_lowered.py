@@ -197,7 +197,7 @@ def test_what_belongs_to_lowering_is_refused_for_a_lowered_graph(lowered, pictur
 def test_a_lowered_graph_is_no_reference(lowered):
     precision, bundle, graph = lowered
     spec = load_bundle(bundle).manifest.input
-    assert f"is {precision}: a reference is float32" in refused(open_reference, graph, spec, 1)
+    assert f"is {precision}: a reference must be float32" in refused(open_reference, graph, spec, 1)
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_without_a_self_test_onnx_runtime_is_needed_and_named(foreign, tmp_path)
     done = build_without("onnxruntime", foreign, "-o", tmp_path / "bundle", "--engine", "tensorrt-rtx")
     assert done.returncode == 2
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert "foreign.onnx brings no self-test" in line
+    assert "foreign.onnx has no self-test" in line
     assert install_extra("onnxruntime") in line
     assert "Traceback" not in done.stderr
 
@@ -241,7 +241,7 @@ def test_other_outputs_than_the_self_tests_are_one_line(lowered, tmp_path):
     proto = onnx.load(lowered[2])
     del proto.graph.output[1]
     onnx.save(proto, tmp_path / "less.onnx")
-    assert "other outputs than its self-test" in refused(build_bundle, tmp_path / "less.onnx", tmp_path / "bundle")
+    assert "do not match its self-test" in refused(build_bundle, tmp_path / "less.onnx", tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])

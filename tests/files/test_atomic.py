@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, also when several threads write the same one."""
+"""Check atomic file writes, also when several threads write the same file."""
 
 from __future__ import annotations
 

@@ -281,7 +281,7 @@ def test_a_description_that_builds_no_network_is_refused(tiny_model, field, valu
     ("field", "value", "words"),
     [
         ("heads", 5, "cannot be split over 5"),
-        ("stages", [4, 2, 1, 0], "in order"),
+        ("stages", [4, 2, 1, 0], "increasing"),
         ("stages", [1, 2, 4, 6], "of 6"),
         ("patch_size", 0, "at least 1"),
     ],

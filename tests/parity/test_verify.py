@@ -90,7 +90,7 @@ def test_without_labels_the_reference_stands_in_for_them(bundle, tiny_onnx):
 
 @pytest.mark.parametrize("strength", [1.0, 0.3, 1e-3])
 def test_edges_that_equal_the_references_own_agree_with_them_completely(tiny_bundle, strength):
-    """Whatever their strength: the reference's own boundaries are no accuracy of 65 %."""
+    """Whatever their strength: agreement with the reference's own boundaries is 100 %, not 65 %."""
     grid = np.hypot(*np.mgrid[-30:30, -40:40]).astype(np.float32)
     edges = (strength * np.exp(-((grid - 18) ** 2) / 4)).astype(np.float32)
     same, moved, gone = (Prediction(None, None, None, e) for e in (edges, np.roll(edges, 12, 1), np.zeros_like(edges)))
@@ -265,7 +265,7 @@ def test_a_reference_of_another_size_is_refused(bundle, tiny_onnx):
 
 def test_a_reference_of_another_normalization_is_refused(bundle, tiny_onnx):
     other = load_bundle(bundle).manifest.input.model_copy(update={"mean": (0.1, 0.2, 0.3)})
-    with pytest.raises(M2HError, match="another normalization"):
+    with pytest.raises(M2HError, match="different normalizations"):
         open_reference(tiny_onnx, other)
 
 

@@ -212,7 +212,7 @@ def test_a_bundle_that_cannot_be_written_is_told_before_anything_runs(copy, monk
 
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != copy)
     monkeypatch.setattr(sys.modules["m2h_deploy.profiling.bench"], "interleave", run)
-    with pytest.raises(M2HError, match=r"not yours to write.*--record"):
+    with pytest.raises(M2HError, match=r"no permission.*--record"):
         bench([copy], BenchSettings(**QUICK), record=True)
 
 

@@ -69,7 +69,7 @@ def stamp_of(message: Any) -> int:
 
 
 class Peer(Node):
-    """A camera, and ears on everything that the node says."""
+    """A camera, and subscriptions to everything that the node publishes."""
 
     def __init__(self) -> None:
         super().__init__("test_peer")

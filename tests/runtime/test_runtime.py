@@ -137,7 +137,7 @@ def test_arrays_that_do_not_fit_are_refused(runtime, room):
     with pytest.raises(M2HError, match=r"out\.depth is float32 \(112, 140\): expected contiguous float32 \(120, 160\)"):
         runtime(room, out=runtime.new_prediction())
     out = runtime.new_prediction(120, 160)
-    with pytest.raises(M2HError, match=r"out\.edges is none"):
+    with pytest.raises(M2HError, match=r"out\.edges is missing"):
         runtime(room, out=dataclasses.replace(out, edges=None))
     with pytest.raises(M2HError, match=r"out\.depth"):
         runtime(room, out=dataclasses.replace(out, depth=np.empty((120, 320), np.float32)[:, ::2]))

@@ -110,7 +110,7 @@ def bad(bundle: str, http_port: str, grpc_port: str) -> dict[str, Any]:
     with Runtime.load(bundle, threads=1) as runtime:
         expected = [runtime(image[0])]
     good = {"http": Client("http", http_port), "grpc": Client("grpc", grpc_port)}
-    unknown = {"http": Client("http", http_port, "nobody"), "grpc": Client("grpc", grpc_port, "nobody")}
+    unknown = {"http": Client("http", http_port, "unknown"), "grpc": Client("grpc", grpc_port, "unknown")}
     noise = np.random.default_rng(0).bytes(100_000_000)
     attempts: dict[str, Callable[[], Any]] = {}
     for protocol, client in good.items():

@@ -67,14 +67,14 @@ def test_bad_requests_get_the_protocols_error_and_the_next_good_one_is_answered(
         "http: tiny": r"\[500\][\s\S]*8 x 8 pixels is too small",
         "http: too many": r"\[400\].*batch-size must be <= 8",
         "http: float": r"\[400\].*data-type is 'FP32', but model 'm2h' expects 'UINT8'",
-        "http: unknown model": r"\[404\].*unknown model: 'nobody'",
+        "http: unknown model": r"\[404\].*unknown model: 'unknown'",
         "grpc: four channels": r"INVALID_ARGUMENT.*unexpected shape for input 'image'",
         "grpc: no batch": r"INVALID_ARGUMENT.*batch-size must be <= 8",
         "grpc: no pixels": "INTERNAL",
         "grpc: tiny": r"INTERNAL[\s\S]*8 x 8 pixels is too small",
         "grpc: too many": r"INVALID_ARGUMENT.*batch-size must be <= 8",
         "grpc: float": r"INVALID_ARGUMENT.*data-type is 'FP32', but model 'm2h' expects 'UINT8'",
-        "grpc: unknown model": r"NOT_FOUND.*unknown model: 'nobody'",
+        "grpc: unknown model": r"NOT_FOUND.*unknown model: 'unknown'",
         "http: noise": r'^HTTP/1.1 (4|5)\d\d [\s\S]*\{"error":',
         "http: no JSON": r'^HTTP/1.1 (4|5)\d\d [\s\S]*\{"error":',
         "http: half a request": "^no answer$",
@@ -162,7 +162,7 @@ def test_two_signals_at_once_are_one_and_a_later_second_one_ends_it_at_once(trit
         server.process.send_signal(signal.SIGTERM)
         code, said = triton.wait(server)
     assert code == 2
-    assert "requests in flight were cut off" in said
+    assert "requests in flight were dropped" in said
     assert triton.left_behind(server, group) == []
 
 
@@ -227,7 +227,7 @@ def test_the_command_killed_outright_takes_the_server_with_it(triton, small_bund
 
 
 def running(triton, server, group) -> list[str]:
-    """What was left behind but for the files: nobody was there to remove them."""
+    """Return what was left behind except files, which no process was left to remove."""
     return [one for one in triton.left_behind(server, group) if not one.startswith("m2h-serve-")]
 
 

@@ -206,7 +206,7 @@ def test_a_stuck_engine_is_opened_again(bundle):
             assert [answer.id for answer in stream] == [1, 2, 3, 4]
         assert (stream.health.stuck, stream.health.restarts) == (1, 1)
         assert runtime.backend is engines[1]
-        assert "did not come back" in stream.health.problems[0]
+        assert "did not return" in stream.health.problems[0]
         settled(stream)
         engines[0].leave.release()
         assert runtime(picture(0)).depth is not None

@@ -127,5 +127,5 @@ def test_an_evaluation_needs_the_validation_frames_alone(tmp_path: Path) -> None
     with pytest.raises(M2HError, match="unknown key 'validaton'"):
         load_config(file, training=False)
     file.write_text("[data]\ncount = 4\n")
-    with pytest.raises(M2HError, match=r"validation\.count is 0: say how many rooms"):
+    with pytest.raises(M2HError, match=r"validation\.count is 0: give the number of rooms"):
         load_config(file, training=False)

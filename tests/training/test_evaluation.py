@@ -81,7 +81,7 @@ def test_a_place_for_frames_that_is_a_file_is_named(config: Path, tmp_path: Path
 
 
 def test_the_pages_show_the_same_figures_of_the_shipped_weights() -> None:
-    pages = [ROOT / "README.md", ROOT / "m2h_deploy" / "assets" / "m2h-tiny.md"]
+    pages = [ROOT / "docs" / "training.md", ROOT / "m2h_deploy" / "assets" / "m2h-tiny.md"]
     tables = [re.findall(r"^\| metric \| value \|\n(?:\|.*\n)+", page.read_text(), re.M) for page in pages]
     assert tables[0] == tables[1] and len(tables[0]) == 1
     assert "| frames | 200 |" in tables[0][0]

@@ -204,7 +204,7 @@ def test_killed_and_resumed_equals_undisturbed(
     monkeypatch.undo()
     kept = load_state(folder / "state.pt")["model"]
     assert [name for name in kept if name.endswith("input_quantizer._amax")], "ranges belong to the state"
-    with pytest.raises(M2HError, match="with --qat: resume it as it was begun"):
+    with pytest.raises(M2HError, match="with --qat: resume it the same way"):
         train(config, folder, existing="resume", cache=frames, device="cpu")
     train(config, folder, existing="resume", cache=frames, device="cpu", qat=True)
     for file in ("model.safetensors", "losses.csv", "evaluation.json"):

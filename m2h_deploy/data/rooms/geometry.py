@@ -233,7 +233,7 @@ def surfaces(
 
 
 def shadowed(solids: list[Solid], lights: Array, points: Array) -> npt.NDArray[np.bool_]:
-    """Whether a solid stands between each point (N, 3) and its light position (N, 3).
+    """Return whether a solid blocks each point (N, 3) from its light position (N, 3).
 
     Only the points inside the cone of a solid's bounding sphere, seen from the light, are tested.
     """

@@ -28,7 +28,7 @@ class Chart:
     """A drawing and the labels around it."""
 
     svg: str
-    """What stands between `<svg>` and `</svg>`."""
+    """The content of the `<svg>` element."""
     left: str
     middle: str
     right: str

@@ -100,7 +100,7 @@ def test_frames_are_copied_so_that_a_reader_may_reuse_its_buffer():
         (frames(3), "3 usable frames"),
         ([np.full((1, 3, 8, 8), 0.5, np.float32)] * 9, "9 of one color were left out"),
         ([np.zeros((8, 8, 3), np.uint8)], "expected float32 (1, 3, H, W)"),
-        ([np.full((1, 3, 8, 8), np.nan, np.float32)], "not numbers"),
+        ([np.full((1, 3, 8, 8), np.nan, np.float32)], "NaN or infinity"),
     ],
 )
 def test_frames_that_make_no_calibration_are_refused_in_one_line(source, said):

@@ -16,7 +16,8 @@ from engines.options import EngineOptions
 from engines.precision.frames import Pictures
 from engines.registry import engine_builder
 from engines.request import BuildRequest
-from engines.tensorrt import PLAN_FILE, TensorRtOptions, free_batch_of, trtexec_command
+from engines.tensorrt import PLAN_FILE, TensorRtOptions
+from engines.trtexec import free_batch_of, trtexec_command
 from m2h_deploy.backends import KINDS, open_backend
 from m2h_deploy.backends.cuda import capability_here, missing_gpu
 from m2h_deploy.bundle.folder import Bundle, check_bundle_place, load_bundle, new_bundle_folder, write_manifest

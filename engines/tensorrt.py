@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.options import EngineOptions
 from engines.targets import check_rtx_targets, describe_target
+from engines.trtexec import free_batch_of, trtexec_command
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.cuda import missing_gpu
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
@@ -359,45 +359,3 @@ def _reason(messages: Messages, flavor: str, options: TensorRtOptions) -> str:
     # Seen with 1.7: without weights to fold it compiles kernels at once, for which it wants the driver.
     hint = "; a plan without weights can only be built on a machine with a GPU"
     return reason + (hint if flavor == "tensorrt-rtx" and options.strip_weights else "")
-
-
-def trtexec_command(
-    model: str,
-    plan: str,
-    *,
-    flavor: str,
-    options: TensorRtOptions | None = None,
-    free_batch: tuple[str, tuple[int, ...]] | None = None,
-) -> str:
-    """The command of NVIDIA's own tool that builds the same plan, for machines that have the tool.
-
-    `free_batch` is the input whose batch is free, as `free_batch_of` gives it.
-    """
-    options = options or TensorRtOptions()
-    words = ["trtexec" if flavor == "tensorrt" else "tensorrt_rtx", f"--onnx={model}", f"--saveEngine={plan}"]
-    words += ["--stronglyTyped"] if flavor == "tensorrt" else []
-    words += ["--noTF32", "--skipInference"]
-    if options.targets:
-        words.append("--computeCapabilities=" + ",".join(target.replace(".", "") for target in options.targets))
-    if options.workspace_mb is not None:
-        words.append(f"--memPoolSize=workspace:{options.workspace_mb}M")
-    if options.level is not None:
-        words.append(f"--builderOptimizationLevel={options.level}")
-    words += ["--versionCompatible"] if options.version_compatible else []
-    words += ["--hardwareCompatibilityLevel=ampere+"] if options.hardware_compatible else []
-    words += ["--stripWeights"] if options.strip_weights else []
-    words += [f"--staticPlugins={library}" for library in options.plugins]
-    if free_batch is not None:
-        name, rest = free_batch
-        ends = [("min", 1), ("opt", 1), ("max", options.largest_batch)]
-        words += [f"--{end}Shapes={name}:{'x'.join(map(str, (batch, *rest)))}" for end, batch in ends]
-    return shlex.join(words)
-
-
-def free_batch_of(proto: onnx.ModelProto) -> tuple[str, tuple[int, ...]] | None:
-    """Name of the input and its other sides where the graph's batch is free; None where it is fixed."""
-    from m2h_deploy.onnx_graph.interface import dims_of
-
-    value = proto.graph.input[0]
-    batch, *rest = dims_of(value)
-    return None if batch else (value.name, tuple(rest))

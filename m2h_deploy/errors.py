@@ -22,7 +22,7 @@ class BundleError(M2HError):
 
 
 class ImageError(M2HError):
-    """An image that is none: damaged, or of a wrong shape, type or size. The next one may be good."""
+    """An image that cannot be used: damaged, or of a wrong shape, type or size."""
 
 
 class EngineError(M2HError):

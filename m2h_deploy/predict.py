@@ -102,7 +102,7 @@ def predict_item(runtime: Runtime, item: Item, writes: Iterable[Write]) -> Frame
                 text = str(error)
                 return FrameOutcome("failed", text if item.name in text else f"{item.name}: {text}")
             if not all_finite(prediction, runtime.tasks):
-                return FrameOutcome("failed", f"{item.name}: the engine gave values that are no numbers")
+                return FrameOutcome("failed", f"{item.name}: the engine gave NaN or infinity")
             for write in writes:
                 write(item, prediction)
     except OutOfMemoryError as error:

@@ -17,23 +17,8 @@ from m2h_deploy.runtime.preprocess import PRESETS
 SIDE = 16
 
 
-def small_graph(*, functions: bool = False, batch: int | str = 1, scale: float = 0.1) -> onnx.ModelProto:
-    """image (N, 3, 16, 16) to depth and semantics through a Conv, a norm, a Linear, an attention core and two heads.
-
-    With `functions` a map goes through m2h::Swap, a function of plain operators. `scale` sizes the weights. The
-    metadata is that of an exported file.
-    """
-    rng = np.random.default_rng(0)
-    weights: dict[str, np.ndarray] = {
-        "stem": rng.normal(0, scale, (16, 3, 3, 3)),
-        "middle": rng.normal(0, scale, (16, 16, 3, 3)),
-        "linear": rng.normal(0, scale, (16, 16)),
-        "gain": np.ones(16),
-        "bias": np.zeros(16),
-        "depth": rng.normal(0, scale, (1, 16, 1, 1)),
-        "semantics": rng.normal(0, scale, (4, 16, 1, 1)),
-    }
-    nodes = [
+def _small_nodes(*, functions: bool) -> list[onnx.NodeProto]:
+    return [
         _node("Conv", ["image", "stem"], "a", "/backbone/patch_embed/proj/Conv", pads=[1, 1, 1, 1]),
         _node("Relu", ["a"], "b", "/backbone/Relu"),
         _node("Conv", ["b", "middle"], "c", "/msf.depth/resize/Conv", pads=[1, 1, 1, 1]),
@@ -51,6 +36,25 @@ def small_graph(*, functions: bool = False, batch: int | str = 1, scale: float =
         _node("Relu", ["i"], "depth_out", "/heads.depth/Relu"),
         _node("Conv", ["h", "semantics"], "semantics_out", "/heads.semantics/final/Conv"),
     ]
+
+
+def small_graph(*, functions: bool = False, batch: int | str = 1, scale: float = 0.1) -> onnx.ModelProto:
+    """image (N, 3, 16, 16) to depth and semantics through a Conv, a norm, a Linear, an attention core and two heads.
+
+    With `functions` a map goes through m2h::Swap, a function of plain operators. `scale` sizes the weights. The
+    metadata is that of an exported file.
+    """
+    rng = np.random.default_rng(0)
+    weights: dict[str, np.ndarray] = {
+        "stem": rng.normal(0, scale, (16, 3, 3, 3)),
+        "middle": rng.normal(0, scale, (16, 16, 3, 3)),
+        "linear": rng.normal(0, scale, (16, 16)),
+        "gain": np.ones(16),
+        "bias": np.zeros(16),
+        "depth": rng.normal(0, scale, (1, 16, 1, 1)),
+        "semantics": rng.normal(0, scale, (4, 16, 1, 1)),
+    }
+    nodes = _small_nodes(functions=functions)
     nodes[-2].output[0], nodes[-1].output[0] = "depth", "semantics"
     initializers = [numpy_helper.from_array(value.astype(np.float32), f"w.{name}") for name, value in weights.items()]
     for node in nodes:

@@ -12,7 +12,8 @@ import pytest
 from onnx import helper
 
 from engines.targets import describe_target, parse_targets
-from engines.tensorrt import TensorRtOptions, build_plan, build_tensorrt, free_batch_of, make_monitor, trtexec_command
+from engines.tensorrt import TensorRtOptions, build_plan, build_tensorrt, make_monitor
+from engines.trtexec import free_batch_of, trtexec_command
 from m2h_deploy.backends import tensorrt_api
 from m2h_deploy.errors import M2HError, install_extra
 from tests.commands import refused

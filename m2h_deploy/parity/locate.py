@@ -162,7 +162,7 @@ def locate_in_bundle(bundle: Bundle, reference: str | os.PathLike[str]) -> Locat
         )
     info = GraphInfo.read(_load(reference), reference)
     if info.precision not in (None, "fp32"):
-        raise M2HError(f"{reference} is {info.precision}: a reference is float32, the file that was lowered")
+        raise M2HError(f"{reference} is {info.precision}: a reference must be float32, the file before lowering")
     if bundle.manifest.sensor is not None and info.sensor is None:
         raise M2HError(f"{reference} is not a sensor graph, the bundle's is: export it with the same --sensor")
     return locate(reference, bundle.engine_file, pattern(bundle.manifest.input), precision=engine.precision)

@@ -87,7 +87,7 @@ class _OnnxReference:
                 f"{path} and the engine have different normalizations: give the file that the engine was built from"
             )
         if info.precision not in (None, "fp32"):
-            raise M2HError(f"{path} is {info.precision}: a reference is float32, the file that was lowered")
+            raise M2HError(f"{path} is {info.precision}: a reference must be float32, the file before lowering")
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             raise M2HError(f"{path} does not take one image of N x 3 x height x width: export it again")

@@ -149,8 +149,8 @@ class Runtime:
 
         Its arrays have the image's height and width, or with `resolution="network"` the network's own, which costs
         less. They are new and the caller's to keep, or with `out` (see `new_prediction`) those of `out`: a contiguous
-        color image then costs no allocation. Raises ImageError on an image of a wrong shape or type, EngineError where the engine
-        fails and after `close`.
+        color image then costs no allocation. Raises ImageError on an image of a wrong shape or type, EngineError where
+        the engine fails and after `close`.
         """
         engine = self.engine
         with engine.lock:

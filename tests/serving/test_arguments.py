@@ -91,7 +91,7 @@ def test_the_version_of_a_library_is_asked_and_nothing_where_there_is_none(tmp_p
 
 
 def test_package_says_what_it_can_write_and_where(tmp_path):
-    assert mistake("package", tmp_path).startswith("say what to package for: --cpp, --mono-hydra or --triton")
+    assert mistake("package", tmp_path).startswith("choose what to package for: --cpp, --mono-hydra or --triton")
     assert "--output FOLDER" in mistake("package", tmp_path, "--cpp")
     assert "leave --output out" in mistake("package", tmp_path, "--triton", tmp_path / "r", "-o", tmp_path / "o")
     assert "is not a bundle" in mistake("package", tmp_path, "--triton", tmp_path / "r")

@@ -5,17 +5,45 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from cli.console import say, show_log
+from cli.console import say, send_json_to, show_log
+from m2h_deploy.bundle.folder import MANIFEST, check_outside
 from m2h_deploy.causes import machine_words
 from m2h_deploy.errors import M2HError, missing_extra
+from m2h_deploy.files.provenance import check_output
 from m2h_deploy.stdio import end_on_signals, prepare_streams
 
+
+class Commands(TyperGroup):
+    """The commands. `--json` may be followed by a name that ends in .json: the file that gets the result."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the name of the result's file out of the arguments, and check its place before the work."""
+        args, file = take_json_file(args)
+        if file is not None:
+            check_output(file, "json", overwrite="--overwrite" in args)
+            if (file.parent / MANIFEST).is_file():
+                check_outside(file.parent, file)
+        send_json_to(file)
+        return super().parse_args(ctx, args)
+
+
+def take_json_file(args: list[str]) -> tuple[list[str], Path | None]:
+    """Split the name that follows `--json` from the other arguments, if it ends in .json."""
+    position = args.index("--json") + 1 if "--json" in args else len(args)
+    if position == len(args) or not args[position].endswith(".json"):
+        return args, None
+    return args[:position] + args[position + 1 :], Path(args[position])
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Take an M2H checkpoint to a verified engine and run it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -38,17 +66,33 @@ EXTRA_OF = {
     "modelopt": "precision",
 }
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+#: The command line's own errors. Typer has had classes of its own for them since it left Click.
+UsageError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "UsageError")
 
-EngineDeviceOption = Annotated[
+#: Options of the panels that several commands have.
+result_option = partial(typer.Option, rich_help_panel="Results")
+engine_option = partial(typer.Option, rich_help_panel="Engine")
+ray_option = partial(typer.Option, rich_help_panel="Ray")
+
+JsonFlag = Annotated[
+    bool, typer.Option("--json", metavar="[FILE]", help="Print the result as JSON, or write it to FILE.json.")
+]
+
+OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Also replace files that m2h-deploy did not write.")]
+
+RecordFlag = Annotated[bool, result_option("--record", help="Write the result into the bundle's manifest, too.")]
+
+ThreadsOption = Annotated[int | None, engine_option(metavar="N", help="CPU threads.", min=1, show_default="its own")]
+
+DeviceOption = Annotated[
     str | None,
-    typer.Option(
-        help="Device of the engine: cuda (ONNX Runtime), GPU (OpenVINO), 1 (TensorRT).", show_default="its own"
+    engine_option(
+        metavar="NAME", help="Device: cuda (ONNX Runtime), GPU (OpenVINO), 1 (TensorRT).", show_default="its own"
     ),
 ]
 
-OverwriteFlag = Annotated[
-    bool, typer.Option("--overwrite", help="Also replace files that m2h-deploy did not write.", show_default=False)
+PluginsOption = Annotated[
+    list[Path] | None, engine_option(metavar="FILE", help="TensorRT: plug-in library to load; may repeat.")
 ]
 
 
@@ -69,7 +113,7 @@ def main() -> None:
     try:
         _check_working_folder()
         try:
-            app()
+            sys.exit(app(prog_name="m2h-deploy", standalone_mode=False))
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -77,6 +121,13 @@ def main() -> None:
     except M2HError as error:
         say(f"error: {error}", "red")
         sys.exit(error.exit_code)
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            command = error.ctx.command_path if error.ctx is not None else "m2h-deploy"
+            say(f"error: {error.format_message().rstrip('.')}: see {command} --help", "red")
+        sys.exit(2)
     except ModuleNotFoundError as error:
         extra = EXTRA_OF.get((error.name or "").split(".")[0])
         if extra is None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
-from cli.app import OverwriteFlag, app
-from cli.console import out, say, status
+from cli.app import JsonFlag, OverwriteFlag, app
+from cli.console import out, print_json, say, status
+from m2h_deploy.choices import Calibrator, ComputePrecision, Engine, FloatType, Precision, Provider
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.provenance import check_output
 
@@ -17,65 +20,98 @@ if TYPE_CHECKING:
     from m2h_deploy.bundle.folder import Bundle
 
 
+lowering_option = partial(typer.Option, rich_help_panel="FP16 and INT8")
+cpu_option = partial(typer.Option, rich_help_panel="ONNX Runtime and OpenVINO")
+tensorrt_option = partial(typer.Option, rich_help_panel="TensorRT and TensorRT-RTX")
+
+
 @app.command()
 def build(
-    model: Annotated[Path, typer.Argument(help="ONNX file of m2h-deploy export, or the lowered one of --graph.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to write.")] = Path("bundle"),
-    engine: Annotated[str, typer.Option(help="onnxruntime, openvino, tensorrt or tensorrt-rtx.")] = "onnxruntime",
+    model: Annotated[Path, typer.Argument(help="ONNX file of m2h-deploy export, or of --graph.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Bundle to write.")] = (
+        Path("bundle")
+    ),
+    engine: Annotated[
+        Engine, typer.Option(metavar="NAME", help="onnxruntime, openvino, tensorrt or tensorrt-rtx.")
+    ] = "onnxruntime",
     precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16 or int8: lowers a float32 graph.", show_default="as the graph is")
+        Precision | None, typer.Option(help="Lower a float32 graph to this.", show_default="as the graph is")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads that the bundle asks for.", min=1)] = None,
-    provider: Annotated[
-        str | None, typer.Option(help="ONNX Runtime: cpu, cuda, tensorrt, nv-tensorrt-rtx.", show_default="cpu")
-    ] = None,
-    hint: Annotated[str | None, typer.Option(help="OpenVINO: compute in f32, bf16 or f16.")] = None,
     calibration: Annotated[
         str | None,
-        typer.Option(help="Folder, video or NYUv2: INT8 is calibrated on it, and FP16 and INT8 are measured on it."),
+        lowering_option(
+            metavar="SOURCE",
+            help="Folder, video or NYUv2: INT8 is calibrated on it, and FP16 and INT8 are measured on it.",
+        ),
     ] = None,
     calibration_frames: Annotated[
-        int | None, typer.Option(help="INT8: how many frames.", min=1, show_default="64")
+        int | None, lowering_option(metavar="N", help="INT8: how many frames.", min=1, show_default="64")
     ] = None,
     calibrator: Annotated[
-        str | None, typer.Option(help="INT8: max, entropy or percentile.", show_default="max")
+        Calibrator | None,
+        lowering_option(metavar="NAME", help="INT8: ranges by max, entropy or percentile.", show_default="max"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed that chooses the frames.", show_default="0")] = None,
-    policy: Annotated[Path | None, typer.Option(help="INT8: JSON with the blocks to quantize and to keep.")] = None,
-    min_psnr: Annotated[float | None, typer.Option(help="INT8: keep costly blocks in FP16 up to this (dB).")] = None,
-    io: Annotated[str, typer.Option(help="Lowering: type of inputs and outputs, fp32 or fp16.")] = "fp32",
-    target: Annotated[
-        str | None, typer.Option(help="TensorRT-RTX: 8.6,rtx4090,... or portable.", show_default="portable")
+    seed: Annotated[
+        int | None, lowering_option(metavar="N", help="Seed that chooses the frames.", show_default="0")
     ] = None,
-    workspace: Annotated[int | None, typer.Option(help="TensorRT: workspace in MB.", min=1)] = None,
-    level: Annotated[int | None, typer.Option(help="TensorRT: builder level 0 to 5.")] = None,
-    version_compatible: Annotated[bool, typer.Option(help="TensorRT: let later versions run the plan.")] = False,
-    hardware_compatible: Annotated[bool, typer.Option(help="TensorRT: let every GPU from Ampere on run it.")] = False,
-    strip_weights: Annotated[bool, typer.Option(help="TensorRT: keep the weights in a separate file.")] = False,
-    max_batch: Annotated[
-        int | None, typer.Option(help="TensorRT: largest batch, if the batch is free.", min=1, show_default="4")
+    policy: Annotated[
+        Path | None, lowering_option(metavar="FILE", help="INT8: JSON with the blocks to quantize and to keep.")
     ] = None,
-    plugins: Annotated[list[Path] | None, typer.Option(help="TensorRT: plug-in library; may repeat.")] = None,
+    min_psnr: Annotated[
+        float | None, lowering_option(metavar="DB", help="INT8: keep costly blocks in FP16 up to this PSNR.")
+    ] = None,
+    io: Annotated[FloatType, lowering_option(help="Type of the graph's inputs and outputs.")] = "fp32",
     graph: Annotated[
-        Path | None, typer.Option(help="Keep the lowered graph as this ONNX file, which a device can build.")
+        Path | None,
+        lowering_option(metavar="FILE", help="Save the lowered graph as ONNX; a device without PyTorch can build it."),
     ] = None,
+    threads: Annotated[
+        int | None, cpu_option(metavar="N", help="CPU threads that the bundle asks for.", min=1, show_default="all")
+    ] = None,
+    provider: Annotated[
+        Provider | None,
+        cpu_option(metavar="NAME", help="ONNX Runtime: cpu, cuda, tensorrt or nv-tensorrt-rtx.", show_default="cpu"),
+    ] = None,
+    hint: Annotated[
+        ComputePrecision | None,
+        cpu_option(help="OpenVINO: what to compute in.", show_default="fastest that is true to the precision"),
+    ] = None,
+    target: Annotated[
+        str | None,
+        tensorrt_option(metavar="GPUS", help="RTX: 8.6,rtx4090,... or portable.", show_default="portable"),
+    ] = None,
+    workspace: Annotated[int | None, tensorrt_option(metavar="MB", help="Workspace.", min=1)] = None,
+    level: Annotated[int | None, tensorrt_option(metavar="0..5", help="Builder optimization level.")] = None,
+    version_compatible: Annotated[
+        bool, tensorrt_option("--version-compatible", help="Let later versions run the plan.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, tensorrt_option("--hardware-compatible", help="Let every GPU from Ampere on run the plan.")
+    ] = False,
+    strip_weights: Annotated[
+        bool, tensorrt_option("--strip-weights", help="Keep the weights in a separate file.")
+    ] = False,
+    max_batch: Annotated[
+        int | None,
+        tensorrt_option(metavar="N", help="Largest batch, if the batch is free.", min=1, show_default="4"),
+    ] = None,
+    plugins: Annotated[list[Path] | None, tensorrt_option(metavar="FILE", help="Plug-in library; may repeat.")] = None,
     trtexec: Annotated[
         bool,
-        typer.Option(help="TensorRT: print the equivalent trtexec command; nothing is built without TensorRT."),
+        tensorrt_option("--trtexec", help="Print the equivalent trtexec command; builds nothing without TensorRT."),
     ] = False,
     overwrite: OverwriteFlag = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Build an engine from an exported graph and put it into a bundle. An earlier bundle at --output is replaced.
 
-    A folder that is not a bundle is never replaced, --overwrite or not; that is about the file of --graph.
+    A folder that is not a bundle is never replaced; --overwrite is about the file of --graph.
     """
     from engines import Lowering, build_bundle, load_policy, options_of, trtexec_of
     from engines.tensorrt import check_machine
 
     if graph is not None:
         check_output(graph, "onnx", overwrite=overwrite, sources=[model])
-    if io not in ("fp32", "fp16"):
-        raise M2HError(f"io '{io}': choose fp32 or fp16")
     request: dict[str, Any] = {
         "engine": engine,
         "precision": precision,
@@ -87,7 +123,7 @@ def build(
             method=calibrator,
             policy=load_policy(policy) if policy else None,
             min_psnr=min_psnr,
-            io="fp16" if io == "fp16" else "fp32",
+            io=io,
         ),
         "options": options_of(
             engine,
@@ -116,10 +152,16 @@ def build(
             return
     with status("building"):
         bundle = build_bundle(model, output, progress=say, **request)
+    measured = measured_by_build(bundle)
     tell(bundle)
     if trtexec:
-        command = str(bundle.manifest.engine.options["trtexec"])
-        out.print(command.replace("model.onnx", shlex.quote((graph or model).name)), markup=False, soft_wrap=True)
+        name = shlex.quote((graph or model).name)
+        command = str(bundle.manifest.engine.options["trtexec"]).replace("model.onnx", name)
+        if as_json:
+            measured["trtexec"] = command
+        else:
+            out.print(command, markup=False, soft_wrap=True)
+    print_json(measured) if as_json else print_measured(measured)
 
 
 def choose_targets(engine: str, target: str | None) -> tuple[str, ...] | None:
@@ -135,26 +177,62 @@ def choose_targets(engine: str, target: str | None) -> tuple[str, ...] | None:
 
 
 def check_trtexec(engine: str, precision: str | None, graph: Path | None) -> None:
-    """Raises M2HError where there is no trtexec command to print."""
+    """Raise M2HError where there is no trtexec command to print."""
     if precision in ("fp16", "int8") and graph is None:
         raise M2HError(
-            f"trtexec needs the {precision} graph that is compiled: keep it with --graph FILE.onnx, or leave out "
+            f"trtexec needs the {precision} graph that is compiled: save it with --graph FILE.onnx, or leave out "
             "--precision where the file is lowered already"
         )
     if not engine.startswith("tensorrt"):
         raise M2HError(f"--trtexec applies only to TensorRT, not to {engine}: choose --engine tensorrt or tensorrt-rtx")
 
 
+def measured_by_build(bundle: Bundle) -> dict[str, Any]:
+    """Return what the build measured: for each output its self-test and, of a lowered graph, its PSNR in dB."""
+    manifest = bundle.manifest
+    engine, test, psnr = manifest.engine, manifest.self_test, manifest.lowering.psnr if manifest.lowering else {}
+    outputs = {
+        name: {
+            "self_test_error": test.measured.get(name),
+            "self_test_tolerance": test.tolerance_of(name),
+            "psnr": psnr.get(name),
+        }
+        for name in (test.outputs if test is not None else ())
+        if test is not None
+    }
+    return {
+        "bundle": str(bundle.path),
+        "engine": engine.kind,
+        "version": engine.version,
+        "precision": engine.precision,
+        "bytes": sum((bundle.path / name).stat().st_size for name in manifest.files),
+        "outputs": outputs,
+        "notes": list(engine.options.get("notes", ())),
+    }
+
+
+def print_measured(measured: dict[str, Any]) -> None:
+    """Print what the build measured, one row for each output."""
+    lowered = any(row["psnr"] is not None for row in measured["outputs"].values())
+    table = Table("output", "self-test error", "tolerance", *(["PSNR"] if lowered else []), box=None)
+    for name, row in measured["outputs"].items():
+        error = "not run" if row["self_test_error"] is None else f"{row['self_test_error']:.1e}"
+        psnr = ["-" if row["psnr"] is None else f"{row['psnr']:.1f} dB"] if lowered else []
+        table.add_row(name, error, f"{row['self_test_tolerance']:.2g}", *psnr)
+    out.print(table)
+
+
 def tell(bundle: Bundle) -> None:
-    """Say what was built, what lowering costs, and what its user should know."""
+    """Say what was built, and what its user should know."""
     manifest = bundle.manifest
     size = sum((bundle.path / name).stat().st_size for name in manifest.files) / 1e6
     engine, test = manifest.engine, manifest.self_test
     say(f"wrote {bundle.path} ({engine.kind} {engine.version}, {engine.precision}, {size:.1f} MB)")
+    if test is not None and not test.measured:
+        say("the self-test did not run: this machine cannot run the engine", "yellow")
     if manifest.lowering is not None:
-        psnr = ", ".join(f"{name} {value:.1f} dB" for name, value in manifest.lowering.psnr.items())
-        missing = "not measured: give --calibration FOLDER, or compare with m2h-deploy verify"
-        say(f"PSNR against float32: {psnr or missing}")
+        if not manifest.lowering.psnr:
+            say("PSNR against float32: not measured: give --calibration FOLDER, or compare with m2h-deploy verify")
         risky = manifest.lowering.weights_beyond_fp16
         if risky:
             more = f" and {len(risky) - 3} more" if len(risky) > 3 else ""

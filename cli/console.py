@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -26,6 +27,9 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from m2h_deploy.files.atomic import write_text
+from m2h_deploy.version import __version__
+
 #: Columns of what goes to a file or another program: nothing is cut that a program may read.
 _PIPED = 1000
 
@@ -41,15 +45,16 @@ err = Console(stderr=True, highlight=False)
 
 
 class CountColumn(ProgressColumn):
-    """How many are done, `8/20`; `8` where the total is unknown."""
+    """Show how many are done, `8/20`; `8` where the total is unknown."""
 
     def render(self, task: Task) -> Text:
+        """Return the count of one task."""
         done = int(task.completed)
         return Text(str(done) if task.total is None else f"{done}/{int(task.total)}", style="progress.download")
 
 
 def make_progress() -> Progress:
-    """A progress bar on stderr."""
+    """Return a progress bar on stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(), CountColumn(), TimeElapsedColumn())
     return Progress(SpinnerColumn(), *columns, console=err)
 
@@ -94,6 +99,7 @@ class _Lines(logging.Handler):
         self.show: Callable[[str], None] | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print a warning, or show progress where a status is on."""
         if record.levelno >= logging.WARNING:
             say(record.getMessage(), "yellow")
         elif self.show is not None:
@@ -125,20 +131,34 @@ def status(text: str) -> Iterator[None]:
 
 
 def say(text: str, style: str | None = None) -> None:
-    """One line on stderr, never wrapped and never read as markup."""
+    """Print one line on stderr, never wrapped and never read as markup."""
     err.print(text, style=style, markup=False, soft_wrap=True)
 
 
-def print_json(values: Any) -> None:
-    """Plain values as one line of JSON on stdout, at once: a command may go on, and its reader waits for the line.
+#: Where results go instead of stdout.
+_json_file: Path | None = None
 
-    A number that JSON has not is a mistake of the caller's.
+
+def send_json_to(file: Path | None) -> None:
+    """Let `print_json` write to a file from now on; None is stdout."""
+    global _json_file
+    _json_file = file
+
+
+def print_json(values: dict[str, Any]) -> None:
+    """Print a result as one line of JSON on stdout, at once: the command may go on while its reader waits.
+
+    A caller must replace NaN and infinity, which JSON lacks.
     """
-    print(json.dumps(values, allow_nan=False), flush=True)
+    if _json_file is None:
+        print(json.dumps(values, allow_nan=False), flush=True)
+    else:
+        marked = {"tool": f"m2h-deploy {__version__}"} | values  # by which a later command knows the file as its own
+        write_text(_json_file, json.dumps(marked, allow_nan=False, indent=2))
 
 
 def print_values(values: dict[str, Any]) -> None:
-    """Nested values, one to a line, on stdout; what is too long for a terminal's line is cut."""
+    """Print nested values on stdout, one to a line; what is too long for a terminal's line is cut."""
     table = Table(show_header=False, box=None)
     for key, value in _flatten(values):
         text = f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cli.app import JsonFlag, OverwriteFlag, app, needs
 from cli.console import err, out, print_json, say
+from m2h_deploy.choices import DepthFormat, Form, Preset, SensorFormat, Windows
 from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.files.provenance import check_output
 from m2h_deploy.tasks import TABLE, TASKS, task_of
@@ -21,54 +22,57 @@ if TYPE_CHECKING:
     from m2h_deploy.runtime.preprocess import Normalization
 
 
-class Windows(str, Enum):
-    standard = "standard"
-    functions = "functions"
-
-
-class Sensors(str, Enum):
-    uint8 = "uint8"
-    nv12 = "nv12"
+shape_option = partial(typer.Option, rich_help_panel="Shape of the input")
+graph_option = partial(typer.Option, rich_help_panel="Graph")
+training_option = partial(typer.Option, rich_help_panel="As the network was trained")
+pixels_option = partial(typer.Option, rich_help_panel="Raw-pixel graph: camera frames in, results out")
 
 
 @app.command()
 def export(
     checkpoint: Annotated[str, typer.Argument(help="Published .pt, .safetensors of m2h-deploy, or the name m2h-tiny.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="ONNX file to write.")] = Path("model.onnx"),
-    height: Annotated[int, typer.Option(help="Height of the network's input in pixels.")] = 224,
-    width: Annotated[int, typer.Option(help="Width of the network's input in pixels.")] = 224,
-    batch: Annotated[int, typer.Option(help="Frames in a batch.")] = 1,
-    dynamic_batch: Annotated[bool, typer.Option(help="Leave the batch size free.")] = False,
-    opset: Annotated[int | None, typer.Option(help="ONNX opset.", show_default="20")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="ONNX file to write.")] = (
+        Path("model.onnx")
+    ),
+    height: Annotated[int, shape_option(metavar="PIXELS", help="Height of the network's input.")] = 224,
+    width: Annotated[int, shape_option(metavar="PIXELS", help="Width of the network's input.")] = 224,
+    batch: Annotated[int, shape_option(metavar="N", help="Frames in a batch.")] = 1,
+    dynamic_batch: Annotated[bool, shape_option("--dynamic-batch", help="Leave the batch size free.")] = False,
     outputs: Annotated[
         str | None,
-        typer.Option(help="Outputs to keep, separated by commas.", show_default="depth,semantics,normals,edges"),
+        graph_option(
+            metavar="NAMES",
+            help="Outputs to keep, separated by commas.",
+            show_default="depth,semantics,normals,edges",
+        ),
     ] = None,
-    windows: Annotated[Windows, typer.Option(help="WMCA's partition as plain operators or ONNX functions.")] = (
-        Windows.standard
+    form: Annotated[Form, graph_option(help="Rewritten to run faster, or as published.")] = "deploy",
+    windows: Annotated[Windows, graph_option(help="WMCA's partition as plain operators or ONNX functions.")] = (
+        "standard"
     ),
-    form: Annotated[str, typer.Option(help="deploy: rewritten to run faster; reference: as published.")] = "deploy",
+    opset: Annotated[int | None, graph_option(metavar="N", help="ONNX opset.", show_default="20")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Normalization of the training: published or imagenet.", show_default="published")
+        Preset | None, training_option(help="Normalization of the training.", show_default="published")
     ] = None,
     mean: Annotated[
-        str | None, typer.Option(help="Instead of --preset: mean of R,G,B in units of 0 to 1, such as 0.5,0.5,0.5.")
+        str | None,
+        training_option(metavar="R,G,B", help="Instead of --preset: mean in units of 0 to 1, such as 0.5,0.5,0.5."),
     ] = None,
-    std: Annotated[str | None, typer.Option(help="With --mean: standard deviation of R,G,B.")] = None,
+    std: Annotated[str | None, training_option(metavar="R,G,B", help="With --mean: standard deviation.")] = None,
     classes: Annotated[
-        Path | None, typer.Option(help="JSON list of the class names, or of {name, color}.", metavar="FILE")
+        Path | None, training_option(metavar="FILE", help="JSON list of the class names, or of {name, color}.")
     ] = None,
     sensor: Annotated[
-        Sensors | None, typer.Option(help="Put pre- and postprocessing into the graph: raw pixels in, results out.")
+        SensorFormat | None, pixels_option(help="Put pre- and postprocessing into the graph, for these pixels.")
     ] = None,
     camera_size: Annotated[
-        str | None, typer.Option(help="With --sensor: the camera's width x height.", show_default="640x480")
-    ] = None,
-    depth: Annotated[
         str | None,
-        typer.Option(help="With --sensor: float32 (meters) or uint16 (millimeters).", show_default="float32"),
+        pixels_option(metavar="WxH", help="With --sensor: the camera's width x height.", show_default="640x480"),
     ] = None,
-    variant: Annotated[str | None, typer.Option(help="Refuse a checkpoint of another variant.")] = None,
+    depth_format: Annotated[
+        DepthFormat | None,
+        pixels_option(help="With --sensor: meters or millimeters.", show_default="float32"),
+    ] = None,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -80,13 +84,13 @@ def export(
             from m2h_deploy.model import load_checkpoint
         from m2h_deploy.data.classes import load_classes
 
-        camera = make_sensor(sensor, camera_size, depth, outputs)
+        camera = make_sensor(sensor, camera_size, depth_format, outputs)
         options: dict[str, Any] = {
             "height": height,
             "width": width,
             "batch": batch,
             "dynamic_batch": dynamic_batch,
-            "windows": windows.value,
+            "windows": windows,
             "form": form,
             "normalization": choose_normalization(preset, mean, std),
             "classes": load_classes(classes) if classes is not None else None,
@@ -96,8 +100,6 @@ def export(
         }
         ExportOptions(**options)  # refuses what makes no graph before the checkpoint is loaded
         model = load_checkpoint(checkpoint)
-    if variant is not None and variant != model.config.variant:
-        raise M2HError(f"{checkpoint} holds {model.config.variant}, not {variant}")
     try:
         with err.status(f"exporting {model.config.variant} at {width} x {height} and checking it"):
             result = export_onnx(model, output, **options)
@@ -108,8 +110,8 @@ def export(
     say(f"wrote {result.path} ({result.path.stat().st_size / 1e6:.1f} MB)")
 
 
-def choose_normalization(preset: str | None, mean: str | None, std: str | None) -> Normalization:
-    """The normalization that the options name. Raises M2HError where they contradict each other."""
+def choose_normalization(preset: Preset | None, mean: str | None, std: str | None) -> Normalization:
+    """Return the normalization that the options name. Raise M2HError where they contradict each other."""
     from m2h_deploy.runtime.preprocess import PRESETS, parse_normalization
 
     if (mean is None) != (std is None):
@@ -118,31 +120,31 @@ def choose_normalization(preset: str | None, mean: str | None, std: str | None) 
         if preset is not None:
             raise M2HError("--preset is a short name for a mean and a std: give it, or --mean and --std, not both")
         return parse_normalization(mean, std)
-    if preset is not None and preset not in PRESETS:
-        raise M2HError(f"preset '{preset}': choose one of {', '.join(PRESETS)}, or give --mean and --std")
     return PRESETS[preset or "published"]
 
 
 def make_sensor(
-    sensor: Sensors | None, camera_size: str | None, depth: str | None, outputs: str | None
+    sensor: SensorFormat | None, camera_size: str | None, depth_format: DepthFormat | None, outputs: str | None
 ) -> Sensor | None:
-    """The sensor that the options describe. Raises M2HError on an option that has no effect without one."""
+    """Return the sensor that the options describe. Raise M2HError on an option that has no effect without one."""
     if sensor is None:
-        for name, value in (("--camera-size", camera_size), ("--depth", depth)):
+        for name, value in (("--camera-size", camera_size), ("--depth-format", depth_format)):
             if value is not None:
                 raise M2HError(f"{name} applies only to a sensor graph: give --sensor uint8 or nv12 too")
         return None
     from export import Sensor, parse_camera_size
 
-    given: dict[str, Any] = {"depth": depth} if depth is not None else {}
+    given: dict[str, Any] = {"depth": depth_format} if depth_format is not None else {}
     if outputs is not None:
         given["outputs"] = tuple(TABLE[name].result.name for name in output_names(outputs))
-    return Sensor(parse_camera_size(camera_size or "640x480"), sensor.value, **given)
+    return Sensor(parse_camera_size(camera_size or "640x480"), sensor, **given)
 
 
 def output_names(text: str) -> list[str]:
-    """Tasks of a list such as `depth,labels`. Plain graphs give class scores, `semantics`, sensor graphs `labels`:
-    both names are taken for both. Raises M2HError on others."""
+    """Return the tasks of a list such as `depth,labels`. Raise M2HError on unknown names.
+
+    Plain graphs give class scores, `semantics`, and raw-pixel graphs `labels`: both names are taken for both.
+    """
     names = [name.strip() for name in text.split(",")]
     tasks = [task_of(name) for name in names]
     unknown = [name for name, task in zip(names, tasks, strict=True) if task not in TASKS]
@@ -152,6 +154,7 @@ def output_names(text: str) -> list[str]:
 
 
 def print_check(report: CheckReport, as_json: bool, console: Any = out) -> None:
+    """Print the errors of an export's check, one row for each output and input."""
     if as_json:
         rows = [{"output": d.output, "input": d.input, **asdict(d.difference)} for d in report.differences]
         print_json({"passed": report.passed, "failures": list(report.failures), "differences": rows})

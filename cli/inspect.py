@@ -42,7 +42,7 @@ def inspect(
 
 
 def _print_bundle(path: Path, as_json: bool) -> None:
-    """A bundle on a device, which has no onnx to look into its graph."""
+    """Print a bundle on a device, which has no onnx to read its graph."""
     from m2h_deploy.bundle.describe import describe_bundle, facts
 
     note = str(missing_extra("onnx", "build", "reading the graph"))

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from cli.app import ray_option
 from cli.console import make_progress, say
 from m2h_deploy.errors import M2HError
 
@@ -16,25 +15,24 @@ if TYPE_CHECKING:
     from m2h_deploy.cluster import Cluster, JobResult
 
 RayOption = Annotated[
-    str | None,
-    typer.Option("--ray", metavar="ADDRESS", help="Run frames on Ray: 'local', 'auto' or a cluster's HOST:PORT."),
+    str | None, ray_option("--ray", metavar="ADDRESS", help="Run frames on Ray: local, auto or a cluster's HOST:PORT.")
 ]
-WorkersOption = Annotated[
-    int | None, typer.Option(help="Ray: how many engines; by default one CPU stays free for Ray.", min=1)
+RayWorkersOption = Annotated[
+    int | None, ray_option(metavar="N", help="How many engines.", min=1, show_default="CPUs less one, for Ray")
 ]
-GpusOption = Annotated[float, typer.Option(help="Ray: GPUs of each worker; 0.5 puts two on one.", min=0)]
+RayGpusOption = Annotated[float, ray_option(metavar="N", help="GPUs of each worker; 0.5 puts two on one.", min=0)]
 
 
 def cluster_of(
     address: str | None, workers: int | None, threads: int | None, gpus: float, device: str | None
 ) -> Cluster | None:
-    """The cluster that the options name; None without --ray. Raises M2HError on the others without it."""
+    """Return the cluster that the options name; None without --ray. Raise M2HError on the others without it."""
     if address is None:
         if workers is not None or gpus:
-            raise M2HError("--workers and --gpus apply only to a job on Ray: give --ray local too")
+            raise M2HError("--ray-workers and --ray-gpus apply only to a job on Ray: give --ray local too")
         return None
     if device is not None:
-        raise M2HError("--device is for one engine: leave it out with --ray, where --gpus gives each worker its own")
+        raise M2HError("--device is for one engine: leave it out with --ray; --ray-gpus gives each worker its own")
     from m2h_deploy.cluster.session import Cluster, import_ray
 
     import_ray()  # what is missing is said before anything is opened
@@ -53,7 +51,7 @@ class Reporter:
 
 @contextmanager
 def reporting(*, resumes: bool = True) -> Iterator[Reporter]:
-    """A bar on stderr; Ctrl-C is told how a job that resumes goes on."""
+    """Show a bar on stderr; after Ctrl-C say how a job that resumes goes on."""
     with make_progress() as progress:
         task = progress.add_task("starting" if resumes else "frames", total=None)
 
@@ -74,7 +72,7 @@ def reporting(*, resumes: bool = True) -> Iterator[Reporter]:
 
 
 def tell(job: JobResult) -> None:
-    """How the job went, on stderr."""
+    """Say on stderr how the job went."""
     say(job.summary)
     if job.replaced:
         say(f"{job.replaced} workers died and were replaced: their frames were done again", "yellow")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,24 +16,36 @@ if TYPE_CHECKING:
     from m2h_deploy.packaging.triton import RepositoryOptions
 
 
+triton_option = partial(typer.Option, rich_help_panel="Triton Inference Server")
+
+
 @app.command()
 def package(
     bundle: Annotated[Path, typer.Argument(help="Bundle (--cpp: of a sensor graph; --mono-hydra: or an ONNX file).")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="New folder, for --cpp and --mono-hydra.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FOLDER", help="New folder, for --cpp and --mono-hydra."),
     ] = None,
     cpp: Annotated[bool, typer.Option("--cpp", help="libm2h, its headers and an example, for C and C++.")] = False,
     mono_hydra: Annotated[
         bool, typer.Option("--mono-hydra", help="ONNX file and YAML for Mono-Hydra's existing ONNX node.")
     ] = False,
     triton: Annotated[
-        Path | None, typer.Option("--triton", help="Add the model to this Triton model repository.")
+        Path | None, triton_option("--triton", metavar="FOLDER", help="Add the model to this model repository.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="With --triton: the model's name. [m2h]")] = None,
-    max_batch: Annotated[int | None, typer.Option(help="With --triton: frames that run together at most. [8]")] = None,
-    delay_ms: Annotated[float | None, typer.Option(help="With --triton: ms that a frame waits for others. [2]")] = None,
-    instances: Annotated[int | None, typer.Option(help="With --triton: engines that work at once. [1]")] = None,
-    threads: Annotated[int | None, typer.Option(help="With --triton: CPU threads of each engine.", min=1)] = None,
+    name: Annotated[str | None, triton_option(metavar="NAME", help="Name of the model.", show_default="m2h")] = None,
+    max_batch: Annotated[
+        int | None, triton_option(metavar="N", help="Frames that run together at most.", show_default="8")
+    ] = None,
+    delay_ms: Annotated[
+        float | None, triton_option(metavar="MS", help="Time that a frame waits for others.", show_default="2")
+    ] = None,
+    instances: Annotated[
+        int | None, triton_option(metavar="N", help="Engines that work at once.", show_default="1")
+    ] = None,
+    threads: Annotated[
+        int | None, triton_option(metavar="N", help="CPU threads of each engine.", min=1, show_default="its own")
+    ] = None,
 ) -> None:
     """Package a bundle with what another program needs to run it."""
     if [cpp, mono_hydra, triton is not None].count(True) != 1:

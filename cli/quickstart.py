@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.app import JsonFlag, OverwriteFlag, app, needs
+from cli.app import DeviceOption, JsonFlag, OverwriteFlag, app, needs
 from cli.console import err, make_progress, print_json, print_values
 from cli.export import print_check
 from m2h_deploy.errors import M2HError
@@ -17,9 +17,12 @@ from m2h_deploy.files.atomic import check_folder, make_folder
 
 @app.command()
 def quickstart(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path("quickstart"),
-    variant: Annotated[str, typer.Option(help="Network to use.")] = "m2h-tiny",
-    frames: Annotated[int, typer.Option(help="Number of rooms.", min=1)] = 3,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder for the results.")] = (
+        Path("quickstart")
+    ),
+    variant: Annotated[str, typer.Option(metavar="NAME", help="Variant of the network.")] = "m2h-tiny",
+    frames: Annotated[int, typer.Option(metavar="N", help="Number of rooms.", min=1)] = 3,
+    device: DeviceOption = None,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -57,7 +60,7 @@ def quickstart(
     rooms = (render_room(0, index, height=480, width=640) for index in range(frames))
     source = Source(frames, lambda: (SourceFrame(room.name, room.image) for room in rooms))
     files = ResultFiles(output, bundle.manifest.classes)
-    with make_progress() as progress, Runtime.load(bundle.path) as runtime:
+    with make_progress() as progress, Runtime.load(bundle.path, device=device) as runtime:
         task = progress.add_task("3/3  predicting", total=frames)
         predicted = predict_source(runtime, source, [files], progress=lambda _: progress.advance(task))
     if predicted.interrupted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,11 +14,11 @@ from cli.console import make_progress, say
 @app.command()
 def rooms(
     folder: Annotated[Path, typer.Argument(help="Folder to write, in the multi-task layout of NYUv2.")],
-    frames: Annotated[int, typer.Option(help="Number of rooms.", min=1)] = 20,
-    seed: Annotated[int, typer.Option(help="Seed of the rooms.")] = 0,
-    height: Annotated[int, typer.Option(min=16)] = 240,
-    width: Annotated[int, typer.Option(min=16)] = 320,
-    split: Annotated[str, typer.Option(help="Split to write: train or val.")] = "val",
+    frames: Annotated[int, typer.Option(metavar="N", help="Number of rooms.", min=1)] = 20,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the rooms.")] = 0,
+    height: Annotated[int, typer.Option(metavar="PIXELS", help="Height of the images.", min=16)] = 240,
+    width: Annotated[int, typer.Option(metavar="PIXELS", help="Width of the images.", min=16)] = 320,
+    split: Annotated[Literal["train", "val"], typer.Option(help="Split to write.")] = "val",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier split in the folder.")] = False,
 ) -> None:
     """Write synthetic rooms with exact labels: data to try commands on, and for tests. An existing split is kept."""

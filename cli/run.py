@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.app import EngineDeviceOption, JsonFlag, OverwriteFlag, app
+from cli.app import (
+    DeviceOption,
+    JsonFlag,
+    OverwriteFlag,
+    PluginsOption,
+    ThreadsOption,
+    app,
+    engine_option,
+    ray_option,
+    result_option,
+)
 from cli.console import make_progress, print_json, print_values, say
-from cli.on_ray import GpusOption, RayOption, WorkersOption, cluster_of, reporting, tell
+from cli.on_ray import RayGpusOption, RayOption, RayWorkersOption, cluster_of, reporting, tell
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import check_folder, make_folder
 
@@ -23,29 +34,41 @@ if TYPE_CHECKING:
     from m2h_deploy.sources import Source
 
 
+rerun_option = partial(typer.Option, rich_help_panel="Rerun")
+
+
 @app.command()
 def run(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     source: Annotated[str, typer.Argument(help="Image, folder of images, video file, camera index, or rtsp://...")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")] = Path("out"),
-    files: Annotated[bool, typer.Option(help="Write a picture, depth and labels for each frame.")] = True,
-    npz: Annotated[bool, typer.Option(help="Also write every output as npz.")] = False,
-    video: Annotated[Path | None, typer.Option(help="Write the four tasks as this .mp4.")] = None,
-    rerun: Annotated[Path | None, typer.Option(help="Write a Rerun recording (.rrd).")] = None,
-    show: Annotated[bool, typer.Option(help="Show the four tasks in a window; q closes it.")] = False,
-    fov: Annotated[float | None, typer.Option(help="Rerun: the camera's horizontal angle of view, degrees.")] = None,
-    intrinsics: Annotated[str | None, typer.Option(help="Rerun: the camera as fx,fy,cx,cy in pixels.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Stop after this many frames.", min=1)] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
-    device: EngineDeviceOption = None,
-    self_test: Annotated[bool, typer.Option(help="Run the engine's self-test first.")] = True,
-    plugins: Annotated[list[Path] | None, typer.Option(help="TensorRT: plug-in library to load; may repeat.")] = None,
-    ray: RayOption = None,
-    workers: WorkersOption = None,
-    gpus: GpusOption = 0.0,
-    parquet: Annotated[bool, typer.Option(help="Ray: the results as Parquet.")] = False,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Stop after this many frames.", min=1)] = None,
+    output: Annotated[Path, result_option("-o", "--output", metavar="FOLDER", help="Folder for the results.")] = (
+        Path("out")
+    ),
+    files: Annotated[
+        bool,
+        result_option(
+            " /--no-files", help="Do not write a picture, depth and labels for each frame.", show_default=False
+        ),
+    ] = True,
+    npz: Annotated[bool, result_option("--npz", help="Also write every output as npz.")] = False,
+    video: Annotated[Path | None, result_option(metavar="FILE", help="Write the four tasks as this .mp4.")] = None,
+    show: Annotated[bool, result_option("--show", help="Show the four tasks in a window; q closes it.")] = False,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
+    rerun: Annotated[Path | None, rerun_option(metavar="FILE", help="Write a Rerun recording (.rrd).")] = None,
+    fov: Annotated[float | None, rerun_option(metavar="DEGREES", help="The camera's horizontal angle of view.")] = None,
+    intrinsics: Annotated[str | None, rerun_option(metavar="FX,FY,CX,CY", help="The camera, in pixels.")] = None,
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
+    plugins: PluginsOption = None,
+    self_test: Annotated[
+        bool, engine_option(" /--no-self-test", help="Do not run the engine's self-test first.", show_default=False)
+    ] = True,
+    ray: RayOption = None,
+    ray_workers: RayWorkersOption = None,
+    ray_gpus: RayGpusOption = 0.0,
+    parquet: Annotated[bool, ray_option("--parquet", help="Write the results as Parquet.")] = False,
 ) -> None:
     """Predict on frames: a picture, depth (16-bit PNG, millimeters) and labels (PNG) for each.
 
@@ -59,7 +82,7 @@ def run(
     from m2h_deploy.sinks.files import ResultFiles, check_results
     from m2h_deploy.sources import open_source
 
-    cluster = cluster_of(ray, workers, threads, gpus, device)
+    cluster = cluster_of(ray, ray_workers, threads, ray_gpus, device)
     for place in (output if files else None, video, rerun):
         if place is not None:
             check_outside(bundle, place)
@@ -111,7 +134,7 @@ def run(
 
 
 def _give_job(job: JobResult, output: Path, *, as_json: bool) -> None:
-    """Print how a job on Ray went. Raises M2HError where frames gave no result."""
+    """Print how a job on Ray went. Raise M2HError where frames gave no result."""
     values = job.to_json() | {"output": str(output)}
     if as_json:
         print_json(values)
@@ -124,7 +147,7 @@ def _give_job(job: JobResult, output: Path, *, as_json: bool) -> None:
 
 
 def _refuse_with_ray(video: Path | None, rerun: Path | None, *, show: bool, files: bool) -> None:
-    """Raises M2HError on what needs the frames in their order."""
+    """Raise M2HError on what needs the frames in their order."""
     if video is not None or rerun is not None or show or not files:
         raise M2HError("--video, --rerun, --show and --no-files need the frames in order: run without --ray")
 
@@ -138,7 +161,7 @@ def _sinks(
     fov: float | None,
     intrinsics: str | None,
 ) -> list[Sink]:
-    """Where predictions go beside the files; each refuses what it cannot do before the first frame."""
+    """Open what predictions go to beside the files; each refuses what it cannot do before the first frame."""
     from m2h_deploy.camera import ASSUMED_FOV, parse_intrinsics
     from m2h_deploy.sinks.screen import VideoFile, Window
 

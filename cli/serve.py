@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli.app import JsonFlag, OverwriteFlag, app
+from cli.app import DeviceOption, JsonFlag, OverwriteFlag, ThreadsOption, app
 from cli.console import print_json, say
+
+network_option = partial(typer.Option, rich_help_panel="Network")
+batching_option = partial(typer.Option, rich_help_panel="Batching")
 
 
 @app.command()
 def serve(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(help="Port for HTTP.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(help="Port for gRPC.")] = 8001,
-    metrics_port: Annotated[int, typer.Option(help="Port for Prometheus' metrics.")] = 8002,
-    name: Annotated[str, typer.Option(help="Name of the model.")] = "m2h",
-    max_batch: Annotated[int, typer.Option(help="Frames that run together at most.")] = 8,
-    delay_ms: Annotated[float, typer.Option(help="Milliseconds that a frame waits for others.")] = 2.0,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of the engine.", min=1)] = None,
-    log: Annotated[Path | None, typer.Option(help="Write Triton's log to this file.")] = None,
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the model.")] = "m2h",
+    log: Annotated[Path | None, typer.Option(metavar="FILE", help="Write Triton's log to this file.")] = None,
+    host: Annotated[
+        str, network_option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 for every network.")
+    ] = "127.0.0.1",
+    http_port: Annotated[int, network_option(metavar="PORT", help="For HTTP.")] = 8000,
+    grpc_port: Annotated[int, network_option(metavar="PORT", help="For gRPC.")] = 8001,
+    metrics_port: Annotated[int, network_option(metavar="PORT", help="For Prometheus' metrics.")] = 8002,
+    max_batch: Annotated[int, batching_option(metavar="N", help="Frames that run together at most.")] = 8,
+    delay_ms: Annotated[float, batching_option(metavar="MS", help="Time that a frame waits for others.")] = 2.0,
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -37,7 +44,7 @@ def serve(
     if log is not None:
         check_output(log, "log", overwrite=overwrite)
     options = ServeOptions(
-        bundle, name, host, http_port, grpc_port, metrics_port, max_batch=max_batch, delay_ms=delay_ms, threads=threads
+        bundle, name, host, http_port, grpc_port, metrics_port, max_batch, delay_ms, threads=threads, device=device
     )
     addresses = {
         "model": name,

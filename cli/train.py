@@ -9,21 +9,24 @@ import typer
 
 from cli.app import JsonFlag, app, needs
 from cli.console import leads, out, print_json, say, training_progress
+from m2h_deploy.choices import TorchDevice
 from m2h_deploy.errors import M2HError
 
 ConfigArgument = Annotated[Path, typer.Argument(help="TOML file that describes the run; see configs/.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-WorkersOption = Annotated[int, typer.Option(help="Processes that read or render frames.", min=1)]
+TorchDeviceOption = Annotated[TorchDevice, typer.Option(help="Where PyTorch computes.")]
+LoadersOption = Annotated[int, typer.Option(metavar="N", help="Processes that read or render frames.", min=1)]
 
 
 @app.command()
 def train(
     config: ConfigArgument,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run.")],
-    resume: Annotated[bool, typer.Option(help="Continue the unfinished run in the folder.")] = False,
-    device: DeviceOption = "auto",
-    cache: Annotated[Path | None, typer.Option(help="Folder that caches frames (default: in the run).")] = None,
-    workers: WorkersOption = 1,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder of the run.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the unfinished run in the folder.")] = False,
+    device: TorchDeviceOption = "auto",
+    cache: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder that caches frames.", show_default="in the run")
+    ] = None,
+    loaders: LoadersOption = 1,
     qat: Annotated[bool, typer.Option("--qat", help="Fine-tune the config's checkpoint for INT8.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")] = False,
     as_json: JsonFlag = False,
@@ -43,7 +46,7 @@ def train(
     try:
         with training_progress() as progress:
             result = train_network(
-                settings, output, existing=existing, device=device, cache=cache, workers=workers, qat=qat,
+                settings, output, existing=existing, device=device, cache=cache, workers=loaders, qat=qat,
                 progress=progress,
             )  # fmt: skip
     except KeyboardInterrupt:
@@ -58,9 +61,9 @@ def train(
 def evaluate(
     checkpoint: Annotated[str, typer.Argument(help="Checkpoint, or m2h-tiny for the built-in network.")],
     config: ConfigArgument,
-    device: DeviceOption = "auto",
-    cache: Annotated[Path | None, typer.Option(help="Folder that caches frames.")] = None,
-    workers: WorkersOption = 1,
+    device: TorchDeviceOption = "auto",
+    cache: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Folder that caches frames.")] = None,
+    loaders: LoadersOption = 1,
     as_json: JsonFlag = False,
 ) -> None:
     """Measure a checkpoint on the validation frames of a training run's TOML file."""
@@ -68,7 +71,7 @@ def evaluate(
         from m2h_deploy.training import evaluate_checkpoint
 
     with training_progress() as progress:
-        result = evaluate_checkpoint(checkpoint, config, device=device, cache=cache, workers=workers, progress=progress)
+        result = evaluate_checkpoint(checkpoint, config, device=device, cache=cache, workers=loaders, progress=progress)
     _show(result, as_json)
 
 

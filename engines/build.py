@@ -21,7 +21,7 @@ from engines.trtexec import free_batch_of, trtexec_command
 from m2h_deploy.backends import KINDS, open_backend
 from m2h_deploy.backends.cuda import capability_here, missing_gpu
 from m2h_deploy.bundle.folder import Bundle, check_bundle_place, load_bundle, new_bundle_folder, write_manifest
-from m2h_deploy.bundle.manifest import EngineInfo, InputSpec
+from m2h_deploy.bundle.manifest import EngineInfo, InputSpec, Manifest
 from m2h_deploy.bundle.self_test import check_self_test, pattern
 from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.files.atomic import scratch_folder, write_bytes
@@ -80,7 +80,8 @@ def build_bundle(
         manifest = make_manifest(prepared.proto, prepared.info, request.source, compiled, test, folder)
         write_manifest(folder, manifest)
         if _runs_here(compiled):
-            _prove(folder, request, brought=lowered is not None and not prepared.lowered_here)
+            errors = _prove(folder, request, brought=lowered is not None and not prepared.lowered_here)
+            write_manifest(folder, _with_measured(manifest, errors))
     return load_bundle(out_dir)
 
 
@@ -179,8 +180,13 @@ def _runs_here(info: EngineInfo) -> bool:
         return False
 
 
-def _prove(folder: Path, request: BuildRequest, *, brought: bool) -> None:
-    """Run the new bundle's self-test with the engine itself, before the bundle gets its place.
+def _with_measured(manifest: Manifest, errors: dict[str, float]) -> Manifest:
+    assert manifest.self_test is not None
+    return manifest.model_copy(update={"self_test": manifest.self_test.model_copy(update={"measured": errors})})
+
+
+def _prove(folder: Path, request: BuildRequest, *, brought: bool) -> dict[str, float]:
+    """Run the new bundle's self-test with the engine itself, before the bundle gets its place; return the errors.
 
     `brought`: the user's file came with the test.
     """
@@ -189,7 +195,7 @@ def _prove(folder: Path, request: BuildRequest, *, brought: bool) -> None:
     try:
         assert bundle.manifest.self_test is not None
         outputs = backend.run(pattern(bundle.manifest.input))
-        check_self_test(bundle.manifest.self_test, outputs, bundle.manifest.engine.precision)
+        return check_self_test(bundle.manifest.self_test, outputs, bundle.manifest.engine.precision)
     except CheckFailed as error:
         changed = f"; or {request.source} was changed after it was lowered" if brought else ""
         raise CheckFailed(f"{error}{changed}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from onnx import shape_inference
 
 from engines.precision.frames import Pictures, calibration_frames, open_pictures
-from engines.precision.histograms import METHODS
 from engines.precision.raw_pixels import put_network, take_network
 from engines.precision.rounding import round_values
 from m2h_deploy.bundle.manifest import CalibrationInfo, EngineInfo, InputSpec, LoweringInfo, SelfTest
 from m2h_deploy.bundle.self_test import make_self_test, pattern, widen_tolerances
+from m2h_deploy.choices import Calibrator, FloatType, check_choice
 from m2h_deploy.errors import M2HError, install_extra
 from m2h_deploy.onnx_graph.files import read_onnx
 from m2h_deploy.onnx_graph.functions import inline_functions
@@ -39,11 +39,11 @@ class Lowering:
     held_out: int = 2
     seed: int | None = None
     """Chooses the frames: 0."""
-    method: str | None = None
+    method: Calibrator | None = None
     """Of INT8 ranges: max."""
     policy: QuantPolicy | None = None
     min_psnr: float | None = None
-    io: Literal["fp32", "fp16"] = "fp32"
+    io: FloatType = "fp32"
 
     def wanted(self, precision: str) -> int:
         """Frames to calibrate on: FP16 only looks for values without headroom, on one."""
@@ -60,8 +60,9 @@ class Lowering:
         for what, value in int8.items():
             if value is not None and precision != "int8":
                 raise M2HError(f"the {what} has no effect in {precision}: leave it out, or choose int8")
-        if self.method not in (None, *METHODS):
-            raise M2HError(f"calibrator '{self.method}': choose one of {', '.join(METHODS)}")
+        if self.method is not None:
+            check_choice("calibrator", self.method, Calibrator)
+        check_choice("io", self.io, FloatType)
         if self.policy is not None and self.policy.weights_only and (self.method or self.min_psnr) is not None:
             raise M2HError("a policy with weights_only needs no ranges: leave calibrator and least PSNR out")
         if self.seed is not None and self.frames is None:

@@ -11,6 +11,7 @@ from engines.options import EngineOptions
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.causes import failure
+from m2h_deploy.choices import Provider, check_choice
 from m2h_deploy.errors import M2HError, install_extra, missing_extra
 from m2h_deploy.files.atomic import library_path
 
@@ -23,11 +24,11 @@ class OnnxRuntimeOptions(EngineOptions):
 
     threads: int | None = None
     """CPU threads; None: all."""
-    provider: str = "cpu"
-    """cpu, cuda, tensorrt or nv-tensorrt-rtx (see `m2h_deploy.backends.onnxruntime`)."""
+    provider: Provider = "cpu"
 
     def __post_init__(self) -> None:
         BackendOptions(threads=self.threads)  # refuses an invalid number of threads
+        check_choice("provider", self.provider, Provider)
 
 
 def build_onnxruntime(
@@ -78,8 +79,6 @@ def check_onnxruntime(options: OnnxRuntimeOptions) -> Any:
     except ModuleNotFoundError:
         raise missing_extra("onnxruntime", "onnxruntime", "the engine onnxruntime") from None
     provider = options.provider
-    if provider not in PROVIDERS:
-        raise M2HError(f"provider '{provider}': choose one of {', '.join(PROVIDERS)}")
     if PROVIDERS[provider] not in onnxruntime.get_available_providers():
         raise M2HError(f"this ONNX Runtime lacks the provider '{provider}': {install_extra('gpu')}, on the target")
     return onnxruntime

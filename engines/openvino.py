@@ -12,12 +12,13 @@ import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from engines.options import EngineOptions
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.causes import NO_SPACE, no_space
+from m2h_deploy.choices import ComputePrecision, check_choice
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.files.atomic import library_path
 from m2h_deploy.onnx_graph.files import read_onnx
@@ -27,11 +28,9 @@ if TYPE_CHECKING:
 
 ENGINE_FILE = "model.xml"
 
-Hint = Literal["f32", "bf16", "f16"]
-
 #: What the floating-point parts of a bundle are computed in unless a hint says otherwise: the first that the processor
 #: has, f32 else. Those of an INT8 graph are float32, as the graph has them.
-_PREFERRED: dict[str, tuple[Hint, ...]] = {"fp32": (), "fp16": ("f16", "bf16"), "int8": ()}
+_PREFERRED: dict[str, tuple[ComputePrecision, ...]] = {"fp32": (), "fp16": ("f16", "bf16"), "int8": ()}
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,13 @@ class OpenVinoOptions(EngineOptions):
 
     threads: int | None = None
     """CPU threads; None: OpenVINO's choice."""
-    hint: Hint | None = None
+    hint: ComputePrecision | None = None
     """What to compute the floating-point parts in; None: see `preferred_precision`."""
 
     def __post_init__(self) -> None:
         BackendOptions(threads=self.threads)  # refuses an invalid number of threads
-        if self.hint not in (None, *get_args(Hint)):
-            raise M2HError(f"hint '{self.hint}': choose one of {', '.join(get_args(Hint))}")
+        if self.hint is not None:
+            check_choice("hint", self.hint, ComputePrecision)
 
 
 def build_openvino(model: Path, folder: Path, precision: str, options: OpenVinoOptions | None = None) -> EngineInfo:
@@ -89,7 +88,7 @@ def build_openvino(model: Path, folder: Path, precision: str, options: OpenVinoO
     )
 
 
-def preferred_precision(core: Any, precision: str) -> Hint:
+def preferred_precision(core: Any, precision: str) -> ComputePrecision:
     """Return what the floating-point parts of a bundle in `precision` are computed in on this processor."""
     from m2h_deploy.backends.openvino import available_precision
 

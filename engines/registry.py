@@ -16,6 +16,7 @@ from engines.openvino import OpenVinoOptions, build_openvino, check_hint, load_o
 from engines.options import EngineOptions
 from engines.tensorrt import TensorRtOptions, build_tensorrt, check_flavor, check_graph, check_options
 from m2h_deploy.bundle.manifest import EngineInfo
+from m2h_deploy.choices import check_choice
 from m2h_deploy.errors import M2HError
 
 if TYPE_CHECKING:
@@ -112,8 +113,7 @@ _FLAGS = {"targets": "--target", "workspace_mb": "--workspace"}
 
 def engine_builder(engine: str) -> EngineBuilder[Any]:
     """Return the entry of an engine kind. Raise M2HError for an unknown one."""
-    if engine not in ENGINES:
-        raise M2HError(f"engine '{engine}': choose one of {', '.join(ENGINES)}")
+    check_choice("engine", engine, ENGINES)
     return ENGINES[engine]
 
 

@@ -10,10 +10,9 @@ from engines.options import EngineOptions
 from engines.precision.frames import Pictures
 from engines.registry import EngineBuilder
 from m2h_deploy.bundle.folder import check_outside
+from m2h_deploy.choices import Precision, check_choice
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import check_writable
-
-PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,8 @@ class BuildRequest:
         if not isinstance(self.options, self.engine.options):
             wanted, given = self.engine.options.__name__, type(self.options).__name__
             raise M2HError(f"the engine {self.engine.name} takes {wanted} as options, got {given}")
-        if self.precision not in (None, *PRECISIONS):
-            raise M2HError(f"precision '{self.precision}': choose one of {', '.join(PRECISIONS)}")
+        if self.precision is not None:
+            check_choice("precision", self.precision, Precision)
         self.engine.check_options(self.options, self.precision)
         if self.lowers:
             self.lowering.check(self.precision or "fp32")

@@ -197,7 +197,7 @@ def check_graph(options: TensorRtOptions, proto: onnx.ModelProto, source: Path) 
     import onnx
 
     if any(value.type.tensor_type.elem_type == onnx.TensorProto.UINT16 for value in proto.graph.output):
-        raise M2HError(f"{source} gives depth as uint16, which TensorRT lacks: export it with --depth float32")
+        raise M2HError(f"{source} gives depth as uint16, which TensorRT lacks: export it with --depth-format float32")
     if options.max_batch is not None and free_batch_of(proto) is None:
         raise M2HError(f"{source} has a fixed batch: leave the largest batch out, or export it with --dynamic-batch")
 

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from export import graph
 from export.check import CheckReport, check_export
 from export.deploy_form import to_deploy
-from export.options import DEFAULT_OPSET, PUBLISHED, ExportOptions, Form, Windows
+from export.options import DEFAULT_OPSET, PUBLISHED, ExportOptions
 from export.raw_pixels import Sensor, add_sensor
 from export.raw_pixels_check import check_sensor
 from export.static_form import to_static
 from export.windows import add_function_bodies, use_functions
 from m2h_deploy.bundle.manifest import Classes
+from m2h_deploy.choices import Form, Windows
 from m2h_deploy.data.classes import default_classes
 from m2h_deploy.errors import CheckFailed
 from m2h_deploy.files.atomic import check_writable, library_path, whole_file

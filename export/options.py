@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from export.raw_pixels import Sensor
 from m2h_deploy.bundle.manifest import MAX_CLASSES, Classes
+from m2h_deploy.choices import Form, Windows, check_choice
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model.config import ModelConfig
 from m2h_deploy.runtime.preprocess import PRESETS, Normalization
@@ -20,8 +20,6 @@ OPSETS = range(18, 24)
 
 MIN_SIDE, MAX_SIDE = 14, 4096
 PUBLISHED = PRESETS["published"]
-Form = Literal["reference", "deploy"]
-Windows = Literal["standard", "functions"]
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,8 @@ class ExportOptions:
             raise M2HError(
                 f"opset {self.opset}: must be between {OPSETS.start} and {OPSETS.stop - 1}, {DEFAULT_OPSET} fits most"
             )
-        if self.windows not in ("standard", "functions"):
-            raise M2HError(f"windows '{self.windows}': choose standard or functions")
-        if self.form not in ("reference", "deploy"):
-            raise M2HError(f"form '{self.form}': choose reference or deploy")
+        check_choice("windows", self.windows, Windows)
+        check_choice("form", self.form, Form)
         self._check_tasks()
         self._check_normalization()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from export import graph
+from m2h_deploy.choices import DepthFormat, SensorFormat, check_choice
 from m2h_deploy.errors import M2HError
 from m2h_deploy.onnx_graph.edit import copy_of, rename_values, replace_nodes
 from m2h_deploy.onnx_graph.info import GraphInfo, SensorGraphInfo
@@ -37,16 +38,15 @@ class Sensor:
 
     camera: tuple[int, int]
     """Width and height of the camera's image."""
-    format: Literal["uint8", "nv12"] = "uint8"
+    format: SensorFormat = "uint8"
     """uint8: (N, H, W, 3) BGR. nv12: (N, 3/2 H, W), the plane of Y above the plane of interleaved U and V."""
     outputs: tuple[str, ...] = tuple(RESULTS)
-    depth: Literal["float32", "uint16"] = "float32"
+    depth: DepthFormat = "float32"
     """float32: meters. uint16: millimeters, at most 65.535 m; TensorRT has no such type."""
 
     def __post_init__(self) -> None:
         width, height = self.camera
-        if self.format not in ("uint8", "nv12"):
-            raise M2HError(f"sensor '{self.format}': choose uint8 or nv12")
+        check_choice("sensor", self.format, SensorFormat)
         if not all(MIN_SIDE <= side <= MAX_CAMERA_SIDE for side in self.camera):
             raise M2HError(f"camera size {width}x{height}: both sides must be {MIN_SIDE} to {MAX_CAMERA_SIDE} pixels")
         if self.format == "nv12" and (width % 2 or height % 2):
@@ -54,8 +54,7 @@ class Sensor:
         unknown = [name for name in self.outputs if name not in RESULTS]
         if unknown or not self.outputs:
             raise M2HError(f"outputs {', '.join(unknown) or 'none'}: choose from {', '.join(RESULTS)}")
-        if self.depth not in ("float32", "uint16"):
-            raise M2HError(f"depth '{self.depth}': choose float32 (meters) or uint16 (millimeters)")
+        check_choice("depth format", self.depth, DepthFormat)
 
     @property
     def tasks(self) -> tuple[str, ...]:

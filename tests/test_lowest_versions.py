@@ -119,7 +119,7 @@ def test_a_device(engine, tiny_onnx, place):
     environment.good("run", "b", "pictures", "--no-files", "--video", "v.mp4", cwd=place)
     assert environment.m2h("run", "nothing", "pictures", cwd=place).returncode == 2
     assert "m2h-tiny" in environment.good("inspect", "b", cwd=place)
-    environment.good("bench", "b", "--duration", "0.2", "--json", "r.json", cwd=place)
+    environment.good("bench", "b", "--duration", "0.2", "--json", cwd=place)
     program = (
         "import sys, numpy as np; from m2h_deploy import Runtime; r = Runtime.load('b'); r(np.zeros((64, 64, 3), 'u1'))"
     )
@@ -138,7 +138,7 @@ def test_measuring_and_reports(tiny_onnx, tiny_bundle, place):
     shutil.copy(tiny_onnx, place / "m.onnx")
     check_command_line(environment, place)
     environment.good("rooms", "rooms", "--frames", 8, "--height", 96, "--width", 128, cwd=place)
-    files = ("--json", "p.json", "--html", "p.html", "--junit", "p.xml")
+    files = ("--json", "--html", "p.html", "--junit", "p.xml")
     environment.good("verify", "b", "--reference", "m.onnx", "--data", "rooms", *files, cwd=place)
     load = ("--scenario", "single-stream", "--duration", "0.2", "--html", "b.html", "--csv", "b.csv")
     environment.good("bench", "b", *load, cwd=place)

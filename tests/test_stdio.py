@@ -136,7 +136,7 @@ def test_a_locale_with_a_decimal_comma(tiny_onnx, tmp_path):
         timings = json.loads(german("run", "b", "rooms/images", "-o", "o", "--json", "--video", "v.mp4"))
         assert timings["frames"] == 8
         result = json.loads(
-            german("verify", "b", "--reference", tiny_onnx, "--data", "rooms", "--json", "-", "--psnr", 20.5)
+            german("verify", "b", "--reference", tiny_onnx, "--data", "rooms", "--json", "--psnr", 20.5)
         )
         assert result["tensors"]
 

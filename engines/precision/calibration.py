@@ -16,7 +16,8 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from engines.precision.histograms import BINS, METHODS, PERCENTILE, Histogram, Method, threshold
+from engines.precision.histograms import BINS, PERCENTILE, Histogram, threshold
+from m2h_deploy.choices import Calibrator, check_choice
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.arrays import DAMAGED_ARRAY
 from m2h_deploy.files.atomic import make_folder, whole_file
@@ -45,7 +46,7 @@ class CalibrationFrames:
 class CalibrationRecord:
     """What INT8 ranges were measured with; goes into a bundle's manifest."""
 
-    method: Method
+    method: Calibrator
     percentile: float | None
     frames: int
     seed: int
@@ -58,14 +59,13 @@ class Calibration:
     """Frames and the calibrator that turns what was seen on them into ranges."""
 
     frames: CalibrationFrames
-    method: Method = "max"
+    method: Calibrator = "max"
     percentile: float = PERCENTILE
     cache: Path | None = None
     """Folder in which histograms are kept by graph and frames."""
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise M2HError(f"calibrator '{self.method}': choose one of {', '.join(METHODS)}")
+        check_choice("calibrator", self.method, Calibrator)
         if not 50 < self.percentile <= 100:
             raise M2HError(f"percentile {self.percentile}: must be above 50 and at most 100")
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from m2h_deploy.choices import Calibrator
 
 BINS = 2048
 
 #: Levels of the positive half of INT8.
 LEVELS = 127
-
-Method = Literal["max", "entropy", "percentile"]
-METHODS: tuple[Method, ...] = ("max", "entropy", "percentile")
 
 #: Share of values, in percent, that the percentile calibrator does not clip.
 PERCENTILE = 99.99
@@ -46,7 +44,7 @@ class Histogram:
         return Histogram(counts + np.bincount(index, minlength=BINS), limit, max(self.largest, peak))
 
 
-def threshold(histogram: Histogram, method: Method, percentile: float = PERCENTILE) -> float:
+def threshold(histogram: Histogram, method: Calibrator, percentile: float = PERCENTILE) -> float:
     """Absolute value at which INT8 saturates; 0.0 where nothing but zeros was seen.
 
     `max` takes the largest value, `percentile` the value that `percentile` of all stay under, `entropy` the one

@@ -8,10 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import Any, Literal
 
-from m2h_deploy.errors import M2HError, missing_extra
+from m2h_deploy.choices import check_choice
+from m2h_deploy.errors import missing_extra
 
 Flavor = Literal["tensorrt", "tensorrt-rtx"]
-FLAVORS: tuple[Flavor, ...] = ("tensorrt", "tensorrt-rtx")
 
 NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
@@ -20,8 +20,7 @@ _modules: dict[str, Any] = {}
 
 def load_tensorrt(flavor: str) -> Any:
     """The Python module of a flavor. Raises M2HError, naming the extra, where it is not installed."""
-    if flavor not in FLAVORS:
-        raise M2HError(f"unknown TensorRT flavor '{flavor}': choose one of {', '.join(FLAVORS)}")
+    check_choice("TensorRT flavor", flavor, Flavor)
     if flavor not in _modules:
         try:
             _modules[flavor] = importlib.import_module(flavor.replace("-", "_"))

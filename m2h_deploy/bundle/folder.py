@@ -166,6 +166,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_text(folder / MANIFEST, manifest.model_dump_json(indent=2))
 
 
+def check_recordable(bundle: Bundle) -> None:
+    """Raise M2HError where a result cannot be written into the bundle."""
+    if not os.access(bundle.path, os.W_OK):
+        raise M2HError(f"{bundle.path} cannot be written (no permission): leave out --record, or copy the bundle")
+
+
 def record_result(
     bundle: Bundle, *, parity: dict[str, Any] | None = None, latency: dict[str, Any] | None = None
 ) -> Bundle:

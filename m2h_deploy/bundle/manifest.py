@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from m2h_deploy.choices import Precision
 from m2h_deploy.tasks import TABLE, task_of
 
 SCHEMA_VERSION = 1
@@ -121,7 +122,7 @@ class EngineInfo(Record):
 
     kind: str
     version: str
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Precision
     file: FileName
     targets: tuple[str, ...] = ()
     """Compute capabilities or instruction sets; empty where the file is portable."""
@@ -171,6 +172,9 @@ class SelfTest(Record):
     reference: Literal["float32 graph", "lowered graph"] = "float32 graph"
     """What gave the values, on ONNX Runtime's CPU. "lowered graph": the FP16 or INT8 graph itself, of another tool, so
     that a passed test proves what the engine made of that graph and not how far the graph is from float32."""
+    measured: dict[str, float] = Field(default_factory=dict)
+    """Error of each output on the machine that built the bundle, as `tolerance` counts it; empty where the engine could
+    not run there."""
     made_with: dict[str, Any] = Field(default_factory=dict)
     """The fields of this manifest that the numbers depend on, by path, as they were when the bundle was built."""
 

@@ -108,19 +108,22 @@ def widen_tolerances(test: SelfTest, rounded: Mapping[str, NDArray[Any]]) -> Sel
     return test.model_copy(update={"outputs": tests})
 
 
-def check_self_test(test: SelfTest, outputs: Mapping[str, NDArray[Any]], precision: str = "fp32") -> None:
-    """Raises CheckFailed, naming the output, when an engine's `outputs` on `pattern` are not what was expected.
+def check_self_test(test: SelfTest, outputs: Mapping[str, NDArray[Any]], precision: str = "fp32") -> dict[str, float]:
+    """Return the error of each of an engine's `outputs` on `pattern`, as a share of the output's deviation.
 
-    `precision` is the engine's, for the message.
+    `precision` is the engine's, for the message. Raises CheckFailed, naming the output, when one is too large.
     """
+    errors = {}
     for name, expected in test.outputs.items():
         wanted = np.array(expected.values)
         error = _error(name, _sample(outputs[name], len(wanted)), wanted, expected.deviation)
         tolerance = test.tolerance_of(name)
         if error <= tolerance:  # not so when it is NaN
+            errors[name] = error
             continue
         off = f"{error:.0%} of the labels differ" if name == "labels" else f"{name} is off by {error:.2g} deviations"
         raise CheckFailed(f"self-test failed: {off} (allowed {tolerance:.2g}): {_meaning(precision)}")
+    return errors
 
 
 def _meaning(precision: str) -> str:

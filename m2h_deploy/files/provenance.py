@@ -132,11 +132,11 @@ def is_own(path: Path, kind: Kind) -> bool:
 def check_outputs(
     files: Mapping[Kind, Path | None], *, overwrite: bool = False, sources: Iterable[str | Path] = ()
 ) -> list[Path]:
-    """Return the files that are given, by kind, without `-`, which is stdout; see `check_output`.
+    """Return the files that are given, by kind; see `check_output`.
 
     Raises M2HError also where two of them are one file.
     """
-    given = {kind: path for kind, path in files.items() if path is not None and str(path) != "-"}
+    given = {kind: path for kind, path in files.items() if path is not None}
     for kind, path in given.items():
         check_output(path, kind, overwrite=overwrite, sources=sources)
     places = [path.resolve() for path in given.values() if path.is_file() or not path.exists()]

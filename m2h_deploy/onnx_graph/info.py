@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
 
@@ -24,6 +24,7 @@ from m2h_deploy.bundle.manifest import (
     SelfTest,
     first_problem,
 )
+from m2h_deploy.choices import DepthFormat, SensorFormat
 from m2h_deploy.errors import M2HError, first_line
 from m2h_deploy.runtime.preprocess import Normalization
 
@@ -41,10 +42,10 @@ _R = TypeVar("_R", bound=Record)
 class SensorGraphInfo:
     """What a sensor graph says about its camera and the network inside of it; sizes are width and height."""
 
-    format: Literal["uint8", "nv12"]
+    format: SensorFormat
     camera: tuple[int, int]
     network: tuple[int, int]
-    depth: Literal["float32", "uint16"] = "float32"
+    depth: DepthFormat = "float32"
 
 
 class Lowered(Record):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.bundle.self_test import pattern
+from m2h_deploy.choices import check_choice
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.tasks import TASKS
@@ -125,8 +126,7 @@ def locate(
     Raises:
         M2HError: a file that is no ONNX, needs onnx or onnxruntime installed, or has no value in common.
     """
-    if precision not in ROUNDING:
-        raise M2HError(f"precision '{precision}': choose one of {', '.join(ROUNDING)}")
+    check_choice("precision", precision, ROUNDING)
     reference_graph, engine_graph = _load(reference), _load(engine)
     names, engine_names = _value_names(reference_graph), set(_value_names(engine_graph))
     common = [name for name in names if name in engine_names]

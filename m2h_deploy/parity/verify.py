@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from m2h_deploy.bundle.folder import Bundle, load_bundle, record_result
+from m2h_deploy.bundle.folder import Bundle, check_recordable, load_bundle, record_result
 from m2h_deploy.data.frame import Dataset
 from m2h_deploy.data.open import open_dataset
 from m2h_deploy.errors import M2HError
@@ -38,7 +38,7 @@ def verify(
     allow_other_weights: bool = False,
     executor: Executor | None = None,
     locate: Locate | None = None,
-    record: bool = True,
+    record: bool = False,
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
     on_result: Callable[[VerifyResult], None] | None = None,
@@ -69,10 +69,9 @@ def verify(
         executor: who measures the frames; `LocalExecutor()` when None.
         locate: also find the first diverging block: `export.locate_difference`, or without torch `locate_in_bundle`
             for a reference in ONNX.
-        record: write the result into the bundle's manifest, unless the folder is read-only. It happens at the end: an
-            interrupted run leaves the bundle as it was.
+        record: write the result into the bundle's manifest, at the end: an interrupted run leaves the bundle as it was.
         progress: called as frames are done.
-        notice: called with a line about each file that is not used, and about a result that is not recorded.
+        notice: called with a line about each file that is not used.
         on_result: called with the result as soon as there is one: before locating, which takes long, and again after
             it, and before recording, so that a full disk costs no result.
 
@@ -82,9 +81,8 @@ def verify(
     """
     tell = notice or (lambda _: None)
     bundle = load_bundle(bundle_path)
-    if record and not os.access(bundle.path, os.W_OK):
-        record = False
-        tell(f"no write permission for {bundle.path}: the result is not recorded in its manifest")
+    if record:
+        check_recordable(bundle)
     path = Path(data) if isinstance(data, (str, os.PathLike)) else None
     source = open_dataset(path, split) if path is not None else cast(Dataset, data)
     for reason in getattr(source, "skipped", ()):

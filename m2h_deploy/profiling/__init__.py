@@ -3,13 +3,12 @@
 from m2h_deploy.profiling.bench import BenchSettings, bench
 from m2h_deploy.profiling.camera_load import Camera, CameraRun, run_camera
 from m2h_deploy.profiling.layers import BlockCost
-from m2h_deploy.profiling.loadgen import SCENARIOS, LoadRun, LoadSettings
+from m2h_deploy.profiling.loadgen import LoadRun, LoadSettings
 from m2h_deploy.profiling.measure import Subject, subject_of
 from m2h_deploy.profiling.result import BenchResult, to_json, write_csv
 from m2h_deploy.profiling.statistics import Estimate, Summary, percentile, summarize
 
 __all__ = [
-    "SCENARIOS",
     "BenchResult",
     "BenchSettings",
     "BlockCost",

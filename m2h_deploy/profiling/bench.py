@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,15 +12,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from m2h_deploy.backends import KINDS
-from m2h_deploy.bundle.folder import Bundle, load_bundle, record_result
-from m2h_deploy.errors import M2HError
+from m2h_deploy.bundle.folder import Bundle, check_recordable, load_bundle, record_result
+from m2h_deploy.choices import QueuePolicy, Scenario
+from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.files.atomic import printable
-from m2h_deploy.profiling.camera_load import Camera, Policy, run_camera
+from m2h_deploy.profiling.camera_load import Camera, run_camera
 from m2h_deploy.profiling.layers import BlockCost, LayerProfile, profile_layers, summarize_layers
 from m2h_deploy.profiling.loadgen import (
     LoadRun,
     LoadSettings,
-    Scenario,
     check_logs_folder,
     load_loadgen,
     run_scenario,
@@ -35,6 +36,8 @@ from m2h_deploy.profiling.warmup import WarmUp, warm_up
 from m2h_deploy.profiling.warnings import find_warnings
 from m2h_deploy.runtime.runtime import Runtime
 
+_log = logging.getLogger("m2h_deploy.profiling.bench")
+
 #: Different frames to measure on: one frame again and again would stay in the caches.
 _FRAMES = 8
 
@@ -43,9 +46,6 @@ Progress = Callable[[str, float], None]
 
 #: Makes subjects to compare the first bundle with.
 Peers = Callable[[Runtime], Iterable[Subject]]
-
-#: What each block of a bundle's network computes and moves; None where that is not known.
-Costs = Callable[[Bundle], Mapping[str, BlockCost] | None]
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,14 @@ class BenchSettings:
     streams: int = 8
     qps: float | None = None
     camera_rate: float | None = None
-    policies: tuple[Policy, ...] = ("latest",)
+    policies: tuple[QueuePolicy, ...] = ("latest",)
     queue: int | None = None
     """Frames that wait at most under the policy queue; None: any number."""
     deadline_ms: float | None = None
     """Camera: None is one period. LoadGen's server: None is 100 ms."""
     layers: bool = True
+    graphs: tuple[Path, ...] = ()
+    """ONNX files that bundles were built from, to count what their blocks compute where the engine is a plan."""
     logs: Path | None = None
 
     def __post_init__(self) -> None:
@@ -96,7 +98,7 @@ class BenchSettings:
         deadline = 100.0 if self.deadline_ms is None else self.deadline_ms
         return LoadSettings(scenario, self.duration_s, expected_ms, self.qps, deadline, self.streams)
 
-    def camera(self, policy: Policy) -> Camera:
+    def camera(self, policy: QueuePolicy) -> Camera:
         rate = self.camera_rate or 0.0
         frames = max(1, round(rate * self.seconds)) if 0 < rate < float("inf") else 1
         return Camera(rate, frames, policy, self.deadline_ms, self.queue if policy == "queue" else None)
@@ -107,7 +109,6 @@ def bench(
     settings: BenchSettings | None = None,
     *,
     peers: Peers | None = None,
-    costs: Costs | None = None,
     record: bool = False,
     progress: Progress | None = None,
 ) -> BenchResult:
@@ -118,15 +119,15 @@ def bench(
     result.subjects[0].summary["total"].p99, result.cameras[0].run.age.p99
     ```
 
-    `peers` makes more subjects from the first bundle's runtime; `costs` tells what a bundle's blocks compute. With
-    `record`, each bundle's manifest gets its result, at the end: what is broken off leaves the bundles as they were.
+    `peers` makes more subjects from the first bundle's runtime. With `record`, each bundle's manifest gets its result
+    at the end: an interrupted run leaves the bundles as they were.
 
     Raises M2HError on bundles that cannot be read, run, compared (another image size) or, with `record`, written.
     """
     settings = settings or BenchSettings()
     tell = progress or (lambda what, share: None)
     bundles = _open_bundles(paths, settings, record)
-    counted = [costs(bundle) for bundle in bundles] if costs and settings.layers else [None] * len(bundles)
+    counted = [_costs(bundle, settings) for bundle in bundles]
     images = frames(_FRAMES, settings.height, settings.width)
     before = resident_mb()
     reset_peak()
@@ -149,6 +150,18 @@ def bench(
         for bundle, name in zip(bundles, names, strict=True):
             record_result(bundle, latency=latency_record(result, name))
     return result
+
+
+def _costs(bundle: Bundle, settings: BenchSettings) -> Mapping[str, BlockCost] | None:
+    """Return what the blocks of a bundle compute and move; None where that is not asked for or cannot be counted."""
+    if not settings.layers:
+        return None
+    try:
+        from m2h_deploy.profiling.costs import block_costs
+    except ModuleNotFoundError as error:  # a device may lack onnx
+        _log.warning(str(missing_extra(str(error.name), "build", "counting MACs and bytes")))
+        return None
+    return block_costs(bundle, settings.graphs)
 
 
 def _open_bundles(paths: Sequence[str | os.PathLike[str]], settings: BenchSettings, record: bool) -> list[Bundle]:
@@ -174,18 +187,12 @@ def _open_bundles(paths: Sequence[str | os.PathLike[str]], settings: BenchSettin
             )
     if record:
         for bundle in bundles:
-            check_writable(bundle)
+            check_recordable(bundle)
     if settings.logs is not None:
         for name in _names(bundles):
             for scenario in settings.scenarios:
                 check_logs_folder(_logs_of(settings.logs, name, scenario))
     return bundles
-
-
-def check_writable(bundle: Bundle) -> None:
-    """Raises M2HError where a result cannot be written into the bundle."""
-    if not os.access(bundle.path, os.W_OK):
-        raise M2HError(f"{bundle.path} cannot be written (no permission): leave out --record, or copy the bundle")
 
 
 def _names(bundles: Sequence[Bundle]) -> list[str]:

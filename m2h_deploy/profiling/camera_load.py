@@ -11,14 +11,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
+from m2h_deploy.choices import QueuePolicy, check_choice
 from m2h_deploy.errors import M2HError
 from m2h_deploy.profiling.clock import Clock
 from m2h_deploy.profiling.statistics import Summary, summarize
-
-Policy = Literal["latest", "queue"]
-POLICIES: tuple[Policy, ...] = ("latest", "queue")
 
 _SECOND = 1_000_000_000
 _MILLISECOND = 1_000_000
@@ -34,7 +31,7 @@ class Camera:
     rate: float
     """Frames a second."""
     frames: int
-    policy: Policy = "latest"
+    policy: QueuePolicy = "latest"
     deadline_ms: float | None = None
     """Oldest a frame may be at delivery; None: one period."""
     capacity: int | None = None
@@ -45,8 +42,7 @@ class Camera:
             raise M2HError(f"camera rate {self.rate:g}: must be above 0 and at most {_MOST:g} frames a second")
         if self.frames < 1:
             raise M2HError(f"the camera gives {self.frames} frames in this time: give a longer --duration")
-        if self.policy not in POLICIES:
-            raise M2HError(f"policy '{self.policy}': choose one of {', '.join(POLICIES)}")
+        check_choice("policy", self.policy, QueuePolicy)
         if self.deadline_ms is not None and not 0 < self.deadline_ms < float("inf"):
             raise M2HError(f"deadline {self.deadline_ms:g} ms: must be above 0")
         if self.capacity is not None and self.capacity < 1:

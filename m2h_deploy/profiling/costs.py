@@ -8,17 +8,25 @@ figures are for one frame.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import onnx
 from onnx import TensorProto, helper
 
 from m2h_deploy.blocks import UNKNOWN, block_of
+from m2h_deploy.bundle.folder import Bundle
+from m2h_deploy.errors import M2HError
+from m2h_deploy.onnx_graph.files import onnx_sha256, read_onnx
 from m2h_deploy.onnx_graph.functions import inline_functions
+from m2h_deploy.profiling.layers import BlockCost
+
+_log = logging.getLogger("m2h_deploy.profiling.costs")
 
 Precision = Literal["float32", "float16", "int8", "other"]
 
@@ -289,3 +297,34 @@ def total(values: Iterable[int | None]) -> int:
 def uncounted(costs: Sequence[NodeCost]) -> dict[str, int]:
     """Operators, and how many of each, whose shapes are not known before they run."""
     return dict(Counter(cost.operator for cost in costs if cost.macs is None or cost.nbytes is None))
+
+
+def block_costs(bundle: Bundle, graphs: Sequence[Path] = ()) -> dict[str, BlockCost] | None:
+    """Return the MACs and bytes of each block of a bundle's network; None, and a warning, where they are not known.
+
+    They are read from the engine where it is an ONNX file, else from the one of `graphs` that it was built from.
+    Raises M2HError where graphs are given and the bundle was built from none of them.
+    """
+    file = bundle.engine_file if bundle.engine_file.suffix == ".onnx" else _source_of(bundle, graphs)
+    if file is None:
+        return None
+    costs = node_costs(read_onnx(file))
+    return {
+        block: BlockCost(
+            macs=total(cost.macs for cost in costs if cost.block == block),
+            nbytes=total(cost.nbytes for cost in costs if cost.block == block),
+        )
+        for block in dict.fromkeys(cost.block for cost in costs)
+    }
+
+
+def _source_of(bundle: Bundle, graphs: Sequence[Path]) -> Path | None:
+    for graph in graphs:
+        if onnx_sha256(graph) == bundle.manifest.model.onnx_sha256:
+            return graph
+    if graphs:
+        raise M2HError(f"{bundle.path} was not built from {graphs[0]}: its sha256 differs")
+    _log.warning(
+        f"{bundle.path}: MACs and bytes are not counted: give the ONNX file that it was built from with --built-from"
+    )
+    return None

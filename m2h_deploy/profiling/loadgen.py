@@ -18,14 +18,12 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from m2h_deploy.choices import Scenario, check_choice
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.files.atomic import make_folder, scratch_folder
 from m2h_deploy.profiling.measure import Samples, Subject, Timer
-
-Scenario = Literal["single-stream", "multi-stream", "offline", "server"]
-SCENARIOS: tuple[Scenario, ...] = ("single-stream", "multi-stream", "offline", "server")
 
 #: What LoadGen's process asks with: the number of the query, the index of the sample. One byte answers it.
 MESSAGE = struct.Struct("qq")
@@ -55,8 +53,7 @@ class LoadSettings:
     """Multi-stream: samples a query."""
 
     def __post_init__(self) -> None:
-        if self.scenario not in SCENARIOS:
-            raise M2HError(f"scenario '{self.scenario}': choose one of {', '.join(SCENARIOS)}")
+        check_choice("scenario", self.scenario, Scenario)
         if self.duration_s is not None and not 0 < self.duration_s < float("inf"):
             raise M2HError(f"duration {self.duration_s:g} s: must be above 0")
         if self.qps is not None and not 0 < self.qps < float("inf"):

@@ -15,7 +15,6 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.tasks import TABLE, TASKS, task_of
 
 Resolution = Literal["image", "network"]
-RESOLUTIONS: tuple[Resolution, ...] = ("image", "network")
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from m2h_deploy.backends import Backend, BackendOptions, open_backend
 from m2h_deploy.bundle.folder import MANIFEST, Bundle, load_bundle
 from m2h_deploy.bundle.manifest import Manifest, edited_field
 from m2h_deploy.bundle.self_test import check_self_test, pattern
+from m2h_deploy.choices import check_choice
 from m2h_deploy.errors import BundleError, CheckFailed, EngineError, EngineTimeout, M2HError, engine_error
-from m2h_deploy.runtime.postprocess import RESOLUTIONS, Prediction, Resolution, empty_prediction, postprocess_for
+from m2h_deploy.runtime.postprocess import Prediction, Resolution, empty_prediction, postprocess_for
 from m2h_deploy.runtime.preprocess import SensorPreprocess, as_color_image, preprocess_for
 from m2h_deploy.runtime.worker import PATIENCE, FrameFuture, Worker
 
@@ -225,8 +226,7 @@ class Runtime:
 
     def result_size(self, image: NDArray[Any], resolution: Resolution) -> tuple[int, int]:
         """Height and width of the results of `image`."""
-        if resolution not in RESOLUTIONS:
-            raise M2HError(f"resolution '{resolution}': choose one of {', '.join(RESOLUTIONS)}")
+        check_choice("resolution", resolution, Resolution)
         spec = self.manifest.input
         if self.manifest.sensor is not None and resolution == "network":
             raise M2HError(f"{self.bundle.path}: a sensor graph gives results of the camera's size: resolution 'image'")

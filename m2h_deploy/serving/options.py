@@ -35,6 +35,8 @@ class ServeOptions:
     """Milliseconds that a frame waits for others; 0: no longer than for the frame in work."""
     threads: int | None = None
     """CPU threads of the engine."""
+    device: str | None = None
+    """Device of the engine; None: its own choice."""
 
     def __post_init__(self) -> None:
         check_name(self.name)

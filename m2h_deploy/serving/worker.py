@@ -89,7 +89,7 @@ def run(options: ServeOptions, folder: Path, report: Callable[[str], None]) -> N
     """Serve until SIGTERM. Raises M2HError where the server does not start, or ends on its own."""
     end = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: end.set())
-    with Runtime.load(options.bundle, threads=options.threads) as runtime:
+    with Runtime.load(options.bundle, threads=options.threads, device=options.device) as runtime:
         warm_up(runtime, options.max_batch)
         server = make_server(options, runtime, folder, ended=lambda: report("ended"))
         try:

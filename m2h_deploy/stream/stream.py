@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import monotonic, perf_counter
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from m2h_deploy.choices import QueuePolicy, check_choice
 from m2h_deploy.errors import EngineTimeout, M2HError, first_line
 from m2h_deploy.runtime.postprocess import Prediction, Resolution, nonfinite_outputs, postprocess_for
 from m2h_deploy.runtime.preprocess import preprocess_for
@@ -22,8 +23,6 @@ from m2h_deploy.sources import Skipped, Source, SourceFrame, open_source
 from m2h_deploy.stream.channel import Channel
 from m2h_deploy.stream.health import Health, HealthRecord
 from m2h_deploy.stream.watchdog import Watch
-
-Policy = Literal["latest", "queue"]
 
 #: A stuck engine is opened again this often in a row before the stream gives up.
 MAX_RESTARTS = 3
@@ -97,7 +96,7 @@ class Stream:
         runtime: Runtime,
         source: Source | str | int | os.PathLike[str],
         *,
-        policy: Policy | None = None,
+        policy: QueuePolicy | None = None,
         resolution: Resolution = "image",
         reuse: bool = False,
         timeout: float = 10.0,
@@ -109,9 +108,8 @@ class Stream:
         Raises M2HError when it cannot be opened, or on a value that is out of range.
         """
         self._source = source if isinstance(source, Source) else open_source(source)
-        self.policy: Policy = policy or ("latest" if self._source.live else "queue")
-        if self.policy not in ("latest", "queue"):
-            raise M2HError(f"policy '{policy}': choose latest or queue")
+        self.policy: QueuePolicy = policy or ("latest" if self._source.live else "queue")
+        check_choice("policy", self.policy, QueuePolicy)
         if not timeout > 0:
             raise M2HError(f"stream: timeout {timeout}: must be above 0")
         self._runtime, self._resolution, self._reuse = runtime, resolution, reuse

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from m2h_deploy.choices import TorchDevice, check_choice
 from m2h_deploy.data import Dataset, open_dataset
 from m2h_deploy.data.rooms.render import Rooms
 from m2h_deploy.errors import M2HError
@@ -151,8 +152,7 @@ def _prepare_folder(folder: Path, config: TrainConfig, existing: str, *, qat: bo
 
 
 def _device(name: str) -> torch.device:
-    if name not in ("auto", "cpu", "cuda"):
-        raise M2HError(f"unknown device '{name}': choose auto, cpu or cuda")
+    check_choice("device", name, TorchDevice)
     if name == "cuda" and not torch.cuda.is_available():
         raise M2HError("no CUDA device that this PyTorch can use: choose cpu, or install PyTorch for CUDA")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -302,6 +302,6 @@ def test_a_device_without_onnx_inspects_its_bundle(tiny_bundle):
 def test_verify_looks_at_the_places_to_write_first(tiny_bundle, tmp_path):
     """Before the reference is even opened: there is none."""
     common = ("verify", tiny_bundle, "--reference", "none.pt", "--data", tmp_path)
-    for option in ("--json", "--junit", "--html"):
+    for option in ("--junit", "--html"):
         assert "there is no folder" in mistake(*common, option, tmp_path / "none" / "file")
         assert "it is a folder" in mistake(*common, option, tmp_path)

@@ -10,14 +10,13 @@ import sys
 import zipfile
 from pathlib import Path
 
-import click
 import cv2
 import pytest
 import typer
 
 import m2h_deploy
 from cli import app
-from cli.app import EXTRA_OF
+from cli.app import EXTRA_OF, UsageError, take_json_file
 from m2h_deploy.backends import KINDS
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.errors import install_extra, missing_extra
@@ -110,8 +109,8 @@ def test_every_command_of_a_page_is_one_that_the_command_line_takes(page):
     command = typer.main.get_command(app)
     for words in commands_of(page):
         try:
-            command.commands[words[0]].make_context(words[0], words[1:])
-        except (click.UsageError, KeyError) as error:
+            command.commands[words[0]].make_context(words[0], take_json_file(words)[0][1:])
+        except (UsageError, KeyError) as error:
             pytest.fail(f"{page.name}: m2h-deploy {' '.join(words)}: {error}")
 
 

@@ -53,34 +53,32 @@ def test_two_thousand_rooms_on_two_workers_with_one_killed(bundle, graph, tmp_pa
     def verify(*more: object) -> list[str]:
         return launch("verify", bundle, "--reference", graph, "--data", rooms, "--threads", 1, *more)
 
-    def on_ray(file: str) -> list[str]:
-        return verify("--ray", "local", "--workers", 2, "--work", tmp_path / "work", "--json", tmp_path / file)
-
-    alone = subprocess.run(verify("--json", tmp_path / "alone.json"), capture_output=True, text=True, check=False)
+    on_ray = verify("--ray", "local", "--ray-workers", 2, "--ray-work", tmp_path / "work", "--json")
+    alone = subprocess.run(verify("--json"), capture_output=True, text=True, check=False)
     assert alone.returncode == 0, alone.stderr
 
-    process = subprocess.Popen(on_ray("ray.json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(on_ray, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while measured(tmp_path) < FRAMES // 2 and process.poll() is None:
         time.sleep(0.5)
     assert process.poll() is None
     victims = workers_of(process.pid)
     assert len(victims) == 2
     kill(victims[0])
-    _, err = process.communicate()
+    out, err = process.communicate()
     assert process.returncode == 0, err
     assert measured(tmp_path) == FRAMES
     assert f"{FRAMES} frames done" in err
     assert "1 workers died and were replaced" in err
-    expected = numbers(json.loads((tmp_path / "alone.json").read_text()))
-    given = numbers(json.loads((tmp_path / "ray.json").read_text()))
+    expected = numbers(json.loads(alone.stdout))
+    given = numbers(json.loads(out))
     assert given.keys() == expected.keys() and len(expected) > 100
     assert max(abs(given[key] - expected[key]) for key in expected) <= 1e-9
 
     listing.write_text("\n".join(names))
-    again = subprocess.run(on_ray("again.json"), capture_output=True, text=True, check=False)
+    again = subprocess.run(on_ray, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert re.search(rf"^1 frames done .*; {FRAMES} were there$", again.stderr, re.MULTILINE)
-    assert json.loads((tmp_path / "again.json").read_text())["data"]["frames"] == FRAMES + 1
+    assert json.loads(again.stdout)["data"]["frames"] == FRAMES + 1
 
 
 def measured(folder: Path) -> int:
@@ -96,8 +94,8 @@ def test_a_cluster_of_two_nodes_is_used_and_left_running_and_a_lost_node_loses_n
         second = cluster.add_node(num_cpus=2)
         cluster.wait_for_nodes()
         verify = launch(
-            "verify", bundle, "--reference", graph, "--data", rooms, "--ray", cluster.address, "--workers", 2,
-            "--work", tmp_path / "work", "--json", "-",
+            "verify", bundle, "--reference", graph, "--data", rooms, "--ray", cluster.address, "--ray-workers", 2,
+            "--ray-work", tmp_path / "work", "--json",
         )  # fmt: skip
         process = subprocess.Popen(verify, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while measured(tmp_path) < 40 and process.poll() is None:

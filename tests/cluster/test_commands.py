@@ -20,7 +20,7 @@ pytest.importorskip("ray", reason="needs the extra ray")
 def test_ctrl_c_leaves_no_process_and_the_same_command_goes_on_from_there(tiny_bundle, pictures, tmp_path):
     for index in range(11, 80):
         shutil.copy(pictures / "room00.png", pictures / f"room{index:02d}.png")
-    run = launch("run", tiny_bundle, pictures, "-o", tmp_path / "out", "--ray", "local", "--workers", 2, "--json")
+    run = launch("run", tiny_bundle, pictures, "-o", tmp_path / "out", "--ray", "local", "--ray-workers", 2, "--json")
     process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     done = tmp_path / "out" / ".m2h" / "done"
     deadline = time.monotonic() + 120

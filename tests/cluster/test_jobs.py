@@ -126,7 +126,7 @@ def one_process(bundle, reference, data, pictures=0):
     """`verify` in a process of its own, as workers are."""
     code = (
         "import pickle, sys; from m2h_deploy.parity import LocalExecutor, to_json, verify\n"
-        "result = verify(*sys.argv[1:4], executor=LocalExecutor(threads=1), record=False, pictures=int(sys.argv[4]))\n"
+        "result = verify(*sys.argv[1:4], executor=LocalExecutor(threads=1), pictures=int(sys.argv[4]))\n"
         "worst = [(frame.task, frame.name, frame.difference, frame.pictures) for frame in result.worst]\n"
         "pickle.dump((to_json(result), worst), sys.stdout.buffer)"
     )
@@ -167,10 +167,10 @@ def test_figures_are_those_of_one_process_and_a_new_frame_is_one_frames_work(tin
 def test_what_one_worker_cannot_open_is_one_line(tiny_bundle, tiny_onnx, tmp_path):
     data = write_multitask_folder(tmp_path / "rooms", 2, height=32, width=40)
     with pytest.raises(M2HError, match="give the checkpoint the bundle was built from"):
-        verify_on_ray(tiny_bundle, "m2h-tiny", data, tmp_path / "work", record=False)
+        verify_on_ray(tiny_bundle, "m2h-tiny", data, tmp_path / "work")
     sorted((data / "depth").iterdir())[1].unlink()
     with pytest.raises(M2HError, match="1 of 2 frames could not be measured"):
-        verify_on_ray(tiny_bundle, tiny_onnx, data, tmp_path / "work", record=False)
+        verify_on_ray(tiny_bundle, tiny_onnx, data, tmp_path / "work")
 
 
 class Deadly(FrameWorker):

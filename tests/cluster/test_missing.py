@@ -24,7 +24,7 @@ def test_without_the_extra_the_command_names_it_in_one_line(arguments):
     assert result.stderr.splitlines() == [f"error: {missing_extra('ray', 'ray', 'a job on Ray')}"]
 
 
-@pytest.mark.parametrize("option", [("--workers", "2"), ("--gpus", "1"), ("--parquet",)])
+@pytest.mark.parametrize("option", [("--ray-workers", "2"), ("--ray-gpus", "1"), ("--parquet",)])
 def test_options_of_ray_want_ray(option):
     assert "--ray local" in mistake("run", BUNDLE, DATA, *option)
 

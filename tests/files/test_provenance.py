@@ -101,10 +101,10 @@ def test_a_marked_video_still_plays(tmp_path):
 
 
 def test_empty_files_devices_and_new_files_are_no_obstacle(tmp_path):
-    (tmp_path / "empty.json").touch()
-    assert check_output(tmp_path / "empty.json", "json") == tmp_path / "empty.json"
-    assert check_output(tmp_path / "new.json", "json") == tmp_path / "new.json"
-    assert check_output(Path(os.devnull), "json") == Path(os.devnull)
+    (tmp_path / "empty.csv").touch()
+    assert check_output(tmp_path / "empty.csv", "csv") == tmp_path / "empty.csv"
+    assert check_output(tmp_path / "new.csv", "csv") == tmp_path / "new.csv"
+    assert check_output(Path(os.devnull), "csv") == Path(os.devnull)
 
 
 def test_what_is_read_is_never_replaced(tiny_onnx, tmp_path):
@@ -115,7 +115,7 @@ def test_what_is_read_is_never_replaced(tiny_onnx, tmp_path):
             check_output(place, "onnx", overwrite=True, sources=[model])
     (tmp_path / "x").mkdir()
     with pytest.raises(M2HError, match="one file"):
-        check_outputs({"json": tmp_path / "r", "html": tmp_path / "x" / ".." / "r"} | {"csv": None})
+        check_outputs({"junit": tmp_path / "r", "html": tmp_path / "x" / ".." / "r"} | {"csv": None})
 
 
 def test_every_command_that_writes_has_the_one_option():

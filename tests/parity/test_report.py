@@ -21,7 +21,7 @@ from m2h_deploy.parity.report import TASK_COLUMNS, print_result, write_html, wri
 
 @pytest.fixture(scope="module")
 def result(tiny_bundle, tiny_onnx):
-    return verify(tiny_bundle, tiny_onnx, Rooms(2, height=48, width=64), record=False, pictures=1)
+    return verify(tiny_bundle, tiny_onnx, Rooms(2, height=48, width=64), pictures=1)
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ def good(result) -> bool:
 
 def test_two_frames_of_a_good_engine_are_inconclusive_and_its_manifest_says_so(bundle, tiny_checkpoint):
     seen = []
-    result = verify(bundle, tiny_checkpoint, ROOMS, progress=lambda done, total: seen.append((done, total)))
+    result = verify(bundle, tiny_checkpoint, ROOMS, record=True, progress=lambda *done: seen.append(done))
     assert good(result), result.summary
     assert seen == [(1, 2), (2, 2)]
     assert [task.against for task in result.tasks] == ["labels"] * 4
@@ -75,7 +75,7 @@ def test_two_frames_of_a_good_engine_are_inconclusive_and_its_manifest_says_so(b
 
 
 def test_without_labels_the_reference_stands_in_for_them(bundle, tiny_onnx):
-    result = verify(bundle, tiny_onnx, Unlabeled())
+    result = verify(bundle, tiny_onnx, Unlabeled(), record=True)
     assert good(result), result.summary
     assert [task.against for task in result.tasks] == ["reference"] * 4
     values = {task.task: task.engine for task in result.tasks}
@@ -110,7 +110,7 @@ def test_edges_that_equal_the_references_own_agree_with_them_completely(tiny_bun
 
 def test_a_loss_is_positive_in_the_table_and_in_the_gate(bad_head, tiny_onnx):
     """mIoU falls, RMSE does not: both columns count what became worse."""
-    result = verify(bad_head, tiny_onnx, ROOMS, record=False)
+    result = verify(bad_head, tiny_onnx, ROOMS)
     semantics = next(task for task in result.tasks if task.task == "semantics")
     gate = next(gate for gate in result.gates if gate.name == "semantics.miou_drop")
     assert semantics.worse_by == pytest.approx(semantics.reference - semantics.engine)
@@ -120,7 +120,7 @@ def test_a_loss_is_positive_in_the_table_and_in_the_gate(bad_head, tiny_onnx):
 
 
 def test_every_figure_of_the_json_has_its_unit(tiny_bundle, tiny_onnx):
-    result = json.loads(json.dumps(to_json(verify(tiny_bundle, tiny_onnx, ROOMS, record=False))))
+    result = json.loads(json.dumps(to_json(verify(tiny_bundle, tiny_onnx, ROOMS))))
     assert set(result["limits"]) == {
         "miou_drop_points", "rmse_increase_percent", "merr_increase_degrees", "odsf_drop_points", "psnr_db",
     }  # fmt: skip
@@ -136,7 +136,7 @@ def test_every_figure_of_the_json_has_its_unit(tiny_bundle, tiny_onnx):
 
 
 def test_a_damaged_semantics_head_fails_and_is_named(bad_head, tiny_onnx):
-    result = verify(bad_head, tiny_onnx, Unlabeled(), record=False)
+    result = verify(bad_head, tiny_onnx, Unlabeled())
     assert result.verdict == "fail"
     failed = {gate.task for gate in result.gates if gate.verdict != "pass" and gate.task}
     assert failed == {"semantics"}
@@ -151,7 +151,7 @@ def test_an_interrupted_run_leaves_the_bundle_as_it_was(bundle, tiny_onnx):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        verify(bundle, tiny_onnx, ROOMS, progress=interrupt)
+        verify(bundle, tiny_onnx, ROOMS, record=True, progress=interrupt)
     assert (bundle / "manifest.json").read_bytes() == before
     assert sorted(file.name for file in bundle.iterdir()) == ["manifest.json", "model.onnx"]
 
@@ -162,7 +162,8 @@ def test_the_result_is_given_before_it_is_located_and_recorded(bundle, tiny_onnx
     def give(result):
         given.append((result.located, load_bundle(bundle).manifest.parity))
 
-    located = verify(bundle, tiny_onnx, ROOMS, limit=1, resamples=2, locate=locate_in_bundle, on_result=give).located
+    options = {"limit": 1, "resamples": 2, "record": True}
+    located = verify(bundle, tiny_onnx, ROOMS, **options, locate=locate_in_bundle, on_result=give).located
     assert located.block is None
     assert given == [(None, None), (located, None)]
     recorded = load_bundle(bundle).manifest.parity
@@ -170,17 +171,18 @@ def test_the_result_is_given_before_it_is_located_and_recorded(bundle, tiny_onnx
     assert "located" not in recorded
 
 
-def test_a_read_only_bundle_is_measured_and_a_notice_says_that_nothing_is_recorded(bundle, tiny_onnx, monkeypatch):
+def test_a_bundle_is_recorded_in_only_where_that_is_asked_for_and_possible(bundle, tiny_onnx, monkeypatch):
+    before = (bundle / "manifest.json").read_bytes()
+    verify(bundle, tiny_onnx, ROOMS, limit=1, resamples=2)
+    assert (bundle / "manifest.json").read_bytes() == before
     monkeypatch.setattr(os, "access", lambda *_: False)
-    notices = []
-    verify(bundle, tiny_onnx, ROOMS, limit=1, resamples=2, notice=notices.append)
-    assert notices == [f"no write permission for {bundle}: the result is not recorded in its manifest"]
-    assert load_bundle(bundle).manifest.parity is None
+    with pytest.raises(M2HError, match=r"no permission.*--record"):
+        verify(bundle, tiny_onnx, ROOMS, record=True)
 
 
 def test_gates_can_be_set_and_left_out(tiny_bundle, tiny_onnx):
     gates = Gates(None, None, None, None, psnr=1000.0)
-    result = verify(tiny_bundle, tiny_onnx, ROOMS, gates=gates, record=False)
+    result = verify(tiny_bundle, tiny_onnx, ROOMS, gates=gates)
     assert {gate.name for gate in result.gates if gate.verdict == "fail"} == {
         "depth.psnr", "semantics.psnr", "normals.psnr", "edges.psnr",
     }  # fmt: skip
@@ -188,7 +190,7 @@ def test_gates_can_be_set_and_left_out(tiny_bundle, tiny_onnx):
 
 
 def test_one_frame_proves_nothing(tiny_bundle, tiny_onnx):
-    result = verify(tiny_bundle, tiny_onnx, Unlabeled(), limit=1, record=False)
+    result = verify(tiny_bundle, tiny_onnx, Unlabeled(), limit=1)
     assert result.verdict == "unsure"
     assert not result.passed
     assert "about 8 frames are likely to be enough (the data has 2)" in result.summary
@@ -206,7 +208,7 @@ def test_an_engine_that_gives_no_numbers_fails_instead_of_raising(tiny_bundle, t
         return outputs
 
     monkeypatch.setattr(OnnxRuntimeBackend, "run", overflow)
-    result = verify(tiny_bundle, tiny_onnx, ROOMS, record=False)
+    result = verify(tiny_bundle, tiny_onnx, ROOMS)
     gate = next(gate for gate in result.gates if gate.name == "depth.psnr")
     assert gate.verdict == "fail"
     assert "2 values" in gate.message
@@ -223,25 +225,25 @@ def test_other_weights_are_an_error_that_names_both(tiny_bundle, tiny_model, tmp
     checkpoint = save_checkpoint(other, tmp_path / "other.safetensors")
     built = load_bundle(tiny_bundle).manifest.model.weights_sha256
     with pytest.raises(M2HError, match=rf"built from weights {built[:12]}.*other\.safetensors holds"):
-        verify(tiny_bundle, checkpoint, ROOMS, record=False)
-    result = verify(tiny_bundle, checkpoint, ROOMS, record=False, allow_other_weights=True, resamples=20)
+        verify(tiny_bundle, checkpoint, ROOMS)
+    result = verify(tiny_bundle, checkpoint, ROOMS, allow_other_weights=True, resamples=20)
     assert result.reference.weights_sha256 != result.engine.weights_sha256
 
 
 def test_an_engine_without_a_task_is_measured_on_the_others(no_edges, tiny_checkpoint):
-    result = verify(no_edges, tiny_checkpoint, ROOMS, record=False)
+    result = verify(no_edges, tiny_checkpoint, ROOMS)
     assert good(result), result.summary
     assert [task.task for task in result.tasks] == ["depth", "semantics", "normals"]
 
 
 def test_a_reference_without_a_task_of_the_engine_is_refused(tiny_bundle, no_edges):
     with pytest.raises(M2HError, match="has no edges, the engine has"):
-        verify(tiny_bundle, no_edges.parent / "model.onnx", ROOMS, record=False)
+        verify(tiny_bundle, no_edges.parent / "model.onnx", ROOMS)
 
 
 def test_frames_are_spread_over_the_data(no_edges, tiny_onnx):
     rooms = Rooms(6, height=32, width=32)
-    result = verify(no_edges, tiny_onnx, rooms, limit=2, record=False, pictures=2)
+    result = verify(no_edges, tiny_onnx, rooms, limit=2, pictures=2)
     assert (result.data.frames, result.data.of) == (2, 6)
     assert {worst.name[-1] for worst in result.worst} == {"1", "4"}
 
@@ -274,6 +276,6 @@ def test_the_name_of_data_is_text_whatever_its_folder_is_called(tmp_path):
 
 
 def test_real_frames_pass(no_edges, tiny_onnx, shared):
-    result = verify(no_edges, tiny_onnx, shared / "nyuv2_frames", record=False)
+    result = verify(no_edges, tiny_onnx, shared / "nyuv2_frames")
     assert good(result), result.summary
     assert {task.task for task in result.tasks if task.against == "labels"} == {"depth"}

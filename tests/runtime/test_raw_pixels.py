@@ -194,5 +194,5 @@ def test_a_sensor_graph_keeps_the_types_of_its_ends(graph, tmp_path):
 def test_millimeters_are_refused_where_the_engine_lacks_them(tiny_onnx, tmp_path):
     path = tmp_path / "sensor.onnx"
     onnx.save(add_sensor(onnx.load(tiny_onnx), Sensor(CAMERA, depth="uint16")), path)
-    with pytest.raises(M2HError, match="--depth float32"):
+    with pytest.raises(M2HError, match="--depth-format float32"):
         build_bundle(path, tmp_path / "bundle", engine="tensorrt-rtx")

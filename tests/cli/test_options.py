@@ -1,0 +1,103 @@
+"""The options of all commands: whole names in the help, one meaning each, one line where they are wrong."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, get_args
+
+import pytest
+import typer
+
+import cli
+from cli.bench import QueuePolicyName, ScenarioName
+from engines import ENGINES
+from m2h_deploy.backends import KINDS
+from m2h_deploy.backends.onnxruntime import PROVIDERS
+from m2h_deploy.choices import Engine, Preset, Provider, QueuePolicy, Scenario
+from m2h_deploy.runtime.preprocess import PRESETS
+from tests.commands import done, m2h, mistake, one_line
+
+COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+
+#: Options that take other values in two commands and still mean the same: a file or a folder to write; the device of an
+#: engine or of PyTorch; any split of a data set, or one that `rooms` makes.
+OF_TWO_KINDS = {"--output", "--device", "--split"}
+
+
+def options(command: str) -> dict[str, Any]:
+    """Return a command's options by their long name."""
+    named = [(name, option) for option in COMMANDS[command].params for name in (*option.opts, *option.secondary_opts)]
+    return {name: option for name, option in named if name.startswith("--")}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_help_page_of_80_columns_shows_whole_names(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    page = done(command, "--help")
+    assert [name for name in options(command) if f" {name} " not in page] == []
+
+
+def test_an_option_of_several_commands_takes_the_same_values_in_all():
+    kinds: dict[str, set[str]] = {}
+    for command in COMMANDS:
+        for name, option in options(command).items():
+            kinds.setdefault(name, set()).add(f"{option.metavar}, {option.is_flag}")
+    assert {name for name, seen in kinds.items() if len(seen) > 1} == OF_TWO_KINDS
+
+
+def test_results_as_json_are_a_flag_everywhere():
+    flags = {command: options(command)["--json"].is_flag for command in COMMANDS if "--json" in options(command)}
+    assert set(flags.values()) == {True}
+    assert {"export", "build", "verify", "bench", "run", "serve", "inspect", "doctor", "train", "evaluate"} <= set(
+        flags
+    )
+
+
+def test_recording_is_asked_for_alike():
+    assert [command for command in COMMANDS if "--record" in options(command)] == ["verify", "bench"]
+
+
+def test_a_command_that_opens_an_engine_takes_its_device():
+    opening = {"verify", "bench", "run", "serve", "quickstart"}
+    assert {command for command in COMMANDS if "--device" in options(command)} == opening | {"train", "evaluate"}
+
+
+def test_choices_name_what_the_library_has():
+    assert set(get_args(Engine)) == set(ENGINES) == set(KINDS)
+    assert set(get_args(Provider)) == set(PROVIDERS)
+    assert set(get_args(Preset)) == set(PRESETS)
+    assert tuple(name.value for name in ScenarioName) == get_args(Scenario)
+    assert tuple(name.value for name in QueuePolicyName) == get_args(QueuePolicy)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("build",), "Missing argument 'model': see m2h-deploy build --help"),
+        (("build", "m.onnx", "--engine", "tflite"), "'onnxruntime', 'openvino'"),
+        (("export", "m2h-tiny", "--preset", "mine"), "'published', 'imagenet'"),
+        (("run", "bundle", "pictures", "--fps", "3"), "No such option: --fps"),
+        (("fly",), "No such command 'fly'"),
+    ],
+)
+def test_a_wrong_option_is_one_line(words, says, tmp_path):
+    assert says in one_line(m2h(*words, cwd=tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_goes_to_stdout_or_to_a_file_that_a_later_command_replaces(tmp_path):
+    printed = json.loads(done("doctor", "--json"))
+    for _ in range(2):
+        assert done("doctor", "--json", tmp_path / "doctor.json") == ""
+    written = json.loads((tmp_path / "doctor.json").read_text())
+    assert written.pop("tool").startswith("m2h-deploy ")
+    assert written.keys() == printed.keys()
+    assert json.loads(done("doctor", "--json"))  # on stdout again
+
+
+def test_a_file_for_json_is_checked_before_the_work(tiny_bundle, tmp_path):
+    (tmp_path / "mine.json").write_text("{}")
+    assert "m2h-deploy did not write it" in mistake("doctor", "--json", tmp_path / "mine.json")
+    assert "there is no folder" in mistake("doctor", "--json", tmp_path / "none" / "a.json")
+    assert "holds only its files" in mistake("inspect", tiny_bundle, "--json", tiny_bundle / "a.json")
+    assert (tmp_path / "mine.json").read_text() == "{}"

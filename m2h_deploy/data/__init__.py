@@ -1,4 +1,4 @@
-"""Data: NYUv2 in both its layouts, Hypersim, Cityscapes, plain images, and synthetic rooms with exact labels.
+"""Data sets: NYUv2 in both layouts, Hypersim, Cityscapes, image folders, and synthetic rooms with exact labels.
 
 ```python
 from m2h_deploy.data import open_dataset

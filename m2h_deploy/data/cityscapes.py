@@ -21,11 +21,10 @@ from m2h_deploy.files.images import read_image
 
 #: Depth beyond this is treated as unknown.
 MAX_DEPTH_M = 80.0
-#: Meters between which the median depth of a street lies.
+#: Range of the median depth of a frame, in meters.
 _MEDIAN = (0.5, 80.0)
 
-# The camera of the recordings at 2048x1024 and its stereo baseline in meters, used where a frame has no
-# camera file of its own.
+# Camera of the recordings at 2048x1024 and its stereo baseline in meters, used for a frame without camera file.
 _CAMERA = Intrinsics(2262.52, 2265.30, 1096.98, 513.137)
 _BASELINE = 0.209313
 
@@ -35,7 +34,7 @@ _LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 
 
 @dataclass(frozen=True, eq=False)
 class Cityscapes:
-    """ROOT/leftImg8bit, and beside it gtFine, disparity and camera as far as they are there."""
+    """Cityscapes below ROOT: leftImg8bit, and gtFine, disparity and camera as far as they exist."""
 
     root: Path
     split: str
@@ -43,7 +42,12 @@ class Cityscapes:
 
     @classmethod
     def open(cls, root: str | Path, split: str = "val") -> Cityscapes:
-        """
+        """Open a split.
+
+        Args:
+            root: the folder that has leftImg8bit.
+            split: "train", "val" or "test".
+
         Raises:
             M2HError: the split has no images.
         """
@@ -55,10 +59,12 @@ class Cityscapes:
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """Names of the 19 classes, in label order."""
         return CITYSCAPES_CLASSES
 
     @property
     def derived(self) -> frozenset[str]:
+        """Computed labels: `edges`, from the segments of gtFine; empty without gtFine."""
         return frozenset({"edges"}) if (self.root / "gtFine").is_dir() else frozenset()
 
     def __len__(self) -> int:
@@ -91,6 +97,7 @@ class Cityscapes:
         return (self[index] for index in range(len(self)))
 
     def files_of(self, index: int) -> tuple[Path, ...]:
+        """List the files of a frame, image first, then all its label and camera files, whether they exist or not."""
         name = self.files[index].name.removesuffix("_leftImg8bit.png")
         kinds = (
             ("disparity", "disparity.png"),
@@ -123,12 +130,13 @@ class Cityscapes:
 def _depth(
     stored: npt.NDArray[np.integer], size: tuple[int, int], where: str, focal_times_baseline: float
 ) -> npt.NDArray[np.float32]:
-    """Depth from 16-bit disparity: (p - 1) / 256 pixels, p = 0 unknown."""
+    """Convert 16-bit disparity p into depth in meters: (p - 1) / 256 pixels, p = 0 where unknown."""
     if stored.dtype != np.uint16:
         raise M2HError(f"{where}: disparity is {stored.dtype}, expected 16 bits")
     disparity = (stored.astype(np.float64) - 1.0) / 256.0
     depth = np.divide(focal_times_baseline, disparity, out=np.zeros(stored.shape), where=disparity > 0)
-    check_median(depth, where, _MEDIAN)  # before what is far becomes unknown: whole pixels of disparity all would
+    # Checked before far pixels become unknown, which would hide disparity stored in whole pixels.
+    check_median(depth, where, _MEDIAN)
     depth[depth > MAX_DEPTH_M] = 0.0
     return as_depth(depth, size, where, _MEDIAN)
 

@@ -1,4 +1,4 @@
-"""Class lists: the datasets' names in official order, those of a user's file, and one color a class."""
+"""Class lists: the names of the data sets in official order, class lists from files, and one color per class."""
 
 from __future__ import annotations
 
@@ -29,17 +29,24 @@ CITYSCAPES_CLASSES: tuple[str, ...] = (
     "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
 )  # fmt: skip
 
-#: The value of an unlabeled pixel in memory, whatever the dataset writes in its files.
+#: Value of an unlabeled pixel in memory, for every data set.
 IGNORE_LABEL = 255
 
 
 def nyu_class(name: str) -> int:
-    """The label in memory (0..39) of an NYUv2 class name."""
+    """Return the label in memory (0..39) of an NYUv2 class name. Raise ValueError for another name."""
     return NYU40_CLASSES.index(name)
 
 
 def palette(count: int) -> npt.NDArray[np.uint8]:
-    """Distinct RGB colors, uint8 (count, 3): the bit-interleaved color map of PASCAL VOC, without its black."""
+    """Make distinct RGB colors: the bit-interleaved color map of PASCAL VOC, without its black.
+
+    Args:
+        count: number of colors.
+
+    Returns:
+        uint8 (count, 3), RGB.
+    """
     colors = np.zeros((count, 3), np.uint8)
     for index in range(count):
         value = index + 1
@@ -51,7 +58,10 @@ def palette(count: int) -> npt.NDArray[np.uint8]:
 
 
 def default_classes(count: int) -> Classes:
-    """Names and colors for a network of `count` classes: NYUv2's 40, the same after `unknown`, or Cityscapes' 19."""
+    """Make names and colors for a network of `count` classes.
+
+    The names are NYUv2's for 40 classes, the same after `unknown` for 41, Cityscapes' for 19, and otherwise generic.
+    """
     known: dict[int, tuple[str, ...]] = {
         len(NYU40_CLASSES): NYU40_CLASSES,
         len(NYU40_CLASSES) + 1: ("unknown", *NYU40_CLASSES),
@@ -62,15 +72,17 @@ def default_classes(count: int) -> Classes:
 
 
 def generic_name(index: int) -> str:
-    """Return the name of a class without one."""
+    """Return the name of a class without a known name."""
     return f"class {index}"
 
 
 def load_classes(path: str | os.PathLike[str]) -> Classes:
     """Read a class list from JSON: `["road", "grass"]`, or `[{"name": "road", "color": [128, 64, 128]}, ...]`.
 
-    The order is that of the network's outputs. Both forms may stand in one list, and `color` (RGB, 0 to 255) may be
-    left out. Raises M2HError, naming the file and the entry, on anything else.
+    The order is that of the network's outputs. A list may mix both forms, and `color` (RGB, 0 to 255) is optional.
+
+    Raises:
+        M2HError: the file cannot be read or has another form; the message names the file and the entry.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -98,7 +110,7 @@ def load_classes(path: str | os.PathLike[str]) -> Classes:
 
 
 def _class_entry(entry: Any) -> tuple[str, tuple[int, int, int] | None]:
-    """Name and color of one entry. Raises ValueError that says what is wrong with it."""
+    """Parse one entry into name and color. Raise ValueError with a description of what is wrong."""
     fields = {"name": entry} if isinstance(entry, str) else entry
     if not isinstance(fields, dict) or not {"name"} <= fields.keys() <= {"name", "color"}:
         raise ValueError('is neither a name nor {"name": ..., "color": [R, G, B]}')
@@ -114,7 +126,7 @@ def _class_entry(entry: Any) -> tuple[str, tuple[int, int, int] | None]:
 
 
 def _default_colors(names: Sequence[str]) -> tuple[tuple[int, int, int], ...]:
-    """One color a class; black for a first class `unknown`."""
+    """Make one color per class; black for a first class `unknown`."""
     colors = [(int(red), int(green), int(blue)) for red, green, blue in palette(len(names))]
     if names[0] == "unknown":
         colors = [(0, 0, 0), *colors[:-1]]

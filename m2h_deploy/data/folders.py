@@ -1,4 +1,4 @@
-"""Plain folders: images without labels, and pairs of color and depth images."""
+"""Image folders without annotations: plain images, and pairs of color and depth images."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from m2h_deploy.files.images import decode_picture, image_files, may_be_map, rea
 
 @dataclass(frozen=True, eq=False)
 class _Files(ABC):
-    """One frame a file; no classes."""
+    """Data set with one frame per file and without classes."""
 
     folder: Path
     files: tuple[Path, ...]
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """Empty: there are no semantic classes."""
         return ()
 
     @property
     def derived(self) -> frozenset[str]:
+        """Empty: no labels are computed."""
         return frozenset()
 
     def __len__(self) -> int:
@@ -42,29 +44,31 @@ class _Files(ABC):
         return (self[index] for index in range(len(self)))
 
     def files_of(self, index: int) -> tuple[Path, ...]:
+        """List the files of a frame, image first."""
         return (self.files[index],)
 
     @abstractmethod
     def _read(self, file: Path) -> Frame:
-        """The frame of one file."""
+        """Read the frame of one file."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFolder(_Files):
-    """The pictures directly in a folder, in the order of their names; no labels.
+    """Pictures directly in a folder, sorted by name; no labels.
 
-    Depth maps and label maps among them are left out (see `m2h_deploy.files.images`), and named in `skipped`. A file
-    that cannot be read is not: it is an error when its turn comes.
+    Depth maps and label maps among them are skipped (see `m2h_deploy.files.images`) and listed in `skipped`. A file
+    that cannot be read is not skipped: it raises when its frame is read.
     """
 
     skipped: tuple[str, ...] = ()
-    """Why each file that was left out is not a picture."""
+    """A line for each skipped file, with the reason."""
 
     @classmethod
     def open(cls, folder: str | Path) -> ImageFolder:
-        """
+        """Open a folder of pictures.
+
         Raises:
-            M2HError: the folder has no picture.
+            M2HError: the folder has no pictures.
         """
         folder = Path(folder)
         kinds = {file: _kind(file) for file in image_files(folder)}
@@ -80,15 +84,16 @@ class ImageFolder(_Files):
 
 @dataclass(frozen=True, eq=False)
 class RGBDPairs(_Files):
-    """rgb_NUMBER.jpg (or .png) with sync_depth_NUMBER.png, 16-bit millimeters, 0 unknown, in scene folders or not.
+    """Pairs of rgb_NUMBER.jpg (or .png) and sync_depth_NUMBER.png, in the folder or in scene folders below it.
 
-    This is how the raw NYUv2 recordings are commonly distributed after synchronization. Frames of 640x480
-    get the intrinsics of NYUv2's color camera.
+    Depth is in 16-bit millimeters, 0 where unknown. The raw NYUv2 recordings are commonly distributed like this after
+    synchronization. Frames of 640x480 get the intrinsics of NYUv2's color camera.
     """
 
     @classmethod
     def open(cls, folder: str | Path) -> RGBDPairs:
-        """
+        """Open a folder of pairs.
+
         Raises:
             M2HError: the folder has no rgb_* image.
         """
@@ -99,6 +104,7 @@ class RGBDPairs(_Files):
         return cls(folder, files)
 
     def files_of(self, index: int) -> tuple[Path, ...]:
+        """List the color image and the depth image of a frame."""
         return self.files[index], _depth_beside(self.files[index])
 
     def _read(self, file: Path) -> Frame:
@@ -119,7 +125,7 @@ def _depth_beside(file: Path) -> Path:
 
 
 def _kind(file: Path) -> str | None:
-    """Which kind of map a file is; None for a picture, and for a file that cannot be read."""
+    """Name the kind of map that a file is; None for a picture, and for a file that cannot be read."""
     try:
         return decode_picture(file)[1] if may_be_map(file) else None
     except M2HError:

@@ -29,11 +29,12 @@ from m2h_deploy.files.images import read_image
 
 #: Depth beyond this is treated as unknown.
 MAX_DEPTH_M = 20.0
-#: Meters between which the median depth of a frame lies: some look at a thing close by, or out of a window.
+#: Range of the median depth of a frame, in meters. It is wide: some frames show a close object, or the view from a
+#: window.
 _MEDIAN = (0.01, 1000.0)
-#: The list of the official v1 split.
+#: File name of the official v1 split.
 SPLIT_NAME = "metadata_images_split_scene_v1.csv"
-# Focal length in pixels at 1024x768 (60 degrees across). Some scenes tilt their lens; this ignores that.
+# Focal length in pixels at 1024x768 (60 degrees horizontally). The tilted lenses of some scenes are ignored.
 _FOCAL = 886.81 / 1024
 
 _SUFFIXES = (".tonemap.jpg", ".color.jpg")
@@ -44,25 +45,26 @@ _LABELS = ("depth_meters", "normal_cam", "semantic", "semantic_instance")
 
 @dataclass(frozen=True, eq=False)
 class Hypersim:
-    """Frames under ROOT/ai_VVV_NNN/images/scene_cam_XX_final_preview and ..._geometry_hdf5."""
+    """Hypersim frames in ROOT/ai_VVV_NNN/images/scene_cam_XX_final_preview and ..._geometry_hdf5."""
 
     root: Path
     files: tuple[Path, ...]
 
     @classmethod
     def open(cls, root: str | Path, split: str = "all") -> Hypersim:
-        """
+        """Open the frames of a split.
+
         Args:
             root: the folder of the scenes; for a split it also has `SPLIT_NAME`.
             split: "train", "val", "test" or "all".
 
         Raises:
-            M2HError: no frames, no such split, or no list of splits.
+            M2HError: there are no frames, the split does not exist, or `SPLIT_NAME` is missing.
         """
         root = Path(root)
         pattern = "ai_*/images/scene_cam_*_final_preview/frame.*"
         files = sorted(p for p in root.glob(pattern) if p.name.endswith(_SUFFIXES))
-        # A frame may come in both renderings; the tone-mapped one, sorted last, is the one to use.
+        # A frame may exist in both renderings. The tone-mapped one is preferred; it is sorted last.
         unique = {_identity(p): p for p in files}
         if split != "all":
             wanted = _official_split(root / SPLIT_NAME, split)
@@ -73,10 +75,12 @@ class Hypersim:
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """Names of NYUv2's 40 classes, in label order."""
         return NYU40_CLASSES
 
     @property
     def derived(self) -> frozenset[str]:
+        """Computed labels: `edges`, from the segments."""
         return frozenset({"edges"})
 
     def __len__(self) -> int:
@@ -91,6 +95,7 @@ class Hypersim:
         return (self[index] for index in range(len(self)))
 
     def files_of(self, index: int) -> tuple[Path, ...]:
+        """List the image and the label files of a frame, whether they exist or not."""
         preview = self.files[index]
         return preview, *(_label_of(preview, kind) for kind in _LABELS)
 
@@ -134,13 +139,14 @@ def _read_frame(preview: Path) -> Frame:
         return array, str(path)
 
     camera = Intrinsics(_FOCAL * width, _FOCAL * width, (width - 1) / 2, (height - 1) / 2)
-    # Published "depth" is the distance to the lens; along the axis it is shorter towards the corners.
-    # Where a ray met nothing it is NaN by design, not by fault.
+    # Published "depth" is the distance to the lens, which is longer than depth along the optical axis towards the
+    # corners. NaN is valid: the ray hits no surface.
     distance, where = label("depth_meters")
     check_meters(distance, where)
     depth = np.nan_to_num(distance.astype(np.float64), nan=0.0, posinf=0.0)
     depth /= np.linalg.norm(camera.rays(height, width), axis=-1)
-    check_median(depth, where, _MEDIAN)  # before what is far becomes unknown: in millimeters all of it would
+    # Checked before far pixels become unknown, which would hide depth stored in millimeters.
+    check_median(depth, where, _MEDIAN)
     depth[depth > MAX_DEPTH_M] = 0.0
     # Hypersim's axes are x right, y up, z towards the camera; only x differs from `Frame.normals`.
     stored, where_normals = label("normal_cam")

@@ -1,4 +1,4 @@
-"""Labels that follow from other labels: normals from depth, boundaries from segments."""
+"""Labels computed from other labels: normals from depth, boundaries from segments."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ import numpy.typing as npt
 
 from m2h_deploy.data.frame import Intrinsics
 
-#: An unlabeled gap between two segments is at most this wide (pixels each side) to still be a boundary.
+#: Largest distance, in pixels from each side, over which an unlabeled gap between two segments is closed.
 _GAP = 8
 
 
 def normals_from_depth(
     depth: npt.NDArray[np.float32], intrinsics: Intrinsics, window: int = 7
 ) -> npt.NDArray[np.float32]:
-    """Surface normals by a least-squares plane in each `window` x `window` neighborhood.
+    """Fit a least-squares plane to the depth in each `window` x `window` neighborhood.
 
-    A plane n·P = 1 seen through a pinhole is linear in the viewing ray: 1/z = n·(x, y, 1). So each
-    pixel solves three normal equations built from box sums, and unknown pixels simply carry no weight.
+    For a pinhole camera, a plane n·P = 1 is linear in the viewing ray: 1/z = n·(x, y, 1). For each pixel, three normal
+    equations are built from box sums and solved. Unknown pixels have weight 0.
 
     Args:
         depth: float32 (H, W), meters, 0 where unknown.
         intrinsics: the camera of `depth`.
-        window: odd, pixels.
+        window: side of the neighborhood, odd, pixels.
 
     Returns:
-        float32 (H, W, 3), unit, in the convention of `m2h_deploy.data.frame`; (0, 0, 0) where depth is
-        unknown or its neighborhood has no plane.
+        float32 (H, W, 3), unit vectors in the convention of `m2h_deploy.data.frame`; (0, 0, 0) where depth is unknown
+        or no plane can be fitted.
     """
     known = depth > 0
     weight = known.astype(np.float64)
     inverse = np.divide(1.0, depth, out=np.zeros(depth.shape), where=known)
     rays = intrinsics.rays(*depth.shape)
-    # Box sums of the ray products lose digits far from the principal point; columns and rows centered in
-    # the window would differ per pixel, so the sums are taken in float64.
+    # In float64, because box sums of the ray products lose digits far from the principal point. Coordinates centered
+    # in the window would avoid that, but differ for each pixel.
     ray = [rays[..., 0], rays[..., 1], rays[..., 2]]
     pairs = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
 
@@ -44,8 +44,8 @@ def normals_from_depth(
 
     a, b, c, d, e, f = (box(weight * ray[i] * ray[j]) for i, j in pairs)
     r0, r1, r2 = (box(inverse * ray[i]) for i in range(3))
-    # Cofactors of the symmetric matrix [[a, b, c], [b, d, e], [c, e, f]]; its determinant only scales n
-    # and is not negative, so it is not divided out.
+    # Cofactors of the symmetric matrix [[a, b, c], [b, d, e], [c, e, f]]. Division by its determinant is omitted, since
+    # that is not negative and only scales n.
     c00, c01, c02 = d * f - e * e, c * e - b * f, b * e - c * d
     c11, c12, c22 = a * f - c * c, b * c - a * e, a * d - b * b
     normals = np.stack(
@@ -60,12 +60,16 @@ def normals_from_depth(
 
 
 def boundaries(segments: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
-    """Boundaries between segments, uint8 (H, W): 1 where the pixel to the right or below is another segment.
+    """Mark the boundaries between segments.
+
+    Unlabeled gaps of a few pixels between two segments, which hand-drawn labels have, are first closed from both
+    sides. The border of a larger unlabeled area is not a boundary.
 
     Args:
-        segments: integers (H, W), one number a segment, 0 where unlabeled. Unlabeled gaps of a few
-            pixels between two segments, which hand-drawn labels have, are closed from both sides first;
-            the border of a larger unlabeled area is not a boundary.
+        segments: integers (H, W), one number per segment, 0 where unlabeled.
+
+    Returns:
+        uint8 (H, W), 1 where the pixel to the right or below belongs to another segment, else 0.
     """
     filled = _close_gaps(segments)
     edges = np.zeros(segments.shape, np.uint8)
@@ -83,7 +87,7 @@ def _close_gaps(segments: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
     distance, nearest = cv2.distanceTransformWithLabels(
         unlabeled.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
-    # OpenCV numbers the labeled pixels 1.. in its own order; look up which segment each number is.
+    # OpenCV numbers the labeled pixels from 1 in its own order; `lookup` maps each number to a segment.
     lookup = np.zeros(int(nearest.max()) + 1, segments.dtype)
     lookup[nearest[~unlabeled]] = segments[~unlabeled]
     closed: npt.NDArray[np.integer] = np.where(distance <= _GAP, lookup[nearest], 0)

@@ -1,8 +1,8 @@
-"""Read MATLAB 5 files with numeric arrays, as far as NYUv2's two small side files need them.
+"""Read numeric arrays from MATLAB 5 files, as far as NYUv2's two small side files need it.
 
-The format is MathWorks' "MAT-File Format", level 5: a header of 128 bytes, then elements of (type, length,
-data), each padded to 8 bytes; a variable is an element of elements, and may be compressed by zlib. Reading
-is bounds-checked here because the common reader crashes the process on some damaged files.
+The format is MathWorks' "MAT-File Format", level 5: a header of 128 bytes, then elements of (type, length, data), each
+padded to 8 bytes. A variable is an element that contains elements, and may be compressed with zlib. This reader checks
+all bounds, because the common reader crashes the process on some damaged files.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from m2h_deploy.errors import M2HError
 
 _HEADER = 128
 _MATRIX, _COMPRESSED = 14, 15
-# Storage types of numbers in an element, and classes of numeric arrays.
+# NumPy types of the storage types of elements, and of the classes of numeric arrays.
 _STORAGE = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 _CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
-#: A side file is a few kilobytes; what unpacks to more than this is not one.
+#: Largest size of an uncompressed variable, in bytes. The side files have a few kilobytes.
 _LARGEST = 1 << 24
 
 
 def read_numbers(path: Path, name: str) -> npt.NDArray[Any]:
-    """The numeric array `name` of a MATLAB 5 file, in its own shape and type.
+    """Read the numeric array `name` of a MATLAB 5 file, in its own shape and type.
 
     Raises:
         M2HError: the file is missing or damaged, is not MATLAB 5, or has no such numeric array.
@@ -54,15 +54,15 @@ def read_numbers(path: Path, name: str) -> npt.NDArray[Any]:
 
 
 def _elements(data: bytes, at: int, order: str) -> Iterator[tuple[int, bytes]]:
-    """The (type, content) pairs of consecutive elements.
+    """Yield the (type, content) pairs of consecutive elements.
 
     Raises:
-        ValueError: an element is longer than what is left.
+        ValueError: an element is longer than the remaining data.
     """
     while at < len(data):
         (kind,) = struct.unpack_from(f"{order}I", data, at)
         if kind >> 16:
-            # A small element keeps its length beside its type, and up to four bytes after them.
+            # A small element has its length in the upper half of its type, followed by up to four bytes of data.
             kind, length, start, end = kind & 0xFFFF, kind >> 16, at + 4, at + 8
         else:
             (length,) = struct.unpack_from(f"{order}I", data, at + 4)
@@ -75,7 +75,7 @@ def _elements(data: bytes, at: int, order: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _numeric(matrix: bytes, name: str, order: str) -> npt.NDArray[Any] | None:
-    """The array in a variable's content if it is numeric and has this name."""
+    """Parse the array of a variable; None if it is not numeric or has another name."""
     parts = _elements(matrix, 0, order)
     _, flags = next(parts)
     _, dims = next(parts)

@@ -1,10 +1,10 @@
-"""NYUv2 in both its layouts: the official labeled .mat file, and the multi-task folder.
+"""NYUv2 in both layouts: the official labeled .mat file, and the multi-task folder.
 
-The official file (nyu_depth_v2_labeled.mat, MATLAB v7.3, that is HDF5) has images, depths and labels of 894
-classes; splits.mat says which frames are for training and which for testing, and classMapping40.mat maps to
-40 classes. It has no normals and no boundaries: they are derived here, and marked so.
+The official file (nyu_depth_v2_labeled.mat, MATLAB v7.3, which is HDF5) has images, depths and labels of 894 classes.
+splits.mat lists the frames for training and for testing, and classMapping40.mat maps to 40 classes. Normals and
+boundaries are not included: they are derived here, and marked as derived.
 
-The multi-task folder is what MTI-Net, ATRC and InvPT train on, and what the paper's Table I is measured on.
+The multi-task folder is the training data of MTI-Net, ATRC and InvPT, and the data of the paper's Table I.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from m2h_deploy.data.reading import (
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.files.images import read_image
 
-#: The names of the official files.
+#: Names of the official files.
 MAT_NAME, SPLITS_NAME, MAPPING_NAME = "nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat"
 
 _SPLIT_KEYS = {"train": "trainNdxs", "val": "testNdxs", "test": "testNdxs"}
@@ -44,7 +44,7 @@ _FOLDERS = ("depth", "normals", "segmentation", "edge")
 
 @dataclass(frozen=True, eq=False)
 class NYUv2:
-    """Frames of NYUv2, read one at a time; make it with `from_mat` or `from_folder`.
+    """Frames of NYUv2, read one at a time. Create it with `from_mat` or `from_folder`.
 
     ```python
     data = NYUv2.from_folder("NYUDv2", split="val")
@@ -59,10 +59,11 @@ class NYUv2:
     derived: frozenset[str]
     _read: Callable[[int], Frame]
     files_of: Callable[[int], tuple[Path, ...]]
-    """The files that a frame is read from."""
+    """Lists the files that a frame is read from."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """Names of the 40 classes, in label order."""
         return NYU40_CLASSES
 
     def __len__(self) -> int:
@@ -86,7 +87,7 @@ class NYUv2:
             split: "train", "val" or "test" (the same frames) or "all".
 
         Raises:
-            M2HError: a file is missing or is not what its name says.
+            M2HError: a file is missing, or its content does not match its name.
         """
         mat = Path(mat)
         mapping = mat.with_name(MAPPING_NAME)
@@ -107,19 +108,18 @@ class NYUv2:
 
     @classmethod
     def from_folder(cls, folder: str | Path, split: str = "val") -> NYUv2:
-        """The multi-task folder.
+        """Open the multi-task folder.
 
-        It has gt_sets/train.txt and gt_sets/val.txt (names, one a line), images/NAME.png or .jpg, and for
-        the labels segmentation/NAME.png (0 unlabeled, 1..40), depth/NAME.npy (meters), normals/NAME.png
-        ((n + 1) / 2 * 255) or .npy, edge/NAME.png (0 or 255) or .npy. A label whose folder is absent is None
-        in every frame.
+        It has gt_sets/train.txt and gt_sets/val.txt (names, one per line), images/NAME.png or .jpg, and for the labels
+        segmentation/NAME.png (0 unlabeled, 1..40), depth/NAME.npy (meters), normals/NAME.png ((n + 1) / 2 * 255) or
+        .npy, edge/NAME.png (0 or 255) or .npy. A label whose folder is absent is None in every frame.
 
         Args:
             folder: the folder that has gt_sets.
             split: "train", "val" (or "test"), or "all" for both.
 
         Raises:
-            M2HError: no such split, or an empty one.
+            M2HError: the split does not exist or is empty.
         """
         folder = Path(folder)
         names = _read_lists(folder, split)
@@ -157,7 +157,7 @@ def _read_lists(folder: Path, split: str) -> tuple[str, ...]:
 
 
 def _with_suffix(path: Path, *suffixes: str) -> Path:
-    """The first of these files that is there."""
+    """Return the first of these files that exists, or the first candidate."""
     candidates = [path.with_name(path.name + suffix) for suffix in suffixes]
     return next((p for p in candidates if p.is_file()), candidates[0])
 
@@ -188,7 +188,7 @@ def _read_folder_frame(folder: Path, name: str, present: frozenset[str]) -> Fram
 
 @dataclass(frozen=True, eq=False)
 class _MatFile:
-    """The labeled file: MATLAB wrote columns first, so its arrays are transposed as HDF5 sees them."""
+    """Labeled file. MATLAB stores columns first, so that HDF5 shows its arrays transposed."""
 
     path: Path
     table: npt.NDArray[np.uint8]
@@ -211,7 +211,7 @@ class _MatFile:
         return cls(path, table, int(count), camera, instances)
 
     def frame(self, number: int, name: str) -> Frame:
-        """Frame `number` (0-based)."""
+        """Read frame `number` (0-based)."""
         where = f"{self.path} frame {number + 1}"
         with _hdf5(self.path) as file, _damage(where):
             image = np.ascontiguousarray(file["images"][number].transpose(2, 1, 0)[..., ::-1])
@@ -227,7 +227,7 @@ class _MatFile:
         if labels.min() < 0 or labels.max() >= len(self.table):
             wrong = labels.max() if labels.max() >= len(self.table) else labels.min()
             raise M2HError(f"{where}: label {wrong}, but the class mapping ends at {len(self.table) - 1}")
-        # Boundaries follow the objects (894 classes, instances), as annotators drew them, not the 40 classes.
+        # Boundaries are those of the annotated objects (894 classes, instances), not of the 40 classes.
         segments = np.where(labels > 0, labels * 256 + parts, 0).astype(np.int32)
         window = max(3, round(7 * size[0] / 480) | 1)
         return Frame(
@@ -244,7 +244,7 @@ class _MatFile:
 
 @contextmanager
 def _damage(where: str) -> Iterator[None]:
-    """Whatever h5py raises for a damaged file, as one line."""
+    """Convert the exceptions that h5py raises for a damaged file into an M2HError."""
     try:
         yield
     except (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError) as error:
@@ -282,7 +282,7 @@ def _read_split(path: Path, split: str) -> npt.NDArray[np.int64]:
 
 
 def _read_mapping(path: Path) -> npt.NDArray[np.uint8]:
-    """Class (1..40) of each raw label; entry 0 is 0, unlabeled."""
+    """Read the class (1..40) of each raw label; entry 0 is 0, unlabeled."""
     table = _side_file(path, "mapClass", "the class mapping")
     if table.min() < 1 or table.max() > len(NYU40_CLASSES):
         raise M2HError(f"{path}: maps to classes {table.min()}..{table.max()}, expected 1..{len(NYU40_CLASSES)}")

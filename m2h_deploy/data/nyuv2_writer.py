@@ -1,4 +1,4 @@
-"""Write synthetic rooms in NYUv2's multi-task layout, so that everything that reads NYUv2 also reads them."""
+"""Write synthetic rooms in NYUv2's multi-task layout, so that they can replace NYUv2."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import check_folder, make_folder, write_bytes
 from m2h_deploy.files.provenance import check_output, mark_png
 
-#: Called after each frame with how many are done and how many there will be.
+#: Called after each frame with the number of frames that are done and the total number.
 Progress = Callable[[int, int], None]
 
 
@@ -31,17 +31,17 @@ def write_multitask_folder(
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Rooms 0..frames-1 of series `seed` as one split of a multi-task folder (see `NYUv2.from_folder`).
+    """Write rooms 0..frames-1 of series `seed` as one split of a multi-task folder (see `NYUv2.from_folder`).
 
-    A second call with another split and another seed adds to the same folder. The list gt_sets/SPLIT.txt is
-    written last, so an interrupted call leaves no split behind that lacks files.
+    A second call with another split and another seed adds to the same folder. The list gt_sets/SPLIT.txt is written
+    last, so that an interrupted call leaves no incomplete split.
 
     Args:
-        folder: made if it does not exist.
-        frames: how many rooms.
+        folder: created if it does not exist.
+        frames: number of rooms.
         seed: the series of rooms.
-        height: pixels.
-        width: pixels.
+        height: of the images, pixels.
+        width: of the images, pixels.
         split: "train" or "val".
         progress: called after each frame.
         overwrite: replace the split, and files that are not rooms.
@@ -50,7 +50,7 @@ def write_multitask_folder(
         `folder`.
 
     Raises:
-        M2HError: the split is there already, shares rooms with another one, or a file is in the way.
+        M2HError: the split exists, shares rooms with another split, or would replace another file.
     """
     folder = Path(folder)
     listing = folder / "gt_sets" / f"{split}.txt"
@@ -86,7 +86,7 @@ _FILES = {"images": ".png", "segmentation": ".png", "normals": ".png", "edge": "
 
 
 def _check_room(folder: Path, name: str) -> None:
-    """Raises M2HError where a room's files would replace others. Arrays have no mark: they go by their image."""
+    """Raise M2HError if a room's files would replace files of another origin; a .npy file is judged by its image."""
     image = folder / "images" / f"{name}.png"
     for kind, suffix in _FILES.items():
         file = folder / kind / f"{name}{suffix}"

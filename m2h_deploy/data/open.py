@@ -1,4 +1,4 @@
-"""One entry for every layout: look at a path, say what it is, open it."""
+"""Detect the layout of a data set and open it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KNOWN = (
 
 
 def open_dataset(path: str | Path, split: str = "val") -> Dataset:
-    """The dataset at `path`, whichever known layout it has.
+    """Open the data set at `path`, in any known layout.
 
     ```python
     for frame in open_dataset("NYUDv2"):
@@ -29,11 +29,11 @@ def open_dataset(path: str | Path, split: str = "val") -> Dataset:
 
     Args:
         path: a folder, or the labeled .mat file of NYUv2 (with splits.mat and classMapping40.mat beside it).
-        split: "train", "val", "test" or "all". Plain image folders and RGB-D pairs have no splits and
-            ignore it; so does Hypersim where the list of its split is absent.
+        split: "train", "val", "test" or "all". Ignored for image folders and RGB-D pairs, and for Hypersim if the list
+            of its split is absent.
 
     Raises:
-        M2HError: nothing at `path`, or nothing known; the message says what was looked for.
+        M2HError: `path` does not exist or has no known layout; the message lists the known layouts.
     """
     path = Path(path)
     if is_file(path):

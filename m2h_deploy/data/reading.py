@@ -1,4 +1,4 @@
-"""Read one label from one file, check it, and bring it into the form that `Frame` documents."""
+"""Read one label from a file, check it, and convert it to the conventions of `Frame`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ Size = tuple[int, int]
 
 
 def require_file(path: Path, what: str) -> Path:
-    """`path`, if it is a file.
+    """Return `path` if it is a file.
+
+    Args:
+        path: the file.
+        what: name of the file in the message.
 
     Raises:
-        M2HError: it is not; the message says `what` is missing.
+        M2HError: the file does not exist.
     """
     if not path.is_file():
         raise M2HError(f"{path}: {what} is missing")
@@ -30,7 +34,18 @@ def require_file(path: Path, what: str) -> Path:
 
 
 def read_plane(path: Path, what: str) -> npt.NDArray[Any]:
-    """A one-channel image as stored, (H, W), uint8 or uint16; `what` names it in an error."""
+    """Read a one-channel image as stored.
+
+    Args:
+        path: the image; three equal channels are accepted.
+        what: name of the image in messages.
+
+    Returns:
+        uint8 or uint16 (H, W).
+
+    Raises:
+        M2HError: the file cannot be read, or its channels differ.
+    """
     plane = _decode(path, cv2.IMREAD_UNCHANGED, what)
     if plane.ndim == 3 and (plane[..., :1] == plane).all():
         plane = plane[..., 0]
@@ -40,13 +55,21 @@ def read_plane(path: Path, what: str) -> npt.NDArray[Any]:
 
 
 def read_array(path: Path, what: str) -> npt.NDArray[Any]:
-    """An array from a .npy file; nothing in it is unpickled."""
+    """Read the array of a .npy file, without unpickling.
+
+    Args:
+        path: the file.
+        what: name of the array in messages.
+
+    Raises:
+        M2HError: the file is missing or damaged, or is an archive of arrays.
+    """
     require_file(path, what)
     try:
         array = np.load(path, allow_pickle=False)
     except DAMAGED_ARRAY as error:
         damaged = f"{path}: {what} is not a readable .npy file ({type(error).__name__})"
-        # A damaged header can ask for more memory than there is.
+        # A damaged header can request more memory than is available.
         if isinstance(error, MemoryError) and not _holds_array(path):
             raise M2HError(damaged) from error
         raise failure(error, f"cannot read {path}", damaged) from error
@@ -56,7 +79,7 @@ def read_array(path: Path, what: str) -> npt.NDArray[Any]:
 
 
 def _holds_array(path: Path) -> bool:
-    """Whether the file is as long as its header says."""
+    """Return whether the file is as long as its header says."""
     try:
         np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, OverflowError):
@@ -65,26 +88,42 @@ def _holds_array(path: Path) -> bool:
 
 
 def check_size(array: npt.NDArray[Any], size: Size, where: str, what: str) -> None:
-    """
+    """Check that the first two dimensions of `array` are `size` (height, width).
+
+    Args:
+        array: (H, W, ...).
+        size: expected (height, width), pixels.
+        where: name of the file in the message.
+        what: name of the label in the message.
+
     Raises:
-        M2HError: the first two sides of `array` are not `size` (height, width).
+        M2HError: the size differs.
     """
     if tuple(array.shape[:2]) != size:
         found = "x".join(str(n) for n in array.shape)
         raise M2HError(f"{where}: {what} is {found}, but its image is {size[0]}x{size[1]} (height x width)")
 
 
-#: Meters between which the median depth of a frame of rooms lies. One in centimeters or millimeters lies beyond.
+#: Range of the median depth of an indoor frame, in meters. In centimeters or millimeters it would be larger.
 ROOM_MEDIAN = (0.05, 30.0)
 
 
 def as_depth(
     array: npt.NDArray[Any], size: Size, where: str, median: tuple[float, float] = ROOM_MEDIAN
 ) -> npt.NDArray[np.float32]:
-    """Metric depth, float32 (H, W), 0 where unknown; `median` as `check_median` takes it.
+    """Check metric depth and convert it to float32.
+
+    Args:
+        array: floating-point (H, W) or (H, W, 1), meters, 0 where unknown.
+        size: expected (height, width), pixels.
+        where: name of the file in messages.
+        median: range of the median depth, meters; see `check_median`.
+
+    Returns:
+        float32 (H, W), meters, 0 where unknown.
 
     Raises:
-        M2HError: wrong size or type, NaN or infinity, a negative depth, or another unit than meters.
+        M2HError: wrong size or type, NaN or infinity, a negative depth, or a unit other than meters.
     """
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
@@ -102,9 +141,14 @@ def as_depth(
 
 
 def check_meters(array: npt.NDArray[Any], where: str) -> None:
-    """
+    """Check that depth is floating-point.
+
+    Args:
+        array: depth of any shape.
+        where: name of the file in the message.
+
     Raises:
-        M2HError: depth is not floating-point. Whole numbers are some sensor's unit, and which one is not known.
+        M2HError: depth has another type. Integers are in the sensor's unit, which is unknown.
     """
     if array.dtype.kind in "iu":
         raise M2HError(
@@ -116,9 +160,15 @@ def check_meters(array: npt.NDArray[Any], where: str) -> None:
 
 
 def check_median(depth: npt.NDArray[Any], where: str, bounds: tuple[float, float]) -> None:
-    """
+    """Check the unit of depth by the median of the known pixels (above 0).
+
+    Args:
+        depth: depth of any shape, 0 where unknown.
+        where: name of the file in the message.
+        bounds: smallest and largest median, meters.
+
     Raises:
-        M2HError: the median of the known pixels (above 0) is not within `bounds`, in meters: another unit.
+        M2HError: the median is outside `bounds`, so that the unit is probably another one.
     """
     known = depth[depth > 0]
     middle = float(np.median(known.astype(np.float64))) if known.size else bounds[0]
@@ -130,10 +180,19 @@ def check_median(depth: npt.NDArray[Any], where: str, bounds: tuple[float, float
 
 
 def as_semantics(array: npt.NDArray[Any], size: Size, where: str, classes: int) -> npt.NDArray[np.uint8]:
-    """Labels in memory (0-based, 255 unlabeled) from labels in a file (1..classes, 0 unlabeled).
+    """Convert labels of a file to labels in memory.
+
+    Args:
+        array: integers (H, W), 1..classes, 0 where unlabeled.
+        size: expected (height, width), pixels.
+        where: name of the file in messages.
+        classes: number of classes.
+
+    Returns:
+        uint8 (H, W), 0..classes - 1, 255 where unlabeled.
 
     Raises:
-        M2HError: wrong size, or a label that the class list does not have.
+        M2HError: wrong size or type, or a label out of range.
     """
     check_size(array, size, where, "segmentation")
     if array.dtype.kind not in "iu":
@@ -146,7 +205,16 @@ def as_semantics(array: npt.NDArray[Any], size: Size, where: str, classes: int) 
 
 
 def as_normals(array: npt.NDArray[np.floating], size: Size, where: str) -> npt.NDArray[np.float32]:
-    """Unit normals, float32 (H, W, 3); vectors far from unit length are unknown and become (0, 0, 0).
+    """Check normals and normalize their length.
+
+    Args:
+        array: floating-point (H, W, 3), in the convention of `m2h_deploy.data.frame`. Vectors that are far from unit
+            length are unknown.
+        size: expected (height, width), pixels.
+        where: name of the file in messages.
+
+    Returns:
+        float32 (H, W, 3), unit vectors, (0, 0, 0) where unknown.
 
     Raises:
         M2HError: wrong size or type, NaN or infinity, or no vector of about unit length.
@@ -169,10 +237,18 @@ def as_normals(array: npt.NDArray[np.floating], size: Size, where: str) -> npt.N
 
 
 def as_edges(array: npt.NDArray[Any], size: Size, where: str) -> npt.NDArray[np.uint8]:
-    """Boundaries, uint8 (H, W), 0 or 1, from 0..255 or 0..1; half of the range and above is a boundary.
+    """Convert boundaries of a file to 0 and 1; half of the range and above is a boundary.
+
+    Args:
+        array: (H, W) or (H, W, 1), 0..255 or 0..1.
+        size: expected (height, width), pixels.
+        where: name of the file in messages.
+
+    Returns:
+        uint8 (H, W), 1 on a boundary, else 0.
 
     Raises:
-        M2HError: wrong size, more than one channel, or values of neither range, such as labels.
+        M2HError: wrong size, more than one channel, or another range, such as that of labels.
     """
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
@@ -180,13 +256,17 @@ def as_edges(array: npt.NDArray[Any], size: Size, where: str) -> npt.NDArray[np.
         raise M2HError(f"{where}: edges are {array.dtype} {array.shape}, expected numbers (height, width)")
     check_size(array, size, where, "edges")
     low, top = float(array.min()), float(array.max())
-    if not (low >= 0 and (top <= 1 or top == 255)):  # NaN fails it too
+    if not (low >= 0 and (top <= 1 or top == 255)):  # also true for NaN
         raise M2HError(f"{where}: edges are {low:g} to {top:g}, expected 0 and 1, or 0 and 255")
     return (array > (127 if top > 1 else 0.5)).astype(np.uint8)
 
 
 def decode_normals(path: Path) -> npt.NDArray[np.float32]:
-    """Normals from an RGB image that stores (n + 1) / 2 * 255, x in red, y in green, z in blue."""
+    """Decode normals from an RGB image that stores (n + 1) / 2 * 255, x in red, y in green, z in blue.
+
+    Returns:
+        float32 (H, W, 3), -1..1, not normalized.
+    """
     colors = _decode(path, cv2.IMREAD_COLOR, "normals")
     return colors[..., ::-1].astype(np.float32) * (2.0 / 255.0) - 1.0
 

@@ -1,4 +1,4 @@
-"""The evaluation of the paper's Table I on NYUv2: one file and one metric a task."""
+"""Evaluation metrics of the paper's Table I on NYUv2: one file and one class per task."""
 
 from m2h_deploy.metrics.base import Metric
 from m2h_deploy.metrics.depth import DepthMetric

@@ -1,8 +1,8 @@
-"""What the four task metrics share: a small vector of sums per frame, added up, from which the figures follow.
+"""Base class of the four task metrics: a vector of sums per frame, from whose total the figures are computed.
 
-Everything a metric knows about a frame is one float64 vector, `frame_state`. `update` adds that vector,
-`merge` adds two totals, `compute` turns the total into figures. So streaming, merging across workers and a
-bootstrap over frames (add a resampled set of frame states, call `compute_from`) are the same arithmetic.
+`frame_state` reduces a frame to one float64 vector. `update` adds that vector, `merge` adds two totals, `compute` turns
+the total into figures. Streaming, merging across workers and a bootstrap over frames (add a resampled set of frame
+states, call `compute_from`) therefore use the same arithmetic.
 """
 
 from __future__ import annotations
@@ -23,12 +23,18 @@ _FINE = 2.0**63
 
 
 def split(sums: npt.ArrayLike) -> State:
-    """A frame's sums, each as a coarse and a fine part, so that adding frames is exact: float64 (2 * n,).
+    """Split each sum into a coarse and a fine part, so that adding frames is exact.
 
-    The coarse parts are multiples of 2^-22 and add without rounding up to 2^31 (the 654 NYUv2 test frames
-    at a mean of 10 per pixel); the fine parts, the rest, are multiples of 2^-63 and add without rounding over
-    8192 frames. So a total has the same bits in whatever order, batching or split it is added. Beyond these
-    limits it is as good as any float64 sum.
+    The coarse parts are multiples of 2^-22 and add without rounding up to 2^31 (the 654 NYUv2 test frames at a mean of
+    10 per pixel). The fine parts, the remainders, are multiples of 2^-63 and add without rounding over 8192 frames. A
+    total therefore has the same bits in any order, batching or partition of the frames. Beyond these limits it is as
+    accurate as any float64 sum.
+
+    Args:
+        sums: n sums of one frame.
+
+    Returns:
+        float64 (2 * n,), the coarse parts, then the fine parts.
     """
     values = np.asarray(sums, np.float64)
     coarse = np.rint(values * _COARSE) / _COARSE
@@ -37,17 +43,17 @@ def split(sums: npt.ArrayLike) -> State:
 
 
 def joined(parts: State) -> State:
-    """The sums that `split` parted, float64 (n,)."""
+    """Join the parts that `split` made: float64 (2 * n,) to (n,)."""
     coarse, fine = parts.reshape(2, -1)
     return coarse + fine
 
 
 class Metric(ABC):
-    """A streaming metric over frames; memory does not grow with the number of frames."""
+    """Streaming metric over frames; its memory use does not depend on the number of frames."""
 
-    #: Name of the task, for error lines.
+    #: Name of the task, for error messages.
     task: str
-    #: Unit of each figure that `compute` gives.
+    #: Unit of each figure that `compute` returns.
     units: ClassVar[dict[str, str]]
     #: Dimensions of one frame's target: 2 for (H, W), 3 for (H, W, C).
     frame_ndim: int = 2
@@ -62,26 +68,44 @@ class Metric(ABC):
 
     @property
     def settings(self) -> Hashable:
-        """What two metrics must have in common for their states to be added."""
+        """Settings that two metrics must have in common for their states to be added."""
         return ()
 
     @abstractmethod
     def frame_state(self, prediction: npt.ArrayLike, target: npt.ArrayLike) -> State:
-        """The sums of one frame, float64 (state_size,).
+        """Compute the sums of one frame.
+
+        Args:
+            prediction: the network's output for the frame; shape, type and range depend on the task.
+            target: the label, of the same shape.
+
+        Returns:
+            float64 (state_size,).
 
         Raises:
-            M2HError: a shape, dtype or value that the metric cannot take.
+            M2HError: a shape, dtype or value that the metric does not accept.
         """
 
     @abstractmethod
     def compute_from(self, state: State) -> dict[str, float]:
-        """The figures of any sum of frame states; nan where nothing was counted."""
+        """Compute the figures from a sum of frame states; NaN where nothing was counted.
+
+        Args:
+            state: float64 (state_size,), the sum of any number of frame states.
+
+        Returns:
+            Figures by name; see `units`.
+        """
 
     def update(self, prediction: npt.ArrayLike, target: npt.ArrayLike) -> None:
         """Add one frame, or a batch of frames stacked along a new first axis.
 
+        Args:
+            prediction: as for `frame_state`, or (N, ...) for a batch.
+            target: as for `frame_state`, or (N, ...) for a batch.
+
         Raises:
-            M2HError: a shape, dtype or value that the metric cannot take; then nothing is added.
+            M2HError: a shape, dtype or value that the metric does not accept; nothing is added.
         """
         frames, targets = np.asarray(prediction), np.asarray(target)
         if targets.ndim == self.frame_ndim:
@@ -95,10 +119,10 @@ class Metric(ABC):
         self.state = total
 
     def merge(self, other: Metric) -> None:
-        """Add what another metric of the same kind and settings has seen.
+        """Add the frames of another metric of the same class and settings.
 
         Raises:
-            M2HError: the other metric is of another kind or has other settings.
+            M2HError: the other metric has another class or other settings.
         """
         if type(other) is not type(self) or other.settings != self.settings:
             raise M2HError(
@@ -108,7 +132,7 @@ class Metric(ABC):
         self.state = self.state + other.state
 
     def compute(self) -> dict[str, float]:
-        """The figures of everything added so far; nan where nothing was counted."""
+        """Compute the figures of all frames added so far; NaN where nothing was counted."""
         return self.compute_from(self.state)
 
     def _shapes(self, prediction: npt.NDArray, target: npt.NDArray) -> None:
@@ -118,7 +142,7 @@ class Metric(ABC):
         )
 
     def _frame(self, prediction: npt.ArrayLike, target: npt.ArrayLike) -> tuple[npt.NDArray, npt.NDArray]:
-        """Both as arrays of one frame, of the same non-empty shape."""
+        """Return both as arrays of one frame, of the same non-empty shape; raise M2HError otherwise."""
         one, truth = np.asarray(prediction), np.asarray(target)
         channels = truth.shape[2:] == ((3,) if self.frame_ndim == 3 else ())
         if one.shape != truth.shape or truth.ndim != self.frame_ndim or not channels or truth.size == 0:
@@ -126,7 +150,7 @@ class Metric(ABC):
         return one, truth
 
     def _float(self, values: npt.NDArray, name: str) -> npt.NDArray[np.float64]:
-        """Floating-point and finite, or an error; as float64."""
+        """Convert finite floating-point values to float64; raise M2HError for other values."""
         if not np.issubdtype(values.dtype, np.floating):
             raise M2HError(f"{self.task} metric: {name} has dtype {values.dtype}, needs a floating-point one")
         wide = values.astype(np.float64)
@@ -137,5 +161,5 @@ class Metric(ABC):
 
 
 def ratio(numerator: float, denominator: float) -> float:
-    """numerator / denominator, nan when nothing was counted."""
+    """Divide, with NaN for a denominator of 0."""
     return float(numerator / denominator) if denominator else float("nan")

@@ -11,22 +11,22 @@ import numpy.typing as npt
 from m2h_deploy.errors import M2HError
 from m2h_deploy.metrics.base import Metric, State, joined, ratio, split
 
-#: A prediction at or below 0 has no logarithm; the published evaluators lift it to this, in meters.
+#: Meters. The published evaluators raise smaller predictions to this value before they take the logarithm.
 _FLOOR = 1e-9
 
 
 class DepthMetric(Metric):
-    """RMSE and its companions, pooled over every valid pixel of the data set.
+    """RMSE, MAE, relative errors and threshold accuracies, pooled over every valid pixel of the data set.
 
-    Pooled means one mean over all pixels, as in the published NYUv2 figures (ASTMT, MTI-Net, ATRC, InvPT):
-    not a mean of per-image errors, which weighs images with much missing depth differently.
+    Pooled means one mean over all pixels, as in the published NYUv2 figures (ASTMT, MTI-Net, ATRC, InvPT). A mean of
+    per-image errors would weigh images with much missing depth differently.
 
     State, 12 numbers: valid pixels; pixels within a factor 1.25, 1.25^2 and 1.25^3; sums of squared,
     absolute, relative and squared log error, `split` in two.
 
     Args:
-        clamp: meters (lowest, highest) that predictions are limited to first, for instance (1e-3, 10.0), the
-            range of the sensor; None leaves them as they are.
+        clamp: (lowest, highest), in meters, that predictions are clamped to first, for instance (1e-3, 10.0), the
+            range of the sensor; None for no clamping.
 
     Example:
         >>> metric = DepthMetric()
@@ -52,18 +52,26 @@ class DepthMetric(Metric):
 
     @property
     def state_size(self) -> int:
+        """Length of the state vector: 12."""
         return 12
 
     @property
     def settings(self) -> Hashable:
+        """The clamp in meters, or None; equal for metrics that can be merged."""
         return (self.clamp,)
 
     def frame_state(self, prediction: npt.ArrayLike, target: npt.ArrayLike) -> State:
-        """Sums of one frame.
+        """Compute the sums of one frame.
 
         Args:
             prediction: floating-point (H, W), meters, finite.
             target: floating-point (H, W), meters, 0 where unknown, never negative.
+
+        Returns:
+            float64 (12,).
+
+        Raises:
+            M2HError: a shape, dtype or value that the metric does not accept.
         """
         given, truth = self._frame(prediction, target)
         truth = self._float(truth, "target")
@@ -83,7 +91,11 @@ class DepthMetric(Metric):
         return np.concatenate([[expected.size, *within], split(sums)]).astype(np.float64)
 
     def compute_from(self, state: State) -> dict[str, float]:
-        """`rmse` and `mae` in meters; `abs_rel`, `log_rmse` (natural log); `delta1..3`, shares 0..1."""
+        """Compute the figures from a sum of frame states; NaN where nothing was counted.
+
+        Returns:
+            `rmse` and `mae` in meters, `abs_rel`, `log_rmse` (natural logarithm), `delta1` to `delta3` as shares 0..1.
+        """
         valid, *within = (float(value) for value in state[:4])
         squared, absolute, relative, squared_log = (float(value) for value in joined(state[4:]))
         return {

@@ -15,8 +15,8 @@ from m2h_deploy.metrics.thinning import suppress_non_maxima, thin
 
 #: i/100 for i = 1..99.
 THRESHOLDS = np.arange(1, 100) / 100
-#: Largest distance of a match on NYUv2, as a share of the image diagonal (8.8 pixels at 640x480). ATRC and
-#: InvPT set it in SEISM, whose own default, 0.0075, is for BSDS500 and PASCAL-Context.
+#: Largest distance of a match on NYUv2, as a fraction of the image diagonal (8.8 pixels at 640x480). ATRC and
+#: InvPT set this value in SEISM, whose default, 0.0075, is for BSDS500 and PASCAL-Context.
 NYUV2_MAX_DISTANCE = 0.011
 
 _COUNTS = 4
@@ -25,23 +25,23 @@ _COUNTS = 4
 class EdgesMetric(Metric):
     """odsF, oisF and average precision as SEISM and the BSDS benchmark compute them, without MATLAB.
 
-    Per frame: non-maximum suppression of the probability map, once; at each of the thresholds 0.01 .. 0.99
-    the pixels strictly above it, thinned; the target, thinned; a one-to-one matching of predicted with
-    target pixels no farther apart than `max_distance` times the image diagonal. Precision is matched /
-    predicted, recall matched / target pixels, both pooled over the data set for each threshold; odsF is the best F
-    over the thresholds, oisF pools each frame at its own best threshold.
+    For each frame, the probability map goes through non-maximum suppression once, and the target is thinned. At each
+    of the thresholds 0.01 .. 0.99 the pixels strictly above it are thinned and matched one to one with target pixels
+    that are at most `max_distance` times the image diagonal away. Precision is matched / predicted, recall matched /
+    target pixels, both pooled over the data set for each threshold. odsF is the best F over the thresholds; oisF pools
+    each frame at its own best threshold.
 
-    What differs from SEISM: the matching is exactly optimal (CSA's, which samples the edges to outliers, misses
-    up to about 0.1 % of the pairs); probabilities are not rounded to the 8 bits of a PNG; `ap` is divided by its 101
-    recall levels (SEISM divides by 100, and can exceed 1).
+    Differences from SEISM: the matching is exactly optimal (CSA's, which samples the edges to outliers, misses up to
+    about 0.1 % of the pairs); probabilities are not rounded to the 8 bits of a PNG; `ap` is divided by its 101 recall
+    levels (SEISM divides by 100, and can exceed 1).
 
     State, 400 integers: for each threshold the matched predicted, predicted, matched target and target
     pixels, then the same four at the frame's own best threshold. Needs SciPy (the `data` extra).
 
     Args:
-        max_distance: largest distance of a match, as a share of the image diagonal.
-        suppress: apply non-maximum suppression; False for maps that are thin already, which also keeps
-            boundaries on the image border.
+        max_distance: largest distance of a match, as a fraction of the image diagonal, 0..1.
+        suppress: apply non-maximum suppression; False for maps that are thin already. Without it boundaries on the
+            image border are kept.
 
     Example:
         >>> metric = EdgesMetric()
@@ -67,18 +67,26 @@ class EdgesMetric(Metric):
 
     @property
     def state_size(self) -> int:
+        """Length of the state vector: 400."""
         return _COUNTS * (len(THRESHOLDS) + 1)
 
     @property
     def settings(self) -> Hashable:
+        """`max_distance` and `suppress`; equal for metrics that can be merged."""
         return (self.max_distance, self.suppress)
 
     def frame_state(self, prediction: npt.ArrayLike, target: npt.ArrayLike) -> State:
-        """Counts of one frame.
+        """Count the matches of one frame.
 
         Args:
-            prediction: floating-point (H, W), probability 0..1 (not logits).
+            prediction: floating-point (H, W), probability 0..1 (not logits), at least 2x2 pixels.
             target: bool or integer (H, W), 1 on a boundary, else 0.
+
+        Returns:
+            float64 (400,).
+
+        Raises:
+            M2HError: a shape, dtype or value that the metric does not accept.
         """
         probability, truth = self._checked(prediction, target)
         thinned_truth = thin(truth)
@@ -88,7 +96,7 @@ class EdgesMetric(Metric):
         matcher = BoundaryMatcher(thinned_truth, np.logical_or.reduce(masks), radius)
         counts = np.zeros((len(THRESHOLDS) + 1, _COUNTS))
         counts[:-1, 3] = np.count_nonzero(thinned_truth)
-        # From the highest threshold down pixels are mostly added, so most of the matching carries over.
+        # Descending thresholds mostly add pixels, so that most of the matching is reused.
         for i in range(len(THRESHOLDS) - 1, -1, -1):
             if i + 1 < len(masks) and masks[i] is masks[i + 1]:
                 counts[i] = counts[i + 1]
@@ -117,14 +125,22 @@ class EdgesMetric(Metric):
         return probability.astype(np.float32), truth.astype(bool)
 
     def precision_recall(self, state: State | None = None) -> tuple[npt.NDArray, npt.NDArray]:
-        """Precision and recall at each of the 99 thresholds, of `state` or of everything added."""
+        """Compute precision and recall, 0..1, at each of the 99 thresholds.
+
+        Args:
+            state: a sum of frame states; None for all frames added so far.
+
+        Returns:
+            Two float64 arrays (99,).
+        """
         counts = (self.state if state is None else state).reshape(-1, _COUNTS)
         return _precision_recall(counts[:-1])
 
     def compute_from(self, state: State) -> dict[str, float]:
-        """`odsF` and its `odsP`, `odsR`, `odsT` (threshold); `oisF`; `ap`; all 0..1.
+        """Compute the figures from a sum of frame states; NaN if no target has a boundary.
 
-        nan where no target had a boundary.
+        Returns:
+            `odsF`, its `odsP`, `odsR` and `odsT` (threshold), `oisF` and `ap`, all 0..1.
         """
         counts = state.reshape(-1, _COUNTS)
         if not counts[0, 3]:
@@ -143,20 +159,23 @@ class EdgesMetric(Metric):
 
 
 def _thinned_at_thresholds(strength: npt.NDArray[np.float32]) -> list[npt.NDArray[np.bool_]]:
-    """The pixels above each threshold, thinned; neighboring thresholds that select the same share one array."""
+    """Thin the pixels above each threshold. Neighboring thresholds that select the same pixels share one array."""
     masks: list[npt.NDArray[np.bool_]] = []
     selected_before = -1
     for threshold in THRESHOLDS:
         selection = strength > np.float32(threshold)
         selected = int(np.count_nonzero(selection))
-        # Selections only shrink as the threshold rises, so equal numbers mean equal pixels.
+        # A higher threshold selects a subset, so equal counts imply equal pixels.
         masks.append(masks[-1] if selected == selected_before else thin(selection))
         selected_before = selected
     return masks
 
 
 def _precision_recall(counts: npt.NDArray[np.float64]) -> tuple[npt.NDArray, npt.NDArray]:
-    """Of rows (matched predicted, predicted, matched target, target); nothing predicted is precision 1, as in SEISM."""
+    """Compute both from rows (matched predicted, predicted, matched target, target pixels).
+
+    Precision is 1 if nothing is predicted, as in SEISM.
+    """
     matched_predicted, predicted, matched_target, expected = counts.T
     precision = np.divide(matched_predicted, predicted, out=np.ones(len(counts)), where=predicted > 0)
     recall = np.divide(matched_target, expected, out=np.zeros(len(counts)), where=expected > 0)
@@ -169,7 +188,7 @@ def _f_measure(precision: npt.NDArray, recall: npt.NDArray) -> npt.NDArray[np.fl
 
 
 def _average_precision(precision: npt.NDArray, recall: npt.NDArray) -> float:
-    """Mean over recall 0, 0.01 .. 1 of the precision interpolated between thresholds, 0 outside the recalls reached.
+    """Average the precision, interpolated between thresholds, over recall 0, 0.01 .. 1; it is 0 at recalls not reached.
 
     As in SEISM, a detector with a single recall has no curve and gets 0.
     """

@@ -1,4 +1,4 @@
-"""One-to-one matching of boundary pixels, for a sequence of nearly equal predictions of one target."""
+"""One-to-one matching of boundary pixels, for a sequence of similar predictions of one target."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ _GREEDY_ROUNDS = 2
 
 
 class BoundaryMatcher:
-    """Counts the pixels of a thinned prediction that can be matched one to one with pixels of a thinned target.
+    """One-to-one matching of a thinned prediction's pixels with a thinned target's pixels.
 
-    Only pixels at most `radius` apart may be matched. The count is the size of a maximum matching, exactly.
-    The benchmark's own matcher (correspondPixels of BSDS, the CSA solver) minimizes total distance plus
-    100 radii for each unmatched pixel; one more match always outweighs the distances that it displaces
-    (short of a chain of 200 pixels all moved by a full radius), so its optimum has the same count. With one
-    target per image, precision and recall need nothing but that count, and distances need not be minimized.
+    Only pixels at most `radius` apart may be matched. The count is the exact size of a maximum matching. The
+    benchmark's own matcher (correspondPixels of BSDS, the CSA solver) minimizes the total distance plus 100 radii for
+    each unmatched pixel. One more match outweighs the distances that it changes (except for a chain of 200 pixels
+    that all move by a full radius), so its optimum has the same count. With one target per image, precision and recall
+    depend only on that count, and distances need not be minimized.
 
-    Successive predictions of one frame (descending thresholds) differ little. The matching is kept between
-    calls: pairs whose predicted pixel survives stay, free pixels are first paired greedily with the nearest, and
-    a maximum flow on the residual graph finds every augmenting path that is left.
+    Successive predictions of one frame (descending thresholds) differ little, so the matching is kept between calls.
+    Pairs whose predicted pixel is still predicted are kept, free pixels are first paired greedily with the nearest,
+    and a maximum flow on the residual graph finds the remaining augmenting paths.
 
     Args:
         target: bool (H, W), thinned.
-        candidates: bool (H, W), every pixel that any prediction will hold.
-        radius: pixels.
+        candidates: bool (H, W), the union of all predictions.
+        radius: largest distance of a match, pixels.
     """
 
     def __init__(self, target: Mask, candidates: Mask, radius: float) -> None:
         neighbors, distances = _neighbors(target, candidates, radius)
         found = neighbors >= 0
-        # Graph in compressed rows: target pixel i may be matched with adjacent[start[i] : start[i + 1]].
+        # Graph in compressed sparse rows: edge k joins target pixel owner[k] and candidate adjacent[k].
         per_target = found.sum(axis=1)
         within_reach = np.flatnonzero(per_target)
         self.adjacent: Indices = neighbors[found]
@@ -49,12 +49,19 @@ class BoundaryMatcher:
         reachable = np.zeros(self.num_candidates, bool)
         reachable[self.adjacent] = True
         self.reachable: Mask = reachable
-        #: Candidate matched with each target pixel and the reverse, -1 where free.
+        #: Candidate matched with each target pixel, and target pixel matched with each candidate; -1 where free.
         self.mate_of_target: Indices = np.full(self.num_targets, -1, np.int32)
         self.mate_of_candidate: Indices = np.full(self.num_candidates, -1, np.int32)
 
     def count(self, prediction: Mask) -> int:
-        """Number of matched pairs for `prediction`, bool (H, W), a subset of the candidates."""
+        """Count the matched pairs for a prediction.
+
+        Args:
+            prediction: bool (H, W), a subset of the candidates.
+
+        Returns:
+            Size of the maximum matching.
+        """
         alive = prediction[self.candidates] & self.reachable
         gone = (self.mate_of_candidate >= 0) & ~alive
         self.mate_of_target[self.mate_of_candidate[gone]] = -1
@@ -65,7 +72,7 @@ class BoundaryMatcher:
         return int(np.count_nonzero(self.mate_of_target >= 0))
 
     def _match_greedily(self, alive: Mask) -> None:
-        """Pair free target pixels with their nearest free candidates, a few rounds, ties to the first."""
+        """Pair free target pixels with their nearest free candidates in a few rounds; ties go to the first."""
         for _ in range(_GREEDY_ROUNDS):
             free_target = self.mate_of_target < 0
             free_candidate = alive & (self.mate_of_candidate < 0)
@@ -81,10 +88,10 @@ class BoundaryMatcher:
             self._pair(owner[first][proposal], accepted)
 
     def _augment(self, alive: Mask) -> None:
-        """Make the matching maximum: maximum flow over the residual graph, from free targets to free candidates.
+        """Complete the matching by a maximum flow over the residual graph, from free targets to free candidates.
 
-        In the residual graph a matched candidate leads only to its target and a matched target is entered only from
-        its candidate, so unit capacities on the edges keep the augmenting paths disjoint.
+        In the residual graph the only edge out of a matched candidate leads to its target, and the only edge into a
+        matched target comes from its candidate. Unit capacities therefore keep the augmenting paths disjoint.
         """
         sparse, maximum_flow = _scipy_flow()
         usable = alive[self.adjacent] & (self.adjacent != self.mate_of_target[self.owner])
@@ -111,9 +118,12 @@ class BoundaryMatcher:
 
 
 def _neighbors(target: Mask, candidates: Mask, radius: float) -> tuple[Indices, Indices]:
-    """Candidate numbers (-1: none) at each offset within `radius` of each target pixel, and squared distances.
+    """Find the candidates within `radius` of each target pixel.
 
-    int32 (targets, offsets) and int32 (offsets,). Offsets run in raster order, so each row's numbers rise.
+    Returns:
+        Candidate number (-1 where the pixel is not a candidate) at each offset, int32 (targets, offsets), and the
+        squared
+        distance of each offset, int32 (offsets,). Offsets are in raster order, so the numbers in a row increase.
     """
     reach = int(radius)
     number = np.full((target.shape[0] + 2 * reach, target.shape[1] + 2 * reach), -1, np.int32)
@@ -129,7 +139,7 @@ def _neighbors(target: Mask, candidates: Mask, radius: float) -> tuple[Indices, 
 
 
 def _scipy_flow() -> tuple[Any, Any]:
-    # Imported on use: a device runs the other metrics without SciPy.
+    # Imported on use, so that the other metrics run without SciPy.
     try:
         from scipy import sparse
         from scipy.sparse.csgraph import maximum_flow

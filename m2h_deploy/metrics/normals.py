@@ -1,4 +1,4 @@
-"""Surface normals: the angle between predicted and true normal, in degrees."""
+"""Surface normals: the angle between predicted and true normals, in degrees."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from m2h_deploy.metrics.base import Metric, State, joined, ratio, split
 
-#: Width of the histogram that the median is read from, degrees.
+#: Bin width of the histogram that the median is computed from, degrees.
 MEDIAN_BIN = 0.05
 _BINS = 3600
 _WITHIN = (11.25, 22.5, 30.0)
@@ -17,7 +17,7 @@ _HEAD = 1 + len(_WITHIN) + 4
 
 
 def angles_between(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Angle between vectors of any length above 0, radians 0..pi, (..., 3) and (..., 3) to (...).
+    """Compute the angles between vectors of any length above 0, (..., 3) and (..., 3), in radians 0..pi, (...).
 
     atan2(|a x b|, a.b) keeps full precision near 0 and pi, where the arc cosine loses half its digits.
     """
@@ -28,12 +28,12 @@ def angles_between(first: npt.NDArray[np.float64], second: npt.NDArray[np.float6
 
 
 class NormalsMetric(Metric):
-    """Mean (mErr of the paper), median and RMSE of the angular error, and the shares within 11.25, 22.5, 30.
+    """Mean (mErr of the paper), median and RMSE of the angular error, and shares within 11.25, 22.5 and 30 degrees.
 
-    Pooled over all valid pixels of the data set. Neither side needs unit length. A predicted (0, 0, 0)
-    has no direction; on a valid pixel it counts as 90 degrees off, the error of a random guess on average.
-    All figures are exact but the median, which comes from a histogram of 0.05 degree bins, linear
-    within the bin: at most 0.05 degrees from the true (lower) median.
+    The figures are pooled over all valid pixels of the data set. Vectors need not have unit length. A predicted
+    (0, 0, 0) has no direction; on a valid pixel it counts as an error of 90 degrees, the mean error of a random
+    guess. All figures are exact except the median. It is interpolated in a histogram with bins of 0.05 degrees, and
+    differs by at most 0.05 degrees from the true (lower) median.
 
     State, 3608 numbers: valid pixels; pixels within each limit; sums of the angle and of its square (radians),
     `split` in two; the histogram.
@@ -54,14 +54,21 @@ class NormalsMetric(Metric):
 
     @property
     def state_size(self) -> int:
+        """Length of the state vector: 3608."""
         return _HEAD + _BINS
 
     def frame_state(self, prediction: npt.ArrayLike, target: npt.ArrayLike) -> State:
-        """Sums of one frame.
+        """Compute the sums of one frame.
 
         Args:
             prediction: floating-point (H, W, 3), finite.
             target: floating-point (H, W, 3), (0, 0, 0) where unknown.
+
+        Returns:
+            float64 (3608,).
+
+        Raises:
+            M2HError: a shape, dtype or value that the metric does not accept.
         """
         given, truth = self._frame(prediction, target)
         truth = self._float(truth, "target")
@@ -77,7 +84,11 @@ class NormalsMetric(Metric):
         return np.concatenate([[angle.size, *within], sums, np.bincount(bins, minlength=_BINS)]).astype(np.float64)
 
     def compute_from(self, state: State) -> dict[str, float]:
-        """`mean`, `median`, `rmse` in degrees; `within_11.25`, `within_22.5`, `within_30`, shares 0..1."""
+        """Compute the figures from a sum of frame states; NaN where nothing was counted.
+
+        Returns:
+            `mean`, `median` and `rmse` in degrees, `within_11.25`, `within_22.5` and `within_30` as shares 0..1.
+        """
         valid, *within = (float(value) for value in state[: _HEAD - 4])
         total, squared = (float(value) for value in joined(state[_HEAD - 4 : _HEAD]))
         shares = {f"within_{limit:g}": ratio(count, valid) for limit, count in zip(_WITHIN, within, strict=True)}
@@ -90,7 +101,7 @@ class NormalsMetric(Metric):
 
 
 def _median(histogram: npt.NDArray[np.float64]) -> float:
-    """The angle, degrees, below which half of the counts lie."""
+    """Compute the angle, in degrees, below which half of the counts lie."""
     cumulative = np.cumsum(histogram)
     if not cumulative[-1]:
         return float("nan")

@@ -18,19 +18,18 @@ IGNORE = 255
 class SemanticsMetric(Metric):
     """mIoU, pixel accuracy and mean class accuracy over all labeled pixels of the data set.
 
-    Counts per class are pooled over the data set before any division. Classes that occur neither in the
-    targets nor in the predictions count as IoU 0 in `miou`, which always averages over all classes: so do
-    the evaluators behind the published NYUv2 figures (ASTMT, MTI-Net, ATRC, InvPT). On the 654 test frames
-    every class occurs and it makes no difference; on a few frames it does, and `miou_present`, the mean over
-    the classes that occur in either, is the one to read.
+    Counts per class are pooled over the data set before any division. `miou` averages over all classes, like the
+    evaluators of the published NYUv2 figures (ASTMT, MTI-Net, ATRC, InvPT): a class that occurs neither in the targets
+    nor in the predictions counts as IoU 0. `miou_present` averages over the classes that occur in either; use it for a
+    few frames, which rarely show all classes. On the 654 test frames both are equal.
 
-    State, three integers a class: true positives, predicted pixels, target pixels; labeled pixels only.
+    State, three integers per class: true positives, predicted pixels, target pixels; labeled pixels only.
 
     Args:
         num_outputs: outputs of the network, at most 255.
-        unknown: the network has an "unknown" output 0 and prediction label k is the target's class k - 1. Unknown is
-            never right: on a labeled pixel it is a miss, it does not take the pixel out of the count. Without it
-            prediction labels are the target's classes. By default only of 41 outputs, NYUv2's classes after "unknown".
+        unknown: whether output 0 of the network is "unknown", so that prediction label k is the target's class k - 1.
+            A labeled pixel that is predicted as unknown counts as a miss. If False, prediction labels are the target's
+            classes. None means True for 41 outputs (NYUv2's classes after "unknown"), else False.
 
     Example:
         >>> metric = SemanticsMetric(num_outputs=41)
@@ -54,18 +53,26 @@ class SemanticsMetric(Metric):
 
     @property
     def state_size(self) -> int:
+        """Length of the state vector: three times the number of classes."""
         return 3 * self.num_classes
 
     @property
     def settings(self) -> Hashable:
+        """`num_outputs` and `unknown`; equal for metrics that can be merged."""
         return (self.num_outputs, self.unknown)
 
     def frame_state(self, prediction: npt.ArrayLike, target: npt.ArrayLike) -> State:
-        """Counts of one frame.
+        """Count the pixels of one frame by class.
 
         Args:
-            prediction: integer (H, W), labels below `num_outputs`.
-            target: integer (H, W), from 0 and below the number of classes, 255 where unlabeled.
+            prediction: integer (H, W), labels 0 to `num_outputs` - 1.
+            target: integer (H, W), 0 to the number of classes - 1, 255 where unlabeled.
+
+        Returns:
+            float64 (state_size,).
+
+        Raises:
+            M2HError: a shape, dtype or value that the metric does not accept.
         """
         labels, truth = self._frame(prediction, target)
         for name, values in (("prediction", labels), ("target", truth)):
@@ -83,7 +90,8 @@ class SemanticsMetric(Metric):
                 f"semantics metric: target labels {expected.min()}..{expected.max()} leave 0..{self.num_classes - 1} "
                 "(255 = unlabeled)"
             )
-        # One class down for a network with "unknown", which becomes a class after the last: predicted, never expected.
+        # With "unknown", labels move down by one, and "unknown" itself moves behind the last class, where it is never
+        # expected.
         count = self.num_classes
         given = (labels[labeled].astype(np.int64) - self.unknown) % (count + 1)
         hits = np.bincount(expected[given == expected], minlength=count)
@@ -91,13 +99,24 @@ class SemanticsMetric(Metric):
         return np.concatenate([hits, predicted, np.bincount(expected, minlength=count)]).astype(np.float64)
 
     def per_class_iou(self, state: State | None = None) -> npt.NDArray[np.float64]:
-        """IoU of each class, float64 (classes,), of `state` or of everything added; nan where it never occurs."""
+        """Compute the IoU of each class, 0..1; NaN for a class that never occurs.
+
+        Args:
+            state: a sum of frame states; None for all frames added so far.
+
+        Returns:
+            float64 (classes,).
+        """
         hits, predicted, expected = (self.state if state is None else state).reshape(3, self.num_classes)
         union = predicted + expected - hits
         return np.divide(hits, union, out=np.full(self.num_classes, np.nan), where=union > 0)
 
     def compute_from(self, state: State) -> dict[str, float]:
-        """`miou`, `miou_present`, `pixel_accuracy`, `mean_accuracy` (over the classes in the targets), 0..1."""
+        """Compute the figures from a sum of frame states; NaN where nothing was counted.
+
+        Returns:
+            `miou`, `miou_present`, `pixel_accuracy` and `mean_accuracy` (over the classes in the targets), 0..1.
+        """
         hits, _, expected = state.reshape(3, self.num_classes)
         iou = self.per_class_iou(state)
         in_target = expected > 0

@@ -1,4 +1,4 @@
-"""Thin boundaries, as the boundary benchmarks do it: non-maximum suppression, then morphological thinning."""
+"""Thin boundaries as the boundary benchmarks do: non-maximum suppression, then morphological thinning."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-#: Boundaries this close to the image border are faded out by SEISM's suppression, pixels.
+#: Width of the border, in pixels, in which SEISM's suppression fades boundaries out.
 BORDER = 5
 
-# Where each neighbor's bit sits: x1 is east, then counter-clockwise, as Lam, Lee and Suen number them.
+# Bit of each neighbor: x1 is east, then counter-clockwise, as Lam, Lee and Suen number them.
 _BITS = np.array([[8, 4, 2], [16, 0, 1], [32, 64, 128]], np.float32)
 
 
 def _deletable(code: int, second: bool) -> bool:
-    """Conditions G1, G2 and G3 (G3' in the second half) of Lam, Lee and Suen for one neighborhood."""
+    """Check conditions G1, G2 and G3 (G3' in the second half step) of Lam, Lee and Suen for one neighborhood."""
     x = [bool(code >> i & 1) for i in range(8)]
     crossings = sum(not x[i] and (x[i + 1] or x[(i + 2) % 8]) for i in (0, 2, 4, 6))
     pairs = sum(x[i] or x[i + 1] for i in (0, 2, 4, 6))
@@ -27,16 +27,22 @@ def _deletable(code: int, second: bool) -> bool:
 
 @cache
 def _keep_tables() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """For each of the two half steps: 1 where a pixel with that neighborhood stays."""
+    """Tabulate, for each of the two half steps, 1 where a pixel with that neighborhood is kept."""
     first, second = (np.array([not _deletable(c, half) for c in range(256)], np.uint8) for half in (False, True))
     return first, second
 
 
 def thin(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Thin to lines of one pixel, keeping connections: MATLAB's bwmorph(mask, 'thin', Inf), bool (H, W).
+    """Thin to lines of one pixel, keeping connections, like MATLAB's bwmorph(mask, 'thin', Inf).
 
-    Source: Lam, Lee and Suen, "Thinning Methodologies", PAMI 14(9) 1992, page 879; two half steps that peel
-    from opposite sides, until nothing changes.
+    Source: Lam, Lee and Suen, "Thinning Methodologies", PAMI 14(9) 1992, page 879. Two half steps that remove pixels
+    from opposite sides are repeated until nothing changes.
+
+    Args:
+        mask: bool (H, W).
+
+    Returns:
+        bool (H, W).
     """
     current = mask.astype(np.uint8)
     while True:
@@ -49,11 +55,17 @@ def thin(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 
 
 def orientation(probability: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Direction across the boundary at each pixel, radians from the x axis, 0..pi, float32 (H, W).
+    """Estimate the direction across the boundary at each pixel, as Structured Edges does.
 
-    Structured Edges' estimate: second derivatives of the map after a triangle filter of radius 4. On a straight
-    crest it gives arctan(tan^2) of the angle, up to 12 degrees off, and always 0 on an exactly horizontal
-    one; kept as it is, because the published figures rest on it.
+    The estimate uses second derivatives of the map after a triangle filter of radius 4. On a straight crest it gives
+    arctan(tan^2) of the angle, which is up to 12 degrees off, and always 0 on an exactly horizontal one. This is kept,
+    because the published figures depend on it.
+
+    Args:
+        probability: float32 (H, W), 0..1.
+
+    Returns:
+        float32 (H, W), radians from the x axis, 0..pi.
     """
     smooth = _triangle_filtered(_triangle_filtered(probability).T).T
     dy, dx = np.gradient(smooth)
@@ -63,9 +75,9 @@ def orientation(probability: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]
 
 
 def _triangle_filtered(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Triangle filter of radius 4 along the rows, mirrored at the ends."""
-    # Shifted sums, not a library filter: those add in another order near the right end of a row, and the sign of
-    # a derivative that should be 0 decides the orientation.
+    """Apply a triangle filter of radius 4 along the rows, mirrored at the ends."""
+    # Shifted sums instead of a library filter, because libraries add in another order near the right end of a row, and
+    # the orientation depends on the sign of derivatives that should be 0.
     width = image.shape[1]
     padded = np.pad(image, ((0, 0), (4, 4)), mode="symmetric")
     total = np.zeros(image.shape, np.float32)
@@ -75,15 +87,18 @@ def _triangle_filtered(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32
 
 
 def suppress_non_maxima(probability: npt.NDArray[np.float32], border: int = BORDER) -> npt.NDArray[np.float32]:
-    """The map with every pixel set to 0 that a neighbor across the boundary beats by more than 1 %.
+    """Set pixels to 0 where a neighbor across the boundary is larger by more than 1 %.
 
-    Structured Edges' suppression with the arguments that SEISM uses: radius 1, bilinear neighbors, factor
-    1.01, and a fade over the outer `border` pixels (times 0, 1/5 ... 4/5). A boundary on the outermost row or
-    column is therefore never found, in SEISM as here.
+    This is Structured Edges' suppression with SEISM's arguments: radius 1, bilinear neighbors, factor 1.01, and a fade
+    over the outer `border` pixels (times 0, 1/5 ... 4/5). A boundary on the outermost row or column is therefore never
+    found, as in SEISM.
 
     Args:
         probability: float32 (H, W), 0..1, at least 2x2.
-        border: pixels; 0 for no fade.
+        border: width of the fade, pixels; 0 for no fade.
+
+    Returns:
+        float32 (H, W), 0..1.
     """
     height, width = probability.shape
     angle = orientation(probability)

@@ -1,4 +1,4 @@
-"""The PyTorch reference of M2H, one file a block of the paper. The only part of the package that needs torch."""
+"""PyTorch reference implementation of M2H, one file per block of the paper. Needs torch."""
 
 from m2h_deploy.model.checkpoint import load_checkpoint, save_checkpoint
 from m2h_deploy.model.config import BACKBONES, VARIANTS, BackboneConfig, ModelConfig, make_config

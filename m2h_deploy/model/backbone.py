@@ -1,7 +1,7 @@
 """DINOv2: the vision transformer that turns an image into multi-scale tokens (paper, equation 1).
 
-Parameter names are DINOv2's own, so that its weights fit without renaming. Attention goes through
-`scaled_dot_product_attention`: the memory-efficient attention of the paper's MEViT blocks.
+Parameters have DINOv2's own names, so that its weights load without renaming. Attention uses
+`scaled_dot_product_attention`, the memory-efficient attention of the paper's MEViT blocks.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from m2h_deploy.model.config import BackboneConfig
 
-#: DINOv2 resizes position embeddings by scale factors that carry this offset (no antialias). Weights trained
-#: with it expect it: without it the numbers change.
+#: Offset that DINOv2 adds to the grid size when it computes the scale factors for resizing position embeddings
+#: (without antialiasing). Its weights were trained with this offset, so the outputs differ without it.
 _POSITION_OFFSET = 0.1
 
 
@@ -29,6 +29,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Attend from every token to every token: (N, L, C) to (N, L, C)."""
         n, length, dim = x.shape
         heads = (n, length, self.heads, dim // self.heads)
         q, k, v = (part.reshape(heads).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
@@ -44,6 +45,7 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), 1e-5))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Multiply each channel of (N, L, C) by its scale; the shape is kept."""
         return x * self.gamma
 
 
@@ -56,6 +58,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the two layers to each token: (N, L, C) to (N, L, C)."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -72,6 +75,7 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add the attention and the MLP branch to the tokens: (N, L, C) to (N, L, C)."""
         x = x + self.ls1(self.attn(self.norm1(x)))
         return x + self.ls2(self.mlp(self.norm2(x)))
 
@@ -84,14 +88,15 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Embed the patches in row order: (N, 3, H, W), H and W multiples of p, to (N, H/p * W/p, C)."""
         return self.proj(image).flatten(2).transpose(1, 2)
 
 
 class DINOv2(nn.Module):
-    """The backbone: an image to four stages of (patch map, class token).
+    """Backbone: an image to four stages of (patch map, class token).
 
-    `norm` and `mask_token` belong to DINOv2's checkpoints but are not on M2H's path (the stages are taken before
-    the last norm); they are kept so that checkpoints load strictly.
+    M2H does not use `norm` and `mask_token`, because it takes the stages before the last norm. They are kept so that
+    DINOv2's checkpoints load strictly.
     """
 
     def __init__(self, config: BackboneConfig) -> None:
@@ -115,9 +120,15 @@ class DINOv2(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """image (N, 3, H, W), any size; returns per stage the patch map (N, C, h, w) and class token (N, C).
+        """Compute the tokens of the four stages (equation 1).
 
         The image is padded with zeros around its center to whole patches: h = ceil(H / p), w = ceil(W / p).
+
+        Args:
+            image: (N, 3, H, W), normalized; any H and W.
+
+        Returns:
+            The patch map (N, C, h, w) and the class token (N, C) of each stage.
         """
         image = center_pad(image, self.config.patch_size)
         grid = (image.shape[2] // self.config.patch_size, image.shape[3] // self.config.patch_size)
@@ -133,7 +144,7 @@ class DINOv2(nn.Module):
         return stages
 
     def position_embedding(self, grid: tuple[int, int]) -> Tensor:
-        """Position embeddings for a grid of (h, w) patches: (1, 1 + h * w, C), resized bicubically."""
+        """Resize the position embeddings bicubically to a grid of (h, w) patches: (1, 1 + h * w, C)."""
         side = self.config.position_grid
         if grid == (side, side):
             return self.pos_embed
@@ -145,7 +156,10 @@ class DINOv2(nn.Module):
 
 
 def center_pad(image: Tensor, multiple: int) -> Tensor:
-    """Zeros around the image until height and width are multiples of `multiple`; the odd one goes last."""
+    """Pad (N, C, H, W) with zeros on all sides until H and W are multiples of `multiple`.
+
+    If the padding of a dimension is odd, the extra row or column goes to the bottom or right.
+    """
     pads: list[int] = []
     for size in (image.shape[3], image.shape[2]):
         total = math.ceil(size / multiple) * multiple - size

@@ -1,4 +1,4 @@
-"""Checkpoints: the published `.pt` state dicts and our own safetensors, read strictly and without running code."""
+"""Load and save checkpoints: published `.pt` state dicts and safetensors, read strictly and without running code."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from m2h_deploy.model.config import BACKBONES, VARIANTS, WMCA_TASKS, BackboneCon
 from m2h_deploy.model.network import M2H
 from m2h_deploy.model.weights import read_tensors
 
-#: Weights that ship with the package, by name: wherever a checkpoint's path is taken, the name means the file.
+#: Folder of the weights that ship with the package. Their names are accepted in place of a checkpoint's path.
 ASSETS = Path(__file__).parent.parent / "assets"
 
 _CONFIG_KEY = "m2h_config"
 
-# Published names (UAV-Centre-ITC/M2H, models/full.py and lightweight.py) to ours, the first match wins. The
+# Published tensor names (UAV-Centre-ITC/M2H, models/full.py and lightweight.py) to ours; the first match applies. The
 # backbone keeps DINOv2's own names.
 _RENAMES = [
     (r"mlt_head\.reassemble_blocks\.readout_projects\.(\d)\.0\.", r"mstr.stages.\1.readout."),
@@ -47,7 +47,7 @@ _RENAMES = [
     (r"mlt_head\.conv_edge\.head\.", r"heads.edges."),
 ]
 
-# What differs inside the blocks, applied in order to every renamed tensor of the decoder.
+# Renames inside the blocks, applied in order to every tensor of the decoder that was renamed above.
 _INNER_RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"(wmca\.layers\.\d+\.norm[12])\.(\d)\.", lambda m: f"{m[1]}.{WMCA_TASKS[int(m[2])]}."),
     (
@@ -95,7 +95,10 @@ _INNER_RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
 
 
 def rename_published(name: str) -> str:
-    """Our name of a tensor of the published network; other names come back as they are."""
+    """Translate a tensor name of the published network into ours.
+
+    A `module.` prefix (torch.nn.DataParallel) is removed. Names that match no rule are otherwise returned unchanged.
+    """
     name = name.removeprefix("module.")  # torch.nn.DataParallel
     for pattern, replacement in _RENAMES:
         renamed, count = re.subn("^" + pattern, replacement, name)
@@ -107,13 +110,17 @@ def rename_published(name: str) -> str:
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> M2H:
-    """The network of a checkpoint, in eval mode, float32, on the CPU.
+    """Load a network in eval mode, float32, on the CPU.
 
-    `path` is a published state dict (`.pt`, pickled by torch and read with `weights_only=True`), a safetensors
-    file of `save_checkpoint`, or the name of weights that ship with the package (`m2h-tiny`). Variant, backbone,
-    channels and classes are read off the tensors. Raises M2HError when the file is missing, broken, would run
-    code, holds tensors that are not weights (see `read_tensors`), or is not exactly an M2H network: missing, unexpected
-    and misshapen tensors are named.
+    The variant, backbone, channels and classes are read from the file's metadata or inferred from its tensors.
+
+    Args:
+        path: a published state dict (`.pt`, read with `weights_only=True`), a safetensors file of `save_checkpoint`, or
+            the name of weights that ship with the package (`m2h-tiny`).
+
+    Raises:
+        M2HError: the file is missing or damaged, would run code, has tensors that are not weights (see `read_tensors`),
+            or does not match an M2H network exactly; the message names missing, unexpected and misshapen tensors.
     """
     file = resolve_checkpoint(path)
     if file.suffix.lower() == ".onnx":
@@ -129,7 +136,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> M2H:
 
 
 def _stated_config(metadata: Mapping[str, str], file: Path) -> ModelConfig | None:
-    """The configuration in the header of a file of `save_checkpoint`."""
+    """Read the configuration from the metadata that `save_checkpoint` writes; None if the file has no such metadata."""
     if _CONFIG_KEY not in metadata:
         return None
     try:
@@ -139,7 +146,12 @@ def _stated_config(metadata: Mapping[str, str], file: Path) -> ModelConfig | Non
 
 
 def check_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Raises M2HError where a tensor, in float32, holds NaN or infinity."""
+    """Raise M2HError if a floating-point tensor contains NaN or infinity.
+
+    Args:
+        tensors: tensors by name, already converted to float32.
+        file: where they come from, for the message.
+    """
     bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if bad:
         more = f" and {len(bad) - 1} others" if len(bad) > 1 else ""
@@ -147,10 +159,17 @@ def check_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def save_checkpoint(model: M2H, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Path:
-    """Write `model` as safetensors with its configuration in the header; weights as `dtype`. Returns the path.
+    """Write a network as safetensors with its configuration in the metadata.
 
-    Statistics of batch norms stay float32: variances were seen beyond what FP16 holds. The file appears whole or not at
-    all.
+    Batch norm statistics stay float32, because some variances exceed the range of float16. The write is atomic.
+
+    Args:
+        model: the network.
+        path: the file to write.
+        dtype: type of the weights in the file.
+
+    Returns:
+        `path`.
     """
     from safetensors.torch import save_file
 
@@ -166,7 +185,10 @@ def save_checkpoint(model: M2H, path: str | os.PathLike[str], *, dtype: torch.dt
 
 
 def weights_digest(model: M2H) -> str:
-    """sha256 over names, shapes and float32 values: the same whichever file the weights came from."""
+    """Compute the SHA-256 of the names, shapes and float32 values of the weights, as hexadecimal digits.
+
+    The digest does not depend on the format of the file that the weights were read from.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if tensor.is_floating_point():
@@ -176,7 +198,11 @@ def weights_digest(model: M2H) -> str:
 
 
 def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """The file behind a path or the name of shipped weights. Raises M2HError when there is neither."""
+    """Find the file for a path or for the name of weights that ship with the package.
+
+    Raises:
+        M2HError: neither exists.
+    """
     file = Path(path)
     if file.is_file():
         return file
@@ -191,7 +217,7 @@ def resolve_checkpoint(path: str | os.PathLike[str]) -> Path:
 
 
 def _infer_config(tensors: dict[str, Tensor], file: Path) -> ModelConfig:
-    """The configuration that the shapes of published tensors imply."""
+    """Infer the configuration from the names and shapes of published tensors."""
     anchors = (
         "backbone.pos_embed",
         "backbone.patch_embed.proj.weight",
@@ -242,7 +268,7 @@ def _infer_backbone(tensors: dict[str, Tensor]) -> BackboneConfig:
 
 
 def _check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], file: Path) -> None:
-    """Raises M2HError that names missing, unexpected and misshapen tensors."""
+    """Raise M2HError if tensors are missing, unexpected or misshapen; the message names them."""
     missing = [name for name in expected if name not in given]
     unexpected = [name for name in given if name not in expected]
     misshapen = [

@@ -1,4 +1,4 @@
-"""What an M2H network is made of: frozen values that build, name and describe a model."""
+"""Configuration of M2H networks: variants, backbones and options as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BACKBONES = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One M2H network. `variant` names the preset it came from."""
+    """Configuration of one M2H network. `variant` names the preset that it is based on."""
 
     variant: str
     backbone: BackboneConfig
@@ -52,7 +52,7 @@ class ModelConfig:
     cross_task: Literal["wmca", "mha", "none"] = "wmca"
     """`mha` and `none` are the ablations of Table VI."""
     context: Literal["restoration", "ggfm"] = "restoration"
-    """`restoration` is what was published; `ggfm` is the paper's equations 11 to 14 with 5a, on all tasks."""
+    """`restoration` is the block of the published network; `ggfm` is equations 11 to 14 and 5a, on all tasks."""
     num_classes: int = 41
     """Index 0 is unknown, 1 to 40 are NYUv2's classes."""
     min_depth: float = 1e-3
@@ -60,14 +60,15 @@ class ModelConfig:
     """Depth range in meters. The network adds `min_depth`; consumers clamp to the range."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Convert to plain values for JSON."""
         return asdict(self)
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> ModelConfig:
-        """Inverse of `to_dict`; tuples may come as lists.
+        """Build a configuration from the values of `to_dict`. Lists are accepted in place of tuples.
 
-        Raises M2HError on unknown or missing fields, and on values that build no network.
+        Raises:
+            M2HError: unknown or missing fields, or values that do not describe a valid network.
         """
         try:
             backbone = dict(values["backbone"])
@@ -83,12 +84,12 @@ class ModelConfig:
         return _validated(config)
 
 
-#: A larger number is a mistake, and building the network would take the machine down.
+#: Upper limit of every number. A larger one is a mistake, and building the network could exhaust the memory.
 _LARGEST = 65536
 
 
 def _wrong_type(record: BackboneConfig | ModelConfig) -> str | None:
-    """The first field of another type than the presets have, or out of any range; None where all are well."""
+    """Describe the first field whose type differs from the presets or that is out of range; None if all are valid."""
     like: Any = BACKBONES["vit_small"] if isinstance(record, BackboneConfig) else VARIANTS["m2h"]
     for field in fields(record):
         value, model = getattr(record, field.name), getattr(like, field.name)
@@ -112,10 +113,15 @@ VARIANTS = {
 
 
 def make_config(variant: str = "m2h", *, backbone: str | None = None, **options: Any) -> ModelConfig:
-    """The preset `variant` with `options` (fields of ModelConfig) and another `backbone` laid over it.
+    """Make the configuration of a preset with some fields replaced.
 
-    `patch_size` is accepted beside ModelConfig's own fields. Raises M2HError with the choices when a name is
-    unknown or a value cannot build a network.
+    Args:
+        variant: a key of VARIANTS.
+        backbone: a key of BACKBONES; None for the preset's own.
+        **options: fields of ModelConfig to replace, and `patch_size` of the backbone.
+
+    Raises:
+        M2HError: an unknown name (the message lists the choices), or a value that does not describe a valid network.
     """
     if variant not in VARIANTS:
         raise M2HError(f"unknown variant '{variant}': choose one of {', '.join(VARIANTS)}")

@@ -1,7 +1,7 @@
 """Global gated feature merging (GGFM): every task regains global context from the backbone's last stage.
 
-Two forms. `Restoration` is what the published network runs, on depth and semantics. `GGFM` is the block as the
-paper writes it (equations 11 to 14, then 5a), on all four tasks.
+There are two forms. `Restoration` is the block of the published network, on depth and semantics. `GGFM` is the block of
+the paper (equations 11 to 14, then 5a), on all four tasks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from m2h_deploy.tasks import TASKS
 
 
 class UniqueFeature(nn.Module):
-    """U^t: the last stage's tokens as a task's own map, (N, E, h, w) to (N, C, 2 ceil(h/2), 2 ceil(w/2))."""
+    """U^t: a task's own map, made from the tokens of the last stage."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -28,13 +28,22 @@ class UniqueFeature(nn.Module):
         self.fuse = FusionBlock(config.channels, separable=separable, skip=False)
 
     def forward(self, patches: Tensor, class_token: Tensor) -> Tensor:
+        """Compute U^t.
+
+        Args:
+            patches: patch map of the last stage, (N, E, h, w).
+            class_token: (N, E), not used: this reassembly has no readout.
+
+        Returns:
+            (N, C, 2 ceil(h/2), 2 ceil(w/2)).
+        """
         return self.fuse(F.gelu(self.refine(self.reassemble(patches, class_token))))
 
 
 class Restoration(nn.Module):
-    """Gated sum of three streams (before WMCA, after it, unique), then a residual feed-forward. Keeps the shape.
+    """Gated sum of three streams (before WMCA, after it, unique), followed by a residual feed-forward layer.
 
-    The gate of each stream is computed from the means of all three.
+    The gate of each stream is computed from the channel means of all three.
     """
 
     def __init__(self, channels: int, *, separable: bool) -> None:
@@ -52,6 +61,16 @@ class Restoration(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, attended: Tensor, original: Tensor, unique: Tensor) -> Tensor:
+        """Merge the three streams of one task.
+
+        Args:
+            attended: F_local^t, after WMCA, (N, C, H, W).
+            original: F^t, before WMCA, (N, C, H, W).
+            unique: U^t, (N, C, h, w), resized to H x W.
+
+        Returns:
+            F_fused^t, (N, C, H, W).
+        """
         original, attended, unique = self.original(original), self.attended(attended), self.unique(unique)
         unique = resize(unique, (original.shape[2], original.shape[3]), align_corners=True)
         context = torch.cat([global_mean(x) for x in (original, attended, unique)], dim=1)
@@ -61,7 +80,7 @@ class Restoration(nn.Module):
 
 
 class GGFM(nn.Module):
-    """The paper's block: z = GAP(F), g = sigmoid(W2 relu(W1 z) + b), F + g * F + U, merged with F_local (5a)."""
+    """Block of the paper: z = GAP(F), g = sigmoid(W2 relu(W1 z) + b), F + g * F + U, merged with F_local (5a)."""
 
     REDUCTION = 4
 
@@ -72,6 +91,16 @@ class GGFM(nn.Module):
         self.merge = nn.Conv2d(2 * channels, channels, 1)
 
     def forward(self, attended: Tensor, original: Tensor, unique: Tensor) -> Tensor:
+        """Merge global context into one task (equations 11 to 14, then 5a).
+
+        Args:
+            attended: F_local^t, after WMCA, (N, C, H, W).
+            original: F^t, before WMCA, (N, C, H, W).
+            unique: U^t, (N, C, h, w), resized to H x W.
+
+        Returns:
+            F_fused^t, (N, C, H, W).
+        """
         gate = torch.sigmoid(self.excite(F.relu(self.squeeze(global_mean(original)))))  # 11, 12
         merged = original + gate * original  # 13
         merged = merged + resize(unique, (original.shape[2], original.shape[3]), align_corners=True)  # 14
@@ -79,7 +108,7 @@ class GGFM(nn.Module):
 
 
 class GlobalContext(nn.Module):
-    """The global path (equation 4b) and its fusion with the local one, for the tasks that have it."""
+    """Global path (equation 4b) and its fusion with the local path, for the tasks that have one."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -100,7 +129,17 @@ class GlobalContext(nn.Module):
         last_stage: tuple[Tensor, Tensor],
         record: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """F_local^t, F^t and the last stage's tokens to F_fused^t, per task (N, C, H, W)."""
+        """Merge the global path (equation 4b) into the local one.
+
+        Args:
+            attended: F_local^t, (N, C, H, W) by task.
+            original: F^t, (N, C, H, W) by task.
+            last_stage: patch map (N, E, h, w) and class token (N, E) of the backbone's last stage.
+            record: if given, receives each merged map as `context_TASK`.
+
+        Returns:
+            F_fused^t, (N, C, H, W) by task; F_local^t for a task without global path.
+        """
         fused = dict(attended)
         for task in self.tasks:
             unique = self.unique[task](*last_stage)

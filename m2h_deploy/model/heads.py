@@ -1,4 +1,4 @@
-"""Task heads: a fused map at 1/4 scale of the decoder's grid to one dense output each (paper, equation 5b)."""
+"""Task heads: a fused map of a quarter of the decoder's output size to one dense output (paper, equation 5b)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from m2h_deploy.model.layers import SeparableConv, conv, global_mean, upsample2
 
 
 class ChannelGate(nn.Module):
-    """Squeeze-and-excitation gate: (N, C, H, W) to (N, C, 1, 1) in 0..1."""
+    """Squeeze-and-excitation gate over channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -19,11 +19,12 @@ class ChannelGate(nn.Module):
         self.excite = nn.Conv2d(channels // 4, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the gate: (N, C, H, W) to (N, C, 1, 1) in 0..1."""
         return torch.sigmoid(self.excite(F.relu(self.squeeze(global_mean(x)))))
 
 
 class UpsampleBlock(nn.Module):
-    """Gated transposed convolution beside a bilinear residual: (N, Cin, H, W) to (N, Cout, 2H, 2W)."""
+    """Gated transposed convolution with a bilinear residual branch; doubles height and width."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -36,13 +37,14 @@ class UpsampleBlock(nn.Module):
         self.gate = ChannelGate(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Upsample a map by two: (N, Cin, H, W) to (N, Cout, 2H, 2W)."""
         h = F.relu(self.norm1(self.conv1(x)))
         h = self.up(F.relu(self.norm2(self.conv2(h))))
         return h * self.gate(h) + self.residual(upsample2(x))
 
 
 class SeparableUpsampleBlock(nn.Module):
-    """The same in M2H-small: bilinear upsampling and a grouped 1x1 instead of the transposed convolution."""
+    """`UpsampleBlock` of M2H-small: bilinear upsampling and a grouped 1x1 replace the transposed convolution."""
 
     GROUPS = 4
 
@@ -57,6 +59,7 @@ class SeparableUpsampleBlock(nn.Module):
         self.gate = ChannelGate(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Upsample a map by two: (N, Cin, H, W) to (N, Cout, 2H, 2W)."""
         h = F.relu(self.norm1(self.conv1(x)))
         h = F.relu(self.norm2(self.conv2(h)))
         h = self.refine(upsample2(h))
@@ -75,11 +78,12 @@ class ASPPBranch(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the branch: (N, Cin, H, W) to (N, Cout, H, W)."""
         return F.relu(self.norm(self.conv(x)))
 
 
 class PooledBranch(nn.Module):
-    """The image-level branch: (N, Cin, H, W) to (N, Cout, 1, 1)."""
+    """Image-level branch of ASPP: 1x1 convolution of the channel means, group norm, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -87,11 +91,12 @@ class PooledBranch(nn.Module):
         self.norm = nn.GroupNorm(1, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the image-level features: (N, Cin, H, W) to (N, Cout, 1, 1)."""
         return F.relu(self.norm(self.conv(global_mean(x))))
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: the same map seen at several dilations and as one mean. Keeps H and W."""
+    """Atrous spatial pyramid pooling: parallel branches of several dilations and one of the image's mean."""
 
     def __init__(self, channels: int, *, separable: bool) -> None:
         super().__init__()
@@ -105,14 +110,15 @@ class ASPP(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Combine the branches: (N, C, H, W) to (N, C, H, W)."""
         maps = [branch(x) for branch in self.branches]
-        # Resizing one pixel bilinearly to H x W repeats it.
+        # Expanding equals the bilinear resize of one pixel to H x W.
         maps.append(self.pooled(x).expand_as(maps[0]))
         return F.relu(self.norm(self.project(torch.cat(maps, dim=1))))
 
 
 class Refinement(nn.Module):
-    """x + relu(conv(relu(conv(x)))). Keeps the shape."""
+    """Residual refinement of M2H: x + relu(conv(relu(conv(x))))."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -120,17 +126,19 @@ class Refinement(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Refine a map: (N, C, H, W) to (N, C, H, W)."""
         return x + F.relu(self.conv2(F.relu(self.conv1(x))))
 
 
 class SeparableRefinement(nn.Module):
-    """x + relu(separable_conv(x)). Keeps the shape."""
+    """Residual refinement of M2H-small: x + relu(separable_conv(x))."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = SeparableConv(channels, channels, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Refine a map: (N, C, H, W) to (N, C, H, W)."""
         return x + F.relu(self.conv(x))
 
 
@@ -141,10 +149,7 @@ def _upsample_blocks(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
 
 
 class AttendedHead(nn.Module):
-    """Depth and semantics: ASPP, two upsample blocks, refinement, spatial attention, last convolution.
-
-    (N, C, H, W) to (N, out, 4H, 4W).
-    """
+    """Head of depth and semantics: ASPP, two upsample blocks, refinement, spatial attention, last convolution."""
 
     def __init__(self, config: ModelConfig, out_channels: int, kernel_size: int) -> None:
         super().__init__()
@@ -156,12 +161,13 @@ class AttendedHead(nn.Module):
         self.final = nn.Conv2d(width, out_channels, kernel_size, padding=kernel_size // 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the raw output (equation 5b): (N, C, H, W) to (N, out, 4H, 4W)."""
         x = self.refine(self.upsample2(self.upsample1(self.aspp(x))))
         return self.final(x * torch.sigmoid(self.spatial(x)))
 
 
 class PlainHead(nn.Module):
-    """Normals and edges: two upsample blocks and a 1x1. (N, C, H, W) to (N, out, 4H, 4W)."""
+    """Head of normals and edges: two upsample blocks and a 1x1 convolution."""
 
     def __init__(self, config: ModelConfig, out_channels: int) -> None:
         super().__init__()
@@ -169,39 +175,42 @@ class PlainHead(nn.Module):
         self.final = nn.Conv2d(config.head_channels[1], out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the raw output (equation 5b): (N, C, H, W) to (N, out, 4H, 4W)."""
         return self.final(self.upsample2(self.upsample1(x)))
 
 
 class DepthHead(AttendedHead):
-    """Metric depth in meters, at least `min_depth`."""
+    """Head of metric depth."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, 1, 3)
         self.min_depth = config.min_depth
 
     def forward(self, x: Tensor) -> Tensor:
+        """Predict depth in meters, at least `min_depth`: (N, C, H, W) to (N, 1, 4H, 4W)."""
         return F.relu(super().forward(x)) + self.min_depth
 
 
 class SemanticsHead(AttendedHead):
-    """Class logits."""
+    """Head of class logits: (N, C, H, W) to (N, num_classes, 4H, 4W)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, config.num_classes, 1)
 
 
 class NormalsHead(PlainHead):
-    """Unit surface normals."""
+    """Head of surface normals."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, 3)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Predict unit normals: (N, C, H, W) to (N, 3, 4H, 4W), length 1 along the channels."""
         return F.normalize(torch.tanh(super().forward(x)), dim=1)
 
 
 class EdgesHead(PlainHead):
-    """Edge logits."""
+    """Head of edge logits: (N, C, H, W) to (N, 1, 4H, 4W)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, 1)

@@ -10,7 +10,7 @@ from m2h_deploy.model.layers import SeparableConv, conv, resize, upsample2
 
 
 class ResidualUnit(nn.Module):
-    """x + conv(relu(conv(relu(x)))), dense 3x3 convolutions without bias. Keeps the shape."""
+    """Residual unit of M2H: x + conv(relu(conv(relu(x)))), dense 3x3 convolutions without bias."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -18,25 +18,27 @@ class ResidualUnit(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the unit: (N, C, H, W) to (N, C, H, W)."""
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
 
 class SeparableResidualUnit(nn.Module):
-    """x + separable_conv(gelu(x)). Keeps the shape."""
+    """Residual unit of M2H-small: x + separable_conv(gelu(x))."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = SeparableConv(channels, channels, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the unit: (N, C, H, W) to (N, C, H, W)."""
         return x + self.conv(F.gelu(x))
 
 
 class FusionBlock(nn.Module):
-    """Merges a finer map into the running one and doubles its size: (N, C, H, W) to (N, C, 2H, 2W).
+    """Fusion of a finer map into the running one, which doubles in size.
 
-    `skip` is absent in the first block, which has nothing to merge. M2H-small shares one residual unit between
-    the finer map and the sum; M2H has one for each.
+    The first block has no `skip`. M2H-small uses the same residual unit for the finer map and for the sum; M2H has one
+    for each.
     """
 
     def __init__(self, channels: int, *, separable: bool, skip: bool) -> None:
@@ -46,6 +48,15 @@ class FusionBlock(nn.Module):
         self.skip_residual = ResidualUnit(channels) if skip and not separable else None
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Merge and upsample.
+
+        Args:
+            x: the running map, (N, C, H, W).
+            skip: the finer map, (N, C, h, w), resized to H x W; None in the first block.
+
+        Returns:
+            (N, C, 2H, 2W).
+        """
         if skip is not None:
             skip = resize(skip, (x.shape[2], x.shape[3]))
             unit = self.residual if self.skip_residual is None else self.skip_residual
@@ -54,7 +65,7 @@ class FusionBlock(nn.Module):
 
 
 class MSF(nn.Module):
-    """The fusion path of one task, coarsest map first."""
+    """Fusion path of one task, from the coarsest map to the finest (equation 3)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -64,7 +75,14 @@ class MSF(nn.Module):
         self.project = conv(config.channels, config.channels, 3, separable=config.separable)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Four maps of C channels, finest first, to F^t: (N, C, 16 ceil(h/2), 16 ceil(w/2)) for h x w patches."""
+        """Compute F^t, the preliminary feature map of the task (equation 3).
+
+        Args:
+            maps: four maps of C channels, finest first: 4, 2, 1 and 1/2 times the grid of h x w patches.
+
+        Returns:
+            (N, C, 16 ceil(h/2), 16 ceil(w/2)).
+        """
         x = self.blocks[0](maps[3])
         for block, skip in zip(self.blocks[1:], (maps[2], maps[1], maps[0]), strict=True):
             x = block(x, skip)

@@ -15,7 +15,7 @@ from m2h_deploy.model.layers import conv
 
 
 def stage_channels(embed_dim: int) -> tuple[int, int, int, int]:
-    """Channels of the four reassembled maps: 1/8, 1/4, 1/2 and 1 of the backbone's width."""
+    """Return the channels of the four reassembled maps: 1/8, 1/4, 1/2 and 1 of the backbone's width."""
     return embed_dim // 8, embed_dim // 4, embed_dim // 2, embed_dim
 
 
@@ -30,7 +30,7 @@ def _resize_layer(stage: int, channels: int) -> nn.Module:
 
 
 class Reassemble(nn.Module):
-    """One stage: patch map (N, E, h, w) and class token (N, E) to a map (N, E / 2^(3-stage), h', w')."""
+    """Reassembly of one stage: tokens to a map of E / 2^(3-stage) channels."""
 
     def __init__(self, stage: int, embed_dim: int, *, separable: bool, readout: bool) -> None:
         super().__init__()
@@ -40,6 +40,15 @@ class Reassemble(nn.Module):
         self.resize = _resize_layer(stage, channels)
 
     def forward(self, patches: Tensor, class_token: Tensor) -> Tensor:
+        """Reassemble the tokens of one stage (equation 2).
+
+        Args:
+            patches: patch map, (N, E, h, w).
+            class_token: (N, E), mixed into every patch token if the block has a readout.
+
+        Returns:
+            (N, E / 2^(3-stage), h', w'), where h' x w' is 4, 2, 1 or 1/2 (rounded up) times h x w, by stage.
+        """
         if self.readout is not None:
             tokens = patches.flatten(2).transpose(1, 2)
             readout = class_token.unsqueeze(1).expand_as(tokens)
@@ -49,7 +58,7 @@ class Reassemble(nn.Module):
 
 
 class MSTR(nn.Module):
-    """All four stages. Maps are named `reassembled_i` before and given to MSF after the refining 3x3."""
+    """Reassembly of all four stages. MSF gets each map after a refining 3x3 convolution."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -63,7 +72,15 @@ class MSTR(nn.Module):
         )
 
     def forward(self, stages: list[tuple[Tensor, Tensor]], record: dict[str, Tensor] | None = None) -> list[Tensor]:
-        """Four (patches, class token) to four maps of C channels, finest first."""
+        """Reassemble the tokens of the four stages (equation 2).
+
+        Args:
+            stages: patch map (N, E, h, w) and class token (N, E) of each stage.
+            record: if given, receives each map before the refining convolution as `reassembled_INDEX`.
+
+        Returns:
+            Four maps of C channels, finest first: 4, 2, 1 and 1/2 times the patch grid.
+        """
         maps = []
         for index, (stage, refine) in enumerate(zip(self.stages, self.refine, strict=True)):
             reassembled = stage(*stages[index])

@@ -1,4 +1,4 @@
-"""M2H: the network as a whole (paper, figure 1)."""
+"""M2H: the whole network (paper, figure 1)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from m2h_deploy.tasks import TASKS
 
 
 class M2H(nn.Module):
-    """One RGB image to metric depth, semantics, surface normals and edges.
+    """M2H network: an RGB image to metric depth, semantics, surface normals and edges.
 
     ```
     model = build_model("m2h-small").eval()
@@ -48,11 +48,19 @@ class M2H(nn.Module):
         )
 
     def forward(self, image: Tensor, record: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The four outputs at the image's size, in the order of TASKS.
+        """Compute the four outputs at the image's size, in the order of TASKS.
 
-        Any H and W: the backbone pads to whole patches around the center and the outputs, which cover the padded
-        field, are resized to H x W as the published network does. Where `record` is given, intermediate features
-        are written into it by name: `reassembled_i` (MSTR), `task_t` (MSF), `wmca_i_t`, `context_t`.
+        The backbone pads the image to whole patches around its center. The outputs cover the padded image and are
+        resized to H x W, as in the published network.
+
+        Args:
+            image: (N, 3, H, W), float32, normalized; any H and W.
+            record: if given, receives intermediate features by name: `reassembled_i` (MSTR), `task_t` (MSF),
+                `wmca_i_t`, `context_t`.
+
+        Returns:
+            Depth (N, 1, H, W) in meters, semantics (N, classes, H, W) logits, normals (N, 3, H, W), edges (N, 1, H, W)
+            logits.
         """
         stages = self.backbone(image)
         maps = self.mstr(stages, record)
@@ -66,5 +74,13 @@ class M2H(nn.Module):
 
 
 def build_model(variant: str = "m2h", **options: Any) -> M2H:
-    """A freshly initialized network; see `make_config` for the options. Raises M2HError on unknown names."""
+    """Build a freshly initialized network.
+
+    Args:
+        variant: a key of VARIANTS.
+        **options: see `make_config`.
+
+    Raises:
+        M2HError: an unknown name, or a value that does not describe a valid network.
+    """
     return M2H(make_config(variant, **options))

@@ -1,4 +1,4 @@
-"""Read the tensors of a PyTorch state dict or a safetensors file without running code; refuse what is not a weight."""
+"""Read the tensors of a PyTorch state dict or a safetensors file without running code; reject other contents."""
 
 from __future__ import annotations
 
@@ -16,28 +16,35 @@ from torch import Tensor
 from m2h_deploy.causes import MachineError, failure, machine_fault, reason
 from m2h_deploy.errors import M2HError, first_line
 
-#: Types of numbers that weights have; all are read as float32.
+#: Data types that weights may have; `load_checkpoint` converts them to float32.
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-#: Whole numbers that belong to a network: batch norm counts its batches.
+#: Suffix of the integer tensors that belong to a network: batch norm counts its batches.
 _COUNTER = "num_batches_tracked"
 
-#: Modules whose classes and functions a plain state dict names.
+#: Modules whose classes and functions a plain state dict refers to.
 _TENSOR_MODULES = {"collections", "torch", "torch._utils", "torch._tensor", "torch.storage", "torch.nn.parameter"}
 
-#: What is looked at of a file to tell why it is not a checkpoint: its pickles, which come before the numbers.
+#: Bytes at the beginning of a file that are read to explain why it is not a checkpoint. They include its pickles, which
+#: precede the tensor data.
 _LARGEST_HEAD = 64 << 20
-#: The number that begins PyTorch's format before 1.6.
+#: Magic number at the beginning of PyTorch's file format before version 1.6.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read tensors by name, and the metadata that safetensors have.
+    """Read the tensors by name, and the metadata of a safetensors file.
 
-    A state dict inside of `state_dict` or `model`, as training scripts save it, is found.
+    A state dict nested under `state_dict` or `model`, as training scripts save it, is found.
+
+    Args:
+        file: a PyTorch state dict or a safetensors file.
+
+    Returns:
+        The tensors, on the CPU, and the metadata, empty for a PyTorch file.
 
     Raises:
-        M2HError: missing, truncated or foreign file, one that would run code, or a tensor of another kind than the
-            weights of a network have: sparse, quantized, complex, without data, float8, or whole numbers.
+        M2HError: the file is missing, truncated or of another format, would run code, or has a tensor that cannot be a
+            weight: sparse, quantized, complex, without data, float8 or integer.
     """
     try:
         with file.open("rb") as stream:
@@ -84,9 +91,9 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_torch(file: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is refused below
+            warnings.simplefilter("ignore")  # about pickle protocols; an unreadable file raises an error below
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-    # Damaged pickles make PyTorch raise whatever its parser stumbles over.
+    # PyTorch's parser can raise any exception for a damaged pickle.
     except Exception as error:
         if (fault := machine_fault(error)) is not None:
             raise MachineError(f"cannot read {file}: {fault}") from None
@@ -101,7 +108,7 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
 
 
 def _why_unreadable(file: Path, error: Exception) -> str:
-    """What a file is that PyTorch cannot read, judged by its structure: PyTorch takes garbage for code, too."""
+    """Explain why PyTorch cannot read a file, from its structure: PyTorch mistakes random bytes for code, too."""
     with file.open("rb") as stream:
         head = stream.read(_LARGEST_HEAD)
     if head.startswith(b"version https://git-lfs"):
@@ -136,8 +143,11 @@ def _why_unreadable(file: Path, error: Exception) -> str:
 
 
 def _pickles(content: bytes) -> Iterator[tuple[list[str], bool]]:
-    """Yield what each whole pickle at the beginning of `content` names (module.name), and whether it is the magic
-    number; nothing is executed."""
+    """Scan the complete pickles at the beginning of `content` without executing them.
+
+    Yields:
+        The global names that a pickle refers to (module.name), and whether it is the magic number.
+    """
     stream = io.BytesIO(content)
     while True:
         names: list[str] = []
@@ -152,7 +162,7 @@ def _pickles(content: bytes) -> Iterator[tuple[list[str], bool]]:
                 elif isinstance(argument, str):
                     texts.append(argument)
                 magic = magic or argument == _LEGACY_MAGIC
-        except Exception:  # garbage makes its parser raise whatever it stumbles over
+        except Exception:  # the parser can raise any exception for bytes that are not a pickle
             return
         yield names, magic
 

@@ -11,9 +11,16 @@ from m2h_deploy.model.layers import upsample2
 
 
 def window_partition(x: Tensor, window_size: int) -> Tensor:
-    """Non-overlapping p x p windows (equation 6): (N, C, H, W) to (N * M, p * p, C), windows in row order.
+    """Split a map into non-overlapping p x p windows (equation 6).
 
     H and W are padded at the bottom and right with zeros to multiples of p; M = ceil(H/p) * ceil(W/p).
+
+    Args:
+        x: (N, C, H, W).
+        window_size: side p of a window, in positions of the map.
+
+    Returns:
+        (N * M, p * p, C), windows in row order.
     """
     n, channels, height, width = x.shape
     rows, columns = -(-height // window_size), -(-width // window_size)
@@ -23,7 +30,17 @@ def window_partition(x: Tensor, window_size: int) -> Tensor:
 
 
 def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -> Tensor:
-    """Inverse of `window_partition` (equation 10b): (N * M, p * p, C) to (N, C, H, W), padding cut off."""
+    """Join windows into a map and crop the padding, the inverse of `window_partition` (equation 10b).
+
+    Args:
+        windows: (N * M, p * p, C).
+        window_size: side p of a window, in positions of the map.
+        height: H of the map.
+        width: W of the map.
+
+    Returns:
+        (N, C, H, W).
+    """
     rows, columns = -(-height // window_size), -(-width // window_size)
     channels = windows.shape[2]
     x = windows.reshape(-1, rows, columns, window_size, window_size, channels)
@@ -33,7 +50,7 @@ def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -
 
 
 class CrossTaskAttention(nn.Module):
-    """Multi-head attention over the tokens of all tasks (equation 8): (B, L, C) to (B, L, C)."""
+    """Multi-head attention over the tokens of all tasks (equation 8)."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -45,6 +62,7 @@ class CrossTaskAttention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Attend over the tokens of all tasks in a window: (B, L, C) to (B, L, C)."""
         batch, length, channels = x.shape
         heads = (batch, length, self.heads, channels // self.heads)
         q, k, v = (part.reshape(heads).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
@@ -53,9 +71,9 @@ class CrossTaskAttention(nn.Module):
 
 
 class CrossTaskLayer(nn.Module):
-    """Norm per task, attention over all tasks, feed-forward, norm per task: the paper's Z_in to Z_ffn.
+    """Norm per task, attention over all tasks, feed-forward, norm per task: Z_in to Z_ffn of the paper.
 
-    Residuals start at the normalized tokens (equation 8), not before the norm as in a pre-norm transformer.
+    The residual branches start from the normalized tokens (equation 8), unlike in a pre-norm transformer.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -67,7 +85,14 @@ class CrossTaskLayer(nn.Module):
         self.norm2 = nn.ModuleDict({task: nn.LayerNorm(channels) for task in WMCA_TASKS})
 
     def forward(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Per task (B, L, C) to per task (B, L, C)."""
+        """Exchange features between the tasks: Z_in to Z_ffn.
+
+        Args:
+            tokens: (B, L, C) by task; B windows of L tokens.
+
+        Returns:
+            (B, L, C) by task.
+        """
         z = torch.cat([self.norm1[task](tokens[task]) for task in WMCA_TASKS], dim=1)
         z = z + self.attention(z)
         z = z + self.ffn2(F.gelu(self.ffn1(z)))
@@ -76,16 +101,17 @@ class CrossTaskLayer(nn.Module):
 
 
 class WMCALayer(CrossTaskLayer):
-    """One layer of WMCA: partition, exchange within each window, reverse. Keeps every map's shape."""
+    """One layer of WMCA: partition into windows, exchange within each window, reverse."""
 
     def __init__(self, channels: int, heads: int, window_size: int) -> None:
         super().__init__(channels, heads)
         self.window_size = window_size
-        # Looked up on the instance so that an export can put named operators in their place.
+        # Attributes of the instance, so that the exporter can replace them by named operators.
         self.partition = window_partition
         self.reverse = window_reverse
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Exchange features within each window (equations 6 to 10): (N, C, H, W) by task, shapes kept."""
         height, width = maps["depth"].shape[2:]
         windows = {task: self.partition(maps[task], self.window_size) for task in WMCA_TASKS}
         windows = super().forward(windows)
@@ -93,15 +119,16 @@ class WMCALayer(CrossTaskLayer):
 
 
 class GlobalLayer(CrossTaskLayer):
-    """The ablation 'MHA w/o WMCA' (Table VI): every token sees every other one, whatever the window.
+    """Ablation 'MHA w/o WMCA' (Table VI): attention over all tokens of a frame instead of windows.
 
-    The paper gives no sizes. At full resolution four maps of 128 x 128 would be 65,536 tokens a frame, so the
-    exchange runs on maps averaged down by `STRIDE`, and what it adds is brought back up and added.
+    The paper gives no sizes. At full resolution four maps of 128 x 128 would be 65,536 tokens per frame. The attention
+    therefore runs on maps averaged down by `STRIDE`, and its output is upsampled and added to the full-size maps.
     """
 
     STRIDE = 8
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Exchange features between the tasks over the whole frame: (N, C, H, W) by task, shapes kept."""
         size = maps["depth"].shape[2:]
         small = {t: F.avg_pool2d(maps[t], self.STRIDE, ceil_mode=True) for t in WMCA_TASKS}
         grid = small["depth"].shape[2:]
@@ -114,9 +141,9 @@ class GlobalLayer(CrossTaskLayer):
 
 
 class WMCA(nn.Module):
-    """The whole block: `cross_layers` layers, four heads, 7 x 7 windows in the paper (equation 4a).
+    """The whole block (equation 4a): `cross_layers` layers; four heads and 7 x 7 windows in the paper.
 
-    M2H-small runs it at C/4 channels on a grid pooled by two: `reduce` and `expand` lead there and back.
+    M2H-small runs it at C/4 channels on a grid pooled by two; `reduce` and `expand` convert the channels.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -134,7 +161,15 @@ class WMCA(nn.Module):
         )
 
     def forward(self, maps: dict[str, Tensor], record: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """F^t to F_local^t, per task (N, C, H, W)."""
+        """Compute F_local^t from F^t (equation 4a).
+
+        Args:
+            maps: F^t, (N, C, H, W) by task.
+            record: if given, receives the maps after each layer as `wmca_INDEX_TASK`.
+
+        Returns:
+            F_local^t, (N, C, H, W) by task.
+        """
         if self.reduced:
             maps = {task: F.max_pool2d(self.reduce[task](maps[task]), 2) for task in WMCA_TASKS}
         for index, layer in enumerate(self.layers):

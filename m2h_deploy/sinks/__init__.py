@@ -1,4 +1,4 @@
-"""Where results go: files, a video, a window, Rerun."""
+"""Outputs for frames and their predictions: files, a video, a window, Rerun."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ from m2h_deploy.sources import SourceFrame
 
 
 class Sink(ABC):
-    """Takes frames and their predictions."""
+    """Receiver of frames and their predictions."""
 
     wanted: bool = True
-    """False when no more frames are wanted, because a window was closed."""
+    """False once the window was closed; the caller then stops."""
 
     @abstractmethod
     def add(self, frame: SourceFrame, prediction: Prediction) -> None:
-        """Take one frame; the prediction has the size of its image. Raises M2HError where it cannot be written."""
+        """Write or show one frame.
+
+        Args:
+            frame: the frame.
+            prediction: its prediction, of the size of the image.
+
+        Raises:
+            M2HError: it cannot be written.
+        """
 
     def close(self) -> None:  # noqa: B027 (not every sink has something to finish)
-        """Finish what was written. Idempotent."""
+        """Finish the output. Idempotent."""

@@ -1,4 +1,4 @@
-"""Predictions to files: depth in millimeters, labels, a picture, and all of it as npz on request."""
+"""Write predictions to files: depth in millimeters, labels, a picture, and optionally all outputs as .npz."""
 
 from __future__ import annotations
 
@@ -23,15 +23,31 @@ from m2h_deploy.visualize.draw import draw_prediction
 
 
 class ResultFiles(Sink):
-    """Writes the results of each frame into a folder, see `write_prediction`."""
+    """Sink that writes the results of each frame into a folder, see `write_prediction`."""
 
     def __init__(self, folder: Path, classes: Classes, *, npz: bool = False, overwrite: bool = True) -> None:
-        """Without `overwrite`, a file that m2h-deploy did not write is not replaced: `add` raises M2HError."""
+        """Write into a folder.
+
+        Args:
+            folder: the folder.
+            classes: names and colors of the semantic classes.
+            npz: also write all outputs as .npz.
+            overwrite: whether files that m2h-deploy did not write may be replaced; if not, `add` raises M2HError.
+        """
         self._folder, self._classes, self._npz, self._overwrite = folder, classes, npz, overwrite
         self.written: list[Path] = []
-        """The files of the last frame."""
+        """Files of the last frame."""
 
     def add(self, frame: SourceFrame, prediction: Prediction) -> None:
+        """Write the files of one frame, and list them in `written`.
+
+        Args:
+            frame: the frame; its name begins the names of the files.
+            prediction: its prediction, of the size of the image.
+
+        Raises:
+            M2HError: the folder cannot be written, or a file must not be replaced.
+        """
         if not self._overwrite:
             check_result(self._folder, frame.name, npz=self._npz)
         self.written = write_prediction(self._folder, frame.name, frame.image, prediction, self._classes, npz=self._npz)
@@ -40,11 +56,24 @@ class ResultFiles(Sink):
 def write_prediction(
     folder: Path, name: str, image: NDArray[np.uint8], prediction: Prediction, classes: Classes, *, npz: bool = False
 ) -> list[Path]:
-    """Write `<name>_overlay.png`, `<name>_depth.png`, `<name>_labels.png` and, if asked, `<name>.npz`.
+    """Write `<name>_overlay.png`, `<name>_depth.png`, `<name>_labels.png` and optionally `<name>.npz`.
 
     Depth is uint16 millimeters (0 to 65.5 m), labels are uint8 class indices. Each file is written atomically and
-    replaces what is there: see `check_results`.
-    Returns the paths; raises M2HError when the folder cannot be written.
+    replaces an existing one; see `check_results`.
+
+    Args:
+        folder: the folder.
+        name: beginning of the names of the files.
+        image: uint8 (H, W, 3) BGR.
+        prediction: its prediction, of the size of the image.
+        classes: names and colors of the semantic classes.
+        npz: also write all outputs as .npz.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        M2HError: the folder cannot be written.
     """
     pictures = {"overlay": draw_prediction(image, prediction, classes), **maps_of(prediction)}
     written = [
@@ -59,14 +88,32 @@ _ENDINGS: dict[str, Kind] = {"_overlay.png": "png", "_depth.png": "png", "_label
 
 
 def check_result(folder: Path, name: str, *, npz: bool = False) -> None:
-    """Raises M2HError where `write_prediction` would replace a file that it did not write."""
+    """Check that `write_prediction` would replace only files that m2h-deploy wrote.
+
+    Args:
+        folder: as for `write_prediction`.
+        name: as for `write_prediction`.
+        npz: as for `write_prediction`.
+
+    Raises:
+        M2HError: a file of another origin has one of the names.
+    """
     for ending, kind in _ENDINGS.items():
         if npz or kind != "npz":
             check_output(folder / f"{name}{ending}", kind, access=False)
 
 
 def check_results(folder: Path, names: Container[str], *, npz: bool = False) -> None:
-    """Raises the M2HError of `check_result` for any frame of `names`: before the first of them is predicted."""
+    """Check all frames like `check_result`, before the first one is predicted.
+
+    Args:
+        folder: the folder, which need not exist.
+        names: names of the frames.
+        npz: as for `write_prediction`.
+
+    Raises:
+        M2HError: a file of another origin has one of the names.
+    """
     if not folder.is_dir():
         return
     for file in sorted(entry.name for entry in folder.iterdir()):
@@ -77,7 +124,12 @@ def check_results(folder: Path, names: Container[str], *, npz: bool = False) -> 
 
 
 def maps_of(prediction: Prediction) -> dict[str, NDArray[Any]]:
-    """`depth`, uint16 (H, W) millimeters (0 to 65.5 m), and `labels`, uint8 (H, W), as far as they are there."""
+    """Convert the outputs that are stored as images.
+
+    Returns:
+        `depth`, uint16 (H, W) millimeters (0 to 65.5 m), and `labels`, uint8 (H, W), without those that the prediction
+        lacks.
+    """
     maps: dict[str, NDArray[Any]] = {}
     if prediction.depth is not None:
         maps["depth"] = np.clip(np.rint(prediction.depth * 1000), 0, 65535).astype(np.uint16)
@@ -87,12 +139,12 @@ def maps_of(prediction: Prediction) -> dict[str, NDArray[Any]]:
 
 
 def all_finite(prediction: Prediction, tasks: Iterable[str]) -> bool:
-    """Whether every value of these tasks is a number."""
+    """Return whether the outputs of these tasks contain only finite values."""
     return all(np.isfinite(getattr(prediction, task)).all() for task in tasks)
 
 
 def encode_png(picture: NDArray) -> bytes:
-    """`picture` (uint8 or uint16; gray or BGR) as the content of a PNG file."""
+    """Encode `picture` (uint8 or uint16; gray or BGR) as PNG."""
     ok, content = cv2.imencode(".png", picture)
     if not ok:
         raise M2HError(f"cannot encode {picture.dtype} {picture.shape} as PNG")
@@ -100,7 +152,7 @@ def encode_png(picture: NDArray) -> bytes:
 
 
 def encode_npz(prediction: Prediction) -> bytes:
-    """Every output as the content of a compressed .npz file."""
+    """Encode all outputs as a compressed .npz file, by task."""
     arrays = {task: value for task in TASKS if (value := getattr(prediction, task)) is not None}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]

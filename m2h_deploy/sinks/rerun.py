@@ -1,4 +1,4 @@
-"""Predictions as a recording of Rerun (https://rerun.io): the extra `rerun`."""
+"""Write predictions as a Rerun recording (https://rerun.io). Needs the extra `rerun`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from m2h_deploy.sinks import Sink
 from m2h_deploy.sources import SourceFrame
 from m2h_deploy.visualize.draw import draw_edges, draw_normals
 
-#: Points of a frame's cloud, about: every pixel of a small picture, every third or so of a large one.
+#: Approximate number of points per frame: every pixel of a small image, a regular grid of pixels of a large one.
 _POINTS = 40_000
 
 
 class RerunLog(Sink):
-    """A .rrd file in the making. It takes its place when `close` is called, after an interrupt too.
+    """Sink that writes a .rrd file. The file appears under its name when `close` is called, also after an interrupt.
 
     Entities, on the timeline `frame`: `camera/image`, `camera/depth` (meters, under the pinhole `camera`, which a
     viewer turns into a cloud), `points` (the same depth as colored points, in meters, x right, y down, z forward),
@@ -39,13 +39,22 @@ class RerunLog(Sink):
         intrinsics: Intrinsics | None = None,
         fov: float = ASSUMED_FOV,
     ) -> None:
-        """`intrinsics` in pixels of the images; without them a camera of `fov` degrees is assumed.
+        """Start the recording.
 
-        Raises M2HError where the file cannot be written, ModuleNotFoundError without rerun-sdk.
+        Args:
+            path: the .rrd file.
+            classes: names and colors of the semantic classes.
+            depth_range: (nearest, farthest) depth of the color scale, meters.
+            intrinsics: the camera, in pixels of the images; None to assume one with `fov`.
+            fov: horizontal field of view of the assumed camera, degrees.
+
+        Raises:
+            M2HError: the file cannot be written, or the field of view is impossible.
+            ModuleNotFoundError: rerun-sdk is not installed.
         """
         import rerun as rr
 
-        intrinsics_of_view(fov, 16, 16)  # refuses an impossible view
+        intrinsics_of_view(fov, 16, 16)  # raises on an impossible field of view
         self._rr = rr
         self.path = Path(path)
         self._intrinsics, self._fov, self._depth_range = intrinsics, fov, depth_range
@@ -60,7 +69,16 @@ class RerunLog(Sink):
         self._count = 0
 
     def add(self, frame: SourceFrame, prediction: Prediction) -> None:
-        check_space(self._file.temporary.parent, self.path)  # Rerun does not say that it could not write
+        """Log one frame.
+
+        Args:
+            frame: the frame.
+            prediction: its prediction, of the size of the image.
+
+        Raises:
+            M2HError: the disk is full.
+        """
+        check_space(self._file.temporary.parent, self.path)  # Rerun does not report that it could not write
         rr, log = self._rr, self._recording.log
         self._recording.set_time("frame", sequence=self._count)
         self._count += 1
@@ -83,7 +101,7 @@ class RerunLog(Sink):
             log("camera/edges", rr.Image(draw_edges(prediction.edges)[:, :, 0], color_model="L").compress())
 
     def close(self) -> None:
-        """Finish the file; without a frame there is none. Harmless to call twice."""
+        """Finish the file, or discard it if no frame was added. Idempotent."""
         if self._recording is None:
             return
         self._recording.flush()
@@ -95,9 +113,15 @@ class RerunLog(Sink):
 def point_cloud(
     image: NDArray[np.uint8], depth: NDArray[np.float32], camera: Intrinsics
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Points (N, 3) in meters, x right, y down, z forward, and their RGB colors, from a regular part of the pixels.
+    """Make a colored point cloud from a regular subset of the pixels that have depth.
 
-    Pixels without depth are left out.
+    Args:
+        image: uint8 (H, W, 3) BGR.
+        depth: float32 (H, W), meters, 0 where unknown.
+        camera: its intrinsics, pixels.
+
+    Returns:
+        Points (N, 3) in meters, x right, y down, z forward, and their RGB colors, uint8 (N, 3).
     """
     height, width = depth.shape
     stride = max(1, round((height * width / _POINTS) ** 0.5))

@@ -1,4 +1,4 @@
-"""Where a person watches: a video file of the four tasks, or a window."""
+"""Show predictions: a video file of the four tasks, or a window."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from m2h_deploy.sinks import Sink
 from m2h_deploy.sources import SourceFrame
 from m2h_deploy.visualize.draw import depth_span, draw_panes
 
-#: How much of the depth span of the frames before stays: colors follow a scene within a second and do not flicker.
+#: Weight of the previous depth span in the smoothed one. Colors adapt to a scene within a second and do not flicker.
 _INERTIA = 0.9
 
 
 class Panes:
-    """Draws frames alike: one size, a depth span that moves slowly."""
+    """Draws frames consistently: with one size and a slowly changing depth span."""
 
     def __init__(self, classes: Classes) -> None:
         self._classes = classes
@@ -34,7 +34,15 @@ class Panes:
         self._size: tuple[int, int] | None = None
 
     def draw(self, image: NDArray[np.uint8], prediction: Prediction) -> NDArray[np.uint8]:
-        """The four tasks as one picture, of the first one's size."""
+        """Draw the four tasks as one picture.
+
+        Args:
+            image: uint8 (H, W, 3) BGR.
+            prediction: its prediction, of the size of the image.
+
+        Returns:
+            uint8 (h, w, 3) BGR, of the size of the first picture drawn.
+        """
         if prediction.depth is not None:
             near, far = depth_span(prediction.depth)
             old = self._span or (near, far)
@@ -48,10 +56,22 @@ class Panes:
 
 
 class VideoFile(Sink):
-    """An .mp4 of the four tasks. It takes its place when `close` is called, after an interrupt too."""
+    """Sink that writes an .mp4 of the four tasks.
+
+    The file appears under its name when `close` is called, also after an interrupt.
+    """
 
     def __init__(self, path: str | os.PathLike[str], classes: Classes, *, rate: float | None = None) -> None:
-        """`rate` in frames a second, 10 where the source has none. Raises M2HError where it cannot be written."""
+        """Check that the video can be written.
+
+        Args:
+            path: the file, ending in .mp4.
+            classes: names and colors of the semantic classes.
+            rate: frames per second; None for 10.
+
+        Raises:
+            M2HError: another ending, or the file cannot be written.
+        """
         self.path = Path(path)
         if self.path.suffix.lower() != ".mp4":
             raise M2HError(f"{self.path}: a video is written as MP4: give a name that ends in .mp4")
@@ -61,11 +81,20 @@ class VideoFile(Sink):
         self._writer: Any = None
 
     def add(self, frame: SourceFrame, prediction: Prediction) -> None:
+        """Append one frame.
+
+        Args:
+            frame: the frame.
+            prediction: its prediction, of the size of the image.
+
+        Raises:
+            M2HError: OpenCV has no encoder, or the disk is full.
+        """
         picture = self._panes.draw(frame.image, prediction)
-        check_space(self._file.temporary.parent, self.path)  # OpenCV does not say that it could not write
+        check_space(self._file.temporary.parent, self.path)  # OpenCV does not report that it could not write
         if self._writer is None:
             size = (picture.shape[1], picture.shape[0])
-            # Absolute, for FFmpeg takes what stands before a colon for a protocol.
+            # Absolute, because FFmpeg reads the text before a colon as a protocol.
             with library_path(self._file.temporary.absolute()) as name:
                 self._writer = cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*"mp4v"), self._rate, size)
             if not self._writer.isOpened():
@@ -75,7 +104,7 @@ class VideoFile(Sink):
         self._writer.write(picture)
 
     def close(self) -> None:
-        """Finish the file; without a frame there is none. Harmless to call twice."""
+        """Finish the file. Without frames, no file is written. Idempotent."""
         if self._writer is None:
             return
         self._writer.release()
@@ -89,12 +118,16 @@ class VideoFile(Sink):
 
 
 class Window(Sink):
-    """A window with the four tasks; `q` or Escape closes it."""
+    """Sink that shows the four tasks in a window; `q` or Escape closes it."""
 
     TITLE = "m2h-deploy"
 
     def __init__(self, classes: Classes) -> None:
-        """Raises M2HError where OpenCV has no windows or the machine no display."""
+        """Open the window.
+
+        Raises:
+            M2HError: OpenCV was built without windows, or the machine has no display.
+        """
         display = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
         if not has_windows():
             raise M2HError(
@@ -107,16 +140,18 @@ class Window(Sink):
         cv2.namedWindow(self.TITLE, cv2.WINDOW_NORMAL)
 
     def add(self, frame: SourceFrame, prediction: Prediction) -> None:
+        """Show one frame, and set `wanted` to False if `q` or Escape was pressed."""
         cv2.imshow(self.TITLE, self._panes.draw(frame.image, prediction))
         key = cv2.waitKey(1) & 0xFF
         self.wanted = key not in (ord("q"), 27)
 
     def close(self) -> None:
+        """Close the window. Idempotent."""
         cv2.destroyAllWindows()
 
 
 def has_windows() -> bool:
-    """Whether this OpenCV was built with windows; the headless one was not."""
+    """Return whether this OpenCV was built with windows; opencv-python-headless was not."""
     lines = [
         line.split(":", 1)[1] for line in cv2.getBuildInformation().splitlines() if line.strip().startswith("GUI:")
     ]

@@ -1,1 +1,1 @@
-"""Frames of a source, predicted as they come."""
+"""Continuous prediction on the frames of a camera, a video or a folder."""

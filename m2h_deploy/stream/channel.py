@@ -1,4 +1,4 @@
-"""Hands items from one thread to the next."""
+"""Thread-safe queue between two stages of a stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ T = TypeVar("T")
 
 
 class Channel(Generic[T]):
-    """A bounded queue that can end. When it is full, `put` waits, or with `replace` throws the oldest item out."""
+    """Bounded queue that can be ended.
+
+    When it is full, `put` waits, or with `replace` drops the oldest item.
+    """
 
     def __init__(self, capacity: int, *, replace: bool = False) -> None:
         self._items: deque[T] = deque()
@@ -20,7 +23,13 @@ class Channel(Generic[T]):
         self._ended = False
 
     def put(self, item: T) -> T | None:
-        """Add `item`. What found no place comes back: the oldest item, or `item` itself when the channel has ended."""
+        """Add an item.
+
+        Returns:
+            The item without a place in the queue: the dropped oldest one, or `item` itself if the channel has ended;
+            otherwise
+            None.
+        """
         with self._changed:
             while len(self._items) >= self._capacity and not self._replace and not self._ended:
                 self._changed.wait()
@@ -32,7 +41,7 @@ class Channel(Generic[T]):
             return thrown
 
     def get(self) -> T | None:
-        """The oldest item, waiting for one; None when the channel has ended and is empty."""
+        """Wait for the oldest item and remove it. Return None once the channel has ended and is empty."""
         with self._changed:
             while not self._items and not self._ended:
                 self._changed.wait()
@@ -43,7 +52,7 @@ class Channel(Generic[T]):
             return item
 
     def end(self, *, discard: bool = False) -> None:
-        """Take no more items; `discard` also throws out those that wait."""
+        """Accept no more items, and wake all waiting threads; `discard` also drops the items in the queue."""
         with self._changed:
             self._ended = True
             if discard:

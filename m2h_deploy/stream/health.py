@@ -1,4 +1,4 @@
-"""What went wrong with a stream and what became of each frame, in counters."""
+"""Counters of a stream: the outcome of each frame, and the problems that occurred."""
 
 from __future__ import annotations
 
@@ -7,56 +7,59 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-#: Problems that are kept in words.
+#: Number of problems that are kept as text.
 _KEPT = 20
 
 
 @dataclass(frozen=True)
 class Health:
-    """A moment of a stream. Every frame that was read is in exactly one of the other counters of frames."""
+    """Snapshot of a stream's counters.
+
+    Every frame that was read is in exactly one of the counters that FATES names, or in work.
+    """
 
     read: int = 0
-    """Frames that the source gave, unreadable ones included. The id of the next frame."""
+    """Frames that the source gave, including unreadable ones. Equals the id of the next frame."""
     delivered: int = 0
-    """Handed to the caller."""
+    """Frames returned to the caller."""
     dropped: int = 0
-    """Thrown out for a newer one (policy `latest`)."""
+    """Frames replaced by a newer one (policy `latest`)."""
     corrupt: int = 0
-    """Could not be read, or were not pictures."""
+    """Frames that could not be read, or were not pictures."""
     nonfinite: int = 0
-    """The engine gave NaN or infinity."""
+    """Frames whose outputs contain NaN or infinity."""
     failed: int = 0
-    """The engine raised an error."""
+    """Frames for which the engine raised an error."""
     stuck: int = 0
-    """The engine did not come back in time."""
+    """Frames for which the engine did not return in time."""
     canceled: int = 0
-    """In work when the stream was closed."""
+    """Frames in work when the stream was closed."""
     reconnects: int = 0
-    """Times that a source which had died came back."""
+    """Number of times that a failed source was opened again and gave a frame."""
     restarts: int = 0
-    """Times that a stuck engine was opened again."""
+    """Number of times that a stuck engine was replaced by a new one."""
     problems: tuple[str, ...] = ()
-    """The last of them in words."""
+    """The most recent problems, as text."""
 
     @property
     def in_work(self) -> int:
-        """Frames between the source and the caller."""
+        """Number of frames that were read and have no outcome yet."""
         return self.read - sum(getattr(self, name) for name in FATES)
 
     @property
     def ok(self) -> bool:
-        """Nothing went wrong so far; a dropped frame is not a fault."""
+        """Whether no problem occurred so far; a dropped frame is not a problem."""
         return not any((self.corrupt, self.nonfinite, self.failed, self.stuck, self.reconnects))
 
 
-#: Where a frame can end.
+#: Possible outcomes of a frame.
 FATES = ("delivered", "dropped", "corrupt", "nonfinite", "failed", "stuck", "canceled")
 
 _COUNTERS = ("read", *FATES, "reconnects", "restarts")
 
 
 class HealthRecord:
-    """Counts for `Health`. Any thread may count."""
+    """Thread-safe counters for `Health`."""
 
     def __init__(self, on_problem: Callable[[str], None] | None = None) -> None:
         self._lock = threading.Lock()
@@ -66,28 +69,33 @@ class HealthRecord:
         self._settled = False
 
     def count(self, name: str, problem: str | None = None) -> int:
-        """One more of `name`; how many there were before."""
+        """Increment the counter `name`, and report `problem` if given.
+
+        Returns:
+            The counter before the increment.
+        """
         with self._lock:
             before = self._counts[name]
-            if not (self._settled and name in (*FATES, "read")):  # it counts as canceled already
+            if not (self._settled and name in (*FATES, "read")):  # the frame is already counted as canceled
                 self._counts[name] = before + 1
         if problem is not None:
             self.report(problem)
         return before
 
     def report(self, problem: str) -> None:
-        """Keep a problem in words, and tell it to whoever asked."""
+        """Keep the text of a problem, and pass it to `on_problem`."""
         with self._lock:
             self._problems.append(problem)
         if self._on_problem is not None:
             self._on_problem(problem)
 
     def settle(self) -> None:
-        """What is in work now counts as canceled, and no frame is counted from here on."""
+        """Count all frames in work as canceled, and ignore later counts of frames."""
         with self._lock:
             self._settled = True
             self._counts["canceled"] += self._counts["read"] - sum(self._counts[name] for name in FATES)
 
     def snapshot(self) -> Health:
+        """Return the current counters and the most recent problems."""
         with self._lock:
             return Health(**self._counts, problems=tuple(self._problems))

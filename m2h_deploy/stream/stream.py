@@ -1,4 +1,4 @@
-"""A stream: frames of a camera or a file in, predictions out, with reading, inference and postprocessing overlapped."""
+"""Stream: frames of a camera or a file in, predictions out, with reading, inference and postprocessing overlapped."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from m2h_deploy.stream.channel import Channel
 from m2h_deploy.stream.health import Health, HealthRecord
 from m2h_deploy.stream.watchdog import Watch
 
-#: A stuck engine is opened again this often in a row before the stream gives up.
+#: Number of times in a row that a stuck engine is replaced before the stream fails.
 MAX_RESTARTS = 3
 
-#: First and longest pause between two tries to reach a source, in seconds.
+#: First and longest pause between two attempts to open a source, in seconds.
 FIRST_BACKOFF = 0.5
 MAX_BACKOFF = 8.0
 
-#: Frames that wait at each end of a stream that answers every frame.
+#: Capacity of the first and the last queue with the policy `queue`, in frames.
 QUEUE_DEPTH = 4
 
-#: Seconds that `close` waits for the threads, in all.
+#: Seconds that `close` waits for all threads together.
 _PATIENCE = 1.5
 
 
 class StreamFrame(NamedTuple):
-    """One answer."""
+    """One frame and its prediction."""
 
     id: int
-    """Which frame of the source it is, from 0; what was dropped or failed leaves a gap."""
+    """Number of the frame in the source, from 0. Numbers of dropped and failed frames are skipped."""
     timestamp: float
     """`time.monotonic()` when the frame was read, in seconds."""
     image: NDArray[np.uint8]
@@ -52,7 +52,7 @@ class StreamFrame(NamedTuple):
 
 @dataclass(eq=False)
 class _Slot:
-    """A frame on its way, and the buffers that travel with it."""
+    """A frame in work, and the buffers that it uses."""
 
     tensor: NDArray[Any]
     outputs: dict[str, NDArray[Any]]
@@ -71,24 +71,20 @@ class Stream:
     stream = Stream(runtime, 0)                       # camera index, video, folder, image, rtsp://...
     for id, timestamp, image, prediction in stream:   # ends with the source, Ctrl-C or `break`
         ...
-    stream.health                                     # what became of each frame
+    stream.health                                     # counters of the outcomes
     ```
 
-    Three threads overlap: reading with preprocessing, inference, postprocessing. `policy="latest"` answers the newest
-    frame and throws out what is older, for a robot; `policy="queue"` answers every frame and lets the source wait when
-    a few frames are on their way, for a file. By default live sources get the first and files the second.
+    Three threads overlap: reading with preprocessing, inference, postprocessing. `policy="latest"`, for a robot,
+    predicts the newest frame and drops older ones. `policy="queue"`, for a file, predicts every frame and pauses the
+    source while a few frames are in work. The default is `latest` for live sources and `queue` for files.
 
-    A frame that cannot be read, an engine that raises, gives NaN or does not come back within `timeout` seconds costs
-    that frame, is counted in `health` and told to `on_problem`, and the stream goes on. A stuck engine is opened again
-    beside the old one, three times in a row at most. A live source that ends is opened again after half a second,
-    then after twice as long and so on up to 8 s; after `reconnect` tries in a row (None: no end) the iteration raises
-    M2HError.
+    A frame is lost if it cannot be read, or if the engine raises, outputs NaN or infinity, or does not return within
+    `timeout` seconds. The loss is counted in `health` and reported to `on_problem`, and the stream continues. A stuck
+    engine is replaced by a new one, at most three times in a row. A live source that ends is opened again after half a
+    second, then after twice as long and so on up to 8 s.
 
-    Predictions are the caller's to keep; with `reuse` their arrays are taken back when the next one is asked for, and
-    the steady state allocates no arrays but the source's own image.
-
-    Threads: iterate in one thread; `health` and `close` may be used from any, and the runtime too: inference takes
-    turns with other callers. A stream runs once.
+    A stream runs once. Iterate in one thread; `health` and `close` may be used from any thread. Other callers may use
+    the runtime meanwhile: they take turns with the stream.
     """
 
     def __init__(
@@ -103,9 +99,21 @@ class Stream:
         reconnect: int | None = 10,
         on_problem: Callable[[str], None] | None = None,
     ) -> None:
-        """Open `source`: a camera's index, the path of an image, folder or video, a URL, or a `Source`.
+        """Open the source.
 
-        Raises M2HError when it cannot be opened, or on a value that is out of range.
+        Args:
+            runtime: the runtime that predicts.
+            source: a camera's index, the path of an image, folder or video, a URL, or a `Source`.
+            policy: `latest` or `queue`; None to choose by the source.
+            resolution: size of the predictions: `image` for the image's, `network` for the network's own.
+            reuse: reuse the arrays of a prediction once the next one is requested, so that the steady state allocates
+                only the source's images. Otherwise the caller may keep predictions.
+            timeout: seconds after which an engine counts as stuck.
+            reconnect: attempts in a row to open a live source again before the iteration raises; None for no limit.
+            on_problem: called with the text of each problem, from any thread.
+
+        Raises:
+            M2HError: the source cannot be opened, or a value is out of range.
         """
         self._source = source if isinstance(source, Source) else open_source(source)
         self.policy: QueuePolicy = policy or ("latest" if self._source.live else "queue")
@@ -114,7 +122,7 @@ class Stream:
             raise M2HError(f"stream: timeout {timeout}: must be above 0")
         self._runtime, self._resolution, self._reuse = runtime, resolution, reuse
         self._timeout, self._reconnect = timeout, reconnect
-        runtime.result_size(np.empty((1, 1, 3), np.uint8), resolution)  # refuses an unknown resolution
+        runtime.result_size(np.empty((1, 1, 3), np.uint8), resolution)  # raises on an unknown resolution
         self._record = HealthRecord(on_problem)
         latest = self.policy == "latest"
         depth = 1 if latest else QUEUE_DEPTH
@@ -122,7 +130,7 @@ class Stream:
         self._between: Channel[_Slot] = Channel(1, replace=latest)
         self._results: Channel[StreamFrame] = Channel(depth, replace=latest)
         self._free: Channel[_Slot] = Channel(1 << 20)
-        # One slot with each thread, and as many as the channels hold.
+        # One slot per thread, and as many as the channels hold.
         for _ in range(4 + depth):
             self._free.put(self._new_slot())
         self._spare: deque[Prediction] = deque()
@@ -134,11 +142,15 @@ class Stream:
 
     @property
     def health(self) -> Health:
-        """The counters so far."""
+        """Current counters."""
         return self._record.snapshot()
 
     def __iter__(self) -> Iterator[StreamFrame]:
-        """Start the stages and give the answers. Raises M2HError when the source or the engine is gone for good."""
+        """Start the threads and yield the predictions.
+
+        Raises:
+            M2HError: the source or the engine failed permanently, or the stream ran before.
+        """
         if self._threads or self._stop.is_set():
             raise M2HError("a stream runs once: make another one")
         try:
@@ -154,16 +166,16 @@ class Stream:
             self.close()
 
     def close(self) -> None:
-        """Stop all stages, and count what was on its way as canceled. Harmless to call twice.
+        """Stop all threads, and count the frames in work as canceled. Idempotent.
 
-        Returns within two seconds, also when the source or the engine is stuck: their threads end on their own.
+        Returns within two seconds even if the source or the engine is stuck; their threads then end on their own.
         """
         self._stop.set()
         for channel in (self._inbox, self._between, self._results, self._free):
             channel.end(discard=True)
         deadline = monotonic() + _PATIENCE
         for thread in tuple(self._threads):
-            # Ctrl-C can come before the last of them has begun.
+            # Ctrl-C can come before the last thread has started.
             if thread is not threading.current_thread() and thread.ident is not None:
                 thread.join(max(0.0, deadline - monotonic()))
         self._record.settle()
@@ -192,7 +204,7 @@ class Stream:
         def guarded() -> None:
             try:
                 work()
-            except Exception as error:  # nothing may end a stage without a word
+            except Exception as error:  # a thread must not end silently
                 self._give_up(
                     error if isinstance(error, M2HError) else M2HError(f"stream, {name}: {first_line(error)}")
                 )
@@ -202,7 +214,7 @@ class Stream:
         thread.start()
 
     def _give_up(self, error: M2HError) -> None:
-        """End the stream with `error`; what was finished is still delivered."""
+        """End the stream with `error`; predictions that are finished are still delivered."""
         if self._failure is None:
             self._failure = error
         self._stop.set()
@@ -235,8 +247,8 @@ class Stream:
                 return
 
     def _read_to_the_end(self, preprocess: Callable[..., Any]) -> M2HError | None:
-        """Frames until the source ends; why it did, where it says so."""
-        first = self.health.read > 0  # a frame after an end is a source that came back
+        """Read frames until the source ends; return its error, if any."""
+        first = self.health.read > 0  # the first frame after an end counts as a reconnect
         try:
             for item in self._source.read():
                 if self._stop.is_set():
@@ -298,13 +310,13 @@ class Stream:
                 start, problem = perf_counter(), ""
                 try:
                     engine.backend.run(slot.tensor, out=slot.outputs)
-                except Exception as error:  # an engine may raise what it likes
+                except Exception as error:  # engines raise exceptions of any type
                     problem = first_line(error)
                 slot.inference = perf_counter() - start
             finally:
                 engine.lock.release()
-            if not self._watch.end(turn):  # given up on: the slot has no owner
-                if self._runtime.reopen is not None:  # another thread and engine are there, or about to be
+            if not self._watch.end(turn):  # the watchdog gave this item up: the slot must not be used again
+                if self._runtime.reopen is not None:  # another thread with another engine takes over
                     if engine is not self._runtime.engine:
                         engine.backend.close()
                     return
@@ -323,9 +335,9 @@ class Stream:
         self._between.end()
 
     def _take_turn(self, engine: Engine) -> Engine | None:
-        """The engine, locked, when other callers are done with it; the one in its place when it was replaced.
+        """Lock the engine, or the one that has replaced it, once other callers have released it.
 
-        None when the stream ends before that.
+        Returns None if the stream ends before that.
         """
         while not self._stop.is_set():
             if engine.lock.acquire(timeout=0.1):
@@ -344,11 +356,11 @@ class Stream:
             self._record.count("stuck", f"frame {slot.id}: the engine did not return within {self._timeout:g} s")
             self._restarts += 1
             if self._runtime.reopen is None:
-                continue  # no other one can be opened: the stream goes on when this one returns
+                continue  # the engine cannot be opened again: the stream continues when it returns
             if self._restarts > MAX_RESTARTS:
                 raise EngineTimeout(f"the engine was stuck {self._restarts} times in a row and is not opened again")
             fresh = self._runtime.replace_engine(engine)
-            self._threads.remove(thread)  # closing does not wait for it
+            self._threads.remove(thread)  # `close` does not wait for it
             self._record.count("restarts")
             self._free.put(self._new_slot())
             self._spawn("infer", lambda engine=fresh: self._infer(engine))  # type: ignore[misc]
@@ -372,7 +384,7 @@ class Stream:
         self._results.end()
 
     def _spare_prediction(self, height: int, width: int) -> Prediction | None:
-        """A prediction to write into that the caller is done with, where there is one of this size."""
+        """Return a prediction of this size that the caller no longer uses, or None."""
         while self._spare:
             spare = self._spare.popleft()
             arrays = (getattr(spare, task) for task in self._runtime.tasks)

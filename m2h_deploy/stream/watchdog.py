@@ -1,4 +1,4 @@
-"""What tells a stream that its engine does not come back."""
+"""Watchdog that detects an engine that does not return."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 
 
 class Watch(Generic[Item]):
-    """Which item the engine has, and since when. Safe to call from several threads."""
+    """Record of the item that the engine is working on, and since when. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -20,14 +20,14 @@ class Watch(Generic[Item]):
         self._current: tuple[Item, Engine, threading.Thread, float] | None = None
 
     def begin(self, item: Item, engine: Engine) -> int:
-        """The engine gets `item` from the calling thread; the number is that of the turn."""
+        """Record that the engine starts on `item` in the calling thread; return the number of this turn."""
         with self._lock:
             self._turn += 1
             self._current = (item, engine, threading.current_thread(), monotonic())
             return self._turn
 
     def end(self, turn: int) -> bool:
-        """False where the item of this turn was given up in between."""
+        """Record that the turn is over; return False if its item was given up meanwhile."""
         with self._lock:
             if self._current is None or turn != self._turn:
                 return False
@@ -35,9 +35,10 @@ class Watch(Generic[Item]):
             return True
 
     def overdue(self, timeout: float) -> tuple[Item, Engine, threading.Thread] | None:
-        """The item that an engine has had for longer than `timeout` seconds, the engine, and the thread that waits.
+        """Give up the item that an engine has been working on for longer than `timeout` seconds.
 
-        The item counts as given up from here on.
+        Returns:
+            The item, the engine and the thread that waits for it; None if no item is overdue.
         """
         with self._lock:
             if self._current is None or monotonic() - self._current[3] < timeout:

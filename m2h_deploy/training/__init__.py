@@ -1,4 +1,4 @@
-"""Training: the paper's losses, dynamic weight averaging and recipe; evaluation of what comes out.
+"""Training with the paper's losses, dynamic weight averaging and recipe, and evaluation of the trained network.
 
 ```python
 from m2h_deploy.training import evaluate, load_config, train

@@ -1,4 +1,4 @@
-"""Dynamic weight averaging (Liu et al. 2019): slower tasks weigh more (paper, equations 18a and 18b)."""
+"""Dynamic weight averaging (Liu et al. 2019): tasks whose loss falls slowly weigh more (equations 18a and 18b)."""
 
 from __future__ import annotations
 
@@ -11,22 +11,30 @@ TEMPERATURE = 2.0
 
 @dataclass(frozen=True)
 class LossHistory:
-    """Mean loss of each task over the last two periods (epochs), oldest first; what the weights depend on."""
+    """Mean loss of each task over the last two periods (epochs), oldest first. The task weights depend on it."""
 
     periods: tuple[Mapping[str, float], ...] = ()
 
     def after(self, losses: Mapping[str, float]) -> LossHistory:
-        """The history once a further period has ended with these mean losses."""
+        """Return the history extended by a period with these mean losses."""
         return LossHistory((*self.periods, dict(losses))[-2:])
 
 
 def task_weights(history: LossHistory, tasks: tuple[str, ...]) -> dict[str, float]:
-    """w_i(t) = N exp(r_i(t-1) / T) / sum_n exp(r_n(t-1) / T), with r_i(t-1) = L_i(t-1) / L_i(t-2).
+    """Compute the weight of each task's loss (equations 18a and 18b).
 
-    The weights add up to N. Before two periods have passed, and for a loss that was 0 (no labels), r is 1.
+    w_i(t) = N exp(r_i(t-1) / T) / sum_n exp(r_n(t-1) / T), with r_i(t-1) = L_i(t-1) / L_i(t-2). Before two periods have
+    passed, and for a loss that was 0 (no labels), r is 1.
+
+    Args:
+        history: mean losses of the last two periods.
+        tasks: names of the N tasks.
+
+    Returns:
+        Weights by task, which add up to N.
     """
     rates = {task: _rate(history, task) for task in tasks}
-    # Only differences count, so the largest is taken off: a loss that explodes cannot overflow the rest.
+    # The largest rate is subtracted, which does not change the weights, so that a diverging loss cannot overflow exp.
     largest = max(rates.values())
     scaled = {task: math.exp((rate - largest) / TEMPERATURE) for task, rate in rates.items()}
     total = sum(scaled.values())

@@ -20,13 +20,13 @@ from m2h_deploy.training.cache import UNKNOWN_EDGE, FrameCache
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Ranges of the random changes; 0 switches one off."""
+    """Ranges of the random augmentations; 0 disables one."""
 
     brightness: float = 0.2
     contrast: float = 0.2
     saturation: float = 0.2
     hue: float = 0.05
-    """Share of the color circle, 0..0.5."""
+    """Fraction of the hue circle, 0..0.5."""
     gamma: float = 0.2
     flip: float = 0.5
     """Probability of a horizontal flip."""
@@ -34,7 +34,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """Labels of N frames of H x W pixels, beside the image.
+    """Images of N frames, and their labels at H x W pixels. The labels may have another size than the images.
 
     - image: float32 (N, 3, H, W), RGB 0..1
     - depth: float32 (N, 1, H, W), meters, 0 where unknown
@@ -50,23 +50,30 @@ class Batch:
     edges: Tensor
 
     def to(self, device: torch.device) -> Batch:
+        """Copy all tensors to `device`."""
         return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     def network_input(self, normalization: Normalization) -> Tensor:
-        """The image as the network takes it."""
+        """Normalize the image for the network: float32 (N, 3, H, W)."""
         return normalized(self.image, normalization)
 
 
 def normalized(image: Tensor, normalization: Normalization) -> Tensor:
-    """(N, 3, H, W), RGB 0..1, less the mean and divided by the deviation of each channel."""
+    """Subtract each channel's mean and divide by its standard deviation; `image` is (N, 3, H, W), RGB 0..1."""
     mean, std = (image.new_tensor(values).view(3, 1, 1) for values in (normalization.mean, normalization.std))
     return (image - mean) / std
 
 
 def read_batch(cache: FrameCache, indices: np.ndarray, size: tuple[int, int]) -> Batch:
-    """The frames at `indices`, resized to `size` (height, width): images by area, labels by nearest neighbor.
+    """Read frames as tensors, resized to one size: images by area, labels by nearest neighbor, edges by maximum.
 
-    An edge is one pixel wide, so a smaller edge map keeps an edge wherever one of the pixels under it has one.
+    Edges are one pixel wide. In a smaller edge map a pixel is therefore an edge if any of the pixels that it covers is
+    one.
+
+    Args:
+        cache: the frames.
+        indices: which frames, int (N,).
+        size: (height, width), pixels.
     """
     image = torch.from_numpy(_images(cache, indices, size)).permute(0, 3, 1, 2).float() / 255
     semantics = torch.from_numpy(cache.semantics[indices].astype(np.int64))
@@ -87,7 +94,7 @@ def _images(cache: FrameCache, indices: np.ndarray, size: tuple[int, int]) -> np
 
 
 def resize_labels(batch: Batch, size: tuple[int, int]) -> Batch:
-    """The batch with its labels, not its image, at another size: nearest neighbor, edges by maximum."""
+    """Resize the labels, but not the image, to `size` (height, width): nearest neighbor, edges by maximum."""
     semantics = F.interpolate(batch.semantics[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()
     return replace(
         batch,
@@ -99,13 +106,23 @@ def resize_labels(batch: Batch, size: tuple[int, int]) -> Batch:
 
 
 def crop_labels(batch: Batch, part: Callable[[Tensor], Tensor]) -> Batch:
-    """The batch with `part` (H and W last) of its labels; the image stays whole."""
+    """Replace each label map by `part` of it; the image stays whole.
+
+    Args:
+        batch: the batch.
+        part: crops a tensor whose last two dimensions are H and W.
+    """
     labels = {f.name: part(getattr(batch, f.name)) for f in fields(batch) if f.name != "image"}
     return replace(batch, **labels)
 
 
 def flip(batch: Batch, chosen: Tensor) -> Batch:
-    """The frames where `chosen`, bool (N,), holds mirrored left to right; normals' x component changes its sign."""
+    """Mirror some frames of a batch left to right, and change the sign of their normals' x component.
+
+    Args:
+        batch: the batch.
+        chosen: bool (N,), the frames to mirror.
+    """
     mirror = chosen.view(-1, 1, 1, 1)
     sign = batch.normals.new_tensor([-1.0, 1.0, 1.0]).view(1, 3, 1, 1)
     return Batch(
@@ -118,16 +135,21 @@ def flip(batch: Batch, chosen: Tensor) -> Batch:
 
 
 def augment(batch: Batch, config: AugmentConfig, seed: int) -> Batch:
-    """Random brightness, contrast, gamma, hue, saturation and horizontal flip, each frame its own.
+    """Apply random brightness, contrast, gamma, hue, saturation and horizontal flip, drawn for each frame.
 
-    `seed` alone sets the draw, so that a run that is broken off and resumed sees the same frames.
+    The result depends only on the arguments, so that a resumed run sees the same frames.
+
+    Args:
+        batch: the batch; labels change only by the flip.
+        config: ranges of the augmentations.
+        seed: seed of the random draws.
     """
     generator = torch.Generator().manual_seed(seed)
     count = len(batch.image)
     chosen = torch.rand(count, generator=generator) < config.flip
     image = batch.image
     for name, adjust in _adjustments().items():
-        # Drawn even where it is not used: switching one change off leaves the others as they were.
+        # Drawn even if unused, so that disabling one augmentation does not change the others.
         spread = 2 * torch.rand(count, generator=generator) - 1
         amount = getattr(config, name)
         if amount:
@@ -137,7 +159,7 @@ def augment(batch: Batch, config: AugmentConfig, seed: int) -> Batch:
 
 @cache
 def _adjustments() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """By field of AugmentConfig: (image (N, 3, H, W) RGB 0..1, signed amount (N,)) to the changed image."""
+    """Map each field of AugmentConfig to a function of image (N, 3, H, W), RGB 0..1, and signed amount (N,)."""
     from kornia import enhance
 
     return {
@@ -150,7 +172,16 @@ def _adjustments() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
 
 
 def epoch_order(count: int, batch_size: int, seed: Sequence[int], epoch: int) -> Iterator[np.ndarray]:
-    """Indices of each batch of an epoch: a permutation set by (seed, epoch); an incomplete last batch is dropped."""
+    """Yield the indices of each batch of an epoch, in an order set by (seed, epoch).
+
+    An incomplete last batch is dropped. Fewer frames than a batch make one batch.
+
+    Args:
+        count: number of frames.
+        batch_size: frames per batch.
+        seed: non-negative integers.
+        epoch: 0-based.
+    """
     order = np.random.default_rng([*seed, epoch]).permutation(count)
     size = min(batch_size, count)
     for start in range(0, count - size + 1, size):

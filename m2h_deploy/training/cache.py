@@ -1,4 +1,4 @@
-"""Labeled frames, read or rendered once and kept on disk as arrays: an epoch then costs a read."""
+"""On-disk cache of labeled frames, memory-mapped, so that they are read or rendered only once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from m2h_deploy.training.progress import Progress, silent
 #: Edge value of pixels that have no edge label.
 UNKNOWN_EDGE = 255
 
-# name: dtype and channels (0: a plain map). Half floats hold 10 m of depth to 4 mm.
+# name: dtype and channels (0 for a map (H, W)). float16 resolves 10 m of depth to 4 mm.
 _FIELDS: dict[str, tuple[str, int]] = {
     "image": ("uint8", 3),
     "depth": ("float16", 0),
@@ -59,7 +59,7 @@ class FrameCache:
         return len(self.image)
 
     def __iter__(self) -> Iterator[Frame]:
-        """Give the frames as metrics take them, in order. Unlabeled edges count as no edge."""
+        """Yield the frames in order, as metrics take them. Pixels without edge label count as no edge."""
         for i in range(len(self)):
             yield Frame(
                 image=np.ascontiguousarray(self.image[i]),
@@ -81,11 +81,21 @@ def open_cache(
     workers: int = 1,
     progress: Progress = silent,
 ) -> FrameCache:
-    """The cache of `dataset` at `size` (height, width) under `root`, built first where it is not there.
+    """Open the cache of a dataset, and build it first if it does not exist.
 
-    `key` names the data: another key, size or number of frames is another cache. `count` takes the first frames
-    only (0: all). `workers` processes read or render the frames. A build that is broken off leaves nothing behind.
-    Raises M2HError for an empty dataset or a full disk.
+    Another key, size or number of frames makes another cache. An interrupted build leaves no files behind.
+
+    Args:
+        dataset: source of the frames.
+        key: name of the data, unique under `root`.
+        root: folder of all caches.
+        size: (height, width) of the cached frames, pixels.
+        count: number of frames, from the first; 0 for all.
+        workers: processes that read or render the frames.
+        progress: called after each frame.
+
+    Raises:
+        M2HError: the dataset is empty, or the disk is full.
     """
     frames = min(count, len(dataset)) if count else len(dataset)
     if not frames:
@@ -93,7 +103,7 @@ def open_cache(
     identity = json.dumps([_VERSION, key, frames, *size])
     folder = Path(root) / f"frames-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     if (fields := _open_fields(folder, frames, size)) is None:
-        shutil.rmtree(folder, ignore_errors=True)  # damaged, if it is there
+        shutil.rmtree(folder, ignore_errors=True)  # absent or damaged
         read = _read_all(dataset, frames, size, workers)
         _build(read, frames, key, folder, size, progress)
         fields = _open_fields(folder, frames, size)
@@ -103,7 +113,7 @@ def open_cache(
 
 
 def _open_fields(folder: Path, count: int, size: tuple[int, int]) -> dict[str, npt.NDArray] | None:
-    """The arrays in a folder, mapped into memory; None where one is missing, truncated or of another shape."""
+    """Memory-map the arrays of a folder; return None if one is missing, truncated or of another shape."""
     try:
         fields = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _FIELDS}
     except (FileNotFoundError, NotADirectoryError):
@@ -145,7 +155,10 @@ def _build(
 
 
 def _new_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.memmap:
-    """A memory-mapped array on disk that is really there: a page without a block on the disk would end the process."""
+    """Create a memory-mapped array with its disk blocks allocated.
+
+    Writing to a page without a block ends the process (SIGBUS) when the disk is full.
+    """
     array = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
     with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -160,7 +173,7 @@ def _read_all(dataset: Dataset, count: int, size: tuple[int, int], workers: int)
     if workers <= 1:
         yield from (_read(dataset, size, i) for i in range(count))
         return
-    # Spawned: a fork of a process that runs torch's threads can hang.
+    # Spawned, because forking a process that runs torch's threads can deadlock.
     with ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
     ) as p:
@@ -172,7 +185,11 @@ def _read(dataset: Dataset, size: tuple[int, int], index: int) -> dict[str, npt.
 
 
 def frame_fields(frame: Frame, size: tuple[int, int]) -> dict[str, npt.NDArray]:
-    """A frame's arrays at `size` (height, width): the image by area, labels by nearest neighbor."""
+    """Resize a frame to `size` (height, width), image by area, labels by nearest neighbor.
+
+    Returns:
+        The arrays of FrameCache by name, without the first dimension; labels that the frame lacks are all unknown.
+    """
     fields: dict[str, npt.NDArray] = {"image": _resize(frame.image, size, cv2.INTER_AREA)}
     for name, unknown in _UNKNOWN.items():
         dtype, channels = _FIELDS[name]
@@ -180,7 +197,7 @@ def frame_fields(frame: Frame, size: tuple[int, int]) -> dict[str, npt.NDArray]:
         if label is None:
             fields[name] = np.full(_shape(1, size, channels)[1:], unknown, dtype)
         else:
-            # OpenCV does not resize half floats, so they are made last.
+            # Converted after resizing, because OpenCV does not resize float16.
             fields[name] = _resize(label, size, cv2.INTER_NEAREST).astype(dtype)
     return fields
 

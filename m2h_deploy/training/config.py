@@ -1,4 +1,4 @@
-"""What a training run is: frozen values, read from a TOML file. The defaults are the paper's recipe (section IV B)."""
+"""Configuration of a training run, read from a TOML file. The defaults are the paper's recipe (section IV B)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from m2h_deploy.training.batches import AugmentConfig
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The frames of a run. Each is kept on disk once, at `height` x `width`."""
+    """Frames of a run. Each is cached on disk once, at `height` x `width`."""
 
     source: str = "rooms"
-    """`rooms` for synthetic rooms, seen at 320 x 240 and then resized; or a data set's folder or file as
-    `m2h_deploy.data.open_dataset` takes it."""
+    """`rooms` for synthetic rooms, rendered at 320 x 240 and then resized; or a data set's folder or file, see
+    `m2h_deploy.data.open_dataset`."""
     split: str = "train"
     height: int = 224
     width: int = 224
     count: int = 0
-    """Frames to use; 0 for all of a data set. Rooms need a number."""
+    """Number of frames; 0 for all of a data set. Required for rooms."""
     seed: int = 0
-    """Series of the rooms."""
+    """Seed of the series of rooms."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,18 @@ class StageConfig:
     epochs: int
     batch_size: int = 8
     frames: int = 0
-    """Frames of an epoch, drawn anew for each; 0 for all. Fewer end a stage sooner without cutting its schedule off."""
+    """Frames per epoch, drawn anew for each; 0 for all. A smaller number shortens the stage and its schedule."""
     decoder: Literal["m2h", "patch"] = "m2h"
-    """`patch` trains the backbone alone, below a small decoder that is then thrown away (see `warmstart`)."""
+    """`patch` trains the backbone alone, with a small decoder that is then discarded (see `warmstart`)."""
     height: int = 0
     width: int = 0
     """Size of the images in this stage; 0 for the data's."""
     crop: int = 0
-    """Patches a side of the window that the decoder sees of the backbone's whole view; 0 for all of it. The
-    decoder costs as its output is large, and it is nearly the same everywhere in the image."""
+    """Side, in patches, of the window of the backbone's output that the decoder is trained on; 0 for all of it. The
+    decoder's cost grows with its output, and it computes nearly the same function everywhere in the image."""
     train_backbone: bool = True
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon` learns faster from nothing (see `optimizers`); the paper's fine-tuning of DINOv2 is AdamW's."""
+    """`muon` learns faster from random weights (see `optimizers`); the paper fine-tunes DINOv2 with AdamW."""
     learning_rate: float = 5e-4
     weight_decay: float = 1e-4
     decay_power: float = 0.9
@@ -67,15 +67,15 @@ class StageConfig:
     consistency: float = 0.0
     """Weight of the two cross-task losses; 0.1 in fine-tuning (equations 16 and 17)."""
     focal: tuple[float, ...] = ()
-    """Focal lengths as shares of the image's width and height, for normals of depth; empty for the paper's form
-    (equation 16a), which knows no camera."""
+    """Focal lengths as fractions of the image's width and height, for normals of depth; empty for the paper's form
+    (equation 16a), which does not use a camera."""
     average: float = 0.0
-    """Decay per step of the moving average of the weights that is evaluated and kept; 0 for none."""
+    """Decay per step of the moving average of the weights, which is evaluated and saved; 0 to disable it."""
     teacher_weight: float = 1.0
-    """Weight of the distillation losses; without effect where the run has no teacher."""
+    """Weight of the distillation losses; ignored without a teacher."""
 
 
-#: The paper's two stages; it does not say how long they are.
+#: The paper's two stages. The paper does not give their lengths.
 PAPER_STAGES = (
     StageConfig("initial", epochs=100),
     StageConfig("fine-tuning", epochs=25, alpha=0.75, beta=1.0, consistency=0.1),
@@ -84,24 +84,24 @@ PAPER_STAGES = (
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole run."""
+    """Configuration of a whole run."""
 
     variant: str = "m2h-small"
     seed: int = 0
     preset: Literal["published", "imagenet"] = "published"
-    """Normalization of the images; the runtime must be told the same one."""
+    """Normalization of the images; the runtime must use the same one."""
     depth_loss: Literal["indoor", "outdoor", "relative"] = "indoor"
-    """The paper's two (equations 15a and 15b), or errors as a share of the true depth (see `losses`)."""
+    """The paper's two losses (equations 15a and 15b), or the error relative to the true depth (see `losses`)."""
     checkpoint: str = ""
-    """Weights to start from; empty for fresh ones."""
+    """Checkpoint to start from; empty for random weights."""
     backbone: str = ""
-    """A DINOv2 state dict (.pth) to start the backbone from; empty for none."""
+    """DINOv2 state dict (.pth) to initialize the backbone with; empty for random weights."""
     teacher: str = ""
-    """Checkpoint of a larger M2H to distil from; empty for none."""
+    """Checkpoint of a larger M2H to distill from; empty for no distillation."""
     layer_scale: float = 0.0
-    """Start of the fresh backbone's LayerScale; 0 for DINOv2's 1e-5, which suits deep networks and long training."""
+    """Initial LayerScale of a new backbone; 0 for DINOv2's 1e-5, which suits deep networks and long training."""
     balancing_steps: int = 0
-    """Length of a period of dynamic weight averaging; 0 for an epoch."""
+    """Length of a period of dynamic weight averaging, in steps; 0 for an epoch."""
     save_steps: int = 200
     model: Mapping[str, Any] = field(default_factory=dict)
     """Options of `make_config`, for instance `channels` or `head_channels`."""
@@ -110,12 +110,15 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     stages: tuple[StageConfig, ...] = PAPER_STAGES
     folder: Path = field(default=Path(), repr=False, compare=False, metadata={"toml": False})
-    """Where the TOML file lies; no part of what the run is."""
+    """Folder of the TOML file. It is not part of the run's configuration."""
 
     def find(self, path: str) -> str:
         """Resolve a path of the file: relative to the file's folder, else to the working directory.
 
-        The names of shipped weights are not paths and are returned unchanged. Raises M2HError where nothing is found.
+        Names of shipped weights are not paths and are returned unchanged.
+
+        Raises:
+            M2HError: neither place has the path.
         """
         beside = self.folder / path
         if beside.is_file() or (beside.is_dir() and path not in VARIANTS):
@@ -127,10 +130,14 @@ class TrainConfig:
 
 
 def load_config(path: str | os.PathLike[str], *, training: bool = True) -> TrainConfig:
-    """Read the run that a TOML file describes.
+    """Read the configuration of a run from a TOML file.
 
-    Without `training` only what an evaluation needs: `[data]` and the stages may be missing or wrong. Raises M2HError
-    in one line for a missing or broken file, an unknown key, a value of the wrong type or out of range.
+    Args:
+        path: the TOML file.
+        training: False to read and check only what an evaluation needs; `[data]` and the stages are ignored.
+
+    Raises:
+        M2HError: the file is missing or damaged, has an unknown key, or a value of the wrong type or out of range.
     """
     file = Path(path)
     try:
@@ -141,13 +148,13 @@ def load_config(path: str | os.PathLike[str], *, training: bool = True) -> Train
 
 
 def parse_config(text: str, origin: str, *, training: bool = True) -> TrainConfig:
-    """`load_config` of a text; `origin` names it in errors."""
+    """Parse the text of a TOML file, see `load_config`. `origin` names the file in messages."""
     tomllib = _toml_reader()
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise M2HError(f"{origin} is not TOML: {error}") from None
-    # A TOML array of tables is best read in the singular: [[stage]].
+    # The file uses the singular, [[stage]], which reads better for a TOML array of tables.
     if "stage" in values:
         values["stages"] = values.pop("stage")
     if not training:
@@ -195,7 +202,7 @@ def _value(hint: Any, value: Any, origin: str, path: str) -> Any:
     return value
 
 
-# Field to (lowest, highest) of what makes sense.
+# Lowest and highest valid value of each field.
 _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 1e6),
     "crop": (0, 1e4),

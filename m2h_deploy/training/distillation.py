@@ -1,8 +1,8 @@
-"""Distillation from a larger M2H: the smaller network also learns from the larger one's answers.
+"""Distillation from a larger M2H: the smaller network also learns from the larger network's outputs.
 
-The paper calls M2H-small a distilled variant and does not say how. Here each task's own loss is taken with the
-teacher's answer in the place of the label; semantics use the divergence of the two class distributions (Hinton et
-al. 2015).
+The paper calls M2H-small a distilled variant and does not describe the method. Here the loss of each task is computed
+with the teacher's output in place of the label. For semantics it is the divergence of the two class distributions
+(Hinton et al. 2015).
 """
 
 from __future__ import annotations
@@ -13,12 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Softens both class distributions.
+#: Softmax temperature of both class distributions.
 TEMPERATURE = 2.0
 
 
 def distillation_losses(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scalars by task: how far the student's outputs are from the teacher's, both (N, C, H, W), over all pixels."""
+    """Compute how far the student's outputs are from the teacher's, averaged over all pixels.
+
+    Args:
+        student: outputs (N, C, H, W) by task.
+        teacher: outputs of the same shapes.
+
+    Returns:
+        Scalars by task.
+    """
     return {
         "depth": F.huber_loss(student["depth"], teacher["depth"]),
         "semantics": _divergence(student["semantics"], teacher["semantics"]),
@@ -28,7 +36,7 @@ def distillation_losses(student: Mapping[str, Tensor], teacher: Mapping[str, Ten
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Kullback-Leibler divergence per pixel, times T^2 so that its gradient does not shrink with T."""
+    """Compute the Kullback-Leibler divergence per pixel, times T^2 so that its gradient does not shrink with T."""
     ours, theirs = (F.log_softmax(logits / TEMPERATURE, dim=1) for logits in (student, teacher))
     pixels = student.shape[0] * student.shape[2] * student.shape[3]
     return TEMPERATURE**2 * F.kl_div(ours, theirs, reduction="sum", log_target=True) / pixels

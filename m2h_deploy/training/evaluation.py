@@ -1,4 +1,4 @@
-"""Evaluate a network on labeled frames with the project's metrics, and show the result as a table."""
+"""Evaluate a network on labeled frames, and format the result as a table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from m2h_deploy.training.batches import normalized
 from m2h_deploy.training.progress import Progress, silent
 from m2h_deploy.training.speed import CPUAttention
 
-#: Figures of the table: task, key in the result, heading, factor, decimals.
+#: Rows of the table: task, key in the result, heading, factor, decimals.
 _COLUMNS = (
     ("semantics", "miou_present", "mIoU (classes present)", 100.0, 2),
     ("semantics", "pixel_accuracy", "pixel accuracy", 100.0, 2),
@@ -39,11 +39,23 @@ def evaluate(
     batch_size: int = 8,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Metrics of `model`, in float32 on its own device, by task, and `frames`, how many were seen.
+    """Compute the metrics of a network on labeled frames.
 
-    Frames must be of one size; a frame counts for the tasks that it has labels for. Depth is limited to the model's
-    range. `preset` is how images were normalized in training. The mode of the model is put back. Raises M2HError for
-    no frames or frames of different sizes.
+    A frame counts for the tasks that it has labels for. The model runs in float32 on its own device, and its depth is
+    clamped to its range. Its training mode is restored afterwards.
+
+    Args:
+        model: the network.
+        frames: labeled frames of one size.
+        preset: normalization that the network was trained with.
+        batch_size: frames per forward pass.
+        progress: called after each batch.
+
+    Returns:
+        Figures of each task by name (see the metrics' `compute`), and `frames`, the number of frames.
+
+    Raises:
+        M2HError: there are no frames, or they differ in size.
     """
     metrics: dict[str, Metric] = {
         "depth": DepthMetric(clamp=(model.config.min_depth, model.config.max_depth)),
@@ -105,9 +117,9 @@ def _update(metrics: dict[str, Metric], frame: Frame, outputs: dict[str, np.ndar
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result of `evaluate` as a Markdown table; shares are in percent.
+    """Format the result of `evaluate` as a Markdown table; shares are in percent.
 
-    With `before`, another such result in it, that one has a column of its own.
+    If the result has another result under `before`, that one gets a column.
     """
     results = [result, *([result["before"]] if "before" in result else [])]
     headings = ["value"] if len(results) == 1 else ["INT8, fine-tuned", "INT8, before"]

@@ -1,8 +1,8 @@
-"""The network's forward pass, rearranged for training: the same function of the same weights with fewer large maps.
+"""Forward pass rearranged for training: the same function of the same weights, with fewer large intermediate maps.
 
-In training every intermediate map is kept for the backward pass, so the maps at full size of M2H-small's decoder cost
-more than all its products. The rearrangements are exact in real arithmetic: a 1x1 convolution commutes with bilinear
-resizing, whose weights add up to 1, and the mean of a resized map is a weighted mean of the map itself.
+Training keeps every intermediate map for the backward pass. The full-size maps of M2H-small's decoder therefore cost
+more than all its matrix products. The rearrangements are exact in real arithmetic: a 1x1 convolution commutes with
+bilinear resizing, whose weights add up to 1, and the mean of a resized map is a weighted mean of the map itself.
 """
 
 from __future__ import annotations
@@ -28,10 +28,17 @@ from m2h_deploy.model.msf import MSF, FusionBlock
 
 
 def forward(model: M2H, image: Tensor, window: Window | None = None) -> dict[str, Tensor]:
-    """`model(image)`, cheaper to train: equal up to rounding, outputs in the same order and of the same shapes.
+    """Run `model(image)` at a lower training cost. The outputs are equal up to rounding.
 
-    With `window` the decoder sees, and the outputs cover, only that part of the image. Networks with a dense decoder
-    (M2H itself) are run as they are.
+    Networks with a dense decoder (M2H itself) are not rearranged.
+
+    Args:
+        model: the network.
+        image: (N, 3, H, W), normalized.
+        window: if given, the decoder sees, and the outputs cover, only this part of the image.
+
+    Returns:
+        Outputs by task, in the order and with the shapes of `M2H.forward`, at the size of the image or the window.
     """
     stages = model.backbone(image)
     if window is None:
@@ -42,20 +49,29 @@ def forward(model: M2H, image: Tensor, window: Window | None = None) -> dict[str
 
 @dataclass(frozen=True)
 class Window:
-    """A square of `patches` x `patches` patches, its first one in row `top` and column `left` of the patch grid."""
+    """Square of `patches` x `patches` patches that begins at row `top` and column `left` of the patch grid."""
 
     top: int
     left: int
     patches: int
 
     def of(self, maps: Tensor, scale: int = 1) -> Tensor:
-        """The window's part of maps (..., H, W) that have `scale` rows and columns a patch."""
+        """Crop maps (..., H, W) that have `scale` rows and columns per patch."""
         end = scale * (self.top + self.patches), scale * (self.left + self.patches)
         return maps[..., scale * self.top : end[0], scale * self.left : end[1]]
 
 
 def decode(model: M2H, stages: list[tuple[Tensor, Tensor]], size: tuple[int, int]) -> dict[str, Tensor]:
-    """Everything behind the backbone: four stages to the four outputs at `size`."""
+    """Run everything after the backbone.
+
+    Args:
+        model: the network.
+        stages: patch map (N, E, h, w) and class token (N, E) of each of the four stages.
+        size: (H, W) of the outputs, pixels.
+
+    Returns:
+        Outputs (N, C, H, W) by task, in the order of TASKS.
+    """
     maps = model.mstr(stages)
     fuse, head = (_fuse, _head) if model.config.separable else (_plain_fuse, _plain_head)
     features = {task: fuse(model.msf[task], maps) for task in TASKS}
@@ -100,7 +116,7 @@ def _head(head: nn.Module, x: Tensor, size: tuple[int, int]) -> Tensor:
     x = upsample2(_before_upsampling(head.upsample1, x))
     x = upsample2(head.final(_before_upsampling(head.upsample2, x)))
     if isinstance(head, NormalsHead):
-        # In float32: bfloat16's unit vectors are up to half a degree off.
+        # In float32, because unit vectors in bfloat16 are up to half a degree off.
         x = F.normalize(torch.tanh(x.float()), dim=1)
     return resize(x, size)
 
@@ -108,26 +124,26 @@ def _head(head: nn.Module, x: Tensor, size: tuple[int, int]) -> Tensor:
 def _aspp(head: AttendedHead, x: Tensor) -> Tensor:
     if x.device.type != "cpu":
         return head.aspp(x)
-    # In bfloat16 the weight gradient of the dilated depthwise convolution was seen to change from call to call
-    # (oneDNN, PyTorch 2.13): training would not be reproducible.
+    # In float32, because in bfloat16 the weight gradient of the dilated depthwise convolution varies between calls
+    # (oneDNN, PyTorch 2.13), and training would not be reproducible.
     with torch.autocast("cpu", enabled=False):
         return head.aspp(x.float())
 
 
 def _before_upsampling(block: nn.Module, x: Tensor) -> Tensor:
-    """z with block(x) = upsample2(z), at the size of x."""
+    """Compute z with block(x) = upsample2(z), at the size of x."""
     assert isinstance(block, SeparableUpsampleBlock)
     h = F.relu(block.norm1(block.conv1(x)))
     h = F.relu(block.norm2(block.conv2(h)))
     rows, columns = (_upsampled_mean_weights(n).to(h) for n in h.shape[2:])
     mean = ((h * columns).sum(3) * rows).sum(2)[..., None, None]
-    # Not through the module: quantizers round maps, never means, as in an INT8 engine.
+    # The module is bypassed, because its quantizer must not round means: an INT8 engine rounds only maps.
     gate = block.gate(F.conv2d(mean, block.refine.weight, groups=block.refine.groups))
     return block.refine(h) * gate + block.residual(x)
 
 
 @lru_cache(maxsize=64)
 def _upsampled_mean_weights(length: int) -> Tensor:
-    """Weight of each of `length` samples in the mean of their 2x upsampling with aligned corners: (length,), sum 1."""
+    """Compute each sample's weight in the mean of the 2x upsampling with aligned corners: (length,), sum 1."""
     unit = torch.eye(length)[:, None]
     return F.interpolate(unit, size=2 * length, mode="linear", align_corners=True).mean(dim=2)[:, 0]

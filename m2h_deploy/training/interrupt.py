@@ -1,4 +1,4 @@
-"""Ctrl-C between steps instead of inside one: what is saved is then whole."""
+"""Defer Ctrl-C to the end of a training step, so that the saved state is complete."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from m2h_deploy.stdio import wanted_signals
 
 
 class Interrupt:
-    """Context in which the first Ctrl-C, SIGTERM or SIGHUP only sets `requested`; a second one ends the program."""
+    """Context in which the first Ctrl-C, SIGTERM or SIGHUP sets `requested`; a second one raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.requested = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        # Python delivers signals to the main thread only, and lets only it set handlers.
+        # Python delivers signals only to the main thread, which alone may set handlers.
         if threading.current_thread() is threading.main_thread():
             for number in wanted_signals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
                 self._previous[number] = signal.signal(number, self._handle)
@@ -36,6 +36,6 @@ class Interrupt:
         self.requested = True
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt where one was requested."""
+        """Raise KeyboardInterrupt if an interrupt was requested."""
         if self.requested:
             raise KeyboardInterrupt

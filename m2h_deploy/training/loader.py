@@ -1,4 +1,4 @@
-"""The batches of one stage, prepared ahead in a thread. Every draw is set by the seed and the step alone."""
+"""Batches of one stage, prepared ahead in a thread. Random draws depend only on the seed and the step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _AHEAD = 2
 
 @dataclass(frozen=True)
 class Sample:
-    """A batch, and the part of its images that the decoder sees: the labels are those of this part."""
+    """A batch, and the window of its images that the decoder sees. The labels are those of the window."""
 
     batch: Batch
     window: Window | None = None
@@ -32,7 +32,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Feed:
-    """What a stage's batches are made from."""
+    """Source of a stage's batches."""
 
     frames: FrameCache
     stage: StageConfig
@@ -44,12 +44,17 @@ class Feed:
 
     @property
     def steps_per_epoch(self) -> int:
-        """An incomplete last batch is dropped; fewer frames than a batch are one batch."""
+        """Batches per epoch. An incomplete last batch is dropped; fewer frames than a batch make one batch."""
         frames = min(self.stage.frames or len(self.frames), len(self.frames))
         return max(frames // self.stage.batch_size, 1)
 
     def check(self) -> None:
-        """Raises M2HError where the stage's sizes do not fit each other."""
+        """Check that the stage's sizes fit each other.
+
+        Raises:
+            M2HError: image sides are not whole patches where they must be, the crop is larger than the image, or a
+                process gets fewer than two frames per batch.
+        """
         grid = [side // self.patch_size for side in self.size]
         whole = all(side % self.patch_size == 0 for side in self.size)
         if (self.stage.decoder == "patch" or self.stage.crop) and not whole:
@@ -68,7 +73,7 @@ class Feed:
             )
 
     def samples(self, start: int) -> Iterator[Sample]:
-        """The stage's samples from step `start` on."""
+        """Yield the stage's samples from step `start` (0-based) on."""
         first, skip = divmod(start, self.steps_per_epoch)
         orders = (
             islice(epoch_order(len(self.frames), self.stage.batch_size, self.seed, epoch), self.steps_per_epoch)
@@ -80,7 +85,7 @@ class Feed:
             yield from _prefetched(jobs, pool)
 
     def _sample(self, indices: np.ndarray, step: int) -> Sample:
-        # Two streams: each process changes its own frames in its own way, all of them look at the same window.
+        # Two random streams: each process augments its frames differently, but all use the same window.
         own = np.random.SeedSequence([*self.seed, step, self.group.rank + 1]).generate_state(1, np.uint64)[0]
         batch = read_batch(self.frames, self.group.share(indices), self.size)
         batch = augment(batch, self.augment, int(own >> np.uint64(1)))

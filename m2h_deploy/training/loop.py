@@ -1,4 +1,4 @@
-"""The training loop: stages, optimizer and schedule, balancing, averaging, saving and going on."""
+"""Training loop: stages, optimizer and schedule, balancing, weight averaging, saving and resuming."""
 
 from __future__ import annotations
 
@@ -33,19 +33,20 @@ from m2h_deploy.training.warmstart import PatchNetwork
 
 @dataclass
 class Balance:
-    """Dynamic weight averaging in the making: the history and the sums of the period under way."""
+    """State of dynamic weight averaging: the history, and the sums of the current period."""
 
     history: LossHistory = field(default_factory=LossHistory)
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(BALANCED, 0.0))
     steps: int = 0
 
     def add(self, losses: dict[str, float]) -> None:
+        """Add the losses of one step to the current period."""
         for task in BALANCED:
             self.sums[task] += losses[task]
         self.steps += 1
 
     def end_period(self) -> None:
-        """Turn the sums into a period of the history; nothing where no step was taken."""
+        """Append the mean losses of the period to the history and start a new period. Without steps, do nothing."""
         if self.steps:
             self.history = self.history.after({task: total / self.steps for task, total in self.sums.items()})
             self.sums, self.steps = dict.fromkeys(BALANCED, 0.0), 0
@@ -53,7 +54,7 @@ class Balance:
 
 @dataclass
 class Run:
-    """What a run works with. `position` is where the next step begins."""
+    """State of a training run. `position` is where the next step begins."""
 
     config: TrainConfig
     model: M2H
@@ -64,18 +65,18 @@ class Run:
     teacher: M2H | None = None
     position: Position = field(default_factory=Position)
     record: Record | None = None
-    """None in processes that do not lead."""
+    """None in processes other than the leading one."""
     saved: dict[str, Any] = field(default_factory=dict)
-    """State of the stage under way, where the run goes on from one."""
+    """Saved state of the current stage, if the run was resumed."""
     qat: bool = False
     """Whether `model` carries INT8 quantizers."""
     before: dict[str, Any] = field(default_factory=dict)
-    """Evaluation of the quantized network before its fine-tuning."""
+    """Evaluation of the quantized network before fine-tuning."""
     progress: Progress = silent
 
 
 class Stage:
-    """The parts that live as long as one stage: trained network, optimizer, moving average, balancing."""
+    """Objects of one stage: trained network, optimizer, moving average, balancing, source of batches."""
 
     def __init__(self, run: Run, config: StageConfig) -> None:
         self.run, self.config = run, config
@@ -102,6 +103,7 @@ class Stage:
         self.feed.check()
 
     def state(self) -> dict[str, Any]:
+        """Collect the stage's state in the form that `save_state` takes."""
         return {
             "patch": self.patch.decoder.state_dict() if self.patch else {},
             "optimizer": self.optimizer.state_dict(),
@@ -112,6 +114,7 @@ class Stage:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
+        """Restore what `state` returned in the run that was interrupted."""
         if self.patch:
             self.patch.decoder.load_state_dict(saved["patch"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -120,9 +123,10 @@ class Stage:
 
 
 def run_stages(run: Run) -> None:
-    """Train until the last stage has ended. The model then holds the result: the last stage's average, if it has one.
+    """Train until the last stage has ended. The model then has the final weights, or their moving average if enabled.
 
-    Raises KeyboardInterrupt after Ctrl-C, once the step under way is done and the state is saved.
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, once the current step is done and the state is saved.
     """
     with Interrupt() as interrupt:
         while run.position.stage < len(run.config.stages):
@@ -156,7 +160,7 @@ def _run_stage(stage: Stage, interrupt: Interrupt) -> None:
 
 
 def _step(stage: Stage, sample: Sample, done: int, total: int) -> dict[str, float]:
-    """One step of the optimizer; returns the losses. Raises M2HError where a loss is not finite."""
+    """Run one optimizer step and return the losses. Raise M2HError if the objective is not finite."""
     run, config = stage.run, stage.config
     rate = learning_rate(config, done, total)
     sample = replace(sample, batch=sample.batch.to(run.device))
@@ -201,7 +205,7 @@ def _step(stage: Stage, sample: Sample, done: int, total: int) -> dict[str, floa
 
 
 def _outputs(stage: Stage, sample: Sample) -> dict[str, Tensor]:
-    """Float32 outputs; products in bfloat16 (autocast) where the machine has units for it, else in float32."""
+    """Compute the outputs in float32, with matrix products in bfloat16 where `autocast` enables it."""
     run = stage.run
     network: nn.Module = stage.patch or run.model
     network.train()
@@ -214,7 +218,7 @@ def _outputs(stage: Stage, sample: Sample) -> dict[str, Tensor]:
 
 
 def _camera(stage: Stage, sample: Sample) -> Camera | None:
-    """The camera of the decoder's view of the image, centered on the whole image."""
+    """Make the camera of the decoder's window, with its principal point at the center of the whole image."""
     if not stage.config.focal:
         return None
     fx, fy = stage.config.focal
@@ -238,20 +242,28 @@ def _distilled(stage: Stage, sample: Sample, outputs: dict[str, Tensor]) -> dict
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """bfloat16 autocast on a GPU, and on a CPU with bfloat16 matrix units (AMX)."""
+    """Enable bfloat16 autocast on a GPU, and on a CPU with bfloat16 matrix units (AMX)."""
     if device.type == "cpu" and not torch.cpu._is_amx_tile_supported():
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 
 
 def learning_rate(config: StageConfig, done: int, total: int) -> float:
-    """Linear warm-up over `warmup_steps`, times (1 - done / total) to the power `decay_power` (section IV B)."""
+    """Compute the learning rate of a step (section IV B).
+
+    It is a linear warm-up over `warmup_steps`, times (1 - done / total) to the power `decay_power`.
+
+    Args:
+        config: the stage.
+        done: steps of the stage that are done.
+        total: steps of the stage.
+    """
     warm = min(1.0, (done + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     return config.learning_rate * warm * (1 - done / total) ** config.decay_power
 
 
 def _update_average(stage: Stage, done: int) -> None:
-    # A shorter memory at first: the average must not hold on to the start values.
+    # A smaller decay at first, so that the average soon forgets the initial weights.
     decay = min(stage.config.average, (done + 1) / (done + 10))
     parameters = dict(stage.run.model.named_parameters())
     for name, mean in stage.average.items():

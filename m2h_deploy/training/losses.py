@@ -1,7 +1,8 @@
-"""The losses of the paper (section III B). Every one is a mean over valid pixels, and 0 where none is valid.
+"""Losses of the paper (section III B). Each is a mean over the valid pixels of a batch.
 
-Shapes: predictions as the network gives them, (N, C, H, W); a mask is bool (N, 1, H, W), true where the label is known.
-Means over valid pixels of a whole batch stay defined, with gradient 0, for a batch without any label.
+A batch without valid pixels has loss 0 and gradient 0.
+
+Shapes: predictions as the network gives them, (N, C, H, W); masks are bool (N, 1, H, W), true where the label is known.
 """
 
 from __future__ import annotations
@@ -12,24 +13,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Meters; nearer depths count as this where they are divided by or their logarithm is taken.
+#: Meters. Smaller depths are raised to this value before a division or a logarithm.
 _LEAST_DEPTH = 1e-3
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` where `mask` (broadcastable to it) holds; 0 where it holds nowhere."""
+    """Average `values` where `mask` (broadcastable to it) is true; 0 if it is true nowhere."""
     mask = mask.expand_as(values)
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 def segmentation_loss(logits: Tensor, target: Tensor, *, alpha: float = 0.5, beta: float = 0.75) -> Tensor:
-    """alpha * cross-entropy + beta * Dice (equation 14).
-
-    alpha and beta are 0.5 and 0.75 in initial training, 0.75 and 1.0 in fine-tuning.
+    """Compute alpha * cross-entropy + beta * Dice (equation 14).
 
     Args:
         logits: (N, C, H, W).
         target: int64 (N, H, W), class index 0..C-1, -1 where unlabeled.
+        alpha: 0.5 in initial training, 0.75 in fine-tuning.
+        beta: 0.75 in initial training, 1.0 in fine-tuning.
+
+    Returns:
+        A scalar.
     """
     log_probability = F.log_softmax(logits, dim=1)
     cross_entropy = F.nll_loss(log_probability, target, ignore_index=-1, reduction="sum")
@@ -40,7 +44,7 @@ def segmentation_loss(logits: Tensor, target: Tensor, *, alpha: float = 0.5, bet
 def _dice(probability: Tensor, target: Tensor) -> Tensor:
     """Compute 1 - mean over classes of 2 sum(p g) / (sum p + sum g), the sums over the batch's labeled pixels.
 
-    Classes that the batch does not show are left out of the mean: for them the quotient only says 0.
+    Classes without labeled pixels in the batch are excluded: their quotient is always 0.
     """
     classes = probability.shape[1]
     known = target >= 0
@@ -56,7 +60,7 @@ def _dice(probability: Tensor, target: Tensor) -> Tensor:
 
 
 def _differences(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Finite differences to the right and to the lower neighbor: (N, C, H, W-1) and (N, C, H-1, W)."""
+    """Compute the differences to the right and to the lower neighbor: (N, C, H, W-1) and (N, C, H-1, W)."""
     return values[..., :, 1:] - values[..., :, :-1], values[..., 1:, :] - values[..., :-1, :]
 
 
@@ -65,9 +69,18 @@ def _pair_masks(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gradient_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Squared difference of spatial gradients, mean over x plus mean over y (second term of equations 15a and 15b).
+    """Compute the squared difference of spatial gradients (second term of equations 15a and 15b).
 
-    A difference counts where both of its pixels are valid.
+    It is the mean over the differences in x plus the mean over those in y. A difference counts if both pixels are
+    valid.
+
+    Args:
+        prediction: (N, 1, H, W).
+        target: (N, 1, H, W), finite everywhere.
+        mask: bool (N, 1, H, W).
+
+    Returns:
+        A scalar.
     """
     terms = [
         masked_mean(gradient.square(), pair)
@@ -79,14 +92,17 @@ def gradient_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 def indoor_depth_loss(
     prediction: Tensor, target: Tensor, mask: Tensor, *, gradient_weight: float = 1.0, delta: float = 1.0
 ) -> Tensor:
-    """Huber + lambda_grad * squared gradient difference (equation 15a).
+    """Compute Huber + lambda_grad * squared gradient difference (equation 15a).
 
     Args:
         prediction: (N, 1, H, W) meters.
         target: (N, 1, H, W) meters.
         mask: bool (N, 1, H, W).
         gradient_weight: lambda_grad, 0.5 to 2 in the paper.
-        delta: meters of error where Huber turns from square to linear.
+        delta: error in meters at which Huber changes from quadratic to linear.
+
+    Returns:
+        A scalar.
     """
     target = torch.where(mask, target, 0.0)
     huber = F.huber_loss(prediction, target, reduction="none", delta=delta)
@@ -96,11 +112,20 @@ def indoor_depth_loss(
 def outdoor_depth_loss(
     prediction: Tensor, target: Tensor, mask: Tensor, *, gradient_weight: float = 1.0, variance_focus: float = 0.5
 ) -> Tensor:
-    """Scale-invariant + lambda_grad * squared gradient difference of log depth (equation 15b).
+    """Compute scale-invariant + lambda_grad * squared gradient difference of log depth (equation 15b).
 
     The scale-invariant term is Eigen et al. 2014: mean(d^2) - variance_focus * mean(d)^2 with d the difference of the
-    logarithms, per image, then the mean over the images that have depth. Arguments as for `indoor_depth_loss`;
-    `variance_focus` is 1 for full invariance, 0.5 in Eigen et al.
+    logarithms, per image, then the mean over the images that have depth.
+
+    Args:
+        prediction: (N, 1, H, W) meters.
+        target: (N, 1, H, W) meters.
+        mask: bool (N, 1, H, W).
+        gradient_weight: lambda_grad, 0.5 to 2 in the paper.
+        variance_focus: 1 for full scale invariance; 0.5 in Eigen et al.
+
+    Returns:
+        A scalar.
     """
     log_prediction = prediction.clamp(min=_LEAST_DEPTH).log()
     log_target = torch.where(mask, target, 1.0).clamp(min=_LEAST_DEPTH).log()
@@ -115,14 +140,21 @@ def outdoor_depth_loss(
 def relative_depth_loss(
     prediction: Tensor, target: Tensor, mask: Tensor, *, gradient_weight: float = 1.0, delta: float = 0.1
 ) -> Tensor:
-    """Huber of the relative error, over delta, + lambda_grad * squared gradient difference; not one of the paper's.
+    """Compute Huber of the relative error, over delta, + lambda_grad * squared gradient difference. Not in the paper.
 
-    Equation 15a counts meters of error, and squares those below one: half a meter costs the same on a chair at 0.8 m as
-    on the wall 5 m behind it. Here errors count as "abs rel" counts them, linearly above `delta`.
+    Equation 15a penalizes errors in meters, quadratically below one meter: half a meter costs the same on a chair at
+    0.8 m as on the wall 5 m behind it. This loss penalizes relative errors, like the metric "abs rel", linearly above
+    `delta`.
 
     Args:
-        prediction, target, mask, gradient_weight: as for `indoor_depth_loss`.
-        delta: share of the true depth where Huber turns from square to linear.
+        prediction: (N, 1, H, W) meters.
+        target: (N, 1, H, W) meters.
+        mask: bool (N, 1, H, W).
+        gradient_weight: lambda_grad.
+        delta: relative error at which Huber changes from quadratic to linear.
+
+    Returns:
+        A scalar.
     """
     ratio = prediction / torch.where(mask, target, 1.0).clamp(min=_LEAST_DEPTH)
     huber = F.huber_loss(ratio, torch.ones_like(ratio), reduction="none", delta=delta) / delta
@@ -131,30 +163,55 @@ def relative_depth_loss(
 
 
 def normals_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """1 - cosine of the angle between predicted and true normals (section III B 1), (N, 3, H, W), any length."""
+    """Compute 1 - cosine of the angle between predicted and true normals (section III B 1).
+
+    Args:
+        prediction: (N, 3, H, W), vectors of any length.
+        target: (N, 3, H, W), vectors of any length.
+        mask: bool (N, 1, H, W).
+
+    Returns:
+        A scalar, 0..2.
+    """
     return masked_mean(1 - F.cosine_similarity(prediction, target, dim=1)[:, None], mask)
 
 
 def edges_loss(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Binary cross-entropy with logits (section III B 1); `target` 0 or 1, (N, 1, H, W)."""
+    """Compute the binary cross-entropy (section III B 1).
+
+    Args:
+        logits: (N, 1, H, W).
+        target: (N, 1, H, W), 0 or 1 where `mask` is true.
+        mask: bool (N, 1, H, W).
+
+    Returns:
+        A scalar.
+    """
     values = F.binary_cross_entropy_with_logits(logits, torch.where(mask, target, 0.0), reduction="none")
     return masked_mean(values, mask)
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera: focal lengths and principal point, each (x, y) in pixels of the depth map."""
+    """Pinhole camera: focal lengths and principal point, each (x, y) in pixels of the depth map."""
 
     focal: tuple[float, float]
     center: tuple[float, float]
 
 
 def normals_of_depth(depth: Tensor, camera: Camera | None = None) -> Tensor:
-    """Unit normals of a depth map by finite differences (equation 16a): (N, 1, H, W) to (N, 3, H-1, W-1).
+    """Compute unit normals of a depth map by finite differences (equation 16a).
 
-    The paper's form, (-dx d, -dy d, 1) with differences between neighboring pixels, knows no camera: where one
-    pixel is millimeters wide every surface seems to face it. With a camera, it is the normal of the plane in space
-    through the pixel and its right and lower neighbor.
+    The paper's form, (-dx d, -dy d, 1) with differences between neighboring pixels, does not use a camera. Where a
+    pixel covers only millimeters, every surface seems to face the camera. With a camera, the normal is that of the
+    plane in space through the pixel and its right and lower neighbor.
+
+    Args:
+        depth: (N, 1, H, W) meters.
+        camera: the camera of `depth`; None for the paper's form.
+
+    Returns:
+        (N, 3, H-1, W-1), in the convention of `m2h_deploy.data.frame`.
     """
     if camera is None:
         dx = depth[..., :-1, 1:] - depth[..., :-1, :-1]
@@ -166,33 +223,40 @@ def normals_of_depth(depth: Tensor, camera: Camera | None = None) -> Tensor:
     points = torch.cat((depth * x, depth * y, depth), dim=1)
     right = points[..., :-1, 1:] - points[..., :-1, :-1]
     down = points[..., 1:, :-1] - points[..., :-1, :-1]
-    # The product of two pixel steps is around 1e-5 square meters: the usual epsilon of normalization is too near.
+    # The cross product of two pixel steps is around 1e-5 square meters, too close to the default epsilon.
     return F.normalize(torch.linalg.cross(right, down, dim=1), dim=1, eps=1e-20)
 
 
 def depth_normal_consistency(depth: Tensor, normals: Tensor, camera: Camera | None = None) -> Tensor:
-    """1 - cosine between predicted normals and those of the predicted depth (equations 16a and 16b).
+    """Compute 1 - cosine between the predicted normals and those of the predicted depth (equations 16a and 16b).
 
     Args:
         depth: (N, 1, H, W) meters.
         normals: (N, 3, H, W), in the convention of `m2h_deploy.data.frame`.
         camera: see `normals_of_depth`.
+
+    Returns:
+        A scalar, 0..2.
     """
     return (1 - F.cosine_similarity(normals[..., :-1, :-1], normals_of_depth(depth, camera), dim=1)).mean()
 
 
 def edge_segmentation_consistency(logits: Tensor, edges: Tensor) -> Tensor:
-    """|grad S - E|, mean over pixels (equation 17).
+    """Compute |grad S - E|, averaged over pixels (equation 17).
 
-    The paper leaves open how the C logits of a pixel meet its one edge value. Here grad S is the length of (dS/dx,
-    dS/dy), differences to the right and lower neighbor, averaged over classes, and E the edge probability.
+    The paper does not say how the C logits of a pixel are compared with its one edge value. Here grad S is the length
+    of (dS/dx, dS/dy), differences to the right and lower neighbor, averaged over classes, and E is the edge
+    probability.
 
     Args:
         logits: segmentation logits S, (N, C, H, W).
         edges: edge logits, (N, 1, H, W).
+
+    Returns:
+        A scalar.
     """
     dx = logits[..., :-1, 1:] - logits[..., :-1, :-1]
     dy = logits[..., 1:, :-1] - logits[..., :-1, :-1]
-    # The square root has no gradient at 0, which flat logits reach.
+    # The epsilon avoids the infinite gradient of the square root at 0, which flat logits reach.
     length = (dx.square() + dy.square() + 1e-12).sqrt().mean(dim=1, keepdim=True)
     return (length - torch.sigmoid(edges[..., :-1, :-1])).abs().mean()

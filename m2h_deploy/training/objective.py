@@ -1,4 +1,4 @@
-"""From a network's outputs and a batch's labels to the losses of one stage."""
+"""Losses of one stage, from a network's outputs and a batch's labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from m2h_deploy.training import losses
 from m2h_deploy.training.batches import Batch
 from m2h_deploy.training.config import StageConfig
 
-#: Weight-averaged tasks (paper, section III C).
+#: Tasks whose losses dynamic weight averaging balances (paper, section III C).
 BALANCED = TASKS
 
 _DEPTH_LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -22,9 +22,16 @@ _DEPTH_LOSSES: dict[str, Callable[..., Tensor]] = {
 
 
 def task_losses(outputs: Mapping[str, Tensor], batch: Batch, stage: StageConfig, depth_loss: str) -> dict[str, Tensor]:
-    """The four task losses (equations 14 and 15, cosine, cross-entropy), scalars by task.
+    """Compute the four task losses: equations 14 and 15, cosine, cross-entropy.
 
-    `outputs` are the network's, in float32, of the batch's height and width.
+    Args:
+        outputs: the network's outputs in float32, (N, C, H, W) by task, H x W as the labels.
+        batch: the labels.
+        stage: weights of the terms.
+        depth_loss: `indoor`, `outdoor` or `relative`.
+
+    Returns:
+        Scalars by task.
     """
     depth = _DEPTH_LOSSES[depth_loss]
     return {
@@ -42,7 +49,16 @@ def task_losses(outputs: Mapping[str, Tensor], batch: Batch, stage: StageConfig,
 def consistency_losses(
     outputs: Mapping[str, Tensor], stage: StageConfig, camera: losses.Camera | None
 ) -> dict[str, Tensor]:
-    """The two cross-task losses (equations 16 and 17), empty where the stage does not use them."""
+    """Compute the two cross-task losses (equations 16 and 17).
+
+    Args:
+        outputs: the network's outputs in float32, (N, C, H, W) by task.
+        stage: whether it uses them (`consistency` above 0).
+        camera: camera of the outputs; None for the paper's form.
+
+    Returns:
+        Scalars `depth_normals` and `edge_semantics`; empty if the stage does not use them.
+    """
     if not stage.consistency:
         return {}
     return {

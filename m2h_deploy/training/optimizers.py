@@ -1,4 +1,4 @@
-"""AdamW as in the paper, and Muon beside it for training from nothing."""
+"""AdamW as in the paper, and Muon for training from random weights."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from m2h_deploy.errors import M2HError
 from m2h_deploy.training.config import StageConfig
 
-#: First and last layers, which work on pixels and classes; by name, as Muon is for what lies between.
+#: Parts of the names of first and last layers, which work on pixels and classes. Muon is for the layers between.
 _OUTER = ("backbone.patch_embed.", ".final.", "decoder.out.")
-#: Smaller ones (depthwise kernels, gates) are not treated as matrices.
+#: Smallest side of a parameter that is treated as a matrix; depthwise kernels and gates are smaller.
 _LEAST_SIDE = 8
 
 
 class Optimizer:
-    """AdamW over the parameters of a network that are trained, or Muon over its inner matrices and AdamW over the rest.
+    """AdamW over the trained parameters of a network, or Muon over its inner matrices and AdamW over the rest.
 
-    Muon (Jordan et al. 2024, torch.optim.Muon) replaces the momentum of a matrix by the nearest orthogonal one. For
-    convolutions the matrix is (output channels, everything else). Its steps are scaled to AdamW's size, so that one
-    learning rate serves both.
+    Muon (Jordan et al. 2024, torch.optim.Muon) replaces the momentum of a matrix by the nearest orthogonal matrix. For
+    convolutions the matrix is (output channels, all other dimensions). Its steps are scaled to AdamW's size, so that
+    both use one learning rate.
     """
 
     def __init__(self, network: nn.Module, config: StageConfig) -> None:
@@ -43,7 +43,7 @@ class Optimizer:
         self._parts.append(torch.optim.AdamW(_groups(rest, config.weight_decay), lr=config.learning_rate))
 
     def step(self, learning_rate: float) -> None:
-        """One step with the gradients that the parameters hold, at `learning_rate`."""
+        """Update the parameters with their gradients, at `learning_rate`."""
         for parameter, matrix in self._matrices:
             matrix.grad = None if parameter.grad is None else _as_matrix(parameter.grad, like=parameter)
         for part in self._parts:
@@ -52,13 +52,16 @@ class Optimizer:
             part.step()
 
     def zero_grad(self) -> None:
+        """Discard the gradients of the trained parameters."""
         for parameter in self.parameters:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
+        """Collect the state of each part: "0" is Muon if it is used; the last one is AdamW."""
         return {str(i): part.state_dict() for i, part in enumerate(self._parts)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned for the same network and stage."""
         for i, part in enumerate(self._parts):
             part.load_state_dict(saved[str(i)])
 
@@ -73,7 +76,7 @@ def _is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def _as_matrix(values: Tensor, like: Tensor | None = None) -> Tensor:
-    """`values` as (outputs, inputs): of a parameter a view of its memory, of a gradient the entries in that order."""
+    """Reshape to (outputs, inputs): a parameter as a view, a gradient with its entries in the parameter's order."""
     values, order = values.detach(), values if like is None else like
     if values.ndim == 4 and not order.is_contiguous():
         values = values.permute(0, 2, 3, 1)
@@ -81,7 +84,7 @@ def _as_matrix(values: Tensor, like: Tensor | None = None) -> Tensor:
 
 
 def _groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and kernels decay; norms, biases and scales, which only set a level, do not."""
+    """Group parameters by weight decay: matrices and kernels have it; norms, biases and scales do not."""
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

@@ -1,7 +1,7 @@
 """Data-parallel training: several processes of `torchrun`, each with its share of every batch.
 
-Two processes of one thread also get more out of a busy CPU than one process of two, whose threads wait for each other
-in every operation instead of once a step.
+Two processes of one thread also use a busy CPU better than one process of two threads, which wait for each other in
+every operation instead of once per step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a run; alone by default."""
+    """Processes of a run; a single one by default."""
 
     rank: int = 0
     world: int = 1
@@ -29,7 +29,7 @@ class Group:
         return self.rank == 0
 
     def share(self, indices: np.ndarray) -> np.ndarray:
-        """This process's part of a batch's indices: every `world`-th."""
+        """Select this process's share of a batch's indices: every `world`-th one."""
         return indices[self.rank :: self.world]
 
     def average_gradients(self, parameters: Sequence[Tensor]) -> None:
@@ -44,7 +44,7 @@ class Group:
             gradient.copy_(mean.view_as(gradient))
 
     def average(self, values: dict[str, float]) -> dict[str, float]:
-        """Means over the processes; every process must give the same keys."""
+        """Average each value over the processes, which must all pass the same keys."""
         if self.world == 1:
             return values
         total = torch.tensor(list(values.values()), dtype=torch.float64)
@@ -52,19 +52,20 @@ class Group:
         return dict(zip(values, (total / self.world).tolist(), strict=True))
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any of the processes."""
+        """Return whether the flag is set in any process."""
         return self.average({"flag": float(flag)})["flag"] > 0
 
     def wait(self) -> None:
-        """Until every process has come here."""
+        """Block until every process has called this method."""
         if self.world > 1:
             dist.barrier()
 
 
 def join_group() -> Group:
-    """The group that `torchrun` started this process in (RANK and WORLD_SIZE of the environment), or one alone.
+    """Join the group that `torchrun` started this process in (RANK and WORLD_SIZE of the environment).
 
-    Gradients travel by gloo, through main memory: the networks are small beside their maps.
+    Without `torchrun` the group has one process. Gradients are exchanged through main memory (gloo): the networks are
+    small compared with their intermediate maps.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:

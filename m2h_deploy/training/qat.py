@@ -1,9 +1,9 @@
-"""Quantization-aware fine-tuning: the network trains with the rounding that INT8 will bring.
+"""Quantization-aware fine-tuning: training with the rounding of an INT8 engine.
 
 NVIDIA ModelOpt puts quantizers on the layers that an INT8 build quantizes by default. Inputs are rounded to 8 bits with
-one range a layer, the largest magnitude seen on calibration frames, as the build measures it. Weights are rounded with
-one range per output channel, their largest magnitude at that step, as the build will find it. Gradients pass the
-rounding as if it were not there, and stop where a value is cut off at the end of its range.
+one range per layer, the largest magnitude on calibration frames, as in the build. Weights are rounded with one range
+per output channel, their largest magnitude at that step, as in the build. The gradient of rounding is 1 within the
+range and 0 for values clipped at its end (straight-through estimator).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from m2h_deploy.training.config import TrainConfig
 from m2h_deploy.training.forward import forward
 from m2h_deploy.training.speed import CPUAttention
 
-#: Frames that ranges are measured on, as many as an INT8 build takes by default.
+#: Frames that ranges are measured on, the default of an INT8 build.
 CALIBRATION_FRAMES = 64
 _BATCH = 8
 
@@ -38,14 +38,18 @@ _WEIGHT = {"num_bits": 8, "axis": 0, "type": "dynamic"}
 
 
 def check_qat(config: TrainConfig) -> None:
-    """Raises M2HError where a run has nothing to fine-tune, or ModelOpt's PyTorch part cannot be imported."""
+    """Check that a run can be fine-tuned with quantizers.
+
+    Raises:
+        M2HError: the config has no checkpoint to start from, or ModelOpt's PyTorch part cannot be imported.
+    """
     if not config.checkpoint:
         raise M2HError("quantization-aware fine-tuning starts from trained weights: set checkpoint in the config")
     _modelopt()
 
 
 def quantized_layers(model: M2H) -> tuple[str, ...]:
-    """Names of the modules that INT8 quantizes by default, in the model's order."""
+    """List the names of the modules that INT8 quantizes by default, in the model's order."""
     return tuple(
         name
         for name, module in model.named_modules()
@@ -54,7 +58,16 @@ def quantized_layers(model: M2H) -> tuple[str, ...]:
 
 
 def calibration_batches(config: TrainConfig, frames: FrameCache, device: torch.device) -> Iterator[Tensor]:
-    """The first frames of the training set as the network sees them, unaugmented: (N, 3, H, W), N at most 8."""
+    """Yield the first frames of the training set as the network sees them, not augmented.
+
+    Args:
+        config: size and normalization of the images.
+        frames: the training set; at most CALIBRATION_FRAMES of it are used.
+        device: where the batches are put.
+
+    Yields:
+        float32 (N, 3, H, W), N at most 8.
+    """
     count = min(CALIBRATION_FRAMES, len(frames))
     for start in range(0, count, _BATCH):
         indices = np.arange(start, min(start + _BATCH, count))
@@ -63,10 +76,16 @@ def calibration_batches(config: TrainConfig, frames: FrameCache, device: torch.d
 
 
 def insert_quantizers(model: M2H, images: Iterable[Tensor]) -> None:
-    """Quantize `quantized_layers` of `model` in place, with ranges measured on batches of `images` (N, 3, H, W).
+    """Quantize the layers of `quantized_layers` in place.
 
-    The ranges become buffers, part of the state dict, and stay as they are in training. The mode of the model is put
-    back. Raises M2HError where ModelOpt is missing.
+    The ranges become buffers in the state dict and do not change in training. The model's training mode is restored.
+
+    Args:
+        model: the network.
+        images: batches (N, 3, H, W) that the ranges are measured on.
+
+    Raises:
+        M2HError: ModelOpt is not installed.
     """
     mtq = _modelopt()
     entries: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
@@ -77,7 +96,7 @@ def insert_quantizers(model: M2H, images: Iterable[Tensor]) -> None:
     def see_images(network: M2H) -> None:
         with torch.no_grad(), CPUAttention():
             for image in images:
-                # The order of training and of the deploy form: products before resizes.
+                # The rearranged pass convolves before it resizes, like training and the deployed graph.
                 forward(network, image)
 
     training = model.training
@@ -88,7 +107,7 @@ def insert_quantizers(model: M2H, images: Iterable[Tensor]) -> None:
 
 
 def without_quantizers(model: M2H) -> M2H:
-    """A plain network with the weights of a quantized one, unrounded, on the CPU and in eval mode."""
+    """Make an ordinary network with the unrounded weights of a quantized one, on the CPU and in eval mode."""
     plain = M2H(model.config)
     weights = model.state_dict()
     plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
@@ -96,7 +115,7 @@ def without_quantizers(model: M2H) -> M2H:
 
 
 def _node_path(model: nn.Module, name: str) -> str:
-    """A module's name as the exporter writes it into its nodes': `heads.depth.final` gives `/heads.depth/final/`."""
+    """Convert a module's name to the prefix of its ONNX nodes: `heads.depth.final` gives `/heads.depth/final/`."""
     path, parent = "", model
     for part in name.split("."):
         path += ("." if isinstance(parent, nn.ModuleList | nn.ModuleDict | nn.Sequential) else "/") + part
@@ -114,7 +133,7 @@ def _modelopt() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep ModelOpt's remarks off the command's own output."""
+    """Suppress ModelOpt's output and warnings."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""The record of a run: one CSV row a step, and plots of it."""
+"""Record of a run: a CSV file with one row per step, and a plot of it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ COLUMNS = (
 
 
 class Record:
-    """Rows of COLUMNS in a CSV file; what a step does not have stays empty.
+    """CSV file with the columns COLUMNS; values that a step does not have are empty.
 
-    `after` is the step that the run goes on from: rows beyond it, written before the run was broken off, are dropped.
+    `after` is the step that the run resumes from. Later rows, written before the run was interrupted, are dropped.
     """
 
     def __init__(self, path: Path, *, after: int = 0) -> None:
@@ -37,6 +37,14 @@ class Record:
             writer.writerows(row for row in rows if int(row["step"]) <= after)
 
     def add(self, values: dict[str, float | int | str]) -> None:
+        """Append one row.
+
+        Args:
+            values: by column name; absent columns are empty.
+
+        Raises:
+            MachineError: the file cannot be written.
+        """
         row = {key: f"{value:.7g}" if isinstance(value, float) else value for key, value in values.items()}
         try:
             with self.path.open("a", newline="", encoding="utf-8") as stream:
@@ -46,19 +54,24 @@ class Record:
 
 
 def is_record(path: Path) -> bool:
-    """Return whether the file begins as a record does."""
+    """Return whether the file begins like a record."""
     with path.open("rb") as stream:
         return stream.read(20) == ",".join(COLUMNS).encode()[:20]
 
 
 def read_record(path: Path) -> list[dict[str, str]]:
-    """The rows of a record; a last row that was cut off in writing is left out."""
+    """Read the rows of a record, without a last row that was truncated while it was written."""
     with path.open(newline="", encoding="utf-8") as stream:
         return [row for row in csv.DictReader(stream) if None not in row.values() and row["step"]]
 
 
 def plot_record(record: Path, image: Path) -> None:
-    """Losses, task weights and learning rate over the steps, as one PNG. Needs matplotlib (the `report` extra)."""
+    """Plot losses, task weights and learning rate over the steps as a PNG. Needs matplotlib (the `report` extra).
+
+    Args:
+        record: the CSV file.
+        image: the PNG to write.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -87,7 +100,7 @@ def plot_record(record: Path, image: Path) -> None:
 
 
 def _smoothed(points: list[tuple[int, float]]) -> list[tuple[float, float]]:
-    """Return at most 400 points, each the mean of as many neighbors."""
+    """Return at most 400 points, each the mean of equally many neighbors."""
     size = -(-len(points) // 400)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]

@@ -1,4 +1,4 @@
-"""What makes training on a CPU bearable. Neither changes what is computed, beyond rounding."""
+"""Speed-ups of training on a CPU. They do not change results beyond rounding."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch.overrides import TorchFunctionMode
 
 _sdpa = F.scaled_dot_product_attention
 
-#: Heads narrower than this leave matrix units idle whatever their type.
+#: Channels per head below which matrix units are not used efficiently with any data type.
 _NARROW = 16
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory instead of giving it back to the system.
+    """Configure glibc to keep freed memory instead of returning it to the system.
 
-    A training step frees and asks for the same hundreds of large maps; getting each anew from the kernel, zeroed
-    page by page, was measured to take three quarters of the step. Nothing happens on other C libraries.
+    A training step frees and allocates the same hundreds of large maps. Getting each anew from the kernel, zeroed page
+    by page, took three quarters of the step. With other C libraries this function does nothing.
     """
     if sys.platform != "linux":
         return
@@ -36,10 +36,10 @@ def keep_freed_memory() -> None:
 
 
 class CPUAttention(TorchFunctionMode):
-    """Within this context attention on a CPU takes the faster of its equal forms.
+    """Context in which attention on a CPU uses the faster of two equivalent implementations.
 
-    PyTorch's fused CPU kernel has a slow backward pass in bfloat16. Wide heads are computed with plain matrix
-    products, which use the CPU's bfloat16 units; narrow ones go through the fused kernel in float32.
+    PyTorch's fused CPU kernel has a slow backward pass in bfloat16. Wide heads are computed with plain matrix products,
+    which use the CPU's bfloat16 units; narrow ones use the fused kernel in float32.
     """
 
     def __torch_function__(

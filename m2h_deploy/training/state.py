@@ -21,7 +21,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run is: stage, epoch in it, steps done in that epoch, steps done in the run."""
+    """Position in a run: stage, epoch in it, steps done in that epoch, steps done in the run; all start at 0."""
 
     stage: int = 0
     epoch: int = 0
@@ -30,15 +30,21 @@ class Position:
 
 
 def save_state(path: Path, values: dict[str, Any]) -> None:
-    """Write `values` (tensors, numbers, texts, lists and dictionaries of them) with the random generators' states."""
+    """Write the values and the states of the random generators, atomically.
+
+    Args:
+        path: the file.
+        values: tensors, numbers, strings, and lists and dictionaries of them.
+    """
     with whole_file(path) as temporary:
         torch.save({"version": _VERSION, "values": values, "random": _random_state()}, temporary)
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """The values of `save_state`; sets the random generators as they were. Nothing in the file is run.
+    """Read the values of `save_state`, and restore the random generators. No code in the file is executed.
 
-    Raises M2HError for a missing or broken file, or one of another version.
+    Raises:
+        M2HError: the file is missing or damaged, or has another version.
     """
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)

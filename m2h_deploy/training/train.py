@@ -1,4 +1,4 @@
-"""A training run from its description to its files."""
+"""Training runs: data, network, stages, and the files that a run writes."""
 
 from __future__ import annotations
 
@@ -42,20 +42,27 @@ def train(
     qat: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Train, evaluate, and return what `evaluate` says of the result on the validation frames.
+    """Train a network, and evaluate it on the validation frames.
 
-    Into the folder `output` go `model.safetensors`, `losses.csv` (one row a step), `losses.png`, `evaluation.json`,
-    `evaluation.md` and, until the end, `state.pt`. Frames are kept under `cache` (default: `output`/frames), read or
-    rendered by `workers` processes. `device` is `auto`, `cpu` or `cuda`.
+    The folder gets `model.safetensors`, `losses.csv` (one row per step), `losses.png`, `evaluation.json`,
+    `evaluation.md` and, until the end, `state.pt`. Under `torchrun` each process takes its share of every batch.
 
-    A run that was killed goes on with `existing="resume"` from its last saved state, to the same bits on the same
-    machine; "replace" replaces an earlier run in the folder. `progress` is told of frames, steps and evaluations.
-    With `qat` the config's checkpoint is fine-tuned as INT8 will see it: layers round their inputs and weights, and the
-    evaluation is of that network, with the one before the fine-tuning as `before`; the checkpoint is an ordinary one.
-    Under `torchrun` each process takes its share of every batch; those that do not lead return nothing.
-    Raises M2HError for a folder that holds another run, data that cannot be read, a loss that is not finite, or `qat`
-    without a checkpoint or without ModelOpt;
-    KeyboardInterrupt after Ctrl-C, with the state saved.
+    Args:
+        config: the run.
+        output: the folder.
+        existing: "refuse" a folder with a run, "resume" the run (bit-identical on the same machine), or "replace" it.
+        device: `auto`, `cpu` or `cuda`.
+        cache: folder of the cached frames; None for `output`/frames.
+        workers: processes that read or render the frames.
+        qat: fine-tune the config's checkpoint with INT8 rounding. The evaluation is of the rounded network.
+        progress: called after each frame, step and evaluated batch.
+
+    Returns:
+        The result of `evaluate`; with `qat` also the one before fine-tuning, as `before`. Empty if not leading.
+
+    Raises:
+        M2HError: existing run, unreadable data, non-finite loss, or `qat` without a checkpoint or ModelOpt.
+        KeyboardInterrupt: after Ctrl-C, with the state saved.
     """
     if qat:
         check_qat(config)
@@ -66,7 +73,7 @@ def train(
     keep_freed_memory()
     frames_root = Path(cache) if cache is not None else folder / "frames"
     if not group.leads:
-        group.wait()  # the first process reads or renders what is not there
+        group.wait()  # the first process builds the caches
     frames = _frames(config, config.data, frames_root, workers, progress)
     validation = _frames(config, config.validation, frames_root, workers, progress)
     if group.leads:
@@ -78,7 +85,7 @@ def train(
     work = Run(config, model, frames, folder, place, group=group, teacher=teacher, qat=qat, progress=progress)
     if state is not None:
         _go_on(work, state)
-    elif qat and group.leads:  # in plain values, which a state can hold
+    elif qat and group.leads:  # converted to plain values, which can be saved in a state
         work.before = json.loads(json.dumps(evaluate(model, validation, preset=config.preset, progress=progress)))
     if group.leads:
         work.record = Record(folder / "losses.csv", after=work.position.total)
@@ -87,7 +94,7 @@ def train(
 
 
 def _go_on(work: Run, state: dict[str, Any]) -> None:
-    """Bring a run to where its saved state was."""
+    """Restore a run from its saved state."""
     work.model.load_state_dict(state["model"])
     work.position, work.saved, work.before = Position(**state["position"]), state["stage"], state.get("before", {})
 
@@ -101,12 +108,23 @@ def evaluate_checkpoint(
     workers: int = 1,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """What `evaluate` says of a checkpoint on the validation frames of a run's TOML file, normalized as in that run.
+    """Evaluate a checkpoint on the validation frames of a training config, normalized as in that run.
 
-    `checkpoint`, a path or the name of the embedded default, need not come from that run, and of the file only
-    `[validation]` and `preset` are looked at. Frames are kept under
-    `cache` for the next time; without it they go when the figures are there. `device` and `workers` as for `train`.
-    Raises M2HError for a checkpoint, config or data that cannot be read.
+    The checkpoint may come from another run. Only `[validation]` and `preset` of the config are used.
+
+    Args:
+        checkpoint: a path, or the name of the embedded default.
+        config_path: the TOML file.
+        device: `auto`, `cpu` or `cuda`.
+        cache: folder that keeps the frames; None to delete them afterwards.
+        workers: processes that read or render the frames.
+        progress: called after each frame and batch.
+
+    Returns:
+        The result of `evaluate`.
+
+    Raises:
+        M2HError: the checkpoint, the config or the data cannot be read.
     """
     config = load_config(config_path, training=False)
     model = load_checkpoint(checkpoint).to(_device(device))
@@ -117,7 +135,12 @@ def evaluate_checkpoint(
 
 
 def interrupted_message(output: str | os.PathLike[str], *, overwrite: bool = False) -> str:
-    """Say what an interrupted run left in its folder, and how it goes on; `overwrite` if the command had it."""
+    """Describe what an interrupted run left in its folder, and how to continue it.
+
+    Args:
+        output: the run's folder.
+        overwrite: whether the command had `--overwrite`.
+    """
     state = Path(output) / STATE
     if state.is_file():
         resume = "--resume in place of --overwrite" if overwrite else "--resume"
@@ -125,12 +148,12 @@ def interrupted_message(output: str | os.PathLike[str], *, overwrite: bool = Fal
     return f"interrupted before a step was saved: nothing to resume in {output}; the same command starts anew"
 
 
-#: What a finished run leaves in its folder, the network last.
+#: Files of a finished run; the network is written last.
 _RESULTS = ["losses.csv", "losses.png", "evaluation.json", "evaluation.md", "model.safetensors"]
 
 
 def _prepare_folder(folder: Path, config: TrainConfig, existing: str, *, qat: bool) -> dict[str, Any] | None:
-    """The state to go on from, if there is one."""
+    """Create the run's folder; return the state to resume from, or None."""
     state_file = folder / STATE
     if state_file.is_file() and existing != "replace":
         if existing != "resume":

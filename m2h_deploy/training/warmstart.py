@@ -1,9 +1,8 @@
 """Warm start of a backbone that has no published weights.
 
-M2H builds on a pretrained DINOv2. A smaller backbone has to learn its features from the frames at hand, and
-below M2H's decoder that is slow: nearly all the time goes into the decoder's large maps. Here the same four
-tasks are read off the tokens by a few small convolutions, CELLS x CELLS values a patch; afterwards only the backbone
-is kept.
+M2H builds on a pretrained DINOv2. A smaller backbone has to learn its features from the available frames. With M2H's
+decoder that is slow, because nearly all the time goes into the decoder's large maps. Here a few small convolutions
+predict the same four tasks from the tokens, CELLS x CELLS values per patch. Afterwards only the backbone is kept.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from torch import Tensor, nn
 from m2h_deploy.model import M2H
 from m2h_deploy.training.batches import Batch, resize_labels
 
-#: Outputs a patch and side: 4 x 4 values for 14 x 14 pixels.
+#: Outputs per patch and side: 4 x 4 values for 14 x 14 pixels.
 CELLS = 4
 
 _WIDTH = 256
-#: Fresh networks guess this depth, meters: from 0 the first steps would only find the scale.
+#: Initial depth prediction, in meters. From 0 the first steps would only learn the scale.
 _FIRST_DEPTH = 2.5
 
 
 class PatchDecoder(nn.Module):
-    """Four stages of tokens to the four outputs, CELLS times the patch grid: (N, C, CELLS * h, CELLS * w) each."""
+    """Small decoder: four stages of tokens to the four outputs, at CELLS times the patch grid."""
 
     def __init__(self, embed_dim: int, num_classes: int) -> None:
         super().__init__()
@@ -38,6 +37,14 @@ class PatchDecoder(nn.Module):
             self.out.bias[: CELLS**2] = _FIRST_DEPTH
 
     def forward(self, stages: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """Predict the four tasks.
+
+        Args:
+            stages: patch map (N, E, h, w) and class token (N, E, not used) of each of the four stages.
+
+        Returns:
+            (N, C, CELLS * h, CELLS * w) by task: depth in meters, semantics and edges as logits, normals of any length.
+        """
         maps = [
             norm(patches.movedim(1, 3)).movedim(3, 1) for norm, (patches, _) in zip(self.norms, stages, strict=True)
         ]
@@ -48,7 +55,7 @@ class PatchDecoder(nn.Module):
 
 
 class PatchNetwork(nn.Module):
-    """A model's backbone below a patch decoder; trains the model's own backbone in place."""
+    """A model's own backbone, trained in place, with a patch decoder."""
 
     def __init__(self, model: M2H) -> None:
         super().__init__()
@@ -56,17 +63,18 @@ class PatchNetwork(nn.Module):
         self.decoder = PatchDecoder(model.config.backbone.embed_dim, model.config.num_classes)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Predict the four tasks: (N, 3, H, W), normalized, to the outputs of `PatchDecoder`."""
         return self.decoder(self.backbone(image))
 
 
 def patch_labels(batch: Batch, patch_size: int) -> Batch:
-    """The batch with its labels at the patch decoder's size; images must hold whole patches."""
+    """Resize the labels to the patch decoder's output size. The images must consist of whole patches."""
     height, width = (CELLS * (side // patch_size) for side in batch.image.shape[2:])
     return resize_labels(batch, (height, width))
 
 
 def _keep_deviation(module: nn.Conv2d | nn.ConvTranspose2d) -> None:
-    # The transposed convolutions have no overlap: an output is the sum over input channels of one tap.
+    # The taps of the transposed convolutions do not overlap: an output is the sum over input channels of one tap.
     taps = module.in_channels if isinstance(module, nn.ConvTranspose2d) else module.weight[0].numel()
     nn.init.normal_(module.weight, std=taps**-0.5)
     if module.bias is not None:
@@ -74,11 +82,15 @@ def _keep_deviation(module: nn.Conv2d | nn.ConvTranspose2d) -> None:
 
 
 def prepare_fresh(model: M2H, layer_scale: float) -> None:
-    """Start values that suit short training from nothing: the decoder, LayerScale (where not 0), depth's bias.
+    """Initialize a network for short training from random weights: decoder, LayerScale and depth's bias.
 
-    PyTorch's own start shrinks a map to a third of its deviation in a separable convolution. Behind the dozen of
-    M2H-small's decoder, which has no norms before the heads, tokens of deviation 1 were seen to arrive with 0.005,
-    below the biases. Here every convolution keeps the deviation of its input, and biases begin at 0.
+    With PyTorch's own initialization a separable convolution shrinks the standard deviation of a map to a third. After
+    the dozen of them in M2H-small's decoder, which has no norms before the heads, tokens of deviation 1 arrived with
+    0.005, below the biases. Here every convolution keeps the deviation of its input, and biases start at 0.
+
+    Args:
+        model: the network, changed in place.
+        layer_scale: initial LayerScale of the backbone; 0 to keep it as it is.
     """
     for name, module in model.named_modules():
         if not name.startswith("backbone.") and isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -88,5 +100,5 @@ def prepare_fresh(model: M2H, layer_scale: float) -> None:
             for block in model.backbone.blocks:
                 block.ls1.gamma.fill_(layer_scale)  # type: ignore[operator, union-attr]
                 block.ls2.gamma.fill_(layer_scale)  # type: ignore[operator, union-attr]
-        # The head ends in a ReLU: where a fresh one is below 0 everywhere it would never learn.
+        # The head ends in a ReLU: an output that starts below 0 everywhere would never learn.
         model.heads["depth"].final.bias.fill_(_FIRST_DEPTH)  # type: ignore[operator, union-attr]

@@ -1,1 +1,1 @@
-"""The parts of the synthetic rooms: geometry, furniture, layout, shading."""
+"""Synthetic rooms: geometry, furniture, materials, layout, shading."""

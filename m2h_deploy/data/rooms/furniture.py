@@ -1,7 +1,7 @@
-"""Furniture as groups of solids, one group an object, with the colors each class tends to have.
+"""Furniture as groups of solids, with the typical colors of each class.
 
-An object's own frame: origin on the floor in the middle of its footprint, x along its width, its back at
--y and its front at +y, z up, meters.
+Frame of an object: origin on the floor at the center of its footprint, x along its width, back at -y and front at +y, z
+up, in meters.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A solid in its object's frame. Parts with the same `item` are one instance, of one class."""
+    """Solid in its object's frame. Parts with the same `item` are one instance, of one class."""
 
     kind: str
     label: str
@@ -34,7 +34,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Thing:
-    """Parts and the floor rectangle (width, depth) they stand on."""
+    """Parts, and the floor rectangle (width, depth) that they cover, in meters."""
 
     parts: list[Part]
     width: float
@@ -43,7 +43,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Style:
-    """What the objects of one room have in common."""
+    """Colors that the objects of one room share."""
 
     wood: Color
     wood_dark: Color
@@ -73,6 +73,7 @@ _BRIGHT: tuple[Color, ...] = (
 
 
 def make_style(rng: Rng) -> Style:
+    """Draw the colors of a room's furniture."""
     wood, dark = WOODS[rng.integers(len(WOODS))]
     cloth, accent = (vary(rng, CLOTHS[i]) for i in rng.choice(len(CLOTHS), 2, replace=False))
     gray = float(rng.uniform(0.05, 0.4))
@@ -80,7 +81,7 @@ def make_style(rng: Rng) -> Style:
 
 
 def vary(rng: Rng, color: Color, amount: float = 0.2) -> Color:
-    """`color` a little brighter or darker, and a little off in hue."""
+    """Change brightness and hue of `color` (linear RGB) randomly, by about `amount` (0..1)."""
     gain = rng.uniform(1 - amount, 1 + amount) * rng.uniform(1 - amount / 3, 1 + amount / 3, 3)
     r, g, b = np.clip(np.asarray(color) * gain, 0.01, 0.9)
     return float(r), float(g), float(b)
@@ -112,6 +113,7 @@ def _pillow(rng: Rng, style: Style, at: tuple[float, float, float], size: float,
 
 
 def bed(rng: Rng, style: Style) -> Thing:
+    """Make a single or double bed with a headboard, a cover and pillows."""
     w, d = float(rng.uniform(1.0, 1.9)), float(rng.uniform(1.95, 2.15))
     base, top = 0.28, float(rng.uniform(0.45, 0.6))
     wood = _wood(rng, style)
@@ -135,6 +137,7 @@ def bed(rng: Rng, style: Style) -> Thing:
 
 
 def sofa(rng: Rng, style: Style) -> Thing:
+    """Make a sofa for two or three, with cushions and up to two pillows."""
     w, d = float(rng.uniform(1.5, 2.3)), float(rng.uniform(0.8, 0.95))
     seat, back, arm = 0.42, float(rng.uniform(0.75, 0.92)), float(rng.uniform(0.12, 0.22))
     kind = str(rng.choice(["fabric", "fabric", "plain", "stripes"]))
@@ -162,6 +165,7 @@ def sofa(rng: Rng, style: Style) -> Thing:
 
 
 def chair(rng: Rng, style: Style) -> Thing:
+    """Make a wooden or metal chair; the seat and the back may be padded."""
     w, d = float(rng.uniform(0.42, 0.5)), float(rng.uniform(0.42, 0.5))
     seat, back = float(rng.uniform(0.43, 0.48)), float(rng.uniform(0.82, 1.0))
     frame = _wood(rng, style) if rng.random() < 0.7 else Material("plain", style.metal, gloss=0.4)
@@ -182,6 +186,7 @@ def chair(rng: Rng, style: Style) -> Thing:
 
 
 def table(rng: Rng, style: Style, low: bool = False) -> Thing:
+    """Make a dining table, square or round, or a coffee table (`low`), often with books or a carton on it."""
     w = float(rng.uniform(0.8, 1.2) if low else rng.uniform(1.1, 1.7))
     d = float(rng.uniform(0.5, 0.65) if low else rng.uniform(0.7, 0.9))
     height = float(rng.uniform(0.38, 0.46) if low else rng.uniform(0.71, 0.77))
@@ -216,7 +221,7 @@ def _stack_of_books(rng: Rng, x: float, z: float, item: int) -> list[Part]:
 
 
 def carton(rng: Rng, at: tuple[float, float, float], size: float, item: int) -> Part:
-    """One cardboard (or painted) box standing at `at`."""
+    """Make one cardboard (or painted) box that stands at `at`; `size` scales it."""
     hx, hy, hz = (float(v) * size for v in rng.uniform((0.15, 0.12, 0.1), (0.28, 0.22, 0.22)))
     color = vary(rng, (0.42, 0.27, 0.13) if rng.random() < 0.75 else _BRIGHT[rng.integers(len(_BRIGHT))])
     x, y, z = at
@@ -224,6 +229,7 @@ def carton(rng: Rng, at: tuple[float, float, float], size: float, item: int) -> 
 
 
 def boxes(rng: Rng, style: Style) -> Thing:
+    """Make one carton, or two stacked ones."""
     parts = [carton(rng, (0.0, 0.0, 0.0), 1.0, 0)]
     if rng.random() < 0.4:
         parts.append(carton(rng, (0.02, 0.0, 2 * parts[0].half[2]), 0.7, 1))
@@ -231,6 +237,7 @@ def boxes(rng: Rng, style: Style) -> Thing:
 
 
 def cabinet(rng: Rng, style: Style, low: bool = False) -> Thing:
+    """Make a cabinet with doors or drawers, or a bedside cabinet (`low`), often with a lamp, books or a carton."""
     w = float(rng.uniform(0.45, 0.6) if low else rng.uniform(0.8, 1.6))
     d, h = float(rng.uniform(0.38, 0.55)), float(rng.uniform(0.5, 0.62) if low else rng.choice([0.8, 0.9, 1.3, 2.0]))
     wood, front = _wood(rng, style), _wood(rng, style)
@@ -254,14 +261,17 @@ def cabinet(rng: Rng, style: Style, low: bool = False) -> Thing:
 
 
 def bedside(rng: Rng, style: Style) -> Thing:
+    """Make a bedside cabinet with two drawers."""
     return cabinet(rng, style, low=True)
 
 
 def coffee_table(rng: Rng, style: Style) -> Thing:
+    """Make a coffee table."""
     return table(rng, style, low=True)
 
 
 def bookshelf(rng: Rng, style: Style) -> Thing:
+    """Make an open shelf of four or five rows of books."""
     w, d, h = float(rng.uniform(0.75, 1.3)), 0.3, float(rng.uniform(1.5, 2.1))
     wood = _wood(rng, style)
     t, rows = 0.025, int(rng.integers(4, 6))
@@ -291,7 +301,15 @@ def _row_of_books(rng: Rng, width: float, depth: float, z: float, room: float, i
 
 
 def lamp_parts(rng: Rng, style: Style, at: tuple[float, float, float], height: float, item: int) -> list[Part]:
-    """A lamp with a shade standing at `at`; the shade glows if it is on."""
+    """Make a lamp with a shade that stands at `at`; the shade glows if the lamp is on.
+
+    Args:
+        rng: random generator.
+        style: colors of the room.
+        at: foot of the lamp, meters, in the frame of the object.
+        height: meters.
+        item: instance number of the parts.
+    """
     x, y, z = at
     radius = float(rng.uniform(0.11, 0.15)) * (1.4 if height > 1 else 1.0)
     stand = Material("plain", vary(rng, style.metal), gloss=0.5)
@@ -305,11 +323,12 @@ def lamp_parts(rng: Rng, style: Style, at: tuple[float, float, float], height: f
 
 
 def floor_lamp(rng: Rng, style: Style) -> Thing:
+    """Make a lamp that stands on the floor, 1.45 to 1.7 m high."""
     return Thing(lamp_parts(rng, style, (0.0, 0.0, 0.0), float(rng.uniform(1.45, 1.7)), 0), 0.4, 0.4)
 
 
 def television(rng: Rng, style: Style) -> Thing:
-    """A television on a low cabinet."""
+    """Make a television on a low cabinet."""
     w, d, h = float(rng.uniform(1.1, 1.6)), 0.42, float(rng.uniform(0.42, 0.58))
     wood = _wood(rng, style)
     screen = Material("screen", (0.012, 0.014, 0.018), gloss=0.7)
@@ -328,6 +347,7 @@ def television(rng: Rng, style: Style) -> Thing:
 
 
 def rug(rng: Rng, style: Style) -> Thing:
+    """Make a rug that lies on the floor (class "floor mat")."""
     w, d = float(rng.uniform(1.3, 2.2)), float(rng.uniform(0.9, 1.5))
     kind = str(rng.choice(["carpet", "stripes", "checks", "dots"]))
     color = Material(kind, vary(rng, style.accent, 0.4), vary(rng, (0.5, 0.42, 0.30)), float(rng.uniform(0.1, 0.3)))

@@ -1,6 +1,6 @@
 """Ray casting of boxes, cylinders and ellipsoids inside a box-shaped room, vectorized over pixels.
 
-World frame: x and y on the floor, z up, meters. A room fills (0, 0, 0) to its size.
+World frame: x and y on the floor, z up, meters. A room extends from (0, 0, 0) to its size.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BOX, CYLINDER, ELLIPSOID = "box", "cylinder", "ellipsoid"
 
 @dataclass(frozen=True, eq=False)
 class Solid:
-    """A convex solid. `rotation` takes local axes to world axes; a cylinder stands on its local z."""
+    """Convex solid. `rotation` maps local axes to world axes; the axis of a cylinder is its local z."""
 
     kind: str
     center: Array
@@ -34,7 +34,7 @@ class Solid:
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """`rotation` has the camera's right, down and forward axes as columns, in world coordinates."""
+    """Camera in the room. The columns of `rotation` are its right, down and forward axes in world coordinates."""
 
     position: Array
     rotation: Array
@@ -45,10 +45,10 @@ class Camera:
 
 @dataclass(frozen=True, eq=False)
 class Hits:
-    """What each viewing ray meets first; arrays are (H, W) or (H, W, 3).
+    """First surface that each viewing ray hits; arrays are (H, W) or (H, W, 3).
 
-    `solid` is an index into the solids, or -1..-6 for the room's faces (x=0, x=X, y=0, y=Y, floor,
-    ceiling). `local` is the point in the solid's own frame (world frame for the room).
+    `solid` is an index into the solids, or -1..-6 for the room's faces (x=0, x=X, y=0, y=Y, floor, ceiling). `local` is
+    the point in the solid's own frame (world frame for the room).
     """
 
     depth: Array
@@ -60,19 +60,25 @@ class Hits:
 
 
 def rotation_z(angle: float) -> Array:
+    """Make the rotation matrix (3, 3) of `angle` radians about z."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
 def rotation_x(angle: float) -> Array:
+    """Make the rotation matrix (3, 3) of `angle` radians about x."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
 
 
 def look(position: Array, turn: tuple[float, float, float], intrinsics: Intrinsics, size: tuple[int, int]) -> Camera:
-    """A camera of `size` (height, width) at `position`.
+    """Place a camera.
 
-    `turn` is yaw (0 looks along +y, counterclockwise from above), pitch (up) and roll (clockwise), radians.
+    Args:
+        position: (3,), meters, in the world.
+        turn: yaw (0 looks along +y, counterclockwise seen from above), pitch (up) and roll (clockwise), radians.
+        intrinsics: of the camera, pixels.
+        size: (height, width) of the image, pixels.
     """
     yaw, pitch, roll = turn
     forward = rotation_z(yaw) @ np.array([0.0, np.cos(pitch), np.sin(pitch)])
@@ -84,7 +90,7 @@ def look(position: Array, turn: tuple[float, float, float], intrinsics: Intrinsi
 
 
 def _inside_room(origin: Array, directions: Array, size: Array) -> tuple[Array, npt.NDArray[np.int32]]:
-    """Distance to, and number (-1..-6) of, the face of the room that each ray leaves through."""
+    """Compute the distance to the room's face that each ray exits through, and the number (-1..-6) of the face."""
     target = np.where(directions > 0, size, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         reach = np.where(directions != 0, (target - origin) / directions, np.inf)
@@ -94,7 +100,7 @@ def _inside_room(origin: Array, directions: Array, size: Array) -> tuple[Array, 
     return distance, (-1 - 2 * axis - outward).astype(np.int32)
 
 
-# NumPy reduces a last axis of three element by element; naming the three is many times faster.
+# NumPy reduces a last axis of length three element by element; explicit minima are many times faster.
 def _smallest(v: Array) -> Array:
     least: Array = np.minimum(np.minimum(v[..., 0], v[..., 1]), v[..., 2])
     return least
@@ -106,13 +112,13 @@ def _largest(v: Array) -> Array:
 
 
 def dot(a: Array, b: Array) -> Array:
-    """Inner products over the last axis."""
+    """Compute inner products over the last axis."""
     product: Array = np.einsum("...i,...i->...", a, b)
     return product
 
 
 def _slabs(solid: Solid, origin: Array, directions: Array) -> tuple[Array, Array]:
-    """Entry distances along each local axis (N, 3) and the exit distance (N,) of a box."""
+    """Compute a box's entry distances along each local axis (N, 3), and its exit distance (N,)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         inverse = 1.0 / directions
         low, high = (-solid.half - origin) * inverse, (solid.half - origin) * inverse
@@ -120,7 +126,7 @@ def _slabs(solid: Solid, origin: Array, directions: Array) -> tuple[Array, Array
 
 
 def _quadric(origin: Array, directions: Array) -> tuple[Array, Array]:
-    """Entry and exit of the unit circle or sphere in the axes given; misses come out as NaN."""
+    """Compute entry and exit of the unit circle or sphere in the given axes; NaN for a miss."""
     a, b, c = dot(directions, directions), dot(origin, directions), dot(origin, origin) - 1.0
     with np.errstate(invalid="ignore", divide="ignore"):
         root = np.sqrt(b * b - a * c)
@@ -128,7 +134,7 @@ def _quadric(origin: Array, directions: Array) -> tuple[Array, Array]:
 
 
 def _entry_exit(solid: Solid, origin: Array, directions: Array) -> tuple[Array, Array]:
-    """Entry and exit distances in the solid's local frame; entry > exit (or NaN) is a miss."""
+    """Compute entry and exit distances in the solid's local frame; entry > exit, or NaN, is a miss."""
     if solid.kind == BOX:
         near, leave = _slabs(solid, origin, directions)
         return _largest(near), leave
@@ -142,7 +148,16 @@ def _entry_exit(solid: Solid, origin: Array, directions: Array) -> tuple[Array, 
 
 
 def intersect(solid: Solid, origin: Array, directions: Array) -> Array:
-    """Distance (in units of the direction's length) to the solid from outside it, inf where it is missed."""
+    """Compute the distance from outside to the solid along each ray.
+
+    Args:
+        solid: the solid.
+        origin: (3,) or (..., 3), world frame, meters.
+        directions: (..., 3), world frame.
+
+    Returns:
+        (...), in units of the direction's length; infinity for a miss.
+    """
     enter, leave = _entry_exit(solid, (origin - solid.center) @ solid.rotation, directions @ solid.rotation)
     with np.errstate(invalid="ignore"):
         hit = (enter <= leave) & (enter > 1e-6)
@@ -169,7 +184,7 @@ def _local_normals(solid: Solid, local: Array, origin: Array, directions: Array)
 
 
 def _window(solid: Solid, camera: Camera) -> tuple[slice, slice] | None:
-    """Rows and columns of the image that the solid can touch; None if it is behind the camera."""
+    """Compute the rows and columns of the image that the solid can cover; None if it is not visible."""
     signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
     corners = (signs * solid.half) @ solid.rotation.T + solid.center
     seen = (corners - camera.position) @ camera.rotation
@@ -187,7 +202,17 @@ def _window(solid: Solid, camera: Camera) -> tuple[slice, slice] | None:
 
 
 def cast(solids: list[Solid], room: Array, camera: Camera) -> tuple[Array, npt.NDArray[np.int32], Array]:
-    """Depth (H, W), index of what is seen (H, W) as in `Hits.solid`, and the rays (H, W, 3) in the world."""
+    """Find what each pixel sees.
+
+    Args:
+        solids: the solids in the room.
+        room: size of the room, (3,), meters.
+        camera: the camera.
+
+    Returns:
+        Depth (H, W) in meters, index of the seen surface (H, W) as in `Hits.solid`, and the rays (H, W, 3) in the
+        world.
+    """
     directions = camera.intrinsics.rays(camera.height, camera.width) @ camera.rotation.T
     depth, index = _inside_room(camera.position, directions, room)
     for number, solid in enumerate(solids):
@@ -202,7 +227,7 @@ def cast(solids: list[Solid], room: Array, camera: Camera) -> tuple[Array, npt.N
 
 
 def groups(index: npt.NDArray[np.int32]) -> Iterator[tuple[int, tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]]:
-    """Each number in `index` (H, W) with the rows and columns where it stands."""
+    """Yield each number in `index` (H, W) with the rows and columns where it occurs."""
     order = np.argsort(index, axis=None, kind="stable")
     rows, columns = np.unravel_index(order, index.shape)
     numbers, starts = np.unique(index.ravel()[order], return_index=True)
@@ -213,7 +238,7 @@ def groups(index: npt.NDArray[np.int32]) -> Iterator[tuple[int, tuple[npt.NDArra
 def surfaces(
     solids: list[Solid], camera: Camera, depth: Array, index: npt.NDArray[np.int32], directions: Array
 ) -> Hits:
-    """Points and exact normals of what `cast` found; normals face the camera."""
+    """Compute the points and the exact normals of the surfaces that `cast` found; normals face the camera."""
     points = camera.position + depth[..., None] * directions
     local, normals, local_normals = points.copy(), np.zeros_like(points), np.zeros_like(points)
     for face in range(-6, 0):
@@ -233,9 +258,17 @@ def surfaces(
 
 
 def shadowed(solids: list[Solid], lights: Array, points: Array) -> npt.NDArray[np.bool_]:
-    """Return whether a solid blocks each point (N, 3) from its light position (N, 3).
+    """Test whether a solid blocks the light at each point.
 
     Only the points inside the cone of a solid's bounding sphere, seen from the light, are tested.
+
+    Args:
+        solids: the solids that cast shadows.
+        lights: position of the light for each point, (N, 3), meters.
+        points: (N, 3), meters.
+
+    Returns:
+        bool (N,).
     """
     blocked = np.zeros(len(points), bool)
     middle = lights.mean(axis=0)

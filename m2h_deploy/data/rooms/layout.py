@@ -1,4 +1,4 @@
-"""From random numbers to a furnished room: walls, openings, furniture along the walls and in the middle, a camera."""
+"""Random layout of a furnished room: walls, openings, furniture along the walls and in the middle, a camera."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from m2h_deploy.data.rooms.materials import Color, Material, noise_tile
 Array = npt.NDArray[np.floating]
 Rng = np.random.Generator
 
-#: Instances 1..6 are the room's faces.
+#: First instance number of objects; 1..6 are the room's faces.
 _FIRST_INSTANCE = 7
 
 
 @dataclass(frozen=True, eq=False)
 class Light:
-    """A lamp or a window: light leaves a disc-like patch of `spread` meters; color carries the power."""
+    """Lamp or window. Light leaves a patch of `spread` meters; `color` includes the power."""
 
     position: Array
     spread: Array
@@ -32,7 +32,7 @@ class Light:
 
 @dataclass(frozen=True, eq=False)
 class Room:
-    """A scene ready to be rendered. `faces` are the materials of x=0, x=X, y=0, y=Y, floor, ceiling."""
+    """Scene ready to be rendered. `faces` are the materials of x=0, x=X, y=0, y=Y, floor, ceiling."""
 
     size: Array
     faces: tuple[Material, ...]
@@ -44,13 +44,13 @@ class Room:
 
 @dataclass(eq=False)
 class _Plan:
-    """A room while it is being furnished."""
+    """Room that is being furnished."""
 
     size: Array
     solids: list[Solid] = field(default_factory=list)
     lights: list[Light] = field(default_factory=list)
     taken: list[tuple[float, float, float, float]] = field(default_factory=list)
-    #: Used stretches of each wall as (from, to, bottom, top).
+    #: Occupied areas of each wall as (from, to, bottom, top), meters.
     hung: list[list[tuple[float, float, float, float]]] = field(default_factory=lambda: [[], [], [], []])
     instances: int = _FIRST_INSTANCE
 
@@ -64,7 +64,7 @@ def _wall_length(plan: _Plan, wall: int) -> float:
 
 
 def _at_wall(plan: _Plan, wall: int, along: float, out: float) -> Array:
-    """The floor point `along` a wall and `out` from it."""
+    """Compute the floor point that is `along` meters along a wall and `out` meters away from it."""
     x, y = float(plan.size[0]), float(plan.size[1])
     points = ((along, out), (x - out, along), (x - along, y - out), (out, y - along))
     return np.array([*points[wall], 0.0])
@@ -102,7 +102,7 @@ def _free(plan: _Plan, area: tuple[float, float, float, float], slack: float = 0
 
 
 def _against_wall(plan: _Plan, rng: Rng, builder: f.Builder, style: f.Style, walls: list[int]) -> int | None:
-    """Place an object with its back to one of `walls`; the wall it went to, or None if it fits nowhere."""
+    """Place an object with its back to one of `walls`; return the wall, or None if it fits at none of them."""
     thing = builder(rng, style)
     for wall in walls:
         for _ in range(6):
@@ -143,7 +143,7 @@ def _in_the_open(plan: _Plan, rng: Rng, thing: f.Thing, yaw: float, block: bool 
 
 
 def _hang(plan: _Plan, rng: Rng, wall: int, size: tuple[float, float, float], bottom: float) -> float | None:
-    """A free stretch of wall for something of (width, thickness, height); its middle along the wall."""
+    """Reserve a free area of a wall for a (width, thickness, height); return its middle along the wall, or None."""
     w, _, h = size
     length = _wall_length(plan, wall)
     for _ in range(8):
@@ -181,7 +181,7 @@ def _add_door(plan: _Plan, rng: Rng, style: f.Style, wall: int) -> None:
     ]
     position = _at_wall(plan, wall, along, 0.0)
     _put(plan, f.Thing(parts, w, 0.04), position, _YAW[wall])
-    # A door has to open: keep the floor before it free.
+    # The floor in front of a door is kept free.
     gap = f.Thing([], w, 1.2)
     plan.taken.append(_footprint(gap, _at_wall(plan, wall, along, 0.6), _YAW[wall], 0.0))
 
@@ -213,7 +213,7 @@ def _add_window(plan: _Plan, rng: Rng, style: f.Style, wall: int, day: float) ->
 
 
 def _curtains(rng: Rng, style: f.Style, widths: tuple[float, float], top: float, sill: float) -> list[f.Part]:
-    """One on each side of a window; `widths` are the window's and what a curtain hangs beyond it."""
+    """Make a curtain on each side of a window; `widths` are the window's and that of a curtain beside it."""
     window, side = widths
     color: Color = style.accent if rng.random() < 0.5 else (0.6, 0.55, 0.45)
     cloth = Material("pleats", f.vary(rng, color, 0.3), scale=0.11)
@@ -298,7 +298,7 @@ def _furnish_dining(plan: _Plan, rng: Rng, style: f.Style, walls: list[int]) -> 
 
 
 def make_room(rng: Rng) -> Room:
-    """A furnished room: a bedroom, a living room or a dining room or study."""
+    """Make a furnished bedroom, living room, dining room or study."""
     plan = _Plan(np.array([rng.uniform(3.2, 5.6), rng.uniform(3.6, 6.4), rng.uniform(2.35, 2.8)]))
     style, tile = f.make_style(rng), noise_tile(rng)
     faces = _surfaces(rng, style)
@@ -326,7 +326,14 @@ def make_room(rng: Rng) -> Room:
 
 
 def choose_camera(room: Room, rng: Rng, intrinsics: Intrinsics, size: tuple[int, int]) -> Camera:
-    """Choose the view, of ten drawn at robot or eye height, that shows most classes from a sensible distance."""
+    """Choose the view, of ten drawn at robot or eye height, that shows most classes from a suitable distance.
+
+    Args:
+        room: the room.
+        rng: random generator.
+        intrinsics: of the camera, pixels.
+        size: (height, width) of the image, pixels.
+    """
     coarse = intrinsics.scaled(24, 32, *size)
     labels = np.array([solid.label for solid in room.solids], int)
     best: tuple[float, Camera] | None = None
@@ -342,7 +349,7 @@ def choose_camera(room: Room, rng: Rng, intrinsics: Intrinsics, size: tuple[int,
         seen = np.bincount(labels[index[index >= 0]], minlength=1)
         variety = float((seen >= 4).sum()) + 3.0 * min(float((index >= 0).mean()), 0.5)
         score = variety - 8.0 * float((depth < 0.7).mean()) - 4.0 * max(0.0, 1.8 - float(np.median(depth)))
-        # From inside a solid its far side is not seen, so the view would be wrong, not just poor.
+        # A camera inside a solid does not see the solid, so the labels would be wrong.
         score -= 100.0 * any(_contains(solid, position) for solid in room.solids)
         camera = look(position, turn, intrinsics, size)
         if best is None or score > best[0]:

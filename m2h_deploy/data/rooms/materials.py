@@ -1,4 +1,4 @@
-"""Procedural surfaces: a material and a point on it give color, gloss and emitted light."""
+"""Procedural materials: color, gloss and emitted light of a point on a surface."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TILE = 128
 
 @dataclass(frozen=True)
 class Material:
-    """`kind` names the pattern; colors are linear RGB 0..1; `scale` is the pattern's size in meters."""
+    """Procedural material: pattern `kind` of size `scale` (meters), colors in linear RGB 0..1."""
 
     kind: str
     color: Color
@@ -27,13 +27,13 @@ class Material:
 
 
 def noise_tile(rng: np.random.Generator) -> Array:
-    """The random lattice behind every pattern of a scene."""
+    """Draw the random lattice that all patterns of a scene use: float32 (128, 128), 0..1."""
     tile: Array = rng.random((_TILE, _TILE), dtype=np.float32)
     return tile
 
 
 def noise(tile: Array, u: Array, v: Array) -> Array:
-    """Smooth value noise 0..1 with one cell a unit of u and v."""
+    """Compute smooth value noise, 0..1, with one lattice cell per unit of u and v."""
     iu, iv = np.floor(u), np.floor(v)
     fu, fv = u - iu, v - iv
     fu, fv = fu * fu * (3 - 2 * fu), fv * fv * (3 - 2 * fv)
@@ -46,7 +46,7 @@ def noise(tile: Array, u: Array, v: Array) -> Array:
 
 
 def _surface_coordinates(local: Array, normals: Array) -> tuple[Array, Array]:
-    """Two coordinates in meters along the surface: the axes that the normal is least along."""
+    """Compute two coordinates in meters along the surface, on the two axes most perpendicular to the normal."""
     axis = np.abs(normals).argmax(axis=-1)
     u = np.where(axis == 0, local[:, 1], local[:, 0])
     v = np.where(axis == 2, local[:, 1], local[:, 2])
@@ -60,7 +60,18 @@ def _mix(a: Color | Array, b: Color | Array, t: Array) -> Array:
 
 
 def paint(material: Material, tile: Array, local: Array, normals: Array, half: Array) -> tuple[Array, Array]:
-    """Color (N, 3) and emitted light (N, 3), linear RGB, of points in the solid's own frame."""
+    """Compute color and emitted light of points.
+
+    Args:
+        material: the material.
+        tile: the lattice of `noise_tile`.
+        local: points (N, 3) in the solid's own frame, meters.
+        normals: (N, 3), in the same frame.
+        half: half sizes (3,) of the solid, meters.
+
+    Returns:
+        Color (N, 3) and emitted light (N, 3), linear RGB.
+    """
     u, v = _surface_coordinates(local, normals)
     u, v = u + material.shift, v + 0.37 * material.shift
     pattern = _PATTERNS[material.kind]
@@ -135,7 +146,7 @@ def _pleats(m: Material, tile: Array, u: Array, v: Array, unit: Array) -> Array:
 
 
 def _picture(m: Material, tile: Array, u: Array, v: Array, unit: Array) -> Array:
-    # The two axes across a wall picture are its local x and z; the thin one is y.
+    # A picture spans its local x and z axes; y is its thickness.
     x, z = unit[:, 0], unit[:, 2]
     border = np.maximum(np.abs(x), np.abs(z))
     blobs = noise(tile, x * 2.2 + m.shift * 13, z * 2.2)

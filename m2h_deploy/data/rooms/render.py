@@ -1,7 +1,7 @@
-"""Synthetic furnished rooms with exact labels, from two integers: NumPy only, no download.
+"""Synthetic furnished rooms with exact labels, rendered from two integers with NumPy, without a download.
 
-They stand in for NYUv2 where the data set itself is not there: in tests, in the embedded default model, in
-a first look. Figures measured on them say nothing about NYUv2.
+They replace NYUv2 where it is not available: in tests, for training the embedded default model, in examples. Figures
+measured on them do not predict figures on NYUv2.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from m2h_deploy.data.rooms.layout import Room, choose_camera, make_room
 from m2h_deploy.data.rooms.shading import expose, radiance
 from m2h_deploy.errors import M2HError
 
-#: The classes that occur in the rooms, as labels in memory (0-based).
+#: Classes that occur in the rooms, as labels in memory (0-based).
 ROOM_CLASSES: tuple[int, ...] = tuple(
     sorted(
         nyu_class(name)
@@ -40,13 +40,13 @@ def room_name(seed: int, index: int) -> str:
 
 
 def room_intrinsics(height: int, width: int) -> Intrinsics:
-    """NYUv2's field of view at another width, with square pixels and the center in the middle."""
+    """Make a camera with NYUv2's horizontal field of view, square pixels, and the principal point at the center."""
     f = NYU_INTRINSICS.fx / 640 * width
     return Intrinsics(f, f, (width - 1) / 2, (height - 1) / 2)
 
 
 def render_room(seed: int, index: int, height: int = 240, width: int = 320) -> Frame:
-    """Room number `index` of the endless series `seed`, seen once; the same integers give the same frame.
+    """Render room `index` of the endless series `seed`; the same integers give the same frame.
 
     Args:
         seed: the series, >= 0. Use different series for training and for evaluation.
@@ -55,11 +55,12 @@ def render_room(seed: int, index: int, height: int = 240, width: int = 320) -> F
         width: pixels, >= 16.
 
     Returns:
-        A frame with every label and `intrinsics`. Depth, normals and semantics are exact at pixel
-        centers; an edge pixel is one whose right or lower neighbor is another object (`boundaries`).
+        A frame with every label and `intrinsics`. Depth, normals and semantics are exact at pixel centers; an edge
+        pixel is
+        one whose right or lower neighbor belongs to another object (`boundaries`).
 
     Raises:
-        M2HError: a size or a number out of range.
+        M2HError: a size or a number is out of range.
     """
     return render_room_with_instances(seed, index, height, width)[0]
 
@@ -67,7 +68,21 @@ def render_room(seed: int, index: int, height: int = 240, width: int = 320) -> F
 def render_room_with_instances(
     seed: int, index: int, height: int = 240, width: int = 320
 ) -> tuple[Frame, npt.NDArray[np.uint8]]:
-    """`render_room`, and an instance number (1..255) for each pixel; equal numbers of one class are one object."""
+    """Render like `render_room`, with instance numbers.
+
+    Args:
+        seed: as for `render_room`.
+        index: as for `render_room`.
+        height: as for `render_room`.
+        width: as for `render_room`.
+
+    Returns:
+        The frame, and an instance number (1..255) for each pixel, uint8 (H, W); equal numbers of one class are one
+        object.
+
+    Raises:
+        M2HError: a size or a number is out of range.
+    """
     if height < 16 or width < 16:
         raise M2HError(f"room of {height}x{width} pixels: both sides must be at least 16")
     if seed < 0 or index < 0:
@@ -84,7 +99,7 @@ def render_room_with_instances(
         image=image,
         name=room_name(seed, index),
         depth=depth.astype(np.float32),
-        # Into the surface, as `m2h_deploy.data.frame` says; the ray caster's normals face the camera.
+        # `m2h_deploy.data.frame` defines normals into the surface; the ray caster's normals face the camera.
         normals=(-(hits.normals @ camera.rotation)).astype(np.float32),
         semantics=semantics,
         edges=boundaries(segments(semantics, instances)),
@@ -94,14 +109,22 @@ def render_room_with_instances(
 
 
 def segments(semantics: npt.NDArray[np.uint8], instances: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-    """One number (> 0) for each pair of class and instance; 0 where the class is unlabeled."""
+    """Assign a number (> 0) to each pair of class and instance; 0 where the class is unlabeled.
+
+    Args:
+        semantics: uint8 (H, W), 255 where unlabeled.
+        instances: uint8 (H, W).
+
+    Returns:
+        int32 (H, W).
+    """
     numbers = (semantics.astype(np.int32) + 1) * 256 + instances
     numbers[semantics == 255] = 0
     return numbers
 
 
 def _labels(room: Room, hits: Hits) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    # The table's last six rows are the faces, so that the negative numbers of `Hits.solid` find them.
+    # The last six entries are the faces, because `Hits.solid` has negative indices for them.
     classes = [s.label for s in room.solids] + list(_FACE_CLASSES[::-1])
     owners = [s.instance for s in room.solids] + [6, 5, 4, 3, 2, 1]
     return np.asarray(classes, np.uint8)[hits.solid], np.asarray(owners, np.int32)[hits.solid].astype(np.uint8)
@@ -109,7 +132,7 @@ def _labels(room: Room, hits: Hits) -> tuple[npt.NDArray[np.uint8], npt.NDArray[
 
 @dataclass(frozen=True)
 class Rooms:
-    """`count` rooms of the series `seed` as a dataset, rendered when they are asked for."""
+    """Data set of `count` rooms of the series `seed`, rendered on access."""
 
     count: int
     seed: int = 0
@@ -118,10 +141,12 @@ class Rooms:
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """Names of NYUv2's 40 classes, in label order."""
         return NYU40_CLASSES
 
     @property
     def derived(self) -> frozenset[str]:
+        """Empty: all labels are rendered."""
         return frozenset()
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""What a camera in the room would record: light, soft shadows, bounce, gloss, exposure and sensor noise."""
+"""Image formation: light, soft shadows, indirect light, gloss, exposure and sensor noise."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from m2h_deploy.data.rooms.materials import paint
 Array = npt.NDArray[np.floating]
 Rng = np.random.Generator
 
-#: Shadows are cast on a grid this much coarser than the image.
+#: Step, in pixels, of the grid that shadows are computed on.
 _SHADOW_STEP = 3
 
 
 def _surface_colors(room: Room, hits: Hits) -> tuple[Array, Array, Array]:
-    """Albedo (H, W, 3), emitted light (H, W, 3) and gloss (H, W)."""
+    """Compute albedo (H, W, 3), emitted light (H, W, 3) and gloss (H, W)."""
     albedo, glow = np.zeros((*hits.depth.shape, 3)), np.zeros((*hits.depth.shape, 3))
     gloss = np.zeros(hits.depth.shape)
     for number, pixels in groups(hits.solid):
@@ -30,7 +30,7 @@ def _surface_colors(room: Room, hits: Hits) -> tuple[Array, Array, Array]:
 
 
 def _shadow_map(light: Light, casters: list[Solid], hits: Hits, rng: Rng) -> Array:
-    """Share of the light (0..1) that reaches each pixel: jittered shadow rays on a coarse grid, smoothed."""
+    """Compute the share of light (0..1) that reaches each pixel: jittered shadow rays on a coarse grid, smoothed."""
     step = _SHADOW_STEP
     points = (hits.points + 0.012 * hits.normals)[::step, ::step]
     jitter = rng.uniform(-1, 1, (points.shape[0] * points.shape[1], 3)) * light.spread
@@ -42,7 +42,7 @@ def _shadow_map(light: Light, casters: list[Solid], hits: Hits, rng: Rng) -> Arr
 
 
 def _occlusion(room: Room, hits: Hits) -> Array:
-    """Darkening (H, W) near the room's corners and beside what stands in front (from the depth image)."""
+    """Compute the darkening (H, W) near the room's corners and beside nearer objects in the depth image."""
     dark = np.ones(hits.depth.shape)
     for axis in range(3):
         for wall in (0.0, float(room.size[axis])):
@@ -58,7 +58,7 @@ def _occlusion(room: Room, hits: Hits) -> Array:
 
 
 def _direct(light: Light, hits: Hits, camera: Camera, gloss: Array, lit: Array) -> tuple[Array, Array]:
-    """Diffuse and mirror-like light (H, W, 3) from one source."""
+    """Compute diffuse and specular light (H, W, 3) from one source."""
     towards = light.position - hits.points
     square = dot(towards, towards)
     towards /= np.sqrt(square)[..., None]
@@ -70,7 +70,7 @@ def _direct(light: Light, hits: Hits, camera: Camera, gloss: Array, lit: Array) 
     view = camera.position - hits.points
     half = towards + view / np.sqrt(dot(view, view))[..., None]
     alignment = np.clip(dot(half, hits.normals) / (np.sqrt(dot(half, half)) + 1e-9), 0.0, 1.0)
-    # Forty-eighth power, the width of the highlight, by squaring.
+    # The 48th power sets the width of the highlight; it is computed by squaring.
     narrow = alignment**2 * alignment
     narrow = ((narrow**2) ** 2) ** 2
     shine = narrow * narrow * gloss * (cosine > 0)
@@ -78,9 +78,9 @@ def _direct(light: Light, hits: Hits, camera: Camera, gloss: Array, lit: Array) 
 
 
 def radiance(room: Room, camera: Camera, hits: Hits, rng: Rng) -> Array:
-    """Linear RGB light (H, W, 3) arriving at the camera, in arbitrary units."""
+    """Compute the linear RGB light (H, W, 3) that arrives at the camera, in arbitrary units."""
     albedo, glow, gloss = _surface_colors(room, hits)
-    # Thin things on walls, lamp shades and their stands cast no shadow worth its time.
+    # Shadows of thin objects on walls, lamp shades and stands are not worth the time.
     casters = [s for s in room.solids if s.half.min() > 0.004 and s.material.glow == 0 and np.prod(s.half) > 6e-6]
     up = hits.normals[..., 2]
     bounce = room.ambient * (0.85 + 0.15 * up[..., None]) * _occlusion(room, hits)[..., None]
@@ -88,7 +88,7 @@ def radiance(room: Room, camera: Camera, hits: Hits, rng: Rng) -> Array:
     for number, light in enumerate(room.lights):
         if float(light.color.max()) < 0.02:
             continue
-        # Small lamps are many and weak: only the ceiling light and windows cast shadows.
+        # Only the ceiling light and windows cast shadows, because small lamps are many and weak.
         sharp = number == 0 or light.facing is not None
         lit = _shadow_map(light, casters, hits, rng) if sharp else np.ones(hits.depth.shape)
         d, s = _direct(light, hits, camera, gloss, lit)
@@ -98,10 +98,18 @@ def radiance(room: Room, camera: Camera, hits: Hits, rng: Rng) -> Array:
 
 
 def expose(light: Array, rng: Rng) -> npt.NDArray[np.uint8]:
-    """A BGR photograph: auto exposure with error, white balance error, vignette, lens blur, noise, gamma."""
+    """Convert light to a photograph: auto exposure and white balance with errors, vignette, lens blur, noise, gamma.
+
+    Args:
+        light: linear RGB (H, W, 3).
+        rng: random generator.
+
+    Returns:
+        uint8 (H, W, 3), BGR.
+    """
     height, width = light.shape[:2]
     luminance = light @ np.array([0.2126, 0.7152, 0.0722])
-    # Meter for the room, not for its window.
+    # Bright windows are limited, so that exposure is metered for the room.
     metered = float(np.mean(np.minimum(luminance, 4 * np.median(luminance))))
     gain = 0.24 * float(rng.uniform(0.7, 1.35)) / max(metered, 1e-6)
     balance = 1.0 + rng.normal(0.0, 0.05, 3)
@@ -112,7 +120,7 @@ def expose(light: Array, rng: Rng) -> npt.NDArray[np.uint8]:
     level = float(rng.uniform(0.003, 0.012))
     noise = rng.standard_normal(exposed.shape, np.float32) * np.sqrt(level**2 + exposed.clip(0) * level * 0.12)
     exposed = np.clip(exposed + noise, 0.0, None)
-    # A soft shoulder keeps windows and lamps from clipping to flat white.
+    # A soft shoulder prevents windows and lamps from clipping to flat white.
     toned = np.where(exposed > 0.6, 0.6 + 0.4 * np.tanh((exposed - 0.6) / 0.6), exposed)
     encoded = np.rint(255.0 * toned ** (1 / 2.2)).astype(np.uint8)
     return np.ascontiguousarray(encoded[..., ::-1])

@@ -116,7 +116,7 @@ def _rooms(count: int, height: int, width: int) -> Iterator[NDArray[np.float32]]
 
 
 def markdown(rows: list[Row]) -> str:
-    """The table: sizes in megabytes (10^6), time in seconds, and how many attention blocks were fused."""
+    """Format the rows as a table: sizes in MB (10^6 bytes), time in seconds, and fused attention blocks."""
     lines = [
         "| network | precision | windows | batch | target | ONNX (MB) | plan (MB) | build (s) | attention fused |",
         "|---|---|---|---|---|---:|---:|---:|---:|",

@@ -42,12 +42,14 @@ def read(path: Path) -> tuple[dict[Test, str], dict[Test, str], float] | None:
 
 
 def words(outcomes: list[str], seconds: float) -> str:
+    """Return the counts of a target's outcomes and its minutes as text."""
     counts = Counter(outcomes)
     numbers = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
     return f"{numbers} in {seconds / 60:.1f} minutes"
 
 
 def main(folder: str, *targets: str) -> int:
+    """Print the results of all targets, and return the exit code: 1 if a test failed or a target left no results."""
     outcomes: dict[Test, str] = {}
     reasons: dict[Test, str] = {}
     total = 0.0

@@ -1,13 +1,13 @@
-"""What more workers are worth: a folder of frames by one process, and by Ray Data's pool of 1, 2, ... workers.
+"""Throughput of cluster workers: a folder of frames by one process, and by Ray Data's pool of 1, 2, ... workers.
 
     python benchmarks/cluster.py --frames 400 --workers 1,2 --rounds 3 --json cluster.json
 
-Every way writes the same files from the same images with the same bundle, m2h-tiny by default. `frames/s` is taken
-between the first and the last answer, so engines are loaded and Ray is up. So is `CPU s/frame`, the processor time of
-the command and all processes under it, Ray's own among them, which hardly depends on what else the machine does.
-`whole` is what a person waits for, from the call to its end. Workers have one thread each; one process is timed with
-one thread and with all of them. Medians over the rounds (in brackets least and most); a round has each way once, and
-begins with another.
+Every way writes the same files from the same images with the same bundle, m2h-tiny by default. `frames/s` is measured
+between the first and the last result, when engines are loaded and Ray is running. So is `CPU s/frame`, the processor
+time of the command and all its child processes, including Ray's, which hardly depends on other load on the machine.
+`whole` is the time from the call to its end. Workers have one thread each; one process is timed with one thread and
+with all of them. Figures are medians over the rounds (minimum and maximum in brackets); a round runs each way once, and
+each round starts with a different way.
 """
 
 from __future__ import annotations
@@ -39,28 +39,29 @@ from m2h_deploy.sources import folder_images
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One way once."""
+    """One run of one way."""
 
     rate: float
-    """Frames a second between the first and the last answer."""
+    """Frames per second between the first and the last result."""
     processor: float
-    """Seconds of processor time a frame, of this process and all under it, between the same answers."""
+    """Seconds of processor time per frame, of this process and its children, between the same results."""
     whole: float
     """Seconds from the call to its end."""
 
 
-#: Answers of one task come at once: those within so many seconds of the first were ready with it.
+#: The results of one task arrive together: those within so many seconds of the first were ready with it.
 _BURST = 0.1
 
 
 class Clock:
-    """When how many frames were done, and with how much processor time."""
+    """Record of when how many frames were done, and with how much processor time."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
         self._seen: list[tuple[float, int, float]] = []
 
     def __call__(self, done: int, total: int) -> None:
+        """Record that `done` of `total` frames are finished; a progress callback."""
         now = time.perf_counter()
         if not done:
             return
@@ -70,13 +71,14 @@ class Clock:
             self._seen[0] = (self._seen[0][0], done, self._seen[0][2])
 
     def run(self) -> Run:
+        """Return the figures of the run between the first and the last record."""
         (first, some, busy), (last, total, busier) = self._seen[0], self._seen[-1]
         frames = total - some
         return Run(frames / (last - first), (busier - busy) / frames, time.perf_counter() - self._start)
 
 
 def processor_seconds() -> float:
-    """User and system time of this process and of every living one under it."""
+    """Return user and system time in seconds of this process and its living descendants."""
     parents, ticks = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -91,6 +93,7 @@ def processor_seconds() -> float:
 
 
 def one_process(bundle: Path, images: Path, threads: int) -> Run:
+    """Predict the folder `images` in this process with `threads` threads."""
     clock = Clock()
     with tempfile.TemporaryDirectory(prefix="m2h-cluster-") as out, Runtime.load(bundle, threads=threads) as runtime:
         cv2.setNumThreads(threads)
@@ -103,6 +106,7 @@ def one_process(bundle: Path, images: Path, threads: int) -> Run:
 
 
 def pool(bundle: Path, images: Path, workers: int) -> Run:
+    """Predict the folder `images` with Ray Data's pool of `workers` workers."""
     clock = Clock()
     with tempfile.TemporaryDirectory(prefix="m2h-cluster-") as out:
         job = predict_folder(bundle, images, out, cluster=Cluster(workers=workers), progress=clock)
@@ -111,6 +115,7 @@ def pool(bundle: Path, images: Path, workers: int) -> Run:
 
 
 def ways(bundle: Path, images: Path, workers: list[int]) -> dict[str, Callable[[], Run]]:
+    """Return every way to predict the folder by its name in the table: one process, and one pool per worker count."""
     threads = len(os.sched_getaffinity(0))
     found: dict[str, Callable[[], Run]] = {"one process, 1 thread": lambda: one_process(bundle, images, 1)}
     if threads > 1:
@@ -121,6 +126,7 @@ def ways(bundle: Path, images: Path, workers: list[int]) -> dict[str, Callable[[
 
 
 def in_turns(ways: dict[str, Callable[[], Run]], rounds: int) -> dict[str, list[Run]]:
+    """Run every way once per round, and start each round with a different way."""
     names = list(ways)
     runs: dict[str, list[Run]] = {name: [] for name in names}
     for index in range(rounds):
@@ -132,6 +138,7 @@ def in_turns(ways: dict[str, Callable[[], Run]], rounds: int) -> dict[str, list[
 
 
 def markdown(runs: dict[str, list[Run]]) -> str:
+    """Format the runs as a Markdown table, with rates relative to one process of one thread."""
     base = statistics.median(run.rate for run in runs["one process, 1 thread"])
     lines = ["| way | frames/s | times one thread | CPU s/frame | whole, s |", "|---|---:|---:|---:|---:|"]
     for name, found in runs.items():
@@ -145,6 +152,7 @@ def markdown(runs: dict[str, list[Run]]) -> str:
 
 
 def make_bundle(folder: Path) -> Path:
+    """Export and build the m2h-tiny bundle in `folder`."""
     from engines import build_bundle
     from export import export_onnx
     from m2h_deploy.model import load_checkpoint
@@ -154,7 +162,7 @@ def make_bundle(folder: Path) -> Path:
 
 
 def make_images(folder: Path, count: int) -> Path:
-    """`count` files of a few different rooms: what is in them does not change the time."""
+    """Write `count` images of a few different rooms; their content does not affect the time."""
     folder.mkdir()
     rooms = [cv2.imencode(".png", render_room(0, index, 480, 640).image)[1].tobytes() for index in range(min(count, 8))]
     for index in range(count):
@@ -163,6 +171,7 @@ def make_images(folder: Path, count: int) -> Path:
 
 
 def main() -> int:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, help="m2h-tiny at 224 x 224 by default")
     parser.add_argument("--frames", type=int, default=400, help="images of 640 x 480")

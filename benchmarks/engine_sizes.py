@@ -1,9 +1,9 @@
-"""Plan size and build time of every variant, precision, window form and batch, compiled for real.
+"""Plan size and build time of every variant, precision, window form and batch, measured by compiling each.
 
     python benchmarks/engine_sizes.py --json engine_sizes.json
     python benchmarks/engine_sizes.py --networks m2h-small@480x640 --precisions fp32,fp16 --targets 8.6
 
-A network is a variant and, where it is not 224x224, HEIGHTxWIDTH. Every graph is compiled once for each of `--targets`
+A network is a variant and, unless it is 224x224, HEIGHTxWIDTH. Every graph is compiled once for each of `--targets`
 (separated by '/'). Prints a Markdown table. TensorRT-RTX compiles without a GPU; TensorRT (`--engine tensorrt`) needs
 one. Weights are those of `--checkpoint`, or random: neither size nor time depends on them. INT8 is calibrated on a
 rendered room.
@@ -93,7 +93,7 @@ def build_cell(
 
 
 def parse_network(network: str) -> tuple[str, int, int]:
-    """`m2h-small@480x640` to variant, height and width; 224 x 224 where no size is given."""
+    """Parse `m2h-small@480x640` to variant, height and width; 224 x 224 if no size is given."""
     variant, _, size = network.partition("@")
     try:
         height, width = (int(side) for side in (size or "224x224").split("x"))
@@ -116,7 +116,7 @@ def _rooms(count: int, height: int, width: int) -> Iterator[NDArray[np.float32]]
 
 
 def markdown(rows: list[Row]) -> str:
-    """The table: sizes in megabytes (10^6), time in seconds, and how many attention blocks were fused."""
+    """Format the rows as a table: sizes in MB (10^6 bytes), time in seconds, and fused attention blocks."""
     lines = [
         "| network | precision | windows | batch | target | ONNX (MB) | plan (MB) | build (s) | attention fused |",
         "|---|---|---|---|---|---:|---:|---:|---:|",
@@ -130,6 +130,7 @@ def markdown(rows: list[Row]) -> str:
 
 
 def main() -> int:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, values in (("networks", NETWORKS), ("precisions", PRECISIONS), ("windows", WINDOWS), ("batch", BATCHES)):
         parser.add_argument(f"--{name}", default=",".join(values), help=f"of {','.join(values)}")

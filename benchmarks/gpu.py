@@ -1,13 +1,13 @@
-"""M2H on an NVIDIA GPU: parity first, then PyTorch, TensorRT-RTX and ONNX Runtime beside the card's roofline.
+"""M2H on an NVIDIA GPU: parity, then the latency of PyTorch, TensorRT-RTX and ONNX Runtime against the GPU's roofline.
 
     python benchmarks/gpu.py --json gpu.json
     python benchmarks/gpu.py --device cpu --cells m2h-tiny:112x140:1 --runs 2     # the same program without a GPU
 
-One table, a row a way to run a network. GPU ms are medians of CUDA events around the kernels (wall time on a CPU), p99
-beside them; frame ms is the wall time from an image on the host to results on the host. Roofline: the larger of
-multiply-adds over the card's measured half-precision matrix rate and bytes over its measured copy rate. What cannot
-run on a machine stays in the table, with the reason in words. Networks have random weights but for parity, which is
-measured on the reproducible ones of tests/golden. A cell is VARIANT:HEIGHTxWIDTH:BATCH.
+Prints one table with a row per way to run a network. GPU ms are medians of CUDA events around the kernels (wall time on
+a CPU), with p99; frame ms is the wall time from an image on the host to results on the host. Roofline: the larger of
+multiply-adds over the GPU's measured half-precision matrix rate and bytes over its measured copy rate. A way that
+cannot run on the machine stays in the table, with the reason as text. Networks have random weights except for parity,
+which is measured on the reproducible ones of tests/golden. A cell is VARIANT:HEIGHTxWIDTH:BATCH.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class Cell:
 
     @classmethod
     def parse(cls, text: str) -> Cell:
+        """Parse VARIANT:HEIGHTxWIDTH:BATCH. Raises M2HError on anything else."""
         try:
             variant, size, batch = text.split(":")
             height, width = (int(side) for side in size.split("x"))
@@ -83,7 +84,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One way to run a cell, or why it cannot be run."""
+    """One way to run a cell, or the reason why it cannot be run."""
 
     cell: str
     way: str
@@ -96,29 +97,30 @@ class Row:
 
 @dataclass(frozen=True)
 class Roof:
-    """What the device can do at most, measured."""
+    """Measured limits of the device."""
 
     matrix_tflops: float
     copy_gbs: float
 
     def least_ms(self, macs: int, nbytes: int) -> float:
+        """Return the least time in milliseconds of a graph with `macs` multiply-adds that moves `nbytes` bytes."""
         return 1e3 * max(2 * macs / (self.matrix_tflops * 1e12), nbytes / (self.copy_gbs * 1e9))
 
 
 class Bench:
-    """The device, how many runs are measured on it, and its roofs."""
+    """The device, the number of runs to measure on it, and its limits."""
 
     def __init__(self, device: str, runs: int) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise M2HError("no CUDA device that this PyTorch can use: run this on a machine with one, or --device cpu")
         self.device, self.runs, self.cuda = torch.device(device), runs, device == "cuda"
-        # Parity is judged in float32 as the standard has it.
+        # Parity is judged in IEEE float32, without TF32.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.half = torch.float16 if self.cuda else torch.bfloat16
         self.roof = self._roof()
 
     def times(self, run: Callable[[], Any]) -> list[float]:
-        """Milliseconds of `runs` runs after a few that warm up."""
+        """Return the milliseconds of `runs` runs after a few warm-up runs."""
         for _ in range(max(2, self.runs // 5)):
             run()
         if not self.cuda:
@@ -132,7 +134,7 @@ class Bench:
         return [start.elapsed_time(end) for start, end in events]
 
     def frames(self, run: Callable[[], Any]) -> float:
-        """Median wall milliseconds; `run` waits for its results."""
+        """Return the median wall time in milliseconds; `run` waits for its results."""
         run()
         return float(np.median([self._wall(run) for _ in range(self.runs)]))
 
@@ -152,7 +154,7 @@ class Bench:
 
 
 def parity_rows(bench: Bench, golden: Path) -> Iterator[Row]:
-    """The reference on this device against the golden measurements of the published code, by output."""
+    """Compare the reference on this device with the golden measurements of the published code, by output."""
     from tests.golden import filler
 
     for file in sorted(golden.glob("*_1x3x224x224_seed0.npz")):
@@ -170,13 +172,13 @@ def parity_rows(bench: Bench, golden: Path) -> Iterator[Row]:
 
 
 def _worst_share(value: torch.Tensor, measured: Any, task: str) -> float:
-    """Largest error of an output where it was measured, at every eighth pixel, as a share of its deviation."""
+    """Return the largest error of an output at the measured positions, every eighth pixel, over its deviation."""
     error = np.abs(value[:, :, ::8, ::8].float().cpu().numpy() - measured[f"out_{task}"])
     return float(error.max() / measured[f"stat_{task}"][1])
 
 
 def torch_rows(bench: Bench, cell: Cell, model: M2H, least: dict[str, float]) -> Iterator[Row]:
-    """PyTorch eager and compiled, reference and deploy form, full and half precision."""
+    """Measure PyTorch eager and compiled, reference and deploy form, full and half precision."""
     image = torch.rand(cell.batch, 3, cell.height, cell.width, device=bench.device)
     forms = {"reference": model, "deploy": to_deploy(model.cpu(), cell.height, cell.width)}
     for form, network in forms.items():
@@ -186,7 +188,7 @@ def torch_rows(bench: Bench, cell: Cell, model: M2H, least: dict[str, float]) ->
             way = f"{'torch.compile' if compiled else 'PyTorch eager'} {precision}, {form}"
             try:
                 times = bench.times(run)
-            except Exception as error:  # compilers and CUDA share no type
+            except Exception as error:  # errors of compilers and of CUDA share no base type
                 yield Row(str(cell), way, note=first_line(error)[:200])
                 continue
             yield Row(str(cell), way, *_median_and_tail(times), roofline_ms=least[form])
@@ -201,7 +203,7 @@ def _torch_run(bench: Bench, network: Any, image: torch.Tensor, half: bool) -> C
 
 
 def engine_rows(bench: Bench, cell: Cell, model: M2H, folder: Path, least: dict[str, float]) -> Iterator[Row]:
-    """Bundles of every engine kind: parity through `verify`, latency of the engine and of the whole call."""
+    """Measure bundles of every engine kind: parity with `verify`, latency of the engine and of the whole call."""
     checkpoint = save_checkpoint(model.cpu(), folder / "model.safetensors")
     graph = export_onnx(model, folder / "model.onnx", height=cell.height, width=cell.width, batch=cell.batch).path
     rooms = folder / "rooms"
@@ -217,7 +219,7 @@ def engine_rows(bench: Bench, cell: Cell, model: M2H, folder: Path, least: dict[
             if cell.batch == 1:
                 result = verify(bundle.path, str(checkpoint), rooms, limit=8)
                 yield Row(str(cell), f"{way}, verify", note=result.summary)
-        except Exception as error:  # a provider that is missing, a card that is not taken: the reason is the result
+        except Exception as error:  # such as a missing provider or an unsupported GPU: the reason becomes the row
             yield Row(str(cell), way, note=first_line(error)[:200])
 
 
@@ -245,7 +247,7 @@ def _median_and_tail(times: list[float]) -> tuple[float, float]:
 
 
 def least_times(bench: Bench, cell: Cell, model: M2H, folder: Path) -> dict[str, float]:
-    """Milliseconds of both forms on the roofline, in half precision."""
+    """Return the milliseconds of both forms on the roofline, in half precision."""
     least = {}
     for form in ("reference", "deploy"):
         path = export_onnx(model, folder / "cost.onnx", height=cell.height, width=cell.width, form=form).path  # type: ignore[arg-type]
@@ -256,7 +258,7 @@ def least_times(bench: Bench, cell: Cell, model: M2H, folder: Path) -> dict[str,
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as Markdown."""
+    """Format the rows as Markdown."""
     lines = ["| network | way | GPU ms | p99 | frame ms | roofline ms | note |", "|---|---|---:|---:|---:|---:|---|"]
     for row in rows:
         figures = (row.gpu_ms, row.gpu_p99_ms, row.frame_ms, row.roofline_ms)
@@ -266,7 +268,7 @@ def table(rows: list[Row]) -> str:
 
 
 def about(bench: Bench) -> dict[str, Any]:
-    """Machine, versions and roofs, for the record."""
+    """Return the machine, package versions and measured limits, for the record."""
     found = {}
     for package in PACKAGES:
         try:
@@ -280,7 +282,7 @@ def about(bench: Bench) -> dict[str, Any]:
 
 
 def measure(bench: Bench, cell: Cell) -> Iterator[Row]:
-    """All rows of one cell."""
+    """Measure all rows of one cell."""
     torch.manual_seed(0)
     model = build_model(cell.variant).eval().requires_grad_(False)
     with tempfile.TemporaryDirectory(prefix="m2h-gpu-") as folder:
@@ -290,6 +292,7 @@ def measure(bench: Bench, cell: Cell) -> Iterator[Row]:
 
 
 def main() -> int:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--cells", default=CELLS, help="comma separated (default: %(default)s)")

@@ -1,11 +1,11 @@
-"""What the evaluation itself costs: synthetic 480x640 frames streamed through all four metrics, no network.
+"""Cost of the evaluation alone: synthetic 480x640 frames streamed through all four metrics, without a network.
 
     python benchmarks/metrics.py --frames 654 --json metrics.json
 
-A frame is a synthetic room with exact labels; its prediction is the labels, disturbed. Reported are the time
+A frame is a synthetic room with exact labels; its prediction is the labels with added errors. Reported are the time
 per frame of each metric (wall clock and CPU) and the peak resident memory, which must not grow with the
-number of frames. The figures of the metrics are printed only to show that they come from a full run; they say
-nothing about any network.
+number of frames. The metrics' values are printed only to show that they come from a full run; they do not describe any
+network.
 """
 
 from __future__ import annotations
@@ -44,12 +44,14 @@ class Cost:
     cpu: list[float] = field(default_factory=list)
 
     def add(self, metric: Metric, pair: Pair) -> None:
+        """Update `metric` with a pair of prediction and target, and record the time."""
         wall, cpu = time.perf_counter(), time.process_time()
         metric.update(*pair)
         self.wall.append(time.perf_counter() - wall)
         self.cpu.append(time.process_time() - cpu)
 
     def summary(self) -> dict[str, float]:
+        """Return the mean and largest times in milliseconds, and the estimate for NYUv2's test split in seconds."""
         return {
             "wall_ms_mean": 1e3 * float(np.mean(self.wall)),
             "wall_ms_max": 1e3 * float(np.max(self.wall)),
@@ -59,18 +61,18 @@ class Cost:
 
 
 def smooth_noise(rng: np.random.Generator, sigma: float) -> npt.NDArray[np.float32]:
-    """Noise that varies over about `sigma` pixels, unit variance, float32 (H, W)."""
+    """Return noise that varies over about `sigma` pixels, with unit variance, float32 (H, W)."""
     coarse = rng.standard_normal((int(HEIGHT / sigma) + 2, int(WIDTH / sigma) + 2)).astype(np.float32)
     return np.asarray(cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC), np.float32)
 
 
 def disturbed(frame: Frame, rng: np.random.Generator) -> dict[str, Pair]:
-    """A prediction with the kind of errors that a network makes, and the target, for each task."""
+    """Make a prediction with errors typical of a network, and its target, for each task."""
     semantics, depth, normals, edges = frame.semantics, frame.depth, frame.normals, frame.edges
     assert semantics is not None and depth is not None and normals is not None and edges is not None
     wrong = smooth_noise(rng, 40) > 1
     labels = np.where(wrong, np.roll(semantics, 60, axis=1), semantics)
-    # A 41-class network: 0 is unknown, the data's class k is k + 1; unlabeled pixels get any answer.
+    # A 41-class network: 0 is unknown, the data's class k is k + 1; unlabeled pixels may get any class.
     labels_of_41 = np.where(labels == 255, 0, labels.astype(np.int64) + 1).astype(np.uint8)
     blurred = cv2.GaussianBlur(edges.astype(np.float32), (0, 0), 2.0)
     logits = 10 * blurred / max(float(blurred.max()), 1e-6) - 4 + 1.2 * smooth_noise(rng, 3)
@@ -84,19 +86,20 @@ def disturbed(frame: Frame, rng: np.random.Generator) -> dict[str, Pair]:
 
 
 def frames(count: int, rooms: int, seed: int) -> Iterator[dict[str, Pair]]:
-    """`count` disturbed frames over at most `rooms` different rooms (drawing one takes longer than most metrics)."""
+    """Yield `count` disturbed frames of at most `rooms` different rooms; rendering takes longer than most metrics."""
     drawn = [render_room(seed, index, HEIGHT, WIDTH) for index in range(min(rooms, count))]
     for index in range(count):
         yield disturbed(drawn[index % len(drawn)], np.random.default_rng([seed, index]))
 
 
 def peak_megabytes() -> float:
+    """Return the peak resident memory of this process in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e6 if sys.platform == "darwin" else 1e3 / 1.024)
 
 
 def measure(count: int, rooms: int, seed: int) -> dict[str, object]:
-    """Run the benchmark; the report as it goes into the JSON file."""
+    """Run the benchmark and return the report that is written to the JSON file."""
     metrics: dict[str, Metric] = {
         "semantics": SemanticsMetric(num_outputs=41),
         "depth": DepthMetric(),
@@ -128,6 +131,7 @@ def measure(count: int, rooms: int, seed: int) -> dict[str, object]:
 
 
 def show(report: dict) -> None:
+    """Print a report of `measure`."""
     print(f"{report['frames']} frames of {HEIGHT}x{WIDTH} from {report['rooms']} rooms, seed {report['seed']}")
     print(f"{'':10} {'ms/frame':>9} {'slowest':>9} {'CPU ms':>9} {'654 frames':>11}")
     for name, cost in report["cost"].items():
@@ -141,6 +145,7 @@ def show(report: dict) -> None:
 
 
 def main() -> int:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=20, help="frames to stream (NYUv2's test split has 654)")
     parser.add_argument("--rooms", type=int, default=16, help="different rooms among them")

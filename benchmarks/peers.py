@@ -1,14 +1,14 @@
-"""The deploy form beside its peers: PyTorch eager, torch.compile, and a plain export, on every CPU engine installed.
+"""The deploy form against its peers: PyTorch eager, torch.compile, and a plain export, on every CPU engine installed.
 
     python benchmarks/peers.py --variants m2h-tiny,m2h-small --threads 2 --runs 10 --json peers.json
 
-All peers of a variant run in turns in one process, so that what else the machine does meets them all; reported are
+All peers of a variant run in turns in one process, so that other load on the machine affects all of them; reported are
 medians with the smallest and largest run, and the ratio to the plain export on the same engine. CPU ms is the
 processor time of all threads, which is steadier than wall time on a shared machine. The roofline is a float32 matrix
 product measured in the same turns: GFLOP/s counts two operations per multiply-add of the graph. It bounds float32
-alone: bf16 and INT8 on a CPU's matrix units pass it, which is shown as `> 100%`, without a figure. Weights are random:
-time does not depend on them. MB is what all nodes read and write. OpenVINO is measured where it is installed,
-in bf16 where the CPU has it.
+only: bf16 and INT8 on a CPU's matrix units exceed it, which is shown as `> 100%`, without a figure. Weights are random:
+time does not depend on them. MB is the amount that all nodes read and write. OpenVINO is measured if it is installed,
+in bf16 if the CPU supports it.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ MATRIX = 1536
 
 @dataclass
 class Peer:
-    """One way to run a network, and how long its runs took."""
+    """One way to run a network, and the times of its runs."""
 
     name: str
     baseline: str
-    """Peer that the ratio is against."""
+    """Name of the peer that the ratio is relative to."""
     run: Callable[[], Any] = field(repr=False)
     nodes: int | None = None
     macs: int | None = None
@@ -62,6 +62,7 @@ class Peer:
     cpu: list[float] = field(default_factory=list)
 
     def measure(self) -> None:
+        """Run once and record wall and processor time in milliseconds."""
         wall, cpu = time.perf_counter(), time.process_time()
         self.run()
         self.cpu.append(1e3 * (time.process_time() - cpu))
@@ -70,7 +71,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Row:
-    """Milliseconds of a peer; ratios are baseline over peer, so that more is faster."""
+    """Milliseconds of a peer; ratios are baseline over peer, so larger is faster."""
 
     variant: str
     peer: str
@@ -88,7 +89,7 @@ class Row:
 
 
 def torch_peers(model: M2H, image: torch.Tensor) -> Iterator[Peer]:
-    """Eager and compiled PyTorch. Compilation is tried once here: a machine without a C++ compiler has no such peer."""
+    """Yield eager and compiled PyTorch. Compiles once here: without a C++ compiler the compiled peer is left out."""
 
     def runner(network: Callable[[torch.Tensor], Any]) -> Callable[[], Any]:
         def run() -> Any:
@@ -101,23 +102,25 @@ def torch_peers(model: M2H, image: torch.Tensor) -> Iterator[Peer]:
     compiled = runner(torch.compile(model))
     try:
         compiled()
-    except Exception as error:  # the backend's errors share no type
+    except Exception as error:  # the backend's errors share no base type
         print(f"torch.compile left out: {first_line(error)[:120]}", file=sys.stderr)
         return
     yield Peer("torch.compile", "PyTorch eager", compiled)
 
 
 def onnxruntime_peer(form: str, path: Path, image: np.ndarray, threads: int) -> Peer:
+    """Open `path` in ONNX Runtime; `form` is its name in the table."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # Waiting threads would count as processor time.
+    # Spinning threads would count as processor time.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return Peer(f"ONNX Runtime, {form}", "ONNX Runtime, plain", lambda: session.run(None, {"image": image}))
 
 
 def openvino_peers(paths: dict[str, Path], image: np.ndarray, threads: int) -> Iterator[Peer]:
+    """Compile each of `paths`, by form, with OpenVINO in every precision that the CPU supports."""
     import openvino
 
     core = openvino.Core()
@@ -126,14 +129,14 @@ def openvino_peers(paths: dict[str, Path], image: np.ndarray, threads: int) -> I
         settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
         for form, path in paths.items():
             if "INT8" in form and precision == "bf16":
-                continue  # what is not INT8 is FP16 in the file; f32 keeps that apart from bf16
+                continue  # all but INT8 is FP16 in the file; running it in f32 only keeps that separate from bf16
             request = core.compile_model(path, "CPU", settings).create_infer_request()
             name = f"OpenVINO {precision}"
             yield Peer(f"{name}, {form}", f"{name}, plain", lambda request=request: request.infer({0: image}))
 
 
 def peers_of(variant: str, side: int, threads: int, engines: set[str], int8: bool, folder: Path) -> list[Peer]:
-    """All peers of a variant, warmed up once."""
+    """Make all peers of a variant, each warmed up by one run."""
     model = build_model(variant).eval().requires_grad_(False)
     image = np.random.default_rng(0).standard_normal((1, 3, side, side), dtype=np.float32)
     paths = {
@@ -160,7 +163,7 @@ def peers_of(variant: str, side: int, threads: int, engines: set[str], int8: boo
 
 
 def write_int8(source: Path, target: Path, side: int) -> Path:
-    """The deploy form in INT8, calibrated on a rendered room: time depends on neither weights nor ranges."""
+    """Write the deploy form in INT8, calibrated on a rendered room: time depends on neither weights nor ranges."""
     preprocess = Preprocess(PRESETS["published"], side, side)
     rooms = (preprocess(render_room(seed, 0, side, side).image) for seed in range(2))
     to_int8(source, target, calibration=Calibration(select_frames(rooms, count=1, held_out=1)))
@@ -168,16 +171,18 @@ def write_int8(source: Path, target: Path, side: int) -> Path:
 
 
 def matrix_product() -> Peer:
-    """The roofline: a square float32 product of PyTorch on the same number of threads."""
+    """Make the roofline: a square float32 product of PyTorch on the same number of threads."""
     left, right = torch.rand(MATRIX, MATRIX), torch.rand(MATRIX, MATRIX)
     return Peer("matrix product", "matrix product", lambda: left @ right, macs=MATRIX**3)
 
 
 def gflops(peer: Peer) -> float | None:
+    """Return a peer's GFLOP/s by its median wall time; None if its operations are not counted."""
     return 2e-6 * peer.macs / statistics.median(peer.wall) if peer.macs else None
 
 
 def rows_of(variant: str, peers: list[Peer], roofline: Peer) -> list[Row]:
+    """Make the table rows of a variant's peers and of its roofline."""
     by_name = {peer.name: peer for peer in peers}
     peak = gflops(roofline)
     rows = []
@@ -205,7 +210,7 @@ def rows_of(variant: str, peers: list[Peer], roofline: Peer) -> list[Row]:
 
 
 def measure(variant: str, side: int, threads: int, runs: int, engines: set[str], int8: bool = False) -> list[Row]:
-    """Rows of one variant; its networks are freed afterwards."""
+    """Measure all rows of one variant; its networks are freed afterwards."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         peers, roofline = peers_of(variant, side, threads, engines, int8, Path(folder)), matrix_product()
@@ -219,7 +224,7 @@ def measure(variant: str, side: int, threads: int, runs: int, engines: set[str],
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: a row a peer."""
+    """Format the rows as Markdown, one row per peer."""
     lines = [
         f"| {rows[0].variant} | ms (min, max) | ratio | CPU ms | CPU ratio | nodes | GMAC | MB | GFLOP/s | of roof |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -242,12 +247,12 @@ def table(rows: list[Row]) -> str:
 
 
 def _share(share: float | None) -> str:
-    """A share of the roofline; above it the figure has no meaning."""
+    """Format a share of the roofline; above 100 % the figure is omitted."""
     return "" if share is None else "> 100%" if share > 1 else f"{share:.0%}"
 
 
 def environment(threads: int) -> dict[str, Any]:
-    """Versions and machine, for the record."""
+    """Return versions and machine, for the record."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "onnxruntime": ort.__version__}
     if importlib.util.find_spec("openvino"):
         import openvino
@@ -265,6 +270,7 @@ def _cpu_info() -> list[str]:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", default="m2h-tiny,m2h-small", help="comma separated (default: %(default)s)")
     parser.add_argument("--engines", default="torch,onnxruntime,openvino", help="default: %(default)s, if installed")

@@ -1,12 +1,12 @@
-"""A bundle behind Triton: dynamic batching against one by one, over HTTP and gRPC, and the runtime without a server.
+"""A bundle in Triton: dynamic batching against single frames, over HTTP and gRPC, and the runtime without a server.
 
     serving/bin/python benchmarks/serving.py bundle --requests 2000 --json serving.json
 
 Needs an interpreter that can serve (docs/serving.md) with tritonclient. Two servers run all the time, one that batches
-and one that takes frames one by one; rounds go through all ways in turns, so that what else the machine does meets
-them all. Clients are threads with a connection each that ask again as soon as they are answered. Latency is a
-request's, as its client sees it; frames a batch come from Triton's metrics. `runtime` is one thread that calls
-`Runtime`. The labels of every answer are compared with the runtime's: a wrong one counts as lost.
+and one that takes single frames; rounds go through all ways in turns, so that other load on the machine affects all of
+them. Clients are threads with one connection each that send the next request as soon as they have a response. Latency
+is measured per request by its client; frames per batch come from Triton's metrics. `runtime` is one thread that calls
+`Runtime`. The labels of every response are compared with the runtime's: a wrong one counts as lost.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ BATCHED, SINGLE = "dynamic batching", "one by one"
 
 @dataclass
 class Way:
-    """One server by one protocol, or no server, and what was measured."""
+    """One server with one protocol, or no server, and its measurements."""
 
     name: str
     protocol: str = ""
@@ -56,7 +56,7 @@ class Way:
     runs: float = 0.0
 
     def row(self, alone: float) -> dict[str, Any]:
-        """`alone`: frames a second of the way that the ratio is against."""
+        """Return the way's figures; `alone` is the rate in frames per second that the ratio is relative to."""
         p50, p99 = (1000 * float(np.percentile(self.latency, q)) for q in (50, 99))
         rate = len(self.latency) / self.seconds
         return {
@@ -73,12 +73,13 @@ class Way:
 
     @property
     def rate(self) -> float:
+        """Frames per second."""
         return len(self.latency) / self.seconds if self.seconds else 0.0
 
 
 @contextmanager
 def served(bundle: Path, *words: object) -> Iterator[dict[str, str]]:
-    """`m2h-deploy serve` on free ports: its addresses."""
+    """Run `m2h-deploy serve` on free ports and yield its addresses."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
     ports = [str(one.getsockname()[1]) for one in sockets]
     for one in sockets:
@@ -99,7 +100,7 @@ def served(bundle: Path, *words: object) -> Iterator[dict[str, str]]:
 
 
 def ask(way: Way, images: list[np.ndarray], labels: list[np.ndarray], clients: int, requests: int, outputs: list[str]):
-    """`requests` of `clients` threads, and what Triton made of them."""
+    """Send `requests` requests from `clients` threads, and record latencies, losses and Triton's batch counts."""
     module = importlib.import_module(f"tritonclient.{way.protocol}")
     wanted = [module.InferRequestedOutput(name) for name in outputs]
     lock = threading.Lock()
@@ -138,7 +139,7 @@ def _counts(way: Way) -> list[float]:
 
 
 def call(way: Way, runtime: Runtime, images: list[np.ndarray], requests: int) -> None:
-    """One thread and no server."""
+    """Call the runtime in one thread, without a server."""
     start = time.perf_counter()
     for turn in range(requests):
         begun = time.perf_counter()
@@ -148,6 +149,7 @@ def call(way: Way, runtime: Runtime, images: list[np.ndarray], requests: int) ->
 
 
 def table(rows: list[dict[str, Any]]) -> str:
+    """Format the rows as Markdown."""
     lines = [
         "| way | protocol | requests | lost | frames/s | ratio | p50 ms | p99 ms | frames a batch |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -163,6 +165,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run all ways in turns and return their rows."""
     width, height = map(int, options.size.split("x"))
     images = [np.ascontiguousarray(render_room(7, index, height, width).image) for index in range(8)]
     outputs = options.outputs.split(",")
@@ -189,6 +192,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--requests", type=int, default=400, help="of each way")

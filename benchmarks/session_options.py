@@ -1,10 +1,10 @@
-"""What ONNX Runtime's session options are worth: each against the options that the runtime uses, in turns.
+"""Effect of ONNX Runtime's session options: each compared with the options that the runtime uses, in turns.
 
     python benchmarks/session_options.py --variants m2h-tiny,m2h-small --threads 2 --rounds 15 --json options.json
 
 The ratio is the median over the rounds of the time with the other option over the time with the runtime's, so above 1
-the runtime's choice is the faster one; in brackets the quartiles. Memory is what a session adds to a process of its
-own, engine file included, after three frames. Weights are random: they decide nothing here.
+the runtime's choice is the faster one; quartiles are in brackets. Memory is what a session adds to a separate process,
+engine file included, after three frames. Weights are random: time and memory do not depend on them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _entry(name: str, value: str) -> Change:
     return lambda options: options.add_session_config_entry(name, value)
 
 
-#: What is other than in `m2h_deploy.backends.onnxruntime`, which changes nothing of this.
+#: Changes to the options of `m2h_deploy.backends.onnxruntime`, which leaves all of these at their defaults.
 CHANGES: dict[str, Change] = {
     "the runtime's": lambda options: None,
     "arena off": _set("enable_cpu_mem_arena", False),
@@ -68,6 +68,7 @@ class Row:
 
 
 def open_session(file: Path, change: str, threads: int) -> ort.InferenceSession:
+    """Open a session with the runtime's options and one change."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
@@ -77,6 +78,7 @@ def open_session(file: Path, change: str, threads: int) -> ort.InferenceSession:
 
 
 def measure(variant: str, threads: int, rounds: int) -> list[Row]:
+    """Measure time and memory of every change for one variant."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory(prefix="m2h-options-") as name:
         folder = Path(name)
@@ -92,7 +94,7 @@ def measure(variant: str, threads: int, rounds: int) -> list[Row]:
 
 
 def in_turns(sessions: dict[str, ort.InferenceSession], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of every session, one run each a round, each round begun with another."""
+    """Return the milliseconds of every session; each round runs all once and starts with a different one."""
     frame = np.random.default_rng(0).standard_normal((1, 3, 224, 224), np.float32)
     feeds = {change: {session.get_inputs()[0].name: frame} for change, session in sessions.items()}
     order = list(sessions)
@@ -107,12 +109,13 @@ def in_turns(sessions: dict[str, ort.InferenceSession], rounds: int) -> dict[str
 
 
 def resident(file: Path, change: str, threads: int) -> float:
-    """Megabytes that a session adds to a new process."""
+    """Return the megabytes that a session adds to a new process."""
     command = [sys.executable, __file__, "--resident", os.fspath(file), change, str(threads)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def print_resident(file: str, change: str, threads: str) -> None:
+    """Print the megabytes that a session adds to this process."""
     before = resident_bytes()
     session = open_session(Path(file), change, int(threads))
     frame = np.zeros((1, 3, 224, 224), np.float32)
@@ -122,6 +125,7 @@ def print_resident(file: str, change: str, threads: str) -> None:
 
 
 def resident_bytes() -> int:
+    """Return this process's resident memory in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -132,6 +136,7 @@ def _row(variant: str, change: str, times: dict[str, list[float]], memory: dict[
 
 
 def markdown(rows: list[Row]) -> str:
+    """Format the rows as a Markdown table."""
     lines = ["| network | options | ms | times as long | resident MB |", "|---|---|---:|---:|---:|"]
     lines += [
         f"| {row.variant} | {row.options} | {row.median_ms:.1f} | {row.ratio:.2f} ({row.low:.2f}, {row.high:.2f}) "
@@ -142,6 +147,7 @@ def markdown(rows: list[Row]) -> str:
 
 
 def main() -> int:
+    """Run the benchmark from the command line."""
     if sys.argv[1:2] == ["--resident"]:
         print_resident(*sys.argv[2:])
         return 0

@@ -1,6 +1,6 @@
-"""ONNX to engine: one file an engine kind, and `build_bundle` over them.
+"""Build engines from ONNX: one module per engine kind, and `build_bundle` for all of them.
 
-What needs onnx is imported on first use: `engines.inspect.doctor` must run on a device without it.
+Modules that need onnx are imported on first use: `engines.inspect.doctor` must run on a device without it.
 """
 
 from __future__ import annotations

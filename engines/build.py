@@ -1,4 +1,4 @@
-"""`build_bundle`: an exported ONNX file to a bundle that says and proves what it is."""
+"""Build a self-describing, self-tested bundle from an exported ONNX file."""
 
 from __future__ import annotations
 
@@ -44,18 +44,25 @@ def build_bundle(
 ) -> Bundle:
     """Build an engine from an exported ONNX file and put it into a bundle at `out_dir`.
 
-    The precision is the graph's own. With `precision` fp16 or int8 a float32 graph is lowered first (`lowering`), and
-    that graph is compiled; `graph` keeps it, to look into or to compile on a device. A graph that is lowered already is
-    compiled as it is. `options` are those of the engine kind: `OnnxRuntimeOptions`, `OpenVinoOptions` or
-    `TensorRtOptions`. `progress` is told when the input was accepted and the work begins.
-
     The bundle holds a golden self-test made from the float32 graph on ONNX Runtime's CPU; a file that was lowered here
-    brings it along. A graph that another tool lowered brings none: then the self-test is what that graph gives on ONNX
-    Runtime's CPU, and its `reference` in the manifest says so. Where the engine runs on this machine it has passed the
-    test (TensorRT needs a GPU for that).
+    carries its own. A graph that another tool lowered has no self-test: then the test is what that graph gives on ONNX
+    Runtime's CPU, and its `reference` in the manifest says so. If the engine runs on this machine (TensorRT needs a GPU
+    for that), it has passed the test. An older bundle at `out_dir` is replaced only when the new one is complete.
 
-    An older bundle at `out_dir` is replaced only when the new one is whole. Raises M2HError on bad input, before any
-    work where it can be known, and CheckFailed when the engine's numbers are wrong.
+    Args:
+        onnx_path: An ONNX file of `export_onnx`.
+        out_dir: Folder of the bundle.
+        engine: Engine kind, a key of `ENGINES`.
+        precision: None for the graph's own. With fp16 or int8 a float32 graph is lowered first; a graph that is lowered
+            already is compiled unchanged.
+        options: Options of the engine kind: `OnnxRuntimeOptions`, `OpenVinoOptions` or `TensorRtOptions`.
+        lowering: How to lower a float32 graph.
+        graph: File to keep the lowered graph in, to inspect it or to compile it on a device.
+        progress: Called with a message once the input is accepted and the work begins.
+
+    Raises:
+        M2HError: The input is invalid; raised before any work if that can be known.
+        CheckFailed: The engine's outputs fail the self-test.
     """
     builder = engine_builder(engine)
     options, lowering = options or builder.options(), lowering or Lowering()
@@ -87,7 +94,7 @@ def build_bundle(
 
 @contextmanager
 def _named(source: Path, copy: Path) -> Iterator[None]:
-    """Let errors name the file that was given, and not the temporary copy that the engine reads."""
+    """Make errors name the file that was given instead of the temporary copy that the engine reads."""
     try:
         yield
     except M2HError as error:
@@ -103,9 +110,12 @@ def trtexec_of(
     lowering: Lowering | None = None,
     graph: Path | None = None,
 ) -> str:
-    """The command of NVIDIA's own tool that compiles the graph on a machine with TensorRT; needs none here.
+    """Return the command of NVIDIA's own tool that compiles the graph on a machine with TensorRT; needs none here.
 
-    A graph that is to be lowered is lowered first and kept as `graph`. Raises M2HError as `build_bundle` does.
+    A graph that is to be lowered is lowered first and kept as `graph`.
+
+    Raises:
+        M2HError: As in `build_bundle`.
     """
     source, options = Path(onnx_path), options or TensorRtOptions()
     request = BuildRequest(source, engine_builder(engine), precision, options, lowering or Lowering(), graph)
@@ -120,7 +130,7 @@ def trtexec_of(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """The graph that is compiled."""
+    """The graph to compile."""
 
     file: Path
     proto: onnx.ModelProto
@@ -133,7 +143,7 @@ class _Prepared:
 def _prepare(
     request: BuildRequest, pictures: Pictures | None, scratch: Path, progress: Callable[[str], None] | None = None
 ) -> _Prepared:
-    """Load the graph, and lower it where it is not in the precision that was asked for; `scratch` takes copies."""
+    """Load the graph, and lower it if it is not in the requested precision; copies go to the folder `scratch`."""
     source, target = request.source, scratch / "model.onnx"
     proto = read_onnx(source)
     info = GraphInfo.read(proto, source)
@@ -156,7 +166,7 @@ def _prepare(
 
 
 def _check_graph(request: BuildRequest, proto: onnx.ModelProto, info: GraphInfo, found: str) -> None:
-    """Raises M2HError on a request that does not fit the graph, which is in the precision `found`."""
+    """Raise M2HError if the request does not fit the graph, which is in the precision `found`."""
     source, wanted, lowering = request.source, request.precision, request.lowering
     if found != "fp32" and wanted not in (None, found):
         raise M2HError(f"{source} is {found}, not {wanted}: give the float32 file, or leave the precision out")
@@ -174,7 +184,7 @@ def _runs_here(info: EngineInfo) -> bool:
     if not KINDS[info.kind].needs_gpu:
         return True
     try:
-        # A plan for other cards is to be proved on one of those, by the runtime.
+        # The runtime tests a plan for other GPUs, on one of those.
         return missing_gpu() is None and (not info.targets or capability_here() in info.targets)
     except ModuleNotFoundError:  # a machine that only builds has no cuda-python
         return False
@@ -186,9 +196,9 @@ def _with_measured(manifest: Manifest, errors: dict[str, float]) -> Manifest:
 
 
 def _prove(folder: Path, request: BuildRequest, *, brought: bool) -> dict[str, float]:
-    """Run the new bundle's self-test with the engine itself, before the bundle gets its place; return the errors.
+    """Run the new bundle's self-test with the engine itself, before the bundle is moved into place; return the errors.
 
-    `brought`: the user's file came with the test.
+    `brought`: the self-test came with the user's file.
     """
     bundle = load_bundle(folder)
     backend = open_backend(bundle, request.options.to_open())

@@ -1,4 +1,4 @@
-"""Lowering a float32 graph to FP16 or INT8, and what the lowered file says of itself (see `Lowered`)."""
+"""Lower a float32 graph to FP16 or INT8, and record how in the lowered file (see `Lowered`)."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ class Lowering:
     """Options of the conversion to FP16 or INT8, see `engines.precision.convert`; None takes the default."""
 
     frames: str | None = None
-    """Calibration frames: a folder, a video, or NYUv2. INT8 needs them; FP16 is only measured on them."""
+    """Calibration frames: a folder, a video, or NYUv2. INT8 needs them; FP16 uses them only for measurements."""
     count: int | None = None
-    """Frames to calibrate INT8 on: 64."""
+    """Number of frames to calibrate INT8 on; default 64."""
     held_out: int = 2
     seed: int | None = None
-    """Chooses the frames: 0."""
+    """Seed of the choice of frames; default 0."""
     method: Calibrator | None = None
-    """Of INT8 ranges: max."""
+    """Calibrator of INT8 ranges; default max."""
     policy: QuantPolicy | None = None
     min_psnr: float | None = None
     io: FloatType = "fp32"
 
     def wanted(self, precision: str) -> int:
-        """Frames to calibrate on: FP16 only looks for values without headroom, on one."""
+        """Return the number of frames to calibrate on; FP16 uses one, only to find values near its maximum."""
         return (64 if self.count is None else self.count) if precision == "int8" else 1
 
     def check(self, precision: str) -> None:
-        """Raises M2HError on options that have no effect in `precision`, or without another one."""
+        """Raise M2HError on options that have no effect in `precision`, or only together with a missing one."""
         int8 = {
             "calibrator": self.method,
             "number of calibration frames": self.count,
@@ -69,7 +69,7 @@ class Lowering:
             raise M2HError("the seed chooses calibration frames: give --calibration too")
 
     def pictures(self, precision: str) -> Pictures | None:
-        """The pictures to calibrate on, which are not read yet. Raises M2HError where there are too few."""
+        """Open the pictures to calibrate on without reading them. Raises M2HError if there are too few."""
         if self.frames is None:
             return None
         return open_pictures(self.frames, self.wanted(precision) + self.held_out)
@@ -77,7 +77,7 @@ class Lowering:
 
 @dataclass(frozen=True)
 class Float32Graph:
-    """A graph to lower: its file, what that says about itself, and what it takes."""
+    """A graph to lower: its file, its metadata and its input specification."""
 
     file: Path
     info: GraphInfo
@@ -85,7 +85,7 @@ class Float32Graph:
 
 
 def lower(source: Float32Graph, target: Path, precision: str, lowering: Lowering, pictures: Pictures | None) -> None:
-    """Write `source` in `precision` to `target`, with what it says of itself. `pictures` are those of `lowering`."""
+    """Write `source` in `precision` to `target` with a record of the lowering; `pictures` are those of `lowering`."""
     from engines.precision.modelopt import require_modelopt
 
     require_modelopt()
@@ -119,7 +119,7 @@ def _convert(
     if precision == "fp16":
         return to_fp16(source.file, target, io=lowering.io, frames=frames)
     assert frames is not None
-    # Kept by the digests of graph and frames, so that another policy or another engine need not measure again.
+    # Cached by the digests of graph and frames, so that another policy or engine need not measure again.
     cache = user_cache_folder("calibration")
     calibration = Calibration(frames, method=lowering.method or "max", cache=cache)  # type: ignore[arg-type]
     options = {"policy": lowering.policy, "min_psnr": lowering.min_psnr, "io": lowering.io}
@@ -145,9 +145,10 @@ def _calibration_info(report: PrecisionReport) -> CalibrationInfo | None:
 
 
 def self_test_of(proto: onnx.ModelProto, path: Path, precision: str, spec: InputSpec) -> SelfTest:
-    """The self-test of a graph that brings none: what it gives itself on ONNX Runtime's CPU.
+    """Make the self-test of a graph that has none from its own outputs on ONNX Runtime's CPU.
 
-    Raises M2HError where ONNX Runtime is not installed, or the graph gives NaN or infinity.
+    Raises:
+        M2HError: ONNX Runtime is not installed, or the graph gives NaN or infinity.
     """
     outputs = _run_on_cpu(proto, spec, path)
     if precision == "fp32":
@@ -156,10 +157,10 @@ def self_test_of(proto: onnx.ModelProto, path: Path, precision: str, spec: Input
 
 
 def with_rounding(test: SelfTest, proto: onnx.ModelProto, path: Path, spec: InputSpec, info: EngineInfo) -> SelfTest:
-    """`test` with the tolerances of an engine that rounds more than the graph `proto` does by itself.
+    """Widen the tolerances of `test` for an engine that rounds more than the graph `proto` does.
 
-    OpenVINO alone does (`inference_precision`). Where ONNX Runtime is not installed, `test` is returned as it is:
-    only an explicit hint leads there.
+    Only OpenVINO does (`inference_precision`). If ONNX Runtime is not installed, `test` is returned unchanged: that
+    happens only with an explicit hint.
     """
     rounding = info.options.get("inference_precision", "f32")
     if info.precision == "fp32" or rounding == "f32" or find_spec("onnxruntime") is None:
@@ -171,7 +172,7 @@ def with_rounding(test: SelfTest, proto: onnx.ModelProto, path: Path, spec: Inpu
 
 
 def _run_on_cpu(proto: onnx.ModelProto, spec: InputSpec, path: Path) -> dict[str, NDArray[Any]]:
-    """Run the graph of the file `path` on the self-test's input, computed as it is written."""
+    """Run the graph of the file `path` on the self-test's input, without rounding that the graph does not specify."""
     try:
         from m2h_deploy.onnx_graph.session import cpu_session, run_session
     except ModuleNotFoundError:

@@ -31,9 +31,10 @@ from m2h_deploy.version import __version__
 def make_manifest(
     proto: onnx.ModelProto, info: GraphInfo, source: Path, engine: EngineInfo, test: SelfTest, folder: Path
 ) -> Manifest:
-    """The manifest of `engine` in `folder`, built from `proto`; `source` is the file that the user gave.
+    """Make the manifest of `engine` in `folder`, built from `proto`; `source` is the file that the user gave.
 
-    Raises M2HError where the graph does not fit what it says about itself.
+    Raises:
+        M2HError: The graph does not match its own metadata.
     """
     manifest = Manifest(
         created_by=f"m2h-deploy {__version__}",
@@ -64,7 +65,7 @@ def make_manifest(
 
 
 def input_spec(proto: onnx.ModelProto, info: GraphInfo) -> InputSpec:
-    """Read the input specification off a graph that `check_interface` has accepted."""
+    """Read the input specification from a graph that `check_interface` has accepted."""
     value = proto.graph.input[0]
     batch, *sides = dims_of(value)
     raw: dict[str, Any] = {}

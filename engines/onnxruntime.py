@@ -1,4 +1,4 @@
-"""ONNX Runtime: the optimized graph as an engine file."""
+"""Build for ONNX Runtime: the optimized graph as an engine file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENGINE_FILE = "model.onnx"
 
 @dataclass(frozen=True)
 class OnnxRuntimeOptions(EngineOptions):
-    """How to build for ONNX Runtime, and the defaults that the bundle records."""
+    """Build options for ONNX Runtime, and the defaults that the bundle records."""
 
     threads: int | None = None
     """CPU threads; None: all."""
@@ -34,16 +34,18 @@ class OnnxRuntimeOptions(EngineOptions):
 def build_onnxruntime(
     model: Path, folder: Path, precision: str = "fp32", options: OnnxRuntimeOptions | None = None
 ) -> EngineInfo:
-    """Optimize the graph of `model`, which is already in `precision`, and keep it in `folder`.
+    """Optimize the graph of `model`, which is already in `precision`, and save it in `folder`.
 
     The level is `extended`: fused attention, GELU and norms, valid on every CPU. The layout changes of level `all`
     (NCHWc) depend on the CPU's vector width, so they are left to the session on the device, which makes them when it
-    loads the file. Other providers fuse for themselves and get the graph as it is. Raises M2HError when the provider
-    is unknown or this ONNX Runtime lacks it.
+    loads the file. Other providers have their own fusions and get the graph unchanged.
+
+    Raises:
+        M2HError: The provider is unknown or not in this ONNX Runtime, or ONNX Runtime cannot load the graph.
     """
     options = options or OnnxRuntimeOptions()
     ort = check_onnxruntime(options)
-    # The provider's own default is TF32, whose 10 bits are not what a bundle of precision fp32 promises.
+    # The provider's own default is TF32, whose 10 bits are less than a bundle of precision fp32 promises.
     exact = {"use_tf32": "0"} if options.provider == "cuda" and precision == "fp32" else {}
     recorded = {"provider": options.provider, "provider_options": exact, "threads": options.threads}
     info = EngineInfo(
@@ -71,7 +73,7 @@ def build_onnxruntime(
 
 
 def check_onnxruntime(options: OnnxRuntimeOptions) -> Any:
-    """Return the module. Raise M2HError where it is not installed, or the provider is unknown or not in it."""
+    """Return the module. Raises M2HError if it is not installed, or the provider is unknown or not in it."""
     try:
         import onnxruntime
 

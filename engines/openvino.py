@@ -1,8 +1,8 @@
-"""OpenVINO: the graph as an IR, OpenVINO's own format (`model.xml` and `model.bin`).
+"""Build for OpenVINO: the graph as an IR, OpenVINO's own format (`model.xml` and `model.bin`).
 
-OpenVINO computes in bfloat16 by itself on a CPU that has it, so every bundle names the precision that it is to
-compute in. An IR is used rather than the ONNX file because reading one needs no importer on the device, and because
-the importer ends the process (seen with 2026.4.1) on a graph with local functions: they are inlined here.
+By default OpenVINO computes in bfloat16 on a CPU that supports it, so every bundle names the precision to compute in.
+An IR is used rather than the ONNX file because reading one needs no importer on the device, and because the importer
+crashes (seen with 2026.4.1) on a graph with local functions: they are inlined here.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 ENGINE_FILE = "model.xml"
 
-#: What the floating-point parts of a bundle are computed in unless a hint says otherwise: the first that the processor
-#: has, f32 else. Those of an INT8 graph are float32, as the graph has them.
+#: Types for the floating-point parts of a bundle unless a hint is given: the first that the processor supports, else
+#: f32. Those of an INT8 graph stay float32, as in the graph.
 _PREFERRED: dict[str, tuple[ComputePrecision, ...]] = {"fp32": (), "fp16": ("f16", "bf16"), "int8": ()}
 
 
 @dataclass(frozen=True)
 class OpenVinoOptions(EngineOptions):
-    """How to build for OpenVINO, and the defaults that the bundle records."""
+    """Build options for OpenVINO, and the defaults that the bundle records."""
 
     threads: int | None = None
     """CPU threads; None: OpenVINO's choice."""
     hint: ComputePrecision | None = None
-    """What to compute the floating-point parts in; None: see `preferred_precision`."""
+    """Type to compute the floating-point parts in; None: see `preferred_precision`."""
 
     def __post_init__(self) -> None:
         BackendOptions(threads=self.threads)  # refuses an invalid number of threads
@@ -49,19 +49,23 @@ class OpenVinoOptions(EngineOptions):
 
 
 def build_openvino(model: Path, folder: Path, precision: str, options: OpenVinoOptions | None = None) -> EngineInfo:
-    """Convert the ONNX file `model`, which is already in `precision`, into `folder`; what a bundle says about it.
+    """Convert the ONNX file `model`, which is already in `precision`, to an IR in `folder`.
 
-    The hint is what OpenVINO computes the floating-point parts in, recorded as the option `inference_precision`; a
-    processor that lacks it computes in f32. FP16 keeps the weights in half their size whatever the hint is. Raises
-    M2HError where OpenVINO does not take the graph, and where a hint other than f32 would make a bundle of precision
-    fp32 untrue.
+    OpenVINO computes the floating-point parts in the type of the hint, recorded as the option `inference_precision`; a
+    processor that lacks it computes in f32. FP16 stores the weights in half the size whatever the hint is.
+
+    Returns:
+        The engine's entry in the manifest.
+
+    Raises:
+        M2HError: OpenVINO rejects the graph, or a hint other than f32 contradicts precision fp32.
     """
     from m2h_deploy.onnx_graph.functions import inline_functions
 
     options = options or OpenVinoOptions()
     check_hint(options, precision)
     ov = load_openvino()
-    # Without ONNX Runtime, nothing here can measure what a coarser type does to the network.
+    # Without ONNX Runtime, the effect of a coarser type on the network cannot be measured here.
     measured = find_spec("onnxruntime") is not None
     chosen = options.hint or (preferred_precision(ov.Core(), precision) if measured else "f32")
     proto, _ = inline_functions(read_onnx(model))
@@ -70,7 +74,7 @@ def build_openvino(model: Path, folder: Path, precision: str, options: OpenVinoO
         with library_path(folder / ENGINE_FILE) as file:
             ov.save_model(network, file, compress_to_fp16=precision == "fp16")
     except RuntimeError as error:
-        # OpenVINO gives no cause, and removes what it had written.
+        # OpenVINO gives no cause, and removes the partial file.
         if no_space(folder, 2 * model.stat().st_size):
             raise OSError(errno.ENOSPC, NO_SPACE, os.fspath(folder / ENGINE_FILE)) from None
         raise M2HError(f"cannot write {folder / ENGINE_FILE}: {_reason(error)}") from None
@@ -89,14 +93,14 @@ def build_openvino(model: Path, folder: Path, precision: str, options: OpenVinoO
 
 
 def preferred_precision(core: Any, precision: str) -> ComputePrecision:
-    """Return what the floating-point parts of a bundle in `precision` are computed in on this processor."""
+    """Return the type in which the floating-point parts of a bundle in `precision` are computed on this processor."""
     from m2h_deploy.backends.openvino import available_precision
 
     return next((h for h in _PREFERRED[precision] if available_precision(core, "CPU", h) == h), "f32")
 
 
 def check_hint(options: OpenVinoOptions, precision: str | None) -> None:
-    """Raise M2HError where the hint would make the precision untrue; None is one that is not known yet."""
+    """Raise M2HError if the hint contradicts the precision; None is a precision that is not known yet."""
     if precision not in (None, *_PREFERRED):
         raise M2HError(f"precision '{precision}': choose one of {', '.join(_PREFERRED)}")
     if precision == "fp32" and options.hint not in (None, "f32"):
@@ -104,7 +108,7 @@ def check_hint(options: OpenVinoOptions, precision: str | None) -> None:
 
 
 def load_openvino() -> Any:
-    """The module. Raises M2HError, naming the extra, where it is not installed."""
+    """Import OpenVINO. Raises M2HError, naming the extra, if it is not installed."""
     try:
         import openvino
     except ImportError as error:

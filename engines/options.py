@@ -1,4 +1,4 @@
-"""The base of the options that an engine kind is built with."""
+"""Base class of the options of an engine kind."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from m2h_deploy.backends import BackendOptions
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What `build_bundle` takes as `options`: each engine kind has a subclass of its own."""
+    """The `options` of `build_bundle`; each engine kind has its own subclass."""
 
     def to_open(self) -> BackendOptions:
-        """Return how to open the engine that was built, for its self-test."""
+        """Return the options for opening the engine that was built, for its self-test."""
         return BackendOptions()

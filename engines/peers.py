@@ -1,4 +1,4 @@
-"""What `bench --peers` compares a bundle with: the checkpoint in PyTorch, and a plain export on the bundle's engine."""
+"""Peers of a bundle for `bench --peers`: the checkpoint in PyTorch, and a plain export on the same engine."""
 
 from __future__ import annotations
 
@@ -29,10 +29,13 @@ if TYPE_CHECKING:
 def open_peers(
     checkpoint: str, threads: int | None, warn: Callable[[str], None]
 ) -> Iterator[Callable[[Runtime], list[Subject]]]:
-    """Give a function that makes the peers of a bundle; what they need on disk is removed after the block.
+    """Yield a function that makes the peers of a bundle; their files are removed after the block.
 
-    Each has the pre- and postprocessing of the bundle's own runtime. `warn` is told which of them cannot be made.
-    Raises M2HError where the checkpoint cannot be loaded.
+    Each peer has the pre- and postprocessing of the bundle's own runtime. `warn` is called for each peer that cannot be
+    made.
+
+    Raises:
+        M2HError: The checkpoint cannot be loaded.
     """
     import torch
 
@@ -68,7 +71,7 @@ def _peers(
         spec = bundle.manifest.input
         compiled.run(np.zeros((spec.batch or 1, 3, spec.height, spec.width), np.float32))
         yield subject_of(Runtime(bundle, compiled), "torch.compile", threads=used, peer=True)
-    except Exception as error:  # its errors share no type; a machine without a C++ compiler has no such peer
+    except Exception as error:  # its errors share no base type; without a C++ compiler this peer cannot be made
         warn(f"torch.compile is left out: {reason(error)[:150]}")
     model.to("cpu")
     try:
@@ -83,7 +86,7 @@ def _peers(
 
 
 class TorchBackend(Backend):
-    """A network in PyTorch behind the interface of an engine."""
+    """A PyTorch network with the interface of an engine."""
 
     def __init__(self, network: Callable[[torch.Tensor], Mapping[str, torch.Tensor]], device: str, words: str) -> None:
         self._network, self._device = network, device
@@ -92,6 +95,7 @@ class TorchBackend(Backend):
     def run(
         self, image: NDArray[np.float32], out: dict[str, NDArray[np.float32]] | None = None
     ) -> dict[str, NDArray[np.float32]]:
+        """Run the network on `image`, float32 (N, 3, H, W); the outputs are copied into `out` if it is given."""
         import torch
 
         with torch.inference_mode():
@@ -104,14 +108,15 @@ class TorchBackend(Backend):
         return arrays
 
     def new_outputs(self, batch: int = 1) -> dict[str, NDArray[np.float32]]:
+        """Raise M2HError: PyTorch allocates its own outputs."""
         raise M2HError("PyTorch makes its own outputs")
 
     def close(self) -> None:
-        """Release nothing: PyTorch holds nothing beside the network."""
+        """Do nothing: only the network itself is held."""
 
 
 def write_plain(model: M2H, path: Path, height: int, width: int, batch: int = 1) -> Path:
-    """Write what `torch.onnx.export` makes of the network, and nothing else."""
+    """Write the unmodified result of `torch.onnx.export` for the network to `path`."""
     import torch
 
     from m2h_deploy.tasks import TASKS
@@ -134,7 +139,7 @@ def write_plain(model: M2H, path: Path, height: int, width: int, batch: int = 1)
 
 
 def plain_bundle(model: M2H, bundle: Bundle, folder: Path, threads: int | None) -> Bundle:
-    """Build the plain export, in float32, for the kind of engine that `bundle` has, with the bundle's own options."""
+    """Build the plain export, in float32, for the engine kind of `bundle`, with the bundle's own options."""
     manifest = bundle.manifest
     spec, engine = manifest.input, manifest.engine
     if (spec.dtype, *{output.dtype for output in manifest.outputs}) != ("float32", "float32"):

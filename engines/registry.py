@@ -1,6 +1,6 @@
 """The engine kinds that can be built, one entry each.
 
-Importing it needs no engine and no onnx: the modules of the kinds import them when they build.
+Importing this module needs no engine and no onnx: the modules of the kinds import them when they build.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ Options = TypeVar("Options", bound=EngineOptions)
 
 @dataclass(frozen=True)
 class DoctorRow:
-    """How `doctor` looks for an engine."""
+    """How `doctor` detects an engine."""
 
     distributions: tuple[str, ...]
-    """Python packages that carry it; the first that is installed counts."""
+    """Python packages that provide it; the first installed one is used."""
     module: str
     devices: Callable[[Any, Nvidia], tuple[str, ...]]
-    """(module, GPUs of this machine) to what the engine can use here."""
+    """Function of (module, GPUs of this machine) to the devices that the engine can use here."""
     without_devices: str = ""
-    """What to say where it can use none."""
+    """Message if it can use no device."""
 
 
 def _accept(*arguments: Any) -> None:
-    """Check nothing."""
+    """Accept anything: the default check."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class EngineBuilder(Generic[Options]):
     check_machine: Callable[[Options], object]
     """Check that this machine can build it."""
     check_options: Callable[[Options, str | None], object] = _accept
-    """Check the options for a precision; None: as the graph is, which is not loaded yet. Needs no engine."""
+    """Check the options for a precision; None: that of the graph, which is not loaded yet. Needs no engine."""
     check_graph: Callable[[Options, onnx.ModelProto, Path], object] = _accept
-    """Check that the engine takes the graph of a file."""
+    """Check that the engine supports the graph of a file."""
 
 
 def _tensorrt(flavor: str, distributions: tuple[str, ...], without_devices: str) -> EngineBuilder[TensorRtOptions]:
@@ -107,20 +107,21 @@ _BUILDERS: tuple[EngineBuilder[Any], ...] = (
 
 ENGINES = {builder.name: builder for builder in _BUILDERS}
 
-#: Options of the command line that are not named as the field is.
+#: Command-line options whose name differs from that of the field.
 _FLAGS = {"targets": "--target", "workspace_mb": "--workspace"}
 
 
 def engine_builder(engine: str) -> EngineBuilder[Any]:
-    """Return the entry of an engine kind. Raise M2HError for an unknown one."""
+    """Return the entry of an engine kind. Raises M2HError for an unknown one."""
     check_choice("engine", engine, ENGINES)
     return ENGINES[engine]
 
 
 def options_of(engine: str, given: Mapping[str, Any]) -> EngineOptions:
-    """Make the options of an engine kind from those of the command line, by field; None was not given.
+    """Make the options of an engine kind from command-line values by field name; None means not given.
 
-    Raises M2HError for an option that belongs to another engine.
+    Raises:
+        M2HError: An option belongs to another engine.
     """
     chosen = engine_builder(engine).options
     values = {name: value for name, value in given.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What `build_bundle` is asked for, and the checks that run before any work."""
+"""The arguments of `build_bundle`, and the checks that run before any work."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from m2h_deploy.files.atomic import check_writable
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """A graph, the engine to build of it, and how. Options that the engine or the precision ignores are refused."""
+    """A graph, the engine to build from it, and how. Options that the engine or the precision ignores are rejected."""
 
     source: Path
     engine: EngineBuilder
     precision: str | None
-    """None: as the graph is."""
+    """None: the graph's own."""
     options: EngineOptions
     lowering: Lowering
     graph: Path | None
@@ -44,15 +44,15 @@ class BuildRequest:
 
     @property
     def lowers(self) -> bool:
-        """Whether the graph is to be FP16 or INT8; it may be so already."""
+        """Whether the requested precision is FP16 or INT8; the graph may be in it already."""
         return self.precision in ("fp16", "int8")
 
     def pictures(self) -> Pictures | None:
-        """The pictures to calibrate on, where there are to be any. Raises M2HError where they are not there."""
+        """Open the pictures to calibrate on, None if not needed. Raises M2HError if they are missing or too few."""
         return self.lowering.pictures(self.precision or "fp32") if self.lowers else None
 
     def check_graph_place(self, out_dir: Path | None) -> None:
-        """Raises M2HError where the lowered graph cannot be kept; `out_dir` is the bundle's folder, if there is one."""
+        """Raise M2HError if the lowered graph cannot be written; `out_dir` is the bundle's folder, if there is one."""
         if self.graph is None:
             return
         check_writable(self.graph)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from m2h_deploy.errors import M2HError
 
-#: Compute capability of GPUs that M2H meets (https://developer.nvidia.com/cuda-gpus).
+#: Compute capability of GPUs that M2H commonly runs on (https://developer.nvidia.com/cuda-gpus).
 GPUS = {
     "t4": "7.5",
     "rtx2080": "7.5",
@@ -37,9 +37,10 @@ PORTABLE = "portable"
 
 
 def parse_targets(text: str) -> tuple[str, ...]:
-    """Compute capabilities of a list such as `8.6,rtx4090,12.0`, sorted, each once; none for `portable`.
+    """Parse a list such as `8.6,rtx4090,12.0` to sorted, unique compute capabilities; `portable` gives an empty tuple.
 
-    Raises M2HError that names what it does not know.
+    Raises:
+        M2HError: The list is empty or contains an unknown name, which the message names.
     """
     entries = [entry.strip().lower().replace(" ", "").replace("-", "") for entry in text.split(",") if entry.strip()]
     if not entries:
@@ -56,15 +57,15 @@ def parse_targets(text: str) -> tuple[str, ...]:
 
 
 def describe_target(capability: str) -> str:
-    """`8.6` as `8.6 (a10, rtx3060, ...)`."""
+    """Describe a compute capability with its GPUs: `8.6` as `8.6 (a10, rtx3060, ...)`."""
     names = [name for name, value in GPUS.items() if value == capability]
     return f"{capability} ({', '.join(names)})" if names else capability
 
 
 def check_rtx_targets(targets: Sequence[str]) -> None:
-    """Raises M2HError on a compute capability that TensorRT-RTX runs on no version of.
+    """Raise M2HError for a compute capability that no version of TensorRT-RTX supports.
 
-    Its support matrix has 7.5, 8.0, 8.6, 8.9 and 12.x: neither the Jetsons nor the data center's cards from Hopper on.
+    Its support matrix has 7.5, 8.0, 8.6, 8.9 and 12.x: neither the Jetsons nor data center GPUs from Hopper on.
     """
     for target in targets:
         if target not in ("7.5", "8.0", "8.6", "8.9") and not target.startswith("12."):

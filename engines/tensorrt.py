@@ -1,10 +1,10 @@
-"""TensorRT and TensorRT-RTX: a strongly typed ONNX graph to a plan.
+"""Build for TensorRT and TensorRT-RTX: compile a strongly typed ONNX graph to a plan.
 
 TensorRT builds for the GPU of the machine it runs on. TensorRT-RTX needs no GPU to build: its plan is portable over
 compute capability 8.0 and later unless targets are named, and kernels are chosen on the device.
 
 Both flavors' own API is used, which is the same for all that matters here. Polygraphy would add a layer that fixes the
-flavor once a process, by an environment variable, and that hides the parser's errors by node.
+flavor once per process, by an environment variable, and that hides the parser's errors by node.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _log = logging.getLogger("m2h_deploy.engines.tensorrt")
 PLAN_FILE = "model.plan"
 WEIGHTS_FILE = "weights.onnx"
 
-#: What a user of INT8 convolutions on TensorRT-RTX should know: its support matrix has INT8 for matrix products alone,
-#: and its builder says that it converts the scales of convolutions to float32.
+#: Note for users of INT8 convolutions on TensorRT-RTX: its support matrix has INT8 for matrix products only, and its
+#: builder reports that it converts the scales of convolutions to float32.
 RTX_INT8_NOTE = (
     "TensorRT-RTX has no INT8 convolutions: with them the plan grows beyond FP16's and gains no speed; leave them out "
     'with the policy {"quantize": ["/*/MatMul*"]}, or keep INT8 to the weights of Linear with {"weights_only": true}'
@@ -50,7 +50,7 @@ RTX_INT8_NOTE = (
 
 @dataclass(frozen=True)
 class TensorRtOptions(EngineOptions):
-    """How to build a plan. What a flavor does not have is an error when it is asked for."""
+    """Build options for a plan. Options that a flavor does not support are rejected."""
 
     targets: tuple[str, ...] = ()
     """Compute capabilities; empty: portable (TensorRT-RTX) or this machine's GPU (TensorRT)."""
@@ -62,24 +62,25 @@ class TensorRtOptions(EngineOptions):
     hardware_compatible: bool = False
     """Let every GPU from Ampere on run the plan (TensorRT)."""
     strip_weights: bool = False
-    """Leave the weights out of the plan; the runtime puts them back from the ONNX file."""
+    """Leave the weights out of the plan; the runtime restores them from the ONNX file."""
     max_batch: int | None = None
-    """Largest batch of a graph whose batch is free; None: 4."""
+    """Largest batch of a graph with a dynamic batch; None: 4."""
     plugins: tuple[Path, ...] = ()
-    """Plug-in libraries. Their m2h::WindowPartition and m2h::WindowReverse take the place of the graph's functions."""
+    """Plug-in libraries. Their m2h::WindowPartition and m2h::WindowReverse replace the graph's functions."""
 
     @property
     def largest_batch(self) -> int:
-        """The largest batch of a graph whose batch is free."""
+        """The largest batch of a graph with a dynamic batch."""
         return 4 if self.max_batch is None else self.max_batch
 
     def to_open(self) -> BackendOptions:
+        """Return the options for opening the plan: the same plug-ins."""
         return BackendOptions(plugins=self.plugins)
 
 
 @dataclass(frozen=True)
 class BuildRecord:
-    """What was built, from what, and how."""
+    """What was built, from which file and with which options."""
 
     flavor: str
     version: str
@@ -89,14 +90,21 @@ class BuildRecord:
     plan_bytes: int
     seconds: float
     fused_attention: int
-    """Attention softmaxes that the builder took into fused attention."""
+    """Number of softmaxes that the builder fused into attention."""
     notes: tuple[str, ...]
 
 
 def build_tensorrt(
     model: Path, folder: Path, precision: str, options: TensorRtOptions | None = None, *, flavor: str
 ) -> EngineInfo:
-    """Compile the ONNX file `model`, which is already in `precision`, into `folder`; what a bundle says about it."""
+    """Compile the ONNX file `model`, which is already in `precision`, to a plan in `folder`.
+
+    Returns:
+        The engine's entry in the manifest.
+
+    Raises:
+        M2HError: The graph is in another precision, or cannot be built; see `build_plan`.
+    """
     from m2h_deploy.onnx_graph.files import read_onnx
     from m2h_deploy.onnx_graph.precision import graph_precision
 
@@ -109,7 +117,7 @@ def build_tensorrt(
     if options.strip_weights:
         (folder / WEIGHTS_FILE).write_bytes(model.read_bytes())
     details = {key: value for key, value in asdict(options).items() if key not in ("targets", "plugins")}
-    # Named and not copied: a bundle never brings code, and the runtime loads a library only when its caller gives it.
+    # Named and not copied: a bundle never contains code, and the runtime loads a library only if its caller gives it.
     plugins = [{"name": path.name, "sha256": file_sha256(path)} for path in options.plugins]
     details |= {"max_batch": options.largest_batch, "plugins": plugins, "plan_bytes": record.plan_bytes}
     details |= {"build_seconds": round(record.seconds, 1), "fused_attention": record.fused_attention}
@@ -132,8 +140,10 @@ def build_tensorrt(
 def build_plan(model: Path, plan: Path, *, flavor: str, options: TensorRtOptions | None = None) -> BuildRecord:
     """Compile `model` to `plan`, with a progress bar on stderr.
 
-    The network is strongly typed (the graph's casts and Q/DQ decide) and TF32 is off. Raises M2HError with TensorRT's
-    own words, by node and block, when the graph cannot be parsed or built. `plan` is written atomically.
+    The network is strongly typed (the graph's casts and Q/DQ decide) and TF32 is off. `plan` is written atomically.
+
+    Raises:
+        M2HError: The graph cannot be parsed or built; the message has TensorRT's own text, by node and block.
     """
     from m2h_deploy.onnx_graph.files import onnx_sha256, read_onnx
     from m2h_deploy.onnx_graph.precision import graph_precision
@@ -174,7 +184,7 @@ def _has_int8_convolutions(proto: onnx.ModelProto) -> bool:
 
 
 def check_options(flavor: str, options: TensorRtOptions) -> None:
-    """Raises M2HError on options that no version of the flavor has. Needs no TensorRT."""
+    """Raise M2HError on options that no version of the flavor supports. Does not import TensorRT."""
     if options.largest_batch < 1:
         raise M2HError(f"largest batch {options.max_batch}: must be at least 1")
     if options.level is not None and not 0 <= options.level <= 5:
@@ -193,7 +203,7 @@ def check_options(flavor: str, options: TensorRtOptions) -> None:
 
 
 def check_graph(options: TensorRtOptions, proto: onnx.ModelProto, source: Path) -> None:
-    """Raise M2HError where TensorRT does not take the graph of the file `source` with `options`."""
+    """Raise M2HError if TensorRT does not support the graph of the file `source` with `options`."""
     import onnx
 
     if any(value.type.tensor_type.elem_type == onnx.TensorProto.UINT16 for value in proto.graph.output):
@@ -203,7 +213,7 @@ def check_graph(options: TensorRtOptions, proto: onnx.ModelProto, source: Path) 
 
 
 def check_flavor(flavor: str, options: TensorRtOptions) -> Any:
-    """Return the module of a flavor that can build with `options` on this machine. Raise M2HError where none can."""
+    """Return the module of a flavor that can build with `options` here. Raises M2HError if it cannot."""
     trt = check_machine(flavor)
     check_options(flavor, options)
     if flavor == "tensorrt-rtx":
@@ -217,11 +227,11 @@ def check_flavor(flavor: str, options: TensorRtOptions) -> Any:
 
 
 def check_machine(flavor: str) -> Any:
-    """Return the module of a flavor that can build on this machine. Raise M2HError, with the reason, for another."""
+    """Return the module of a flavor that can build on this machine. Raises M2HError, with the reason, if it cannot."""
     trt = load_tensorrt(flavor)
     try:
         missing = missing_gpu() if flavor == "tensorrt" else None  # TensorRT-RTX builds without a GPU
-    except ModuleNotFoundError:  # then TensorRT itself has to find out
+    except ModuleNotFoundError:  # then TensorRT itself reports a missing GPU
         return trt
     if missing:
         raise M2HError(f"TensorRT builds for the GPU of this machine, and there is none ({missing})")
@@ -236,7 +246,7 @@ def _load_plugins(builder: Any, libraries: Sequence[Path]) -> None:
 
 
 def _parse(trt: Any, builder: Any, logger: Any, model: Path, flavor: str, options: TensorRtOptions) -> Any:
-    # TensorRT 11 has no other networks and may drop the flag.
+    # TensorRT 11 supports only strongly typed networks and may drop the flag.
     strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
     parser = trt.OnnxParser(network, logger)
@@ -258,9 +268,9 @@ def _parse(trt: Any, builder: Any, logger: Any, model: Path, flavor: str, option
 
 
 def _parser_error(error: Any) -> str:
-    """One of the parser's errors: operator, node, block, NVIDIA's words, and the functions it is inside of."""
+    """Format one of the parser's errors: operator, node, block, NVIDIA's message, and the enclosing functions."""
     name, operator = error.node_name(), error.node_operator()
-    # Inside of a function the nodes have no names; the outermost call has.
+    # Nodes inside a function have no names; the outermost call has one.
     calls = list(error.local_function_stack()) if hasattr(error, "local_function_stack") else []
     where = f"{operator or 'a node'} at {name or f'position {error.node()}'}"
     inside = f", called from {' > '.join(calls)}" if calls else ""
@@ -282,7 +292,7 @@ def _configure(trt: Any, builder: Any, network: Any, flavor: str, options: Tenso
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if options.strip_weights:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-        # The very same weights come back: TensorRT may go on folding them where it is not told otherwise.
+        # Exactly the same weights are restored, so TensorRT may fold them into the plan.
         config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL if flavor == "tensorrt" else trt.BuilderFlag.REFIT)
     if options.targets:
         _set_targets(trt, config, flavor, options.targets)
@@ -292,12 +302,12 @@ def _configure(trt: Any, builder: Any, network: Any, flavor: str, options: Tenso
         smallest, largest = (1, *shape[1:]), (options.largest_batch, *shape[1:])
         profile.set_shape(network.get_input(0).name, smallest, smallest, largest)
         config.add_optimization_profile(profile)
-    # No timing cache: TensorRT-RTX would want a GPU, and TensorRT's belongs to one GPU and version.
+    # No timing cache: TensorRT-RTX needs a GPU for it, and TensorRT's is valid for one GPU and version only.
     return config
 
 
 def _known_targets(trt: Any) -> dict[str, Any]:
-    """Compute capabilities that this version can be told, as `8.6`."""
+    """Return the compute capabilities that this version can target, by names such as `8.6`."""
     members = trt.ComputeCapability.__members__.items()
     return {f"{name[2:-1]}.{name[-1]}": value for name, value in members if name.startswith("SM")}
 
@@ -320,7 +330,7 @@ def _set_targets(trt: Any, config: Any, flavor: str, targets: Sequence[str]) -> 
 
 
 def _build(trt: Any, builder: Any, network: Any, config: Any) -> Any:
-    """The serialized network, or None. The build runs in a thread, so that Ctrl-C reaches the monitor at once."""
+    """Return the serialized network, or None. Builds in a thread so that Ctrl-C reaches the monitor at once."""
     canceled = Event()
     config.progress_monitor = make_monitor(trt, canceled)
     with ThreadPoolExecutor(1) as pool:
@@ -328,7 +338,7 @@ def _build(trt: Any, builder: Any, network: Any, config: Any) -> Any:
         try:
             return future.result()
         except BaseException:
-            canceled.set()  # leaving the pool waits until TensorRT has stopped
+            canceled.set()  # the pool's exit waits until TensorRT has stopped
             raise
 
 
@@ -354,8 +364,8 @@ def make_monitor(trt: Any, canceled: Event) -> Any:
 
 
 def _reason(messages: Messages, flavor: str, options: TensorRtOptions) -> str:
-    """TensorRT's first error is the cause; later ones say that the build failed."""
+    """Return TensorRT's first error, which is the cause; later ones only say that the build failed."""
     reason = messages.errors[0] if messages.errors else "it gives no reason"
-    # Seen with 1.7: without weights to fold it compiles kernels at once, for which it wants the driver.
+    # Seen with 1.7: without weights to fold it compiles kernels immediately, which needs the driver.
     hint = "; a plan without weights can only be built on a machine with a GPU"
     return reason + (hint if flavor == "tensorrt-rtx" and options.strip_weights else "")

@@ -1,4 +1,4 @@
-"""The command of NVIDIA's own tool that compiles the same plan, for machines that have the tool."""
+"""Write the command of NVIDIA's own tool that compiles the same plan, for machines that have the tool."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def trtexec_command(
 ) -> str:
     """Return the command of NVIDIA's own tool that builds the same plan.
 
-    `free_batch` is the input whose batch is free, as `free_batch_of` gives it.
+    `free_batch` is the input whose batch is dynamic, as returned by `free_batch_of`.
     """
     words = ["trtexec" if flavor == "tensorrt" else "tensorrt_rtx", f"--onnx={model}", f"--saveEngine={plan}"]
     words += ["--stronglyTyped"] if flavor == "tensorrt" else []
@@ -44,7 +44,7 @@ def trtexec_command(
 
 
 def free_batch_of(proto: onnx.ModelProto) -> tuple[str, tuple[int, ...]] | None:
-    """Return the name of the input and its other sides where the graph's batch is free, None where it is fixed."""
+    """Return the name and other sides of the input if the graph's batch is dynamic, None if it is fixed."""
     from m2h_deploy.onnx_graph.interface import dims_of
 
     value = proto.graph.input[0]

@@ -1,4 +1,4 @@
-"""PyTorch to ONNX: the graph that every engine is built from."""
+"""Export a PyTorch checkpoint to ONNX: the graph that every engine is built from."""
 
 from export.check import CheckReport, check_export
 from export.exporter import ExportResult, export_onnx

@@ -1,4 +1,4 @@
-"""The check after export: names, then shapes, then values, on real and random input."""
+"""Check an exported file on real and random input: first its names, then shapes, then values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from m2h_deploy.runtime.preprocess import Normalization, Preprocess
 
 @dataclass(frozen=True)
 class OutputDifference:
-    """How far one output is from the reference on one input."""
+    """Difference between one output and the reference on one input."""
 
     output: str
     input: str
@@ -32,22 +32,23 @@ class OutputDifference:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What was compared; `failures` is empty when the file computes what the checkpoint computes."""
+    """Result of a check; `failures` is empty when the file computes what the checkpoint computes."""
 
     failures: tuple[str, ...]
     differences: tuple[OutputDifference, ...] = ()
 
     @property
     def passed(self) -> bool:
+        """Whether the check found no failure."""
         return not self.failures
 
     def joined(self, other: CheckReport) -> CheckReport:
-        """Return this report followed by another one."""
+        """Return this report extended by the failures and differences of `other`."""
         return CheckReport(self.failures + other.failures, self.differences + other.differences)
 
 
 class Reference:
-    """What a checkpoint gives for one input: exactly, in float64, and in float32."""
+    """A checkpoint's results for one input: exact, in float64, and in float32."""
 
     def __init__(self, name: str, image: NDArray[np.float32], model: M2H) -> None:
         self.name, self.image = name, image
@@ -57,7 +58,7 @@ class Reference:
         self._own: dict[int, dict[str, NDArray]] = {}
 
     def own(self, index: int) -> dict[str, NDArray]:
-        """Return the `index`-th result in float32, see `m2h_deploy.numerics.judge`."""
+        """Return the `index`-th float32 result, by output name; see `m2h_deploy.numerics.judge`."""
         if index not in self._own:
             self._own[index] = _run(self._model, perturbed(self.image, index))
         return self._own[index]
@@ -79,7 +80,7 @@ def references_of(
 
 
 def check_pictures(images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the pictures to check on by name: `images` (uint8 BGR), or a rendered room where there are none."""
+    """Return the pictures to check on by name: `images` (uint8 BGR), or a rendered room if there are none."""
     from m2h_deploy.data.rooms.render import render_room
 
     if not images:
@@ -91,8 +92,11 @@ def check_export(model: M2H, path: str | os.PathLike[str], *, images: Sequence[n
     """Compare an exported file with `model` on `images` (uint8 BGR; a rendered room by default) and on noise.
 
     The model is evaluated in float64, and the file's error is judged by the error that the model has in float32 on the
-    same input (see `m2h_deploy.numerics`). The outputs that the file has are compared; a free batch size is tried with
-    two different frames, which must give what each gives alone. Raises M2HError when the file cannot be loaded at all.
+    same input (see `m2h_deploy.numerics`). Only the outputs that the file has are compared. A dynamic batch size is
+    checked with two different frames, which must give the same results in one batch as each does alone.
+
+    Raises:
+        M2HError: The file cannot be loaded.
     """
     session = cpu_session(os.fspath(path), path)
     _, _, height, width = session.get_inputs()[0].shape
@@ -101,7 +105,7 @@ def check_export(model: M2H, path: str | os.PathLike[str], *, images: Sequence[n
 
 
 def check_against(references: Sequence[Reference], path: str | os.PathLike[str]) -> CheckReport:
-    """Compare an exported file with what its checkpoint gives; see `check_export`."""
+    """Compare an exported file with the results of its checkpoint; see `check_export`."""
     session = cpu_session(os.fspath(path), path)
     info = GraphInfo.parse(session.get_modelmeta().custom_metadata_map, path)
     tasks = list(info.tasks)

@@ -1,4 +1,4 @@
-"""`export_onnx`: an M2H network to a checked ONNX file."""
+"""Export an M2H network to a checked ONNX file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from m2h_deploy.version import __version__
 
 
 class _Outputs(nn.Module):
-    """The traced module: a tuple of the wanted tasks, so that unwanted heads leave the graph."""
+    """The traced module: a tuple of the requested tasks, so that the other heads are not part of the graph."""
 
     def __init__(self, network: nn.Module, tasks: Sequence[str]) -> None:
         super().__init__()
@@ -45,13 +45,14 @@ class _Outputs(nn.Module):
         self.tasks = tuple(tasks)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return the requested outputs for images (N, 3, H, W)."""
         outputs = self.network(image)
         return tuple(outputs[task] for task in self.tasks)
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An exported file, and how far it is from the checkpoint."""
+    """An exported file and its differences from the checkpoint."""
 
     path: Path
     report: CheckReport
@@ -76,19 +77,21 @@ def export_onnx(
 ) -> ExportResult:
     """Write `model` as ONNX and check the file against it.
 
-    The graph has one input `image` (batch, 3, height, width) float32, normalized, and one output a task, in the
-    order of TASKS. Height and width are static, the batch too unless `dynamic_batch`; `windows="functions"` keeps
-    WMCA's partition as ONNX functions (see `export.windows`). `form="deploy"` is the network rewritten to do less work
-    (see `export.deploy_form`), the same function up to rounding; "reference" is the network as published.
-    `normalization` is how images were normalized in training, and `classes` names and colors the semantic classes
-    (those of the data set that has as many, where None): both are recorded in the file for everything that reads it.
-    With `sensor` the graph takes a camera's raw pixels and gives finished results (see `export.raw_pixels.add_sensor`);
-    its outputs decide the tasks.
+    The graph has one input `image` (batch, 3, height, width) float32, normalized, and one output per task, in the order
+    of TASKS. Height and width are static, the batch too unless `dynamic_batch`; `windows="functions"` keeps WMCA's
+    partition as ONNX functions (see `export.windows`). `form="deploy"` is the network rewritten to do less work (see
+    `export.deploy_form`), the same function up to rounding; "reference" is the network as published. `normalization` is
+    how images were normalized in training, `classes` names and colors the semantic classes (if None, those of the data
+    set with as many classes): both are recorded in the file. With `sensor` the graph takes a camera's raw pixels and
+    returns final results (see `export.raw_pixels.add_sensor`); its outputs determine the tasks.
 
-    The check compares names, shapes and values with `model` on `images` (uint8 BGR, H x W x 3; a rendered room
-    where none is given) and on random input; a sensor graph is then compared with the plain one between Python's
-    preprocess and postprocess. The file appears only when the checks pass. Raises M2HError on options that make no
-    graph and CheckFailed, with the report, on a failed check.
+    The check compares names, shapes and values with `model` on `images` (uint8 BGR, H x W x 3; a rendered room by
+    default) and on noise; a sensor graph is then compared with the plain one between Python's preprocess and
+    postprocess. The file is written only if the checks pass.
+
+    Raises:
+        M2HError: The options do not describe a valid graph.
+        CheckFailed: A check failed; the error carries the report.
     """
     path = check_writable(path)
     options = ExportOptions(
@@ -148,7 +151,7 @@ def _trace(model: M2H, options: ExportOptions) -> onnx.ModelProto:
 
 
 def _graph_info(model: M2H, options: ExportOptions) -> GraphInfo:
-    """What another program must know to use the file, and what made it."""
+    """Return what another program must know to use the file, and what made it."""
     return GraphInfo(
         variant=model.config.variant,
         config=model.config.to_dict(),
@@ -165,7 +168,7 @@ def _graph_info(model: M2H, options: ExportOptions) -> GraphInfo:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes about torchvision and its own internals off the user's terminal."""
+    """Suppress the exporter's log messages about torchvision and its own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
 """Evaluate the network in float64 within bounded memory.
 
-PyTorch's float64 convolution unfolds its whole input first: a 3 x 3 convolution of m2h-small at 640x480 takes 8 GB for
-that alone. Here large maps go through it in strips of rows, which gives the same sums.
+PyTorch's float64 convolution first unfolds its whole input: a 3 x 3 convolution of m2h-small at 640x480 takes 8 GB for
+that alone. Here large maps are processed in strips of rows, which gives the same sums.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class _StripConv2d(nn.Conv2d):
     """A convolution that unfolds at most `UNFOLDED_BYTES` of its input at a time."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """Convolve (N, Cin, H, W) strip by strip."""
         batch, _, height, width = input.shape
         assert not isinstance(self.padding, str)  # see to_float64
         (pad_y, pad_x), (kernel_y, kernel_x) = self.padding, self.kernel_size

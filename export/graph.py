@@ -1,4 +1,4 @@
-"""What happens to an exported graph before it is written: readable names, a free batch size."""
+"""Edit an exported graph before it is written: readable names and a dynamic batch size."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from onnx import helper, numpy_helper, shape_inference
 from m2h_deploy.onnx_graph.edit import drop_unused_initializers, rename_values, replace_nodes
 from m2h_deploy.onnx_graph.interface import dims_of
 
-#: Attribute of the traced wrapper that holds the network; its name is cut from every path.
+#: Attribute of the traced wrapper that holds the network; its name is removed from every path.
 NETWORK = "network"
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def static_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Shape of every value of the graph whose shape is known; free dimensions are 0."""
+    """Return the shape of every value whose shape is known, by name; dynamic dimensions are 0."""
     values = [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]
     shapes = {value.name: dims_of(value) for value in values if value.type.tensor_type.HasField("shape")}
     shapes.update({tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer})
@@ -30,8 +30,8 @@ def static_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 def name_by_module(proto: onnx.ModelProto) -> None:
     """Name nodes and values after the module they come from, as in `/wmca/layers.0/attention/MatMul`.
 
-    The paper's block is the first part of the name (`/heads.depth/…`, `/msf.edges/…`), which is how profiles and
-    comparisons are reported. What the exporter recorded about the source code is removed.
+    The paper's block is the first part of the name (`/heads.depth/…`, `/msf.edges/…`); profiles and comparisons are
+    reported by block. The exporter's records of the source code are removed.
     """
     renamed: dict[str, str] = {}
     taken: Counter[str] = Counter()
@@ -40,7 +40,7 @@ def name_by_module(proto: onnx.ModelProto) -> None:
     scope = ""
     for node in proto.graph.node:
         recorded = {entry.key: entry.value for entry in node.metadata_props}
-        if _SCOPES in recorded:  # nodes that the optimizer made have none: they stand beside their neighbor
+        if _SCOPES in recorded:  # nodes that the optimizer made have none: they take the previous node's scope
             scope = _module_path(ast.literal_eval(recorded[_SCOPES]))
         name = f"{scope}/{node.op_type}"
         taken[name] += 1
@@ -73,11 +73,11 @@ def _module_path(scopes: list[str]) -> str:
 
 
 def free_batch(proto: onnx.ModelProto) -> None:
-    """Make the batch size of a graph traced at batch 1 free, in place.
+    """Make the batch size of a graph traced at batch 1 dynamic, in place.
 
-    In this network the first dimension of every tensor is the batch, or batch x windows, and nothing else in a
-    shape depends on it. So the first entry of every constant Reshape target becomes -1, and the sizes of Resize
-    begin with the input's batch, which is read once. Inputs and outputs get the symbolic dimension `batch`.
+    In this network the first dimension of every tensor is the batch, or batch x windows, and no other dimension depends
+    on it. So the first entry of every constant Reshape target becomes -1, and the sizes of Resize begin with the
+    input's batch, which is read once. Inputs and outputs get the symbolic dimension `batch`.
     """
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     shapes = static_shapes(proto)
@@ -111,6 +111,11 @@ def _add_constant(proto: onnx.ModelProto, name: str, values: list[int]) -> None:
 
 
 def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """`proto` with the shape of every value, checked against the operators' rules. Raises on a broken graph."""
+    """Return `proto` with the inferred shape of every value.
+
+    Raises:
+        onnx.checker.ValidationError: The graph is invalid.
+        onnx.shape_inference.InferenceError: The shapes contradict the operators' rules.
+    """
     onnx.checker.check_model(proto)
     return shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)

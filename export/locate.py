@@ -17,8 +17,11 @@ from m2h_deploy.runtime.preprocess import normalization_of
 def locate_difference(bundle: Bundle, reference: str) -> LocateResult:
     """Compare the engine of `bundle` with `reference` value by value.
 
-    A checkpoint is exported as the bundle's graph was; a float32 ONNX file of the same export is taken as it is. Raises
-    M2HError where there is no reference, or the engine file is not ONNX.
+    A checkpoint is exported with the options of the bundle's graph; a float32 ONNX file of the same export is used
+    directly.
+
+    Raises:
+        M2HError: The reference does not exist, or the engine file is not ONNX.
     """
     if reference.endswith(".onnx"):
         return locate_in_bundle(bundle, reference)
@@ -43,7 +46,7 @@ def locate_difference(bundle: Bundle, reference: str) -> LocateResult:
 
 
 def _sensor_of(manifest: Manifest) -> Sensor | None:
-    """Return the sensor that a bundle's graph was exported for; outputs keep their names and types."""
+    """Return the sensor that a bundle's graph was exported for, or None; outputs keep their names and types."""
     if manifest.sensor is None:
         return None
     outputs = {output.name: output.dtype for output in manifest.outputs}

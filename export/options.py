@@ -1,4 +1,4 @@
-"""What `export_onnx` may be asked for, checked before a checkpoint is loaded."""
+"""Options of `export_onnx`, validated before a checkpoint is loaded."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from m2h_deploy.model.config import ModelConfig
 from m2h_deploy.runtime.preprocess import PRESETS, Normalization
 from m2h_deploy.tasks import TASKS
 
-#: TensorRT 10.3 (JetPack 6) parses opset 9 to 20, ONNX Runtime and OpenVINO go further: 20 is the newest that all
-#: three take, and the first with Gelu as one operator.
+#: TensorRT 10.3 (JetPack 6) parses opset 9 to 20, ONNX Runtime and OpenVINO parse newer ones too: 20 is the newest that
+#: all three accept, and the first with Gelu as one operator.
 DEFAULT_OPSET = 20
 OPSETS = range(18, 24)
 
@@ -24,7 +24,11 @@ PUBLISHED = PRESETS["published"]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """See `export_onnx`. Raises M2HError on options that make no graph, or that another one makes pointless."""
+    """Options of an export, documented in `export_onnx`.
+
+    Raises:
+        M2HError: The options do not describe a valid graph, or one of them makes another one ineffective.
+    """
 
     height: int = 224
     width: int = 224
@@ -74,7 +78,7 @@ class ExportOptions:
                 )
 
     def check_model(self, config: ModelConfig) -> None:
-        """Raises M2HError where the options do not fit the network of `config`."""
+        """Raise M2HError if the options do not fit the network of `config`."""
         count = config.num_classes
         if count > MAX_CLASSES:
             raise M2HError(f"{count} classes: labels have 8 bits, which hold at most {MAX_CLASSES}")

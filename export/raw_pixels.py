@@ -1,9 +1,9 @@
-"""The sensor graph: raw pixels in, labels, meters, unit normals and probabilities out, nothing left for the caller.
+"""The sensor graph: raw pixels in; labels, meters, unit normals and probabilities out.
 
-`add_sensor` puts preprocess and postprocess around an exported network as standard ONNX operators, so that a consumer
-in any language holds no image code. The numbers are those of `m2h_deploy.runtime.preprocess` and
-`m2h_deploy.runtime.postprocess`: OpenCV resizes 8-bit images in fixed point (11-bit weights, two shifts that drop
-bits), and so does this graph, in float32 on whole numbers below 2^24, which every engine computes exactly.
+`add_sensor` puts preprocess and postprocess around an exported network as standard ONNX operators, so that a program in
+any language needs no image code. The numbers are those of `m2h_deploy.runtime.preprocess` and
+`m2h_deploy.runtime.postprocess`: OpenCV resizes 8-bit images in fixed point (11-bit weights, two shifts that discard
+bits), and so does this graph, in float32 on integers below 2^24, which every engine computes exactly.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _YUV = {"y": 1220542, "ub": 2116026, "ug": -409993, "vg": -852492, "vr": 1673527
 
 @dataclass(frozen=True)
 class Sensor:
-    """What a camera gives, and what a sensor graph makes of it."""
+    """A camera's image format, and the outputs of its sensor graph."""
 
     camera: tuple[int, int]
     """Width and height of the camera's image."""
@@ -58,12 +58,12 @@ class Sensor:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Outputs that the network must have."""
+        """Network outputs that the sensor graph needs."""
         return tuple(RESULTS[name] for name in RESULTS if name in self.outputs)
 
 
 def parse_camera_size(text: str) -> tuple[int, int]:
-    """`640x480` as width and height. Raises M2HError on anything else."""
+    """Parse a camera size such as `640x480` to (width, height). Raises M2HError on anything else."""
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         raise M2HError(f"camera size '{text}': give width and height as in 640x480")
@@ -71,13 +71,14 @@ def parse_camera_size(text: str) -> tuple[int, int]:
 
 
 def add_sensor(proto: onnx.ModelProto, sensor: Sensor) -> onnx.ModelProto:
-    """The graph of `export_onnx` with preprocess and postprocess inside; `proto` is not changed.
+    """Add preprocess and postprocess to a graph of `export_onnx`; `proto` is not modified.
 
-    The input is still called `image`: uint8, as `sensor.format` says. Outputs, H x W as the camera's image, in the
-    order of RESULTS: `depth` (N, H, W) float32 meters or uint16 millimeters, clamped to the model's range; `labels`
-    (N, H, W) uint8; `normals` (N, H, W, 3) float32 unit vectors; `edges` (N, H, W) float32 probability.
+    The input is still called `image`: uint8, as `sensor.format` says. Outputs have the camera's H x W and come in the
+    order of RESULTS: `depth` (N, H, W) float32 meters or uint16 millimeters, clamped to the model's range; `labels` (N,
+    H, W) uint8; `normals` (N, H, W, 3) float32 unit vectors; `edges` (N, H, W) float32 probability.
 
-    Raises M2HError when the graph lacks an output that is wanted, or has too many classes for uint8.
+    Raises:
+        M2HError: The graph lacks a requested output, or has too many classes for uint8.
     """
     result = copy_of(proto)
     info = GraphInfo.read(proto, "the graph")
@@ -112,7 +113,7 @@ def _raw_shape(sensor: Sensor) -> tuple[int, ...]:
 
 
 def _rename_border(proto: onnx.ModelProto) -> None:
-    """Inputs and outputs of the network become values inside of the graph: `network/image`, `network/depth`."""
+    """Rename the network's inputs and outputs, which become inner values: `network/image`, `network/depth`."""
     border = (*proto.graph.input, *proto.graph.output)
     rename_values(proto, {value.name: f"network/{value.name}" for value in border})
     proto.graph.value_info.extend((*proto.graph.input, *proto.graph.output))
@@ -124,17 +125,18 @@ class _Nodes:
     def __init__(self, part: str, batch: int) -> None:
         self.part = part
         self.batch = batch
-        """0: free."""
+        """0: dynamic."""
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[TensorProto] = []
         self._step = "input"
         self._taken: set[str] = set()
 
     def step(self, name: str) -> None:
+        """Start a step; later nodes are named after it."""
         self._step = name
 
     def add(self, operator: str, *inputs: str | NDArray, output: str | None = None, **attributes: Any) -> str:
-        """One node; arrays become constants. Returns the name of its output."""
+        """Append one node and return the name of its output; arrays become constants."""
         name = self._unique(f"/{self.part}/{self._step}/{operator}")
         names = [
             entry if isinstance(entry, str) else self.constant(f"{name}_input_{place}", entry)
@@ -145,6 +147,7 @@ class _Nodes:
         return output
 
     def constant(self, name: str, value: NDArray) -> str:
+        """Append a constant and return its name."""
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
@@ -157,17 +160,19 @@ class _Nodes:
         return unique
 
     def scaled(self, value: str, factor: float | NDArray) -> str:
+        """Append value * factor."""
         return self.add("Mul", value, _floats(factor))
 
     def floor_of(self, value: str, factor: float) -> str:
-        """floor(value * factor); `factor` is a power of two, so that nothing is rounded before."""
+        """Append floor(value * factor); `factor` is a power of two, so that the product is not rounded."""
         return self.add("Floor", self.scaled(value, factor))
 
     def take(self, value: str, indices: Sequence[int] | NDArray, axis: int) -> str:
+        """Append a Gather of `indices` along `axis`."""
         return self.add("Gather", value, np.asarray(indices, np.int64), axis=axis)
 
     def resize(self, value: str, channels: int, size: tuple[int, int]) -> str:
-        """Bilinear with half-pixel centers to (height, width), as cv2.resize does on float32."""
+        """Resize bilinearly with half-pixel centers to (height, width), as cv2.resize does on float32."""
         sizes: str | NDArray = np.array([self.batch, channels, *size], np.int64)
         if self.batch == 0:
             count = self.add("Shape", value, start=0, end=1)
@@ -181,8 +186,8 @@ def _floats(value: float | NDArray) -> NDArray[np.float32]:
 
 
 def _preprocess(nodes: _Nodes, sensor: Sensor, network: tuple[int, int], normalization: Normalization) -> None:
-    """uint8 pixels to the network's normalized RGB planes."""
-    # TensorRT takes uint8 as an input only, and only a cast may read it.
+    """Convert uint8 pixels to the network's normalized RGB planes."""
+    # TensorRT supports uint8 only for inputs, and only a cast may read them.
     pixels = _cast(nodes, "image")
     if sensor.format == "nv12":
         pixels = _nv12_to_bgr(nodes, pixels, sensor.camera)
@@ -203,10 +208,11 @@ def _cast(nodes: _Nodes, value: str, kind: int = TensorProto.FLOAT, output: str 
 
 
 def resize_table(source: int, target: int, *, vertical: bool) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """Of each of `target` pixels: both neighbors among `source` ones, and their weights in 2048ths, as OpenCV's.
+    """Return neighbors and weights of a one-dimensional bilinear resize from `source` to `target` pixels.
 
-    OpenCV drops the weight of a neighbor outside the image along rows, and repeats the border along columns: the
-    sum is the same but for bits that its shifts drop.
+    For each target pixel these are both neighbors among the source pixels, and their weights in 2048ths, as in OpenCV.
+    OpenCV drops the weight of a neighbor outside the image along rows, and repeats the border along columns: the sum is
+    the same except for bits that its shifts discard.
     """
     scale = 1.0 / (target / source)
     place = ((np.arange(target) + 0.5) * scale - 0.5).astype(np.float32)
@@ -220,22 +226,22 @@ def resize_table(source: int, target: int, *, vertical: bool) -> tuple[NDArray, 
 
 
 def _resize_pixels(nodes: _Nodes, pixels: str, camera: tuple[int, int], network: tuple[int, int]) -> str:
-    """cv2.resize of uint8, bit by bit. Along a row first, 16ths of 2048ths; then along columns in quarters."""
+    """Resize uint8 pixels bit-exactly as cv2.resize: rows first in 16ths of 2048ths, then columns in quarters."""
     nodes.step("resize")
     top, bottom, upper, lower = resize_table(camera[0], network[0], vertical=True)
     left, right, near, far = resize_table(camera[1], network[1], vertical=False)
     rows = np.unique(np.concatenate((top, bottom)))
-    if len(rows) <= camera[0] * 3 // 4:  # copying them costs about what working on the others does
+    if len(rows) <= camera[0] * 3 // 4:  # with more rows, copying them costs as much as processing all of them
         pixels = nodes.take(pixels, rows, 1)
     else:
         rows = np.arange(camera[0])
-    # Weights are spelled out over the channels: engines multiply whole rows faster than triples.
+    # Weights are repeated for the three channels: engines multiply whole rows faster than triples.
     weighted = [
         nodes.scaled(nodes.take(pixels, place, 2), np.repeat(weight, 3).reshape(1, 1, network[1], 3))
         for place, weight in ((left, near), (right, far))
     ]
     value = nodes.floor_of(nodes.add("Add", *weighted), 1 / 16)
-    # A product with a weight needs 26 bits and float32 has 24: the high and the low byte go apart.
+    # A product with a weight needs 26 bits and float32 has 24: the high and low bytes are multiplied separately.
     high = nodes.floor_of(value, 1 / 256)
     low = nodes.add("Sub", value, nodes.scaled(high, 256))
     quarters = []
@@ -249,7 +255,7 @@ def _resize_pixels(nodes: _Nodes, pixels: str, camera: tuple[int, int], network:
 
 
 def _nv12_to_bgr(nodes: _Nodes, raw: str, camera: tuple[int, int]) -> str:
-    """NV12 in float32 to (N, H, W, 3), each chroma pair used for its 2 x 2 pixels, as cv2.cvtColor does."""
+    """Convert NV12 in float32 to (N, H, W, 3); each chroma pair covers 2 x 2 pixels, as in cv2.cvtColor."""
     nodes.step("nv12")
     width, height = camera
     plane = nodes.add("Slice", raw, np.array([0]), np.array([height]), np.array([1]))
@@ -258,7 +264,7 @@ def _nv12_to_bgr(nodes: _Nodes, raw: str, camera: tuple[int, int]) -> str:
     chroma = nodes.add("Sub", chroma, _floats(128))
     pairs = np.arange(width) // 2 * 2
     u, v = nodes.take(chroma, pairs, 2), nodes.take(chroma, pairs + 1, 2)
-    # A product needs 29 bits and float32 has 24: the factors' upper and lower 12 bits go apart.
+    # A product needs 29 bits and float32 has 24: the factors' upper and lower 12 bits are multiplied separately.
     upper = nodes.scaled(luma, _YUV["y"] // 4096)
     lower = nodes.add("Add", nodes.scaled(luma, _YUV["y"] % 4096), _floats(2**19))
     channels = []
@@ -281,7 +287,7 @@ def _weighted(nodes: _Nodes, values: Sequence[str], factors: Sequence[int]) -> s
 def _postprocess(
     nodes: _Nodes, sensor: Sensor, network: tuple[int, int], depth_range: tuple[float, float]
 ) -> list[tuple[str, int, tuple[int, ...]]]:
-    """Name, type and shape (without the batch) of each output of the sensor graph."""
+    """Append the postprocess; return name, type and shape (without the batch) of each output of the sensor graph."""
     width, height = sensor.camera
     size = (height, width)
     maps = _resized_maps(nodes, sensor, size, network)
@@ -302,10 +308,11 @@ def _postprocess(
 
 
 def _resized_maps(nodes: _Nodes, sensor: Sensor, size: tuple[int, int], network: tuple[int, int]) -> dict[str, str]:
-    """Depth, normals and the edges' probability at the camera's size.
+    """Return depth, normals and the edges' probability at the camera's size.
 
-    One resize of all channels: the weights of a place are the same for each, and OpenVINO takes nearly as long for one
-    channel as for five. They are parted by Gather, which copies; OpenVINO makes of slices a split that is slower.
+    All channels share one resize: the weights at a position are the same for each, and OpenVINO takes nearly as long
+    for one channel as for five. They are separated by Gather, which copies; OpenVINO turns slices into a split, which
+    is slower.
     """
     maps: dict[str, str] = {name: f"network/{name}" for name in ("depth", "normals", "edges") if name in sensor.outputs}
     if "edges" in maps:
@@ -340,9 +347,9 @@ def _depth(nodes: _Nodes, depth: str, sensor: Sensor, depth_range: tuple[float, 
 
 
 def _labels(nodes: _Nodes, size: tuple[int, int], network: tuple[int, int]) -> None:
-    """Decided at the network's size, then repeated by the places that cv2.resize takes with INTER_NEAREST."""
+    """Take the argmax at the network's size, then repeat labels by the indices of cv2.resize with INTER_NEAREST."""
     nodes.step("labels")
-    # Both ONNX Runtime and OpenVINO decide faster along a last axis, transposition included.
+    # Both ONNX Runtime and OpenVINO compute ArgMax faster along the last axis, transposition included.
     scores = nodes.add("Transpose", "network/semantics", perm=[0, 2, 3, 1])
     best = _cast(nodes, nodes.add("ArgMax", scores, axis=3, keepdims=0))
     if size != network:
@@ -359,6 +366,6 @@ def _line(length: int) -> NDArray[np.float32]:
 def _normals(nodes: _Nodes, normals: str) -> None:
     nodes.step("normals")
     squares = nodes.add("ReduceSum", nodes.add("Pow", normals, _floats(2)), np.array([1]), keepdims=1)
-    # Opposite normals can cancel out between two pixels; a vector of no length stays one.
+    # Opposite normals can cancel out between two pixels; a zero vector stays zero.
     length = nodes.add("Max", nodes.add("Sqrt", squares), _floats(1e-12))
     nodes.add("Transpose", nodes.add("Div", normals, length), output="normals", perm=[0, 2, 3, 1])

@@ -1,4 +1,4 @@
-"""The check of a sensor graph: the same numbers as Python's preprocess, the plain graph and Python's postprocess."""
+"""Check that a sensor graph gives the results of Python's preprocess, the plain graph and Python's postprocess."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ _HALF_MILLIMETER = 0.5e-3
 def check_sensor(plain: bytes, sensor: str | os.PathLike[str], *, images: Sequence[np.ndarray] = ()) -> CheckReport:
     """Compare the file `sensor` of a sensor graph with the graph `plain` that it was made from, on ONNX Runtime's CPU.
 
-    A difference is judged by what rounding of the network's input changes in the plain graph's own results (see
-    `m2h_deploy.numerics`). `images` are uint8 BGR of any size (a rendered room where there are none); noise is always
-    added. Of labels, `max_error` and `mean_error` are the share of pixels that differ. Raises M2HError when a file
-    cannot be loaded.
+    A difference is judged by how much rounding of the network's input changes the plain graph's own results (see
+    `m2h_deploy.numerics`). `images` are uint8 BGR of any size (a rendered room if there are none); noise is always
+    added. For labels, `max_error` and `mean_error` are the share of pixels that differ.
+
+    Raises:
+        M2HError: A file cannot be loaded.
     """
     reference = cpu_session(plain, "the plain graph")
     engine = cpu_session(os.fspath(sensor), sensor)
@@ -95,5 +97,5 @@ def _compare(
 
 
 def _planes(array: np.ndarray) -> np.ndarray:
-    """(H, W) or (H, W, C) to (1, C, H, W)."""
+    """Convert (H, W) or (H, W, C) to (1, C, H, W)."""
     return array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)[None]

@@ -1,4 +1,4 @@
-"""The reference network with everything computed that a static image size fixes; the function stays the same."""
+"""The reference network with everything precomputed that a static image size determines; the same function."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from m2h_deploy.model.network import M2H
 class StaticDINOv2(nn.Module):
     """DINOv2 for one image size: padding and position embeddings are constants.
 
-    The class token enters as a zero token in front plus a constant whose first row is class token + position:
-    the same sum, and nothing in the graph repeats a tensor to the batch size.
+    The class token enters as a leading zero token plus a constant whose first row is class token + position: the sum is
+    the same, and the graph never repeats a tensor to the batch size.
     """
 
     positions: Tensor
@@ -34,7 +34,7 @@ class StaticDINOv2(nn.Module):
         self.register_buffer("positions", positions)
 
     def forward(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Same contract as DINOv2.forward."""
+        """Encode images (N, 3, H, W); same output as `DINOv2.forward`."""
         tokens = self.patch_embed(center_pad(image, self.config.patch_size))
         tokens = F.pad(tokens, (0, 0, 1, 0)) + self.positions
         stages = []
@@ -47,7 +47,7 @@ class StaticDINOv2(nn.Module):
 
 
 def to_static(model: M2H, height: int, width: int) -> M2H:
-    """A copy of `model` for images of `height` x `width` pixels; weights are shared, `model` is untouched."""
+    """Return a copy of `model` for images of `height` x `width` pixels; weights are shared, `model` is not modified."""
     memo = {id(parameter): parameter for parameter in (*model.parameters(), *model.buffers())}
     static = copy.deepcopy(model, memo)
     static.backbone = StaticDINOv2(static.backbone, height, width)  # type: ignore[assignment]

@@ -1,9 +1,9 @@
 """WMCA's window partition as named ONNX functions.
 
 `m2h::WindowPartition` (attribute `window_size`) takes a map (N, C, H, W) to windows (N * M, p * p, C);
-`m2h::WindowReverse` (attributes `window_size`, `height`, `width`) takes them back. Both come with a body of plain
-operators, written for the graph's static sizes, which any runtime may inline: ONNX Runtime and TensorRT do as they
-load the file. A TensorRT plug-in of the same name may take over instead; it finds all it needs in the attributes.
+`m2h::WindowReverse` (attributes `window_size`, `height`, `width`) is its inverse. Both have a body of standard
+operators, written for the graph's static sizes, which any runtime may inline: ONNX Runtime and TensorRT do so when they
+load the file. A TensorRT plug-in of the same name can replace them; it finds all it needs in the attributes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _VERSION = 1
 
 
 def symbolic_partition(x: Tensor, window_size: int) -> Tensor:
-    """Stands for `window_partition` while a model is traced: one m2h::WindowPartition node."""
+    """Replace `window_partition` while a model is traced: one m2h::WindowPartition node."""
     n, channels, height, width = x.shape
     rows, columns = window_grid(height, width, window_size)
     shape = (n * rows * columns, window_size * window_size, channels)
@@ -34,7 +34,7 @@ def symbolic_partition(x: Tensor, window_size: int) -> Tensor:
 
 
 def symbolic_reverse(windows: Tensor, window_size: int, height: int, width: int) -> Tensor:
-    """Stands for `window_reverse` while a model is traced: one m2h::WindowReverse node."""
+    """Replace `window_reverse` while a model is traced: one m2h::WindowReverse node."""
     rows, columns = window_grid(height, width, window_size)
     shape = (windows.shape[0] // (rows * columns), windows.shape[2], height, width)
     return _node("WindowReverse", windows, shape, window_size=window_size, height=height, width=width)
@@ -45,7 +45,7 @@ def _node(name: str, x: Tensor, shape: tuple[int, ...], **attributes: Any) -> Te
 
 
 def use_functions(model: nn.Module) -> None:
-    """Let every WMCA layer of `model` trace its partition and reverse as named functions, in place."""
+    """Make every WMCA layer of `model` trace its partition and reverse as named functions, in place."""
     module: Any
     for module in model.modules():
         if hasattr(module, "partition") and hasattr(module, "reverse"):
@@ -54,7 +54,7 @@ def use_functions(model: nn.Module) -> None:
 
 
 def add_function_bodies(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Define the functions that the graph of `proto` calls. `shapes` gives the static shape of every value."""
+    """Define the functions that the graph of `proto` calls, in place; `shapes` is the static shape of every value."""
     bodies: dict[str, onnx.FunctionProto] = {}
     for node in proto.graph.node:
         if node.domain == DOMAIN:
@@ -62,7 +62,7 @@ def add_function_bodies(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...
             make = _partition_body if node.op_type == "WindowPartition" else _reverse_body
             body = make(shapes[node.input[0]], attributes, proto.opset_import)
             other = bodies.setdefault(node.op_type, body)
-            if other != body:  # one body serves every call: WMCA's layers all see maps of one size
+            if other != body:  # one body is enough for all calls: WMCA's layers all see maps of one size
                 raise AssertionError(f"{node.op_type} is called at two sizes")
     proto.functions.extend(bodies.values())
 
@@ -106,7 +106,7 @@ def _chain(
     attributes: list[str],
     opsets: list[onnx.OperatorSetIdProto],
 ) -> onnx.FunctionProto:
-    """A function of one input and one output that applies `steps` in turn."""
+    """Build a function of one input and one output that applies `steps` in turn."""
     nodes: list[onnx.NodeProto] = []
     value = "x"
     for index, (operator, options) in enumerate(steps):

@@ -1,4 +1,4 @@
-"""m2h-deploy: the part that ships to the device. Importing it never imports torch."""
+"""m2h-deploy: the package for the device. Importing it never imports torch."""
 
 from m2h_deploy.bundle.folder import Bundle, load_bundle
 from m2h_deploy.errors import (

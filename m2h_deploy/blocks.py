@@ -1,8 +1,8 @@
-"""Names of the paper's blocks, read off the names of a graph's nodes or an engine's layers.
+"""Determine the paper's block from the name of a graph's node or an engine's layer.
 
 The exporter names a node after the module it comes from, `/heads.depth/upsample1/conv1/Conv`, so the first part of a
 name is the block: `backbone`, `mstr`, `msf.<task>`, `wmca`, `context` or `context.<task>` (GGFM), `heads.<task>`, and
-`network` for what is between blocks. This is the one place that knows it.
+`network` for nodes between blocks. Only this module knows that rule.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from m2h_deploy.errors import M2HError
 if TYPE_CHECKING:
     import onnx
 
-#: Block of a node whose name says none.
+#: Block of a node whose name contains no block.
 UNKNOWN = "unknown"
 
-#: What INT8 leaves in float by default, as patterns of `matches`; `engines.precision.quantization.QuantPolicy` gives
-#: the reasons. Quantization-aware fine-tuning leaves the same in float.
+#: Layers that stay in float with INT8 by default, as patterns of `matches`; the reasons are given in
+#: `engines.precision.quantization.QuantPolicy`. Quantization-aware fine-tuning keeps the same layers in float.
 KEPT_IN_FLOAT = (
     "/backbone/patch_embed/*",
     "/heads.*/final/*",
@@ -32,7 +32,7 @@ KEPT_IN_FLOAT = (
     "/heads.*/aspp/pooled*",
     "mstr",
     "wmca",
-    # The deploy form: heads end in `end`, or in a product made of the last two layers and the residual beside it.
+    # The deploy form: heads end in `end`, or in a product of the last two layers and a parallel residual.
     "/heads.*/end/*",
     "/heads.*/upsample2/MatMul*",
     "/heads.*/upsample2/residual/*",
@@ -40,7 +40,7 @@ KEPT_IN_FLOAT = (
     "/context.*/gates.*/*",
     "*/mean/*",
     "*_mean/*",
-    # Their layers in the network as published.
+    # The corresponding layers of the network as published.
     "/heads.*/spatial/*",
     "/heads.edges/upsample1/conv1/*",
     "/heads.edges/upsample1/norm1/*",  # the convolution before it, once the exporter has folded the two
@@ -50,13 +50,13 @@ KEPT_IN_FLOAT = (
 
 
 def block_of(name: str) -> str:
-    """The paper's block of a node name: `/msf.edges/blocks.0/Conv` gives `msf.edges`."""
+    """Return the paper's block of a node name: `/msf.edges/blocks.0/Conv` gives `msf.edges`."""
     parts = name.split("/")
     return parts[1] if len(parts) > 2 and parts[0] == "" and parts[1] else UNKNOWN
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """True where a node name matches any pattern.
+    """Return whether a node name matches any of the patterns.
 
     A pattern with a slash is a glob over the whole name (`/heads.*/final/*`), one without is a glob over the block
     (`heads.*`, `wmca`).
@@ -65,12 +65,12 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def blocks_in(proto: onnx.ModelProto) -> tuple[str, ...]:
-    """Blocks of a graph, in the order of the forward pass."""
+    """Return the blocks of a graph, in the order of the forward pass."""
     return tuple(dict.fromkeys(block_of(node.name) for node in proto.graph.node))
 
 
 def check_patterns(proto: onnx.ModelProto, patterns: Sequence[str], source: str) -> None:
-    """Raises M2HError where a pattern matches no node: a misspelled name must not pass for a policy."""
+    """Raise M2HError if a pattern matches no node, so that a misspelled name is not silently ignored."""
     for pattern in patterns:
         if not any(matches(node.name, [pattern]) for node in proto.graph.node):
             raise M2HError(

@@ -1,4 +1,4 @@
-"""The camera behind the pictures, as a user gives it."""
+"""Parse a camera's intrinsics as users give them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import math
 from m2h_deploy.data.frame import Intrinsics
 from m2h_deploy.errors import M2HError
 
-#: Horizontal angle of view of a camera without a description, in degrees: a common webcam's, and near NYUv2's 63.
+#: Default horizontal angle of view in degrees: that of a common webcam, and near NYUv2's 63.
 ASSUMED_FOV = 60.0
 
 
 def parse_intrinsics(text: str) -> Intrinsics:
-    """`fx,fy,cx,cy` in pixels. Raises M2HError on anything else."""
+    """Parse `fx,fy,cx,cy` in pixels. Raises M2HError on anything else."""
     try:
         fx, fy, cx, cy = (float(part) for part in text.split(","))
     except ValueError:
@@ -23,7 +23,11 @@ def parse_intrinsics(text: str) -> Intrinsics:
 
 
 def intrinsics_of_view(fov: float, height: int, width: int) -> Intrinsics:
-    """A pinhole camera of `fov` degrees across, square pixels, centered. Raises M2HError on an impossible angle."""
+    """Return a centered pinhole camera with a horizontal angle of view of `fov` degrees and square pixels.
+
+    Raises:
+        M2HError: The angle is impossible.
+    """
     if not 1 <= fov < 179:
         raise M2HError(f"fov {fov:g}: the horizontal angle of view must be between 1 and 179 degrees")
     focal = width / 2 / math.tan(math.radians(fov) / 2)

@@ -1,4 +1,4 @@
-"""Tell a fault of the machine (a full disk, no permission, no memory) from a fault of the input."""
+"""Distinguish faults of the machine (a full disk, no permission, no memory) from faults of the input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CODES = (
     errno.EFBIG,
 )
 
-#: Errors that have nothing to do with what a file holds, also where they were only the context of another one.
+#: Errors that cannot be caused by a file's content, even if they are only the context of another error.
 _EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 NO_SPACE = os.strerror(errno.ENOSPC)
@@ -35,13 +35,13 @@ _NUMBER = re.compile(r"system error number (\d+)|errno = (\d+)|os error (\d+)")
 
 
 class MachineError(M2HError):
-    """The machine refused: no space, no memory, no permission. The message names the place and the true cause."""
+    """The machine failed: no space, no memory, no permission. The message names the place and the cause."""
 
 
 def machine_fault(error: BaseException) -> str | None:
-    """Return the operating system's words for the fault behind `error`, or None where the machine is not at fault.
+    """Return the operating system's message for the fault behind `error`, or None if the machine is not at fault.
 
-    Follows the chain of causes. Libraries that hide the number of an error are read by their message.
+    Follows the chain of causes. Errors of libraries that hide the error number are recognized by their message.
     """
     for link, direct in _chain(error):
         if isinstance(link, MemoryError):
@@ -60,7 +60,7 @@ def reason(error: BaseException) -> str:
 
 
 def machine_words(error: OSError | MemoryError) -> str:
-    """Return an error of the operating system in one line, with the file that it is about."""
+    """Return an error of the operating system in one line, with the file that it concerns."""
     name = getattr(error, "filename", None)
     return f"{os.fsdecode(name)}: {reason(error)}" if isinstance(name, (str, bytes)) else reason(error)
 
@@ -71,11 +71,11 @@ def failure(
     """Return the error to raise for `error`, which a library raised.
 
     Args:
-        error: what was caught.
-        action: what failed, as "cannot read FILE". Named with the cause where the machine is at fault.
-        otherwise: the whole message where it is not, as "FILE is not an ONNX file"; by default the action and the
-            first line of the error.
-        kind: of the error where the machine is not at fault.
+        error: The caught exception.
+        action: The failed action, as "cannot read FILE". Used with the cause if the machine is at fault.
+        otherwise: The whole message if it is not, as "FILE is not an ONNX file"; by default the action and the first
+            line of the error.
+        kind: Type of the error if the machine is not at fault.
     """
     fault = machine_fault(error)
     if fault is None:
@@ -93,7 +93,7 @@ def no_space(place: str | os.PathLike[str], needed: int = 1 << 20) -> bool:
 
 
 def _chain(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
-    """`error` and what caused it; False for what was only being handled when another error came."""
+    """Yield `error` and its causes; False marks an error that was only being handled when another one was raised."""
     seen: set[int] = set()
     link: BaseException | None = error
     direct = True

@@ -1,9 +1,9 @@
 """Judge whether two arrays differ by more than floating-point rounding explains.
 
-A network amplifies rounding: at a few pixels, where a normalization divides by almost nothing, float32 itself is off
-the exact value by 1e-2 of an output's deviation, while the other pixels agree to 1e-6. So no fixed bound on the largest
-difference separates a wrong graph from a right one. Here the bound is measured: `own` are results of the reference in
-float32 that differ from each other by rounding alone, and a value is accepted whose error is of their size.
+A network amplifies rounding errors: at a few pixels, where a normalization divides by almost zero, even float32
+deviates from the exact value by 1e-2 of an output's deviation, while the other pixels agree to 1e-6. So no fixed bound
+on the largest difference separates a wrong graph from a correct one. Here the bound is measured: `own` are results of
+the reference in float32 that differ from each other only by rounding, and errors of that size are accepted.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
 
-#: Unit roundoff of float32, twice: the distance from 1 to the next number.
+#: Twice the unit roundoff of float32: the distance from 1 to the next number.
 EPSILON = float(np.finfo(np.float32).eps)
 
-#: No PSNR exceeds this many decibels: float32 resolves no more of a range.
+#: Largest PSNR in decibels, the resolution of float32.
 BEST_PSNR = float(-20 * np.log10(EPSILON))
 
-#: Least deviation of an output as a share of its root mean square. Untrained weights and saturated heads give outputs
-#: that hardly vary; a share of their deviation would be a share of rounding.
+#: Smallest deviation of an output as a share of its root mean square. Untrained weights and saturated heads give
+#: outputs that hardly vary; their actual deviation may be of the size of rounding errors.
 LEAST_SPREAD = 0.25
 
-#: The 90th percentile of the error may be this many times that of the reference's own float32. Measured: correct
-#: exports of m2h-tiny, m2h-small and m2h stay below 3.5; FP16 rounding of one block's weights is at over 100.
+#: Largest ratio of the error's 90th percentile to that of the reference in float32. Measured: correct exports of
+#: m2h-tiny, m2h-small and m2h stay below 3.5; FP16 rounding of one block's weights gives over 100.
 BULK_FACTOR = 6.0
 
-#: A pixel is an outlier where its error is this many times the largest of the reference's own around it.
+#: A pixel is an outlier if its error is this many times the largest of the reference's own errors around it.
 LOCAL_FACTOR = 10.0
 
-#: Share of outliers that is accepted, and the number of them on a small image: one unstable pixel decides nothing, one
-#: wrong attention window of 640x480 (0.05 % of the pixels) does.
+#: Accepted share of outliers, and their accepted number in a small image: a single unstable pixel passes, but not a
+#: wrong attention window of 640x480 (0.05 % of the pixels).
 OUTLIER_SHARE, OUTLIER_PIXELS = 1e-4, 4
 
-#: Share of labels that may differ where rounding alone changes none: two classes tie somewhere in every picture.
+#: Accepted share of differing labels even if rounding changes no label: every picture has ties of two classes.
 LABEL_SHARE = 1e-3
 
-#: Rounding of a stored float32 result, in units of EPSILON times the output's root mean square; and at a single place,
-#: where a runtime's approximation of a function shows (ONNX Runtime's sigmoid is flat below -18).
+#: Rounding of a stored float32 result, in units of EPSILON times the output's root mean square; and at a single pixel,
+#: which includes a runtime's approximation of functions (ONNX Runtime's sigmoid is flat below -18).
 ROUNDING, LOCAL_ROUNDING = 8.0, 64.0
 
-#: Results of the reference that are measured before a difference counts as a fault.
+#: Number of the reference's results to measure before a difference counts as a fault.
 REALIZATIONS = 5
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a result is from the exact one, beside the reference's own float32 error. Shares are of `spread`."""
+    """Difference of a result from the exact one, and the reference's own float32 error. Shares are of `spread`."""
 
     max_error: float
     mean_error: float
@@ -60,14 +60,14 @@ class Difference:
     own_mean_error: float
     """Mean error of the reference in float32."""
     bulk: float
-    """90th percentile of the error over that of the reference in float32."""
+    """Ratio of the error's 90th percentile to that of the reference in float32."""
     outliers: float
-    """Share of pixels that are further off than float32 explains there, 0..1."""
+    """Share of pixels with a larger error than float32 explains there, 0..1."""
     passed: bool
 
     @property
     def reason(self) -> str:
-        """What is wrong, in words; only of a difference that did not pass."""
+        """The reason why it did not pass; only meaningful if it did not."""
         if not np.isfinite(self.mean_error):
             return "holds NaN or infinity"
         if self.bulk > BULK_FACTOR:
@@ -76,13 +76,13 @@ class Difference:
 
 
 def spread(reference: Array) -> float:
-    """Return the size of an output's variation: its standard deviation, and at least `LEAST_SPREAD` of its RMS."""
+    """Return an output's standard deviation, at least `LEAST_SPREAD` of its RMS."""
     size = float(np.sqrt(np.mean(np.square(reference, dtype=np.float64))))
     return max(float(np.std(reference, dtype=np.float64)), LEAST_SPREAD * size) or 1.0
 
 
 def span_of(low: float, high: float, mean_square: float) -> float:
-    """Return the range that PSNR is measured in: high - low, and at least `LEAST_SPREAD` of the RMS."""
+    """Return the range for PSNR: high - low, at least `LEAST_SPREAD` of the RMS."""
     return max(high - low, LEAST_SPREAD * float(np.sqrt(mean_square))) or 1.0
 
 
@@ -97,12 +97,12 @@ def judge(engine: Array, reference: Array, own: Callable[[int], Array], *, round
     """Judge `engine` against `reference`, both (N, C, H, W), by the reference's own errors.
 
     Args:
-        engine: what is judged.
-        reference: the exact result, in higher precision or from one run of the reference.
-        own: `own(k)` is the k-th result of the reference in float32, 0 <= k < REALIZATIONS. Each differs by rounding
-            alone. One is enough for most graphs; the others are asked for before a difference counts as a fault,
-            because a single result may be right by chance where the network is unstable.
-        rounding: absolute error that `engine` may have for its type, beside float32's.
+        engine: The result to judge.
+        reference: The exact result, in higher precision or from one run of the reference.
+        own: `own(k)` is the k-th result of the reference in float32, 0 <= k < REALIZATIONS. They differ only by
+            rounding. One is enough for most graphs; the others are requested before a difference counts as a fault,
+            because a single result may be accurate by chance if the network is unstable.
+        rounding: Absolute error that `engine` may have because of its type, in addition to float32's.
     """
     error = _pixel_error(engine, reference)
     mean_square = float(np.mean(np.square(reference, dtype=np.float64)))
@@ -137,9 +137,9 @@ def judge(engine: Array, reference: Array, own: Callable[[int], Array], *, round
 
 
 def judge_labels(engine: NDArray, reference: NDArray, own: Callable[[int], NDArray]) -> Difference:
-    """Judge class labels by the share of pixels that differ, beside what rounding alone changes in the reference's.
+    """Judge class labels by the share of differing pixels, relative to the effect of rounding on the reference.
 
-    Arguments as of `judge`. The errors of the result are shares of pixels.
+    The arguments are those of `judge`. The errors of the result are shares of pixels.
     """
     share = float(np.mean(engine != reference))
     own_share, index = 0.0, 0
@@ -152,7 +152,7 @@ def judge_labels(engine: NDArray, reference: NDArray, own: Callable[[int], NDArr
 
 
 def perturbed(image: Array, index: int, *, ulps: int = 1) -> Array:
-    """Return a float32 image that differs by rounding from `image`: each value by up to `ulps` units in the last place.
+    """Return `image` in float32 with each value changed by up to `ulps` units in the last place.
 
     `index` 0 is the image itself. Deterministic.
     """
@@ -163,13 +163,13 @@ def perturbed(image: Array, index: int, *, ulps: int = 1) -> Array:
 
 
 def _pixel_error(engine: Array, reference: Array) -> NDArray[np.float64]:
-    """(N, H, W): the largest absolute error over a pixel's channels; infinite where a value is not finite."""
+    """Return the largest absolute error over a pixel's channels, (N, H, W); infinite for non-finite values."""
     error = np.abs(np.subtract(engine, reference, dtype=np.float64)).max(axis=1)
     return np.where(np.isfinite(error), error, np.inf)
 
 
 def _largest_nearby(error: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The largest value within 1/16 of the image's longer side around each pixel."""
+    """Return the largest value within 1/16 of the image's longer side around each pixel."""
     side = max(3, max(error.shape[1:]) // 16)
     kernel = np.ones((2 * side + 1, 2 * side + 1), np.uint8)
     return np.stack([cv2.dilate(frame.astype(np.float32), kernel) for frame in error])

@@ -1,4 +1,4 @@
-"""The frame loop: read a source, predict on each frame, write the results."""
+"""Run the frame loop: read a source, predict on each frame, write the results."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from m2h_deploy.sinks import Sink
 from m2h_deploy.sinks.files import all_finite
 from m2h_deploy.sources import Item, Skipped, Source, SourceFrame
 
-#: Takes one frame and its prediction, as `Sink.add` does.
+#: Function of one frame and its prediction, such as `Sink.add`.
 Write = Callable[[SourceFrame, Prediction], None]
 
 
 @dataclass(frozen=True)
 class FrameOutcome:
-    """What became of one item of a source."""
+    """Outcome of one item of a source."""
 
     status: Literal["done", "skipped", "failed"]
     reason: str = ""
-    """Why a file was skipped (it is not meant to be a picture) or a frame has no result."""
+    """Why a file was skipped (it is not a picture) or a frame has no result."""
     timings: dict[str, float] = field(default_factory=dict)
-    """Milliseconds of each stage of a frame that is done."""
+    """Milliseconds of each stage of a finished frame."""
 
 
 @dataclass(frozen=True)
 class PredictSummary:
-    """What became of the frames of a source."""
+    """Outcome of the frames of a source."""
 
     read: int
-    """Frames done and failed; skipped files do not count."""
+    """Number of finished and failed frames, without skipped files."""
     failed: tuple[str, ...]
-    """The reason of each frame that has no result."""
+    """The reason of each frame without a result."""
     interrupted: bool
-    """Ctrl-C ended the loop."""
+    """Whether Ctrl-C ended the loop."""
     timings: dict[str, Any]
     """See `timing_summary`."""
 
@@ -54,14 +54,14 @@ def predict_source(
     """Predict on the frames of `source` until it ends, `limit` frames are read, a sink has enough, or Ctrl-C.
 
     Args:
-        runtime: the engine.
-        source: where the frames come from.
-        sinks: each gets every frame that has a result; closing them is left to the caller.
-        limit: stop after this many frames.
-        progress: called with the outcome of each item.
+        runtime: The engine.
+        source: The source of the frames.
+        sinks: Each gets every frame that has a result; closing them is left to the caller.
+        limit: Stop after this many frames.
+        progress: Called with the outcome of each item.
 
     Raises:
-        M2HError: a sink cannot write, or a source ends with an error. A frame that has no result raises nothing.
+        M2HError: A sink cannot write, or a source ends with an error. A frame without a result raises nothing.
     """
     timings: list[dict[str, float]] = []
     failed: list[str] = []
@@ -86,8 +86,8 @@ def predict_source(
 def predict_item(runtime: Runtime, item: Item, writes: Iterable[Write]) -> FrameOutcome:
     """Predict on one item of a source and write the result.
 
-    A frame fails where it cannot be read, the engine refuses it or gives NaN or infinity, or memory runs out. Raises
-    what `writes` raise.
+    A frame fails if it cannot be read, the engine rejects it or gives NaN or infinity, or memory runs out. Errors of
+    `writes` are passed on.
     """
     if isinstance(item, Skipped):
         return FrameOutcome("skipped", item.reason)
@@ -113,10 +113,10 @@ def predict_item(runtime: Runtime, item: Item, writes: Iterable[Write]) -> Frame
 def timing_summary(timings: list[dict[str, float]]) -> dict[str, Any]:
     """Count the frames and average the milliseconds of each stage.
 
-    The first frame warms up the engine: it counts only where it is the only one.
+    The first frame warms up the engine: it is excluded unless it is the only one.
 
     Returns:
-        `frames`, the mean of each stage as `<stage>_ms`, and `frames_per_second`; without frames, `frames` alone.
+        `frames`, the mean of each stage as `<stage>_ms`, and `frames_per_second`; without frames, only `frames`.
     """
     steady = timings[1:] or timings
     if not steady:

@@ -1,4 +1,4 @@
-"""Where frames come from: an image, a folder, a video file, a camera, a stream of the network."""
+"""Read frames from an image, a folder, a video file, a camera, or a network stream."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from m2h_deploy.runtime.preprocess import as_color_image
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
 STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://")
 
-#: Bytes that the number of a frame adds to the name of its video: "_000000", and some digits more.
+#: Bytes that the number of a frame adds to the name of its video: "_000000", and room for more digits.
 _INDEX_BYTES = 10
 
-#: OpenCV takes the index of a camera as a 32-bit integer.
+#: Largest camera index: OpenCV uses a 32-bit integer.
 _LAST_CAMERA = (1 << 31) - 1
 
-#: Milliseconds that OpenCV waits for a network stream to open, and for a frame of it; its own default is 30 s.
+#: Timeout in milliseconds for opening a network stream and for reading a frame; OpenCV's own default is 30 s.
 NETWORK_TIMEOUT = 5000
 
 
 @dataclass(frozen=True)
 class SourceFrame:
-    """One picture and the name its results get."""
+    """One picture and the name of its results."""
 
     name: str
     image: NDArray[np.uint8]
@@ -46,7 +46,7 @@ class SourceFrame:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that is not meant to be a picture: RGB-D folders hold depth maps beside their pictures."""
+    """A file that is not a picture: RGB-D folders contain depth maps next to their pictures."""
 
     reason: str
 
@@ -59,16 +59,16 @@ Item = SourceFrame | Skipped | M2HError
 
 @dataclass(frozen=True)
 class Source:
-    """Frames in order. `read` yields each frame, or why a file gave none: Skipped, or the M2HError of a broken one."""
+    """Frames in order. `read` yields each frame, or Skipped or an M2HError for a file without a frame."""
 
     count: int | None
-    """How many items there will be, where that is known."""
+    """Number of items, if known."""
     read: Callable[[], Iterator[Item]]
-    """Each call starts again; a live source is opened again."""
+    """Each call starts again; a live source is reopened."""
     live: bool = False
-    """A camera or a network stream: its frames do not wait, and its end is a failure."""
+    """Whether it is a camera or a network stream: its frames do not wait, and its end is an error."""
     rate: float | None = None
-    """Frames a second, where the source says so."""
+    """Frames per second, if the source states it."""
     names: Container[str] = ()
     """Names that frames may have."""
 
@@ -86,7 +86,8 @@ class _Numbered:
 def open_source(what: str | int | os.PathLike[str]) -> Source:
     """Open a path (image, folder of images, video), a camera's index (0 or "0") or a network stream's address.
 
-    Raises M2HError when there is nothing to read; a broken file among many is reported in its turn.
+    Raises:
+        M2HError: The source does not exist or has no frames; a damaged file in a folder is reported when it is read.
     """
     if isinstance(what, (int, np.integer)) and not isinstance(what, bool):
         if what < 0:
@@ -115,7 +116,7 @@ def open_source(what: str | int | os.PathLike[str]) -> Source:
 
 
 def result_name(name: str, more: int = 0) -> str:
-    """Return the name that the results of a file `name` get: its own, shortened where that would be too long.
+    """Return the name for the results of a file `name`: its own, shortened if it would be too long.
 
     Results append up to 12 bytes ("_overlay.png") and `more`; see `names.shorten` for the rule.
     """
@@ -123,25 +124,26 @@ def result_name(name: str, more: int = 0) -> str:
 
 
 def without_password(address: str) -> str:
-    """A network address without the user and password that it may hold, for messages."""
+    """Remove the user and password from a network address, for messages."""
     return re.sub(r"//[^/]*@", "//", address)
 
 
 def folder_images(path: Path) -> list[tuple[str, Path]]:
-    """The images directly in the folder `path`, in the order of their names: each one's name for results, and its file.
+    """Return the images directly in the folder `path`, sorted by name: each one's name for results, and its file.
 
-    Raises M2HError when there is none.
+    Raises:
+        M2HError: The folder has no images.
     """
     files = image_files(path)
     stems = Counter(file.stem for file in files)
     full = {file.name for file in files}
-    # room.png and room.jpg must not write over each other's results, nor room.png.jpg over room.png's.
+    # room.png and room.jpg must not overwrite each other's results, nor room.png.jpg those of room.png.
     names = [file.stem if stems[file.stem] == 1 and file.stem not in full else file.name for file in files]
     return [(result_name(name), file) for name, file in zip(names, files, strict=True)]
 
 
 def read_item(name: str, file: Path) -> Item:
-    """One image of a folder, or why it gives none."""
+    """Read one image of a folder, or return why it has no frame."""
     try:
         pixels, kind = decode_picture(file)
         if kind is not None:
@@ -158,7 +160,7 @@ def _folder(path: Path) -> Source:
 
 
 def _check_readable(file: Path) -> None:
-    """Raises M2HError, with the reason, for a file that cannot be opened: OpenCV gives none."""
+    """Raise M2HError, with the reason, if a file cannot be opened: OpenCV gives no reason."""
     try:
         file.open("rb").close()
     except OSError as error:
@@ -173,8 +175,8 @@ def _camera(what: str) -> Source:
 
 
 def _video_file(path: Path) -> Source:
-    """The frames of a video file, and at their end what is known to be missing of them."""
-    # Absolute, for FFmpeg takes what stands before a colon for a protocol: 2024-05-01T12:30:00.mp4.
+    """Return the frames of a video file, followed by an item about missing frames, if any."""
+    # Absolute, because FFmpeg interprets the part before a colon as a protocol: 2024-05-01T12:30:00.mp4.
     source = _video(str(path.absolute()), result_name(path.stem, _INDEX_BYTES), live=False, name=str(path))
     short, counted = is_cut_short(path), states_frames(path)
     stated = f" of {source.count}" if source.count else ""
@@ -186,7 +188,7 @@ def _video_file(path: Path) -> Source:
                 yield last
                 whole += 1
             last = item
-        # The last frame is left out: FFmpeg decodes what there is of it.
+        # The last frame is left out: FFmpeg may have decoded it from incomplete data.
         yield M2HError(f"{path} is cut short: it has {whole}{stated} frames; copy it again")
 
     def read() -> Iterator[Item]:
@@ -201,7 +203,7 @@ def _video_file(path: Path) -> Source:
 
 
 def _open_capture(handle: str | int, name: str) -> Any:
-    """An open capture. Raises M2HError where there is none."""
+    """Open a capture. Raises M2HError if that fails."""
     kind = "camera" if isinstance(handle, int) else "video"
     capture: Any
     if isinstance(handle, str) and handle.lower().startswith(STREAMS):
@@ -223,7 +225,7 @@ def _open_capture(handle: str | int, name: str) -> Any:
 
 def _video(handle: str | int, stem: str, *, live: bool, name: str | None = None) -> Source:
     name = without_password(str(handle)) if name is None else name
-    # Opened at once, so that a camera that is not there is known before an engine is loaded.
+    # Opened immediately, so that a missing camera is reported before an engine is loaded.
     waiting = [_open_capture(handle, name)]
     count, rate = int(waiting[0].get(cv2.CAP_PROP_FRAME_COUNT)), float(waiting[0].get(cv2.CAP_PROP_FPS))
 

@@ -1,4 +1,4 @@
-"""Standard streams that work closed, into a pipe that ends, onto a full disk, and in any encoding."""
+"""Standard streams that can be closed, a broken pipe, a file on a full disk, or have any encoding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TextIO
 
 from m2h_deploy.causes import MachineError, reason
 
-#: What stands for a character that the encoding of a stream lacks.
+#: Replacements of characters that the encoding of a stream lacks.
 _PLAIN = {
     "✓": "+",
     "✗": "x",
@@ -25,7 +25,7 @@ _PLAIN = {
 
 
 def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Error handler for encoding: plain marks, and the bytes of file names that are not text as they are."""
+    """Handle encoding errors: replace special characters, and write undecodable bytes of file names unchanged."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     character = error.object[error.start]
@@ -38,13 +38,13 @@ codecs.register_error("m2h-plain", _plain)
 
 
 class _Output(io.TextIOWrapper):
-    """stdout or stderr. Once its reader is gone (a closed pipe, a lost terminal), the rest is dropped."""
+    """stdout or stderr. Once its reader has ended (a closed pipe, a lost terminal), further output is dropped."""
 
     def __init__(self, number: int, *, results: bool, encoding: str) -> None:
         raw = io.FileIO(number, "wb", closefd=False)
         self._number, self._results = number, results
         self._gone = {errno.EPIPE, errno.EBADF} | ({errno.EIO, errno.ENXIO} if raw.isatty() else set())
-        # A full disk is told while there is a command to tell it, and a terminal sees each line at once.
+        # stderr and terminals are line-buffered, so that each line appears immediately.
         super().__init__(io.BufferedWriter(raw), encoding, "m2h-plain", line_buffering=not results or raw.isatty())
 
     def write(self, text: str) -> int:
@@ -61,7 +61,7 @@ class _Output(io.TextIOWrapper):
             self._drop(error)
 
     def _drop(self, error: OSError) -> None:
-        """Lead the stream to nowhere. Raises M2HError where results are lost to somebody who waits for them."""
+        """Redirect the stream to the null device. Raises M2HError if results are lost that a reader still expects."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._number)
         os.close(nowhere)
@@ -75,29 +75,29 @@ def prepare_streams() -> None:
     _open_closed()
     for name, number in (("stdout", 1), ("stderr", 2)):
         given: TextIO | None = getattr(sys, name)
-        if given is None or isinstance(given, io.TextIOWrapper):  # else somebody has taken it over
+        if given is None or isinstance(given, io.TextIOWrapper):  # else it is redirected already
             encoding = given.encoding if given is not None else "utf-8"
             setattr(sys, name, _Output(number, results=number == 1, encoding=encoding))
 
 
 def _open_closed() -> None:
-    """Open the null device in the place of each closed standard stream: the next file would get its number."""
+    """Open the null device for each closed standard stream: otherwise the next file would get its number."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
 
 
 def end_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end a command as Ctrl-C does: temporary files go, what was finished stays.
+    """Make SIGTERM and SIGHUP end a command like Ctrl-C: temporary files are removed, finished results are kept.
 
-    SIGHUP that the parent process has set to be ignored, as nohup does, stays ignored.
+    SIGHUP stays ignored if the parent process has set it to be ignored, as nohup does.
     """
     for number in wanted_signals((signal.SIGTERM, signal.SIGHUP)):
         signal.signal(number, _interrupt)
 
 
 def wanted_signals(numbers: tuple[signal.Signals, ...]) -> list[signal.Signals]:
-    """Return `numbers`, without SIGHUP where the parent process has set it to be ignored."""
+    """Return `numbers`, without SIGHUP if the parent process has set it to be ignored."""
     return [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
 
 

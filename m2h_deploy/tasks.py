@@ -1,4 +1,4 @@
-"""The four tasks of the network as one table: what it gives for each, and what becomes of it."""
+"""The four tasks of the network as one table: the outputs and the results of each."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ class Values:
     """One array of a task."""
 
     name: str
-    """Of the graph's output."""
+    """Name of the graph's output."""
     meaning: str
     quantity: Literal["m", "logit", "class", "unit vector", "probability"]
 
     @property
     def unit(self) -> str:
-        """As manifests state it: 1 for numbers without a unit."""
+        """The unit in manifests: 1 for numbers without a unit."""
         return self.quantity if self.quantity in ("m", "unit vector") else "1"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task."""
+    """One task: its network output, and how the result is made from it."""
 
     name: str
     channels: int | None
-    """Of the network's output, (N, channels, H, W) float32; None: one for each class."""
+    """Channels of the network's output, (N, channels, H, W) float32; None: one per class."""
     output: Values
-    """What the network gives."""
+    """Output of the network."""
     activation: Literal["none", "argmax", "normalize", "sigmoid"]
-    """What turns the output into the result."""
+    """Operation that converts the output to the result."""
     result: Values
-    """What a prediction holds and a sensor graph gives."""
+    """Result in a prediction, and output of a sensor graph."""
     dtype: Literal["float32", "uint8"]
-    """Of the result."""
+    """Type of the result."""
     range: tuple[float, float] | None
-    """Of the result; None: the manifest's `depth_range`."""
+    """Range of the result; None: the manifest's `depth_range`."""
     components: tuple[int, ...] = ()
-    """Of a pixel of the result, which is (H, W, *components)."""
+    """Components per pixel of the result, which is (H, W, *components)."""
 
 
 _DEPTH = Values("depth", "metric depth along the optical axis", "m")
@@ -49,7 +49,7 @@ _NORMALS = Values("normals", "surface normal, x left, y up, z towards the camera
 _BOUNDARY = Values("edges", "boundary logit; its sigmoid is the probability", "logit")
 _PROBABILITY = Values("edges", "probability of a boundary", "probability")
 
-#: By name, in the order of the forward pass and of the ONNX graph's outputs.
+#: The tasks by name, in the order of the forward pass and of the ONNX graph's outputs.
 TABLE = {
     task.name: task
     for task in (
@@ -62,7 +62,7 @@ TABLE = {
 
 TASKS = tuple(TABLE)
 
-#: Names of the results in the same order, and the task of each: `labels` is the semantics'.
+#: Task by name of the result, in the same order; `labels` is the result of semantics.
 RESULTS = {task.result.name: task.name for task in TABLE.values()}
 
 

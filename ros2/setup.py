@@ -14,7 +14,7 @@ setup(
         (f"share/{NAME}/launch", [f"launch/{NAME}.launch.py"]),
         (f"share/{NAME}/config", [f"config/{NAME}.yaml"]),
     ],
-    # m2h-deploy itself is not named here: colcon would not fetch it, and a workspace may have it by path.
+    # m2h-deploy itself is not listed: colcon would not install it, and a workspace may provide it by path.
     install_requires=["setuptools"],
     zip_safe=True,
     maintainer="m2h-deploy",

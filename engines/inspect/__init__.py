@@ -1,1 +1,1 @@
-"""What a file or a machine is: graphs, bundles, engines, known issues."""
+"""Inspect files and machines: graphs, bundles, engines, known issues."""

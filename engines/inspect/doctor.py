@@ -1,4 +1,4 @@
-"""What this machine has, engine kind by engine kind, what to install for the rest, and what is known to go wrong."""
+"""Report which engine kinds this machine has, how to install the others, and which known issues apply."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class EngineStatus:
 
     kind: str
     version: str | None
-    """None: not installed, or it does not load."""
+    """None: not installed, or its module cannot be imported."""
     devices: tuple[str, ...]
     """Providers (ONNX Runtime), devices (OpenVINO) or GPUs (TensorRT) that it can use here."""
     install: str | None
-    """What installs it, where it is missing."""
+    """Command that installs it; None if it is installed."""
     details: str
-    """The same in words."""
+    """The same as text."""
 
 
 def examine() -> dict[str, Any]:
-    """Python, machine, every engine kind and the known issues, as plain values.
+    """Return Python, machine, every engine kind and the known issues as JSON-compatible values.
 
-    `known_issues` lists all of them, each with `applies`: true where its engine, version and device are all here.
+    `known_issues` lists all of them, each with `applies`: whether its engine, version and device are all present.
     """
     cpu, nvidia = read_cpu(), read_nvidia()
     engines = [_engine(kind, nvidia) for kind in ENGINES]
@@ -91,13 +91,13 @@ def _engine(kind: str, nvidia: Nvidia) -> EngineStatus:
         return EngineStatus(kind, None, (), install, f"not installed: {install}")
     try:
         devices = row.devices(importlib.import_module(row.module), nvidia)
-    except Exception as error:  # a broken native library raises whatever it likes
+    except Exception as error:  # a broken native library can raise any type
         return EngineStatus(kind, None, (), None, f"{version} is installed but does not load: {reason(error)}")
     return EngineStatus(kind, version, devices, None, ", ".join(devices) or row.without_devices)
 
 
 def render(report: dict[str, Any]) -> list[RenderableType]:
-    """A report of `examine` for a terminal. Of the known issues only those that apply here are shown."""
+    """Render a report of `examine` for a terminal; only the known issues that apply here are shown."""
     table = Table("", "engine", "version", "details", box=None)
     for engine in report["engines"]:
         mark = "[green]✓[/]" if engine["version"] else "[red]✗[/]"
@@ -129,7 +129,7 @@ def _issue_tables(issues: list[dict[str, Any]]) -> list[RenderableType]:
         return [Text(f"none of {len(issues)} known issues applies to what is installed here", style="green")]
     table = Table(box=None)
     for title in ("known to go wrong here", "with", "what happens", "what to do"):
-        table.add_column(title, overflow="fold")  # a link that is cut off leads nowhere
+        table.add_column(title, overflow="fold")  # a truncated link cannot be opened
     for issue in mine:
         remedy = issue["remedy"] + (f" ({issue['link']})" if issue["link"] else "")
         table.add_row(*(Text(text) for text in (issue["engine"], issue["condition"], issue["effect"], remedy)))

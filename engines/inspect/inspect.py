@@ -1,4 +1,4 @@
-"""What an ONNX file or a bundle is, in figures: alone or beside another one."""
+"""Describe an ONNX file or a bundle in figures, alone or compared with another one."""
 
 from __future__ import annotations
 
@@ -32,16 +32,19 @@ PRECISIONS = ("float32", "float16", "int8")
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A bundle or an ONNX file as plain values that JSON takes. Raises M2HError when it is neither.
+    """Describe a bundle or an ONNX file as JSON-compatible values.
 
-    Of an ONNX file: `inputs`, `outputs`, `dynamic` (free sides by input and output), `precision`, `opset`, `metadata`,
-    `functions`, `nodes` (count by operator), `nodes_inlined` (the same with the functions' bodies in place of their
-    calls), `parameters`, `macs` and `bytes_moved` a frame (see `m2h_deploy.profiling.costs`), `blocks` (the same by
-    block of the paper, with the share of nodes and weights by precision), and `uncounted` (operators whose shapes are
-    not known).
+    For an ONNX file: `inputs`, `outputs`, `dynamic` (dynamic sides by input and output), `precision`, `opset`,
+    `metadata`, `functions`, `nodes` (count by operator), `nodes_inlined` (the same with calls replaced by the
+    functions' bodies), `parameters`, `macs` and `bytes_moved` per frame (see `m2h_deploy.profiling.costs`), `blocks`
+    (the same by block of the paper, with the share of nodes and weights by precision), and `uncounted` (operators whose
+    shapes are unknown).
 
-    Of a bundle: `manifest`, `sizes` of its files, and `engine`: the same figures where the engine is an ONNX file, and
+    For a bundle: `manifest`, `sizes` of its files, and `engine`: the figures above if the engine is an ONNX file, and
     otherwise the engine's own `layers`, or a `note` that says why they could not be read.
+
+    Raises:
+        M2HError: `path` is neither a bundle nor an ONNX file.
     """
     path = Path(path)
     return _bundle(path) if path.is_dir() else _onnx(path)
@@ -95,7 +98,7 @@ def _onnx(path: Path) -> dict[str, Any]:
 
 
 def _precision(proto: onnx.ModelProto) -> str | None:
-    """fp32, fp16 or int8; None of a graph of other types."""
+    """Return fp32, fp16 or int8; None for a graph of other types."""
     try:
         return graph_precision(proto)
     except M2HError:
@@ -125,7 +128,7 @@ def _weights(costs: Sequence[NodeCost]) -> dict[str, int]:
 
 
 def _blocks(costs: Sequence[NodeCost]) -> list[dict[str, Any]]:
-    """Figures by block of the paper, in the order of the forward pass."""
+    """Return figures by block of the paper, in the order of the forward pass."""
     rows = []
     for block in dict.fromkeys(cost.block for cost in costs):
         mine = [cost for cost in costs if cost.block == block]
@@ -151,7 +154,7 @@ def _shares(counts: dict[str, int] | Counter[Any]) -> dict[str, float]:
 
 
 def _plan_layers(bundle: Bundle) -> list[str]:
-    """Names of a plan's layers from TensorRT's engine inspector, which needs a GPU. Raises M2HError without one."""
+    """Read the names of a plan's layers with TensorRT's engine inspector. Raises M2HError without a GPU."""
     trt = load_tensorrt(bundle.manifest.engine.kind)
     if (missing := missing_gpu()) is not None:
         raise M2HError(f"TensorRT's engine inspector needs an NVIDIA GPU ({missing})")
@@ -160,12 +163,12 @@ def _plan_layers(bundle: Bundle) -> list[str]:
         raise M2HError(f"TensorRT refuses the plan {bundle.engine_file}: build it again on this machine")
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     layers = json.loads(text).get("Layers", [])
-    # A plan built with detailed profiling tells a record a layer, others tell a name.
+    # A plan built with detailed profiling gives a record per layer, others give only a name.
     return [layer["Name"] if isinstance(layer, dict) else str(layer) for layer in layers]
 
 
 def _ir_layers(bundle: Bundle) -> dict[str, Any]:
-    """Operations of an OpenVINO IR by type. Raises M2HError where OpenVINO is missing or refuses the file."""
+    """Count the operations of an OpenVINO IR by type. Raises M2HError if OpenVINO is missing or rejects the file."""
     try:
         from m2h_deploy.backends.openvino import read_ir
     except ImportError as error:
@@ -179,7 +182,7 @@ def _ir_layers(bundle: Bundle) -> dict[str, Any]:
 
 
 def figures(report: dict[str, Any]) -> dict[str, Any]:
-    """One flat row of what two reports can be compared by."""
+    """Flatten a report of `inspect` to one row of the figures that two reports can be compared by."""
     graph = report if report["kind"] == "onnx" else report["engine"]
     rows: dict[str, Any] = {"kind": report["kind"], "bytes": report["bytes"]}
     if report["kind"] == "bundle":
@@ -217,7 +220,11 @@ def _input_words(size: dict[str, Any]) -> str:
 
 
 def compare(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]]:
-    """Two reports of `inspect` side by side: `figure`, `a`, `b` (None where it has no such figure), `ratio` b to a."""
+    """Compare two reports of `inspect`.
+
+    Returns:
+        Rows with `figure`, `a`, `b` (None in a report without that figure) and `ratio`, b / a.
+    """
     left, right = figures(a), figures(b)
     rows = []
     for figure in dict.fromkeys((*left, *right)):
@@ -228,7 +235,7 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def render(report: dict[str, Any]) -> list[RenderableType]:
-    """A report of `inspect` for a terminal: its figures, then its graph block by block."""
+    """Render a report of `inspect` for a terminal: its figures, then its graph block by block."""
     facts = Table(show_header=False, box=None)
     facts.add_row("path", Text(report["path"]))
     for figure, value in figures(report).items():
@@ -248,9 +255,9 @@ def render(report: dict[str, Any]) -> list[RenderableType]:
 
 
 def render_comparison(rows: Sequence[dict[str, Any]], a: str, b: str) -> list[RenderableType]:
-    """The rows of `compare` for a terminal, under the names `a` and `b`.
+    """Render the rows of `compare` for a terminal, under the names `a` and `b`.
 
-    Where one of the two has no ONNX graph, the other's figures of a graph have nothing beside them and are left out.
+    If only one of the two has an ONNX graph, the figures of that graph are left out.
     """
     table = Table("", escape(a), escape(b), "b / a", box=None)
     opsets = [row for row in rows if row["figure"] == "opset"]  # every ONNX graph has one
@@ -292,7 +299,7 @@ def _layer_table(layers: dict[str, int] | list[str]) -> Table:
 
 
 def _words(figure: str, value: Any) -> str:
-    """A figure with its unit: 26.3 GMAC, 118.0 MB, 29.0 M."""
+    """Format a figure with its unit: 26.3 GMAC, 118.0 MB, 29.0 M."""
     if value is None:
         return "-"
     if not isinstance(value, int) or figure in ("opset", "nodes", "layers"):

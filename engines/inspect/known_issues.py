@@ -1,6 +1,6 @@
-"""Combinations of engine, version and device that are known to go wrong, as data.
+"""Known issues of combinations of engine, version and device, as data.
 
-Every `link` is a public thread or page that reports the problem; an issue without one was seen by this project.
+Every `link` is a public thread or page that reports the problem; issues without a link were observed by this project.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ EVERY = ("*",)
 
 @dataclass(frozen=True)
 class KnownIssue:
-    """One combination, what comes of it, and the way out."""
+    """One affected combination, its effect, and the remedy."""
 
     engine: str
     """Engine kind, as in a manifest."""
     versions: tuple[str, ...]
     """Affected versions of the engine: `10.3` stands for every 10.3.x, `>=11` for 11 and later, `*` for all."""
     condition: str
-    """What else must be so, in words."""
+    """Further conditions, as text."""
     effect: str
     remedy: str
     link: str | None = None
     capabilities: tuple[str, ...] = ()
-    """Compute capabilities that it is limited to; empty: any GPU."""
+    """Affected compute capabilities; empty: any GPU."""
     cpu_features: tuple[str, ...] = ()
-    """Any of these features of the CPU brings it about; empty: any CPU."""
+    """CPU features, any of which triggers it; empty: any CPU."""
     distributions: tuple[str, ...] = ()
-    """Python distributions that must all be installed for it."""
+    """Python distributions that must all be installed to trigger it."""
 
 
 @dataclass(frozen=True)
 class Installed:
-    """What an issue is held against."""
+    """A machine's engines and devices, which issues are matched against."""
 
     engines: dict[str, str]
     """Version by engine kind."""
     capabilities: Sequence[str] = ()
-    """Compute capabilities of the GPUs; none where there is no GPU or nothing could tell."""
+    """Compute capabilities of the GPUs; empty without a GPU or if they are unknown."""
     cpu_features: Set[str] = frozenset()
     distributions: Set[str] = field(default_factory=frozenset)
 
@@ -142,7 +142,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
 
 
 def affects(issue: KnownIssue, version: str) -> bool:
-    """True where a version of the issue's engine is among the affected ones."""
+    """Return whether `version` of the issue's engine is affected."""
     return any(_matches(pattern, version) for pattern in issue.versions)
 
 
@@ -157,15 +157,15 @@ def _matches(pattern: str, version: str) -> bool:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """`10.16.1.11` as (10, 16, 1, 11), `10.0.0b6` as (10, 0, 0): up to the first part that is more than a number."""
+    """Parse `10.16.1.11` to (10, 16, 1, 11) and `10.0.0b6` to (10, 0, 0), up to the first non-numeric part."""
     found = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
 def applies(issue: KnownIssue, installed: Installed) -> bool:
-    """True where an issue's engine, version, device and packages are all here. Its `condition` is left to the reader.
+    """Return whether an issue's engine, version, device and packages are all present; ignores its `condition`.
 
-    A GPU that nothing tells the compute capability of counts as affected: a warning too many costs less.
+    A GPU of unknown compute capability counts as affected: an unnecessary warning costs less than a missing one.
     """
     version = installed.engines.get(issue.engine)
     if version is None or not affects(issue, version):

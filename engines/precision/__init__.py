@@ -1,1 +1,1 @@
-"""A float32 graph in FP16 or INT8."""
+"""Convert a float32 graph to FP16 or INT8."""

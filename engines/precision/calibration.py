@@ -1,4 +1,4 @@
-"""Calibration: which frames, and what range each activation takes on them."""
+"""Choose calibration frames and measure the range of each activation on them."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from m2h_deploy.onnx_graph.session import cpu_session
 
 _log = logging.getLogger("m2h_deploy.engines.calibration")
 
-#: Activations are fetched in groups of at most this many bytes a frame.
+#: Activations are fetched in groups of at most this many bytes per frame.
 GROUP_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
 class CalibrationFrames:
-    """Frames to calibrate on and others to check on, none in both. Each is float32 (1, 3, H, W)."""
+    """Disjoint sets of frames to calibrate on and to check on. Each frame is float32 (1, 3, H, W)."""
 
     frames: tuple[NDArray[np.float32], ...]
     held_out: tuple[NDArray[np.float32], ...]
@@ -44,7 +44,7 @@ class CalibrationFrames:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """What INT8 ranges were measured with; goes into a bundle's manifest."""
+    """How INT8 ranges were measured; part of a bundle's manifest."""
 
     method: Calibrator
     percentile: float | None
@@ -56,13 +56,13 @@ class CalibrationRecord:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Frames and the calibrator that turns what was seen on them into ranges."""
+    """Frames, and the calibrator that derives ranges from the activations on them."""
 
     frames: CalibrationFrames
     method: Calibrator = "max"
     percentile: float = PERCENTILE
     cache: Path | None = None
-    """Folder in which histograms are kept by graph and frames."""
+    """Folder in which histograms are cached by graph and frames."""
 
     def __post_init__(self) -> None:
         check_choice("calibrator", self.method, Calibrator)
@@ -78,10 +78,13 @@ def select_frames(
     seed: int = 0,
     source: str = "calibration",
 ) -> CalibrationFrames:
-    """A random `count` frames to calibrate on and `held_out` others to check on, the same for the same `seed`.
+    """Choose `count` random frames to calibrate on and `held_out` others to check on; `seed` makes it repeatable.
 
-    Frames are copied, so the iterable may reuse its buffer. Frames of one color are left out: a range measured on
-    them says nothing. Raises M2HError, naming `source`, when too few frames remain.
+    Frames are copied, so the iterable may reuse its buffer. Frames of a single color are skipped: ranges measured on
+    them are meaningless.
+
+    Raises:
+        M2HError: Too few frames remain; names `source`.
     """
     if count < 1 or held_out < 0:
         raise M2HError(f"{source}: cannot calibrate on {count} frames and check on {held_out}: give at least 1 and 0")
@@ -126,7 +129,7 @@ def _too_few(source: str, usable: int, flat: int, count: int, held_out: int) -> 
 
 
 def frames_digest(frames: Sequence[NDArray[np.float32]]) -> str:
-    """sha256 over shapes and values of frames, in order."""
+    """Return the sha256 over shapes and values of frames, in order."""
     digest = hashlib.sha256()
     for frame in frames:
         digest.update(f"{frame.dtype.str}{frame.shape}".encode())
@@ -135,7 +138,7 @@ def frames_digest(frames: Sequence[NDArray[np.float32]]) -> str:
 
 
 def record_of(calibration: Calibration, graph_sha256: str) -> CalibrationRecord:
-    """What to write down about a calibration."""
+    """Return the manifest's record of a calibration."""
     return CalibrationRecord(
         method=calibration.method,
         percentile=calibration.percentile if calibration.method == "percentile" else None,
@@ -149,12 +152,12 @@ def record_of(calibration: Calibration, graph_sha256: str) -> CalibrationRecord:
 def measure_ranges(
     proto: onnx.ModelProto, graph_sha256: str, tensors: Sequence[str], calibration: Calibration
 ) -> dict[str, float]:
-    """Saturation threshold of each tensor of `tensors`, from the cache or by running the graph on ONNX Runtime."""
+    """Return the saturation threshold of each tensor of `tensors`, cached or measured on ONNX Runtime."""
     frames = calibration.frames.frames
     file = _cache_file(calibration, graph_sha256)
     histograms = _read_cache(file) if file is not None else {}
     if not set(tensors) <= set(histograms):
-        if calibration.method == "max":  # needs no histogram: one run a frame whatever the size of the tensors
+        if calibration.method == "max":  # needs no histogram: one run per frame whatever the size of the tensors
             largest = largest_values(proto, tensors, frames)
             histograms = {name: replace(Histogram.empty(), largest=value) for name, value in largest.items()}
         else:
@@ -167,7 +170,7 @@ def measure_ranges(
 def collect_histograms(
     proto: onnx.ModelProto, tensors: Sequence[str], frames: Sequence[NDArray[np.float32]]
 ) -> dict[str, Histogram]:
-    """Histogram of each of `tensors` over `frames`."""
+    """Return a histogram of each of `tensors` over `frames`."""
     histograms = dict.fromkeys(tensors, Histogram.empty())
     session = _open_with_outputs(proto, tensors)
     for done, frame in enumerate(frames, start=1):
@@ -180,7 +183,7 @@ def collect_histograms(
 def largest_values(
     proto: onnx.ModelProto, tensors: Sequence[str], frames: Sequence[NDArray[np.float32]]
 ) -> dict[str, float]:
-    """Largest magnitude of each of `tensors` over `frames`. Reduced inside the graph, so that no tensor comes out."""
+    """Return the largest magnitude of each of `tensors` over `frames`, reduced inside the graph to save memory."""
     reduced = copy_of(proto)
     for index, name in enumerate(tensors):
         reduced.graph.node.append(onnx.helper.make_node("Abs", [name], [f"magnitude_{index}"]))
@@ -211,14 +214,14 @@ def _open_with_outputs(proto: onnx.ModelProto, tensors: Sequence[str]) -> ort.In
     graph = copy_of(proto)
     # Types and shapes are left to ONNX Runtime's own inference.
     graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in known)
-    # The arena would keep the largest of all outputs for good.
+    # The arena would keep memory for the largest of all outputs until the session ends.
     return cpu_session(graph, "the graph to calibrate", arena=False)
 
 
 def _run_in_groups(
     session: ort.InferenceSession, proto: onnx.ModelProto, tensors: Sequence[str], frame: NDArray[np.float32]
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Values of `tensors` on `frame`. Runs the graph once for every GROUP_BYTES of them, to bound the memory."""
+    """Yield the values of `tensors` on `frame`, with one run per GROUP_BYTES of them to bound the memory."""
     _check_size(session, frame)
     feed = {session.get_inputs()[0].name: frame}
     yield from ((name, feed[name]) for name in tensors if name in feed)
@@ -253,7 +256,7 @@ def _cache_file(calibration: Calibration, graph_sha256: str) -> Path | None:
 
 
 def _read_cache(file: Path) -> dict[str, Histogram]:
-    """Histograms of an earlier run; none where the file is missing or damaged, so that it is made again."""
+    """Read the histograms of an earlier run; empty if the file is missing or damaged, so that it is written again."""
     try:
         with np.load(file, allow_pickle=False) as stored:
             names, counts = stored["names"], stored["counts"]
@@ -269,7 +272,7 @@ def _read_cache(file: Path) -> dict[str, Histogram]:
 
 
 def _write_cache(file: Path, histograms: Mapping[str, Histogram]) -> None:
-    # A cache that cannot be written only costs time, the next time.
+    # If the cache cannot be written, the next run only takes longer.
     with contextlib.suppress(M2HError), whole_file(make_folder(file.parent) / file.name) as temporary:
         np.savez_compressed(
             temporary,

@@ -13,7 +13,7 @@ from m2h_deploy.onnx_graph.session import cpu_session, run_session
 
 
 class CpuReference:
-    """What a float32 graph gives on some frames, computed once, to compare other graphs with."""
+    """Outputs of a float32 graph on some frames, computed once to compare other graphs with."""
 
     def __init__(self, proto: onnx.ModelProto, frames: Sequence[NDArray[np.float32]]) -> None:
         session = cpu_session(proto)
@@ -23,7 +23,7 @@ class CpuReference:
         self._spans = {name: _span(np.stack([values[name] for values in self._reference])) for name in self.names}
 
     def noise(self, proto: onnx.ModelProto) -> dict[str, float]:
-        """Mean square error of each output of `proto` over the frames, as a share of the output's span squared."""
+        """Return the mean square error of each output of `proto`, as a share of the output's span squared."""
         session = cpu_session(proto)
         total = dict.fromkeys(self.names, 0.0)
         for frame, reference in zip(self._frames, self._reference, strict=True):
@@ -34,7 +34,7 @@ class CpuReference:
         return total
 
     def psnr(self, proto: onnx.ModelProto) -> dict[str, float]:
-        """Peak signal-to-noise ratio of each output of `proto` in decibels; the peak is the output's span."""
+        """Return the peak signal-to-noise ratio of each output of `proto` in dB; the peak is the output's span."""
         return {name: psnr(noise, 1.0) for name, noise in self.noise(proto).items()}
 
 

@@ -1,7 +1,7 @@
-"""FP16 and INT8 as properties of the ONNX graph: casts and Q/DQ nodes that every reader can see.
+"""Convert to FP16 and INT8 in the ONNX graph itself, as explicit casts and Q/DQ nodes.
 
-TensorRT 11 and TensorRT-RTX build what the graph says and nothing else (strong typing), TensorRT 10 does so when asked.
-The file that comes out of here is the one that is checked on a CPU and the one that is compiled.
+TensorRT 11 and TensorRT-RTX build exactly the types in the graph (strong typing), TensorRT 10 does so on request. The
+converted file is both checked on a CPU and compiled.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ from m2h_deploy.onnx_graph.precision import default_opset, graph_precision
 Precision = Literal["fp16", "int8"]
 IO = Literal["fp32", "fp16"]
 
-#: Frames that blocks are compared on when a least PSNR is asked for.
+#: Frames that blocks are compared on when a minimum PSNR is requested.
 SENSITIVITY_FRAMES = 2
 
 
 @dataclass(frozen=True)
 class PrecisionReport:
-    """What was done to a graph and what it costs."""
+    """How a graph was converted, and the resulting PSNR."""
 
     precision: Precision
     io: IO
@@ -67,12 +67,12 @@ class PrecisionReport:
     """Layers that became INT8."""
     calibration: CalibrationRecord | None = None
     psnr: dict[str, float] = field(default_factory=dict)
-    """Decibels a output against the float32 graph, on frames that no range was measured on; empty without frames."""
+    """Decibels by output against the float32 graph, on the held-out frames; empty without frames."""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A float32 graph as it was exported, and the network in it: the same unless it is a sensor graph."""
+    """An exported float32 graph and the network in it: the same graph unless it is a sensor graph."""
 
     exported: onnx.ModelProto
     network: onnx.ModelProto
@@ -89,10 +89,12 @@ def to_fp16(
     """Write the float32 graph at `onnx_path` as FP16 to `out_path`.
 
     Inputs and outputs stay float32 unless `io` is "fp16". Reductions, the last layers of depth and the division of the
-    normals stay float32. With `frames`, tensors that come near FP16's largest value on them (`islands.HEADROOM`) are
-    kept float32 too, and the held out ones give the PSNR. Of a sensor
-    graph the network alone is converted, and `frames` are the network's. Raises M2HError on bad input; nothing is left
-    behind then.
+    normals stay float32. With `frames`, nodes whose tensors come near FP16's largest value on them (`islands.HEADROOM`)
+    stay float32 too, and the held-out frames give the PSNR. In a sensor graph only the network is converted, and
+    `frames` are the network's.
+
+    Raises:
+        M2HError: The input is invalid; no file is written then.
     """
     source = _load_float32(onnx_path, io)
     plain, calls = inline_functions(source.network)
@@ -115,9 +117,11 @@ def to_int8(
     """Write the float32 graph at `onnx_path` with Q/DQ around the layers `policy` names, and the rest in FP16.
 
     Weights are int8 per output channel, activations int8 per tensor, symmetric, with ranges measured on
-    `calibration.frames`; its held out frames give the PSNR. With `min_psnr` (decibels, every output) the blocks that
-    cost most stay in FP16 until the rest is that good on the first calibration frames. Raises M2HError on bad input;
-    nothing is left behind then.
+    `calibration.frames`; its held-out frames give the PSNR. With `min_psnr` (decibels, every output) the most sensitive
+    blocks stay in FP16 until the rest reaches it on the first calibration frames.
+
+    Raises:
+        M2HError: The input is invalid; no file is written then.
     """
     source = _load_float32(onnx_path, io)
     policy = policy or QuantPolicy()
@@ -131,7 +135,7 @@ def to_int8(
             raise M2HError("a least PSNR applies only to INT8 activations: leave it out with weights_only")
         quantized = insert_weight_dq(plain, layers)
     else:
-        # Every candidate is measured, so that another policy finds its ranges in the cache.
+        # All candidates are measured, so that another policy finds its ranges in the cache.
         inputs = candidates(plain)
         ranges = measure_ranges(plain, digest, tuple(dict.fromkeys(inputs.values())), calibration)
         if min_psnr is not None:
@@ -173,7 +177,7 @@ def _islands_and_risks(
 
 
 def _autocast(proto: onnx.ModelProto, islands: Sequence[Island], io: IO) -> onnx.ModelProto:
-    """ModelOpt's conversion to FP16, with casts around the islands."""
+    """Convert to FP16 with ModelOpt, with casts around the islands."""
     from modelopt.onnx.autocast import convert_to_mixed_precision
 
     with scratch_folder("m2h-fp16-") as folder, quiet_modelopt():
@@ -184,20 +188,20 @@ def _autocast(proto: onnx.ModelProto, islands: Sequence[Island], io: IO) -> onnx
                 os.fspath(source),
                 low_precision_type="fp16",
                 nodes_to_exclude=[f"{re.escape(island.node)}$" for island in islands],
-                # Ranges were judged by the islands; without this ModelOpt would judge them on random input.
+                # The islands already cover the ranges; without this ModelOpt would measure them on random input.
                 data_max=np.inf,
                 keep_io_types=io == "fp32",
                 opset=default_opset(proto),
                 providers=["cpu"],
             )
-        except Exception as error:  # ModelOpt raises whatever its parts raise
+        except Exception as error:  # ModelOpt passes on the errors of its dependencies
             raise M2HError(f"NVIDIA ModelOpt cannot convert the graph to FP16: {reason(error)}") from error
 
 
 def _finish(
     source: _Source, result: onnx.ModelProto, report: PrecisionReport, out: Path, frames: Sequence[NDArray[np.float32]]
 ) -> PrecisionReport:
-    """Carry the metadata over, write the file in one step and measure what it gives."""
+    """Copy the metadata, write the file atomically and measure its PSNR."""
     whole = put_network(source.exported, result) if source.info.sensor is not None else result
     replace(source.info, precision=report.precision).write(whole)
     whole.producer_name, whole.producer_version = source.exported.producer_name, source.exported.producer_version

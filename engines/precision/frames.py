@@ -1,4 +1,4 @@
-"""Calibration frames: pictures, a video or NYUv2's training split, as the runtime would see them."""
+"""Calibration frames: pictures, a video or NYUv2's training split, preprocessed as in the runtime."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ from m2h_deploy.sources import VIDEOS, SourceFrame, open_source
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of a source that is there."""
+    """The pictures of an existing source."""
 
     source: str
     count: int | None
-    """Upper bound of their number; None if unknown."""
+    """Upper bound of the number of pictures; None if unknown."""
     read: Callable[[], Iterator[NDArray[np.uint8]]]
-    """uint8 (H, W, 3) BGR, one after the other. Raises M2HError on a broken one."""
+    """Iterate over uint8 (H, W, 3) BGR pictures. Raises M2HError on a damaged one."""
 
 
 def open_pictures(source: str, least: int = 1) -> Pictures:
-    """The pictures of `source`, without reading them.
+    """Open the pictures of `source` without reading them.
 
-    A data set with splits gives its training split, so that what is verified later was never calibrated on. Raises
-    M2HError where there is nothing to read, fewer than `least` pictures, or a camera, which has no end.
+    A data set with splits gives its training split, so that the frames of a later verification were never calibrated
+    on.
+
+    Raises:
+        M2HError: The source cannot be read, has fewer than `least` pictures, or is a camera, which has no end.
     """
     path = Path(source)
     if path.suffix.lower() == ".mat" or is_folder(path / "gt_sets") or is_file(path / MAT_NAME):
@@ -42,7 +45,7 @@ def open_pictures(source: str, least: int = 1) -> Pictures:
         opened = open_source(source)
         if opened.live:
             raise M2HError(f"{source} has no end: calibrate on a folder, a video file, or NYUv2")
-        # What a video file says of its length may be wrong.
+        # A video file may state a wrong length.
         count = None if path.suffix.lower() in VIDEOS else opened.count
         pictures = Pictures(source, count, lambda: _images(opened.read()))
     if pictures.count is not None and pictures.count < least:
@@ -61,9 +64,9 @@ def _images(items: Iterator[object]) -> Iterator[NDArray[np.uint8]]:
 def calibration_frames(
     pictures: Pictures, normalization: Normalization, *, height: int, width: int
 ) -> Iterator[NDArray[np.float32]]:
-    """float32 (1, 3, height, width) of every picture, through the runtime's own preprocess.
+    """Preprocess every picture with the runtime's own preprocess to float32 (1, 3, height, width).
 
-    The buffer is reused from frame to frame. Raises M2HError on a broken picture.
+    The buffer is reused from frame to frame. Raises M2HError on a damaged picture.
     """
     preprocess = Preprocess(normalization, height, width)
     for image in pictures.read():

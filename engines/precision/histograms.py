@@ -1,4 +1,4 @@
-"""Histograms of absolute activations, and the clipping threshold that each calibrator reads off them."""
+"""Histograms of absolute activations, and the clipping threshold that each calibrator derives from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PERCENTILE = 99.99
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often absolute values fell into BINS equal bins over 0..limit, and the largest value seen."""
+    """Counts of absolute values in BINS equal bins over 0..limit, and the largest value seen."""
 
     counts: NDArray[np.int64]
     limit: float
@@ -28,10 +28,11 @@ class Histogram:
 
     @staticmethod
     def empty() -> Histogram:
+        """Return a histogram without values."""
         return Histogram(np.zeros(BINS, np.int64), 0.0, 0.0)
 
     def add(self, values: NDArray[np.floating]) -> Histogram:
-        """This histogram with `values` counted in. The range doubles, and bins merge in pairs, until it holds them."""
+        """Return this histogram with `values` added; its range doubles, merging bins in pairs, until they fit."""
         magnitudes = np.abs(values, dtype=np.float32).ravel()
         peak = float(magnitudes.max(initial=0.0))
         counts, limit = self.counts, self.limit or peak
@@ -45,11 +46,11 @@ class Histogram:
 
 
 def threshold(histogram: Histogram, method: Calibrator, percentile: float = PERCENTILE) -> float:
-    """Absolute value at which INT8 saturates; 0.0 where nothing but zeros was seen.
+    """Return the absolute value at which INT8 saturates; 0.0 if only zeros were seen.
 
-    `max` takes the largest value, `percentile` the value that `percentile` of all stay under, `entropy` the one
-    that keeps most information: least Kullback-Leibler divergence between the clipped distribution and its
-    127-level version (Migacz, 8-bit inference with TensorRT, GTC 2017).
+    `max` takes the largest value, `percentile` the value below which `percentile` of all values lie, `entropy` the one
+    that keeps most information: least Kullback-Leibler divergence between the clipped distribution and its 127-level
+    version (Migacz, 8-bit inference with TensorRT, GTC 2017).
     """
     if histogram.limit == 0.0 or method == "max":
         return histogram.largest
@@ -58,23 +59,23 @@ def threshold(histogram: Histogram, method: Calibrator, percentile: float = PERC
         last = int(np.searchsorted(share, percentile / 100))
     else:
         counts = histogram.counts.astype(np.float64)
-        # A ReLU's zeros fill the first bin. Any scale holds zero exactly, so they must not decide.
+        # A ReLU's zeros fill the first bin. Every scale represents zero exactly, so they must not dominate.
         counts[0] = min(counts[0], counts[1])
         last = _least_divergence(counts)
     return min((last + 1) * histogram.limit / BINS, histogram.largest)
 
 
 def _least_divergence(counts: NDArray[np.float64]) -> int:
-    """Index of the last bin that the best clipping keeps."""
+    """Return the index of the last bin that the best clipping keeps."""
     occupied = int(np.flatnonzero(counts)[-1]) + 1 if counts.any() else BINS
-    # A stride of 8 bins is 0.4 % of the range: finer than the difference it makes to a scale.
+    # A stride of 8 bins is 0.4 % of the range, too little to matter for a scale.
     candidates = [*range(LEVELS + 1, occupied, 8), occupied]
     divergences = [_divergence(counts, keep) for keep in candidates]
     return candidates[int(np.argmin(divergences))] - 1
 
 
 def _divergence(counts: NDArray[np.float64], keep: int) -> float:
-    """KL divergence between the first `keep` bins (the rest added to the last one) and their 127-level version."""
+    """Return the KL divergence between the first `keep` bins, with the rest added to the last, and their 127 levels."""
     kept = counts[:keep]
     reference = kept.copy()
     reference[-1] += counts[keep:].sum()
@@ -87,6 +88,6 @@ def _divergence(counts: NDArray[np.float64], keep: int) -> float:
     if quantized.sum() == 0:
         return np.inf
     p = reference[seen] / reference.sum()
-    # A bin that only clipping fills would cost infinitely much: it gets a share too small to matter elsewhere.
+    # A bin filled only by clipping would make the divergence infinite: it gets a negligible share.
     q = np.maximum(quantized[seen] / quantized.sum(), 1e-9)
     return float(np.sum(p * np.log(p / q)))

@@ -1,4 +1,4 @@
-"""Which nodes of an FP16 graph stay float32, and which weights FP16 cannot hold."""
+"""Find the nodes of an FP16 graph that stay float32, and the weights that FP16 cannot represent."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ REDUCTIONS = frozenset(
 FP16_MAX = 65504.0
 FP16_TINY = 2.0**-24
 
-#: Nodes that touch a tensor beyond FP16's range divided by this stay float32.
+#: Nodes that read or write a tensor beyond FP16's largest value divided by this stay float32.
 HEADROOM = 8.0
 
-#: Where more than this share of a weight's values vanishes in FP16, the node that uses it stays float32.
+#: If more than this share of a weight's values underflows in FP16, the node that uses it stays float32.
 UNDERFLOW_SHARE = 0.01
 
 
 @dataclass(frozen=True)
 class Island:
-    """A node that stays float32, and why."""
+    """A node that stays float32, and the reason."""
 
     node: str
     reason: Literal["reduction", "depth output", "unit normals", "position resize", "range", "weights"]
@@ -46,7 +46,7 @@ class Island:
 
 @dataclass(frozen=True)
 class WeightRisk:
-    """A weight with values that FP16 cannot hold, and what was done about it."""
+    """A weight with values that FP16 cannot represent, and how it was handled."""
 
     initializer: str
     node: str
@@ -59,7 +59,7 @@ class WeightRisk:
 def find_islands(proto: onnx.ModelProto, largest: Mapping[str, float] | None) -> tuple[Island, ...]:
     """Find the nodes of `proto` that stay float32, in graph order.
 
-    `largest` gives the largest magnitude seen in each tensor, where tensors were measured.
+    `largest` is the largest magnitude measured in each tensor, or None without measurements.
     """
     reasons: dict[str, Island] = {}
     tails = dict(_output_tails(proto))
@@ -84,7 +84,7 @@ def _is_cubic(node: onnx.NodeProto) -> bool:
 
 
 def _output_tails(proto: onnx.ModelProto) -> Iterator[tuple[str, str]]:
-    """The last layers of depth (meters need more than FP16's 11 bits) and the division that makes unit normals."""
+    """Yield the last layers of depth (meters need more than FP16's 11 bits) and the division of the unit normals."""
     producers = {output: node for node in proto.graph.node for output in node.output}
     for name, reason in (("depth", "depth output"), ("normals", "unit normals")):
         node = producers.get(name)
@@ -99,7 +99,7 @@ def _output_tails(proto: onnx.ModelProto) -> Iterator[tuple[str, str]]:
 
 
 def _division(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """A Div and what computes its divisor, down to the norm: the guard against zero is below FP16."""
+    """Yield a Div and the nodes that guard its divisor against zero: the guard's constant is too small for FP16."""
     yield node
     below = producers.get(node.input[1])
     while below is not None and below.op_type in ("Expand", "Clip", "Max"):
@@ -108,7 +108,7 @@ def _division(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> 
 
 
 def weight_risks(proto: onnx.ModelProto, islands: Sequence[Island]) -> tuple[WeightRisk, ...]:
-    """Weights of nodes outside `islands` with values beyond FP16."""
+    """Return the weights of nodes outside `islands` with values outside FP16's range."""
     in_float32 = {island.node for island in islands}
     weights = {tensor.name: tensor for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
     risks: list[WeightRisk] = []

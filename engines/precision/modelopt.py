@@ -1,4 +1,4 @@
-"""NVIDIA ModelOpt, imported when it is needed and kept from talking over the command's own output."""
+"""Import NVIDIA ModelOpt on demand and keep its log out of the command's own output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from m2h_deploy.errors import missing_extra
 
 
 def require_modelopt() -> None:
-    """Raises M2HError, naming the extra, where ModelOpt's ONNX part is not installed."""
+    """Raise M2HError, naming the extra, if ModelOpt's ONNX part is not installed."""
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -24,7 +24,7 @@ def require_modelopt() -> None:
 
 @contextlib.contextmanager
 def quiet_modelopt() -> Iterator[None]:
-    """Silence ModelOpt's log, which goes to stdout, for the length of the block."""
+    """Silence ModelOpt's log, which goes to stdout, inside the block."""
     logger = logging.getLogger("modelopt.onnx")
     logger.setLevel(logging.CRITICAL)
     root_level = logging.getLogger().level

@@ -1,4 +1,4 @@
-"""INT8 by explicit Q/DQ: which layers, and NVIDIA ModelOpt's post-training quantization of them."""
+"""INT8 by explicit Q/DQ: choose the layers and quantize them with NVIDIA ModelOpt's post-training quantization."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import scratch_folder
 from m2h_deploy.onnx_graph.edit import copy_of, drop_unused_initializers, replace_nodes
 
-#: Layers that INT8 speeds up, with their weight as a constant second input.
+#: Operators that INT8 speeds up; their weight is a constant second input.
 QUANTIZABLE = ("Conv", "MatMul", "Gemm")
 
 
@@ -30,26 +30,27 @@ QUANTIZABLE = ("Conv", "MatMul", "Gemm")
 class QuantPolicy:
     """Which layers become INT8: those that `quantize` names and `keep` does not. See `m2h_deploy.blocks.matches`.
 
-    The default keeps the first and the last layers; what works on one pixel or on means only (gates, pooled branches),
-    where INT8 costs accuracy and saves nothing; WMCA, whose products are 8 to 32 channels wide; MSTR, in m2h-small a
-    fiftieth of the work, whose noise reaches all four outputs; and the edge head's first convolution, whose
-    rounding costs the edges most (of m2h-tiny, they came to 37 dB instead of 25). The names are those of both forms.
-    Whatever a policy says, only Conv, MatMul and Gemm with constant weights are quantized: the attention core, norms
-    and GELU have none.
+    The default keeps the first and the last layers; layers that work on a single pixel or on means (gates, pooled
+    branches), where INT8 loses accuracy and saves nothing; WMCA, whose products are 8 to 32 channels wide; MSTR, which
+    is 2 % of m2h-small's work but whose noise reaches all four outputs; and the edge head's first convolution, whose
+    rounding degrades the edges most (without it, m2h-tiny's edges reach 37 dB instead of 25). The names cover both
+    forms of the graph. Whatever a policy says, only Conv, MatMul and Gemm with constant weights are quantized, which
+    excludes the attention core, norms and GELU.
     """
 
     quantize: tuple[str, ...] = ("*",)
     weights_only: bool = False
-    """Store the weights of Linear layers in INT8 and compute in FP16: what TensorRT-RTX has INT8 for."""
+    """Store the weights of Linear layers in INT8 and compute in FP16: TensorRT-RTX supports INT8 for these."""
     keep: tuple[str, ...] = KEPT_IN_FLOAT
 
 
 def load_policy(path: str | os.PathLike[str]) -> QuantPolicy:
     """Read a policy from JSON: `{"quantize": ["backbone", "wmca"], "keep": ["/heads.*/final/*"]}`, either optional.
 
-    `"weights_only": true` may stand beside them.
+    `"weights_only": true` may be added.
 
-    Raises M2HError, naming the file, on anything else.
+    Raises:
+        M2HError: The file cannot be read or is not a policy; names the file.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -70,7 +71,7 @@ def _fits(key: str, value: Any) -> bool:
 
 
 def candidates(proto: onnx.ModelProto) -> dict[str, str]:
-    """Every layer that could be INT8, by name, with the activation that it reads."""
+    """Return every layer that could be INT8, by name, with the activation that it reads."""
     weights = {tensor.name for tensor in proto.graph.initializer}
     return {
         node.name: node.input[0]
@@ -80,7 +81,11 @@ def candidates(proto: onnx.ModelProto) -> dict[str, str]:
 
 
 def chosen_layers(proto: onnx.ModelProto, policy: QuantPolicy) -> tuple[str, ...]:
-    """Layers that `policy` makes INT8. Raises M2HError when a pattern matches nothing or no layer is left."""
+    """Return the layers that `policy` makes INT8.
+
+    Raises:
+        M2HError: A pattern matches no layer, or no layer is left.
+    """
     if policy != QuantPolicy():
         check_patterns(proto, [p for p in (*policy.quantize, *policy.keep) if p not in QuantPolicy().keep], "policy")
     linear = {node.name for node in proto.graph.node if node.op_type != "Conv"}
@@ -102,10 +107,13 @@ def insert_qdq(
     ranges: Mapping[str, float],
     frame: NDArray[np.float32],
 ) -> onnx.ModelProto:
-    """`proto` with Q/DQ around `layers`: weights int8 per channel, activations per tensor with the given ranges.
+    """Insert Q/DQ around `layers`: weights int8 per channel, activations per tensor with the given ranges.
 
-    ModelOpt places the nodes and quantizes the weights. Ranges come from `engines.precision.calibration`; ModelOpt
-    runs `frame` once for itself. Raises M2HError when it cannot quantize the graph.
+    ModelOpt places the nodes and quantizes the weights. Ranges come from `engines.precision.calibration`; ModelOpt runs
+    `frame` once, for its own checks.
+
+    Raises:
+        M2HError: ModelOpt cannot quantize the graph.
     """
     from modelopt.onnx.quantization import quantize
 
@@ -135,12 +143,12 @@ def insert_qdq(
                 log_level="CRITICAL",
             )
             return _only_layers_read_quantized(onnx.load(target), layers)
-        except Exception as error:  # ModelOpt raises whatever its parts raise
+        except Exception as error:  # ModelOpt passes on the errors of its dependencies
             raise M2HError(f"NVIDIA ModelOpt cannot quantize the graph: {reason(error)}") from error
 
 
 def insert_weight_dq(proto: onnx.ModelProto, layers: Sequence[str]) -> onnx.ModelProto:
-    """`proto` with the weights of the Linear `layers` as int8, per output channel, behind DequantizeLinear."""
+    """Store the weights of the Linear `layers` as int8, per output channel, followed by DequantizeLinear."""
     result = copy_of(proto)
     weights = {tensor.name: tensor for tensor in result.graph.initializer}
     wanted, done = set(layers), set[str]()
@@ -164,7 +172,7 @@ def insert_weight_dq(proto: onnx.ModelProto, layers: Sequence[str]) -> onnx.Mode
 
 
 def int8_per_channel(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Round a weight to INT8, symmetric per index of `axis`. Returns it and its scales, which broadcast to it."""
+    """Round a weight to INT8, symmetric per index of `axis`; return it and its scales, which broadcast to it."""
     others = tuple(index for index in range(weight.ndim) if index != axis % weight.ndim)
     scale = np.abs(weight).max(axis=others, keepdims=True) / 127
     scale[scale == 0] = 1
@@ -172,10 +180,10 @@ def int8_per_channel(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np
 
 
 def _only_layers_read_quantized(proto: onnx.ModelProto, layers: Sequence[str]) -> onnx.ModelProto:
-    """Give every other reader of a quantized activation the activation itself.
+    """Connect every other reader of a quantized activation to the activation itself.
 
-    ONNX Runtime's quantizer, which ModelOpt uses, puts all readers behind the Q/DQ: residual sums and resizes would
-    be rounded to 8 bits too, and gain nothing.
+    ONNX Runtime's quantizer, which ModelOpt uses, connects all readers to the Q/DQ: residual sums and resizes would be
+    rounded to 8 bits too, without any gain.
     """
     wanted = set(layers)
     quantized = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type == "QuantizeLinear"}
@@ -191,34 +199,37 @@ def _only_layers_read_quantized(proto: onnx.ModelProto, layers: Sequence[str]) -
 
 
 def quantized_layers(proto: onnx.ModelProto) -> tuple[str, ...]:
-    """Layers of a Q/DQ graph whose weight comes out of a DequantizeLinear."""
+    """Return the layers of a Q/DQ graph whose weight comes from a DequantizeLinear."""
     dequantized = {output for node in proto.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
     return tuple(node.name for node in proto.graph.node if node.op_type in QUANTIZABLE and node.input[1] in dequantized)
 
 
 def _write_tensorrt_cache(file: Path, ranges: Mapping[str, float]) -> None:
-    """TensorRT's calibration cache: a line a tensor, its scale as the hex of a big-endian float."""
-    # A tensor that was zero on every frame may take any scale.
+    """Write TensorRT's calibration cache: one line per tensor, its scale as the hex of a big-endian float."""
+    # A tensor that was zero on every frame can have any scale.
     scales = {name: (largest or 1.0) / 127 for name, largest in ranges.items()}
     lines = ["TRT-10000-EntropyCalibration2", *(f"{n}: {struct.pack('!f', s).hex()}" for n, s in scales.items())]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 class _OneFrame:
-    """What ModelOpt and ONNX Runtime call a calibration data reader, over one frame."""
+    """A calibration data reader, in the terms of ModelOpt and ONNX Runtime, over one frame."""
 
     def __init__(self, name: str, frame: NDArray[np.float32]) -> None:
         self._feed = {name: frame}
         self._left = 1
 
     def get_first(self) -> dict[str, Any]:
+        """Return the frame."""
         return self._feed
 
     def get_next(self) -> dict[str, Any] | None:
+        """Return the frame on the first call after `rewind`, then None."""
         self._left -= 1
         return self._feed if self._left >= 0 else None
 
     def rewind(self) -> None:
+        """Start again."""
         self._left = 1
 
     def __iter__(self) -> _OneFrame:
@@ -231,4 +242,4 @@ class _OneFrame:
         return feed
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """ONNX Runtime reads strides of frames through this; one frame has one stride."""
+        """Do nothing: ONNX Runtime selects a range of frames with it, and there is only one."""

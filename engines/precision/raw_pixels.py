@@ -1,8 +1,8 @@
-"""Sensor graphs: the network that stands inside of one, and putting another one in its place.
+"""Take the network out of a sensor graph, and put another version in its place.
 
-What precision does to a graph concerns the network alone: preprocess and postprocess of a sensor graph stay as they
-were exported, in float32, so that pixels, meters and labels are exact. Calibration frames, islands and sensitivity
-therefore see the plain graph that they know, taken out here and put back afterwards.
+Precision conversion applies only to the network: preprocess and postprocess of a sensor graph stay float32, as
+exported, so that pixels, meters and labels are exact. Calibration frames, islands and sensitivity therefore work on the
+plain graph, which is taken out here and put back afterwards.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PARTS = ("/preprocess/", "/postprocess/")
 
 
 def take_network(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The plain graph inside of the sensor graph `proto`: normalized image in, the network's outputs out."""
+    """Return the plain graph inside the sensor graph `proto`: normalized image in, the network's outputs out."""
     values = {value.name: value for value in proto.graph.value_info}
     made = {name for node in proto.graph.node if not _is_outside(node) for name in node.output}
     inner = copy_of(proto)
@@ -38,12 +38,12 @@ def take_network(proto: onnx.ModelProto) -> onnx.ModelProto:
     inner.graph.value_info.extend(kept)
     drop_unused_initializers(inner)
     rename_values(inner, {name: name.removeprefix(BORDER) for name in (*inputs, *outputs)})
-    del inner.metadata_props[:]  # it is about the whole graph
+    del inner.metadata_props[:]  # it describes the whole graph
     return inner
 
 
 def put_network(sensor: onnx.ModelProto, network: onnx.ModelProto) -> onnx.ModelProto:
-    """The sensor graph `sensor` around another version of its network, whose inputs and outputs are float32."""
+    """Replace the network of the sensor graph `sensor` by `network`, whose inputs and outputs are float32."""
     inner = copy_of(network)
     border = [value.name for value in (*inner.graph.input, *inner.graph.output)]
     rename_values(inner, {name: f"{BORDER}{name}" for name in border})

@@ -1,6 +1,6 @@
-"""What a precision can do for a network: the graph with every value rounded, on ONNX Runtime's CPU.
+"""Predict the error of a precision: the graph with every value rounded, on ONNX Runtime's CPU.
 
-An engine in FP16 or bfloat16 multiplies rounded numbers and adds them up in float32, so rounding every result of the
+An engine in FP16 or bfloat16 multiplies rounded numbers and accumulates in float32, so rounding every result of the
 float32 graph predicts its error (measured on OpenVINO: within a factor of three, in both types).
 """
 
@@ -21,7 +21,7 @@ _TYPES = {"f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
 
 def round_values(proto: onnx.ModelProto, to: Rounding) -> onnx.ModelProto:
-    """Return `proto` with its weights and every floating-point result but the outputs rounded to FP16 or bfloat16.
+    """Return `proto` with its weights and every floating-point result except the outputs rounded to FP16 or bfloat16.
 
     Expects a graph with the types of all values (`onnx.shape_inference`) and without local functions.
     """

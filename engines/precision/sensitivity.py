@@ -1,7 +1,7 @@
-"""Choose the blocks to keep in FP16 so that every output stays good enough.
+"""Choose the blocks to keep in FP16 so that every output reaches a minimum PSNR.
 
-Quantization is simulated on the float32 graph with Q/DQ around layers, on ONNX Runtime's CPU: seconds instead of the
-minutes that a whole conversion takes, and the same arithmetic.
+Quantization is simulated on the float32 graph with Q/DQ around layers, on ONNX Runtime's CPU: the arithmetic is the
+same and takes seconds instead of the minutes of a full conversion.
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ def choose_blocks(
 ) -> tuple[str, ...]:
     """Choose the layers of `layers` that may be INT8 with every output at `min_psnr` decibels or more.
 
-    Noise of blocks is nearly independent, so powers add: the block that adds most to the worst output goes first,
-    until the rest, measured together, is good enough. Raises M2HError when no block can stay.
+    The noise of the blocks is nearly independent, so its power adds up: the block that adds most to the worst output is
+    removed until the others, measured together, reach the limit.
+
+    Raises:
+        M2HError: No block can be INT8.
     """
     reference = CpuReference(proto, frames)
     by_block: dict[str, list[str]] = {}
     for name in layers:
         by_block.setdefault(block_of(name), []).append(name)
-    # Noise that INT8 in one block alone adds to each output, as mean square over the output's span squared.
+    # Noise that INT8 in a single block adds to each output, as mean square over the output's span squared.
     left = {block: reference.noise(simulate_int8(proto, names, ranges)) for block, names in by_block.items()}
     limit = 10 ** (-min_psnr / 10)
     while left:
@@ -53,7 +56,7 @@ def choose_blocks(
 
 
 def simulate_int8(proto: onnx.ModelProto, layers: Sequence[str], ranges: Mapping[str, float]) -> onnx.ModelProto:
-    """The float32 graph with Q/DQ on the activations of `layers` and their weights rounded to int8 per channel."""
+    """Return the float32 graph with Q/DQ on the activations of `layers` and weights rounded to int8 per channel."""
     result = copy_of(proto)
     wanted = set(layers)
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}

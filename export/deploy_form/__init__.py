@@ -1,4 +1,4 @@
-"""The deploy form: M2H rewritten by exact identities for one image size, block by block beside the reference."""
+"""The deploy form: M2H rewritten by exact identities for one image size, one module per block of the reference."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ __all__ = ["to_deploy"]
 
 
 def to_deploy(model: M2H, height: int, width: int) -> nn.Module:
-    """An equivalent network for images of `height` x `width`: (N, 3, H, W) to the four outputs in the order of TASKS.
+    """Build an equivalent network for images of `height` x `width` pixels.
 
-    Same mathematics, other numbers of multiplications and memory passes: see each block's identities. Weights are
-    transformed in float64 and come back in the model's own dtype; `model` is left as it is. The batch is free.
-    Raises M2HError when the size is not positive.
+    It computes the same function with fewer multiplications and memory passes; each block documents the identities that
+    it uses. Weights are transformed in float64 and converted back to the model's own dtype; `model` is not modified.
+
+    Returns:
+        A module from images (N, 3, H, W), any N, to a dict of the four outputs in the order of TASKS.
+
+    Raises:
+        M2HError: `height` or `width` is less than 1.
     """
     if height < 1 or width < 1:
         raise M2HError(f"image size {height} x {width}: height and width must be at least 1")

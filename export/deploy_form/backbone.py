@@ -1,4 +1,4 @@
-"""DINOv2 for one static image size: constants for the embeddings, scales folded away."""
+"""DINOv2 for one static image size: embeddings are constants, scales are folded into weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from m2h_deploy.model.backbone import Block, DINOv2, center_pad
 
 
 def attention_projections(block: Block) -> tuple[nn.Linear, nn.Linear]:
-    """`qkv` with the attention scale 1 / sqrt(d) in its query rows, `proj` with LayerScale in its rows.
+    """Return `qkv` with the attention scale 1 / sqrt(d) in its query rows, and `proj` with LayerScale in its rows.
 
     (s Wq x + s bq) . k = s (Wq x + bq) . k, and diag(g) (W x + b) = (diag(g) W) x + g b. Exact.
     """
@@ -28,12 +28,12 @@ def attention_projections(block: Block) -> tuple[nn.Linear, nn.Linear]:
 
 
 def fold_layer_scale(layer: nn.Linear, gamma: Tensor) -> nn.Linear:
-    """gamma * (W x + b) = (diag(gamma) W) x + gamma b. Exact."""
+    """Fold LayerScale into a linear layer: gamma * (W x + b) = (diag(gamma) W) x + gamma b. Exact."""
     return linear(layer.weight * gamma[:, None], layer.bias * gamma)
 
 
 class DeployBlock(nn.Module):
-    """`m2h_deploy.model.backbone.Block` without scales on its way."""
+    """`m2h_deploy.model.backbone.Block` with its scales folded into the weights."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
@@ -44,6 +44,7 @@ class DeployBlock(nn.Module):
         self.fc2 = fold_layer_scale(block.mlp.fc2, block.ls2.gamma)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform tokens (N, 1 + h * w, E) to tokens of the same shape."""
         query, key, value = self.qkv(self.norm1(x)).chunk(3, dim=-1)
         x = x + self.proj(attention(query, key, value, self.heads))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
@@ -61,11 +62,17 @@ class DeployDINOv2(nn.Module):
         projection = backbone.patch_embed.proj
         self.patch_embed = convolution(projection.weight, stride=self.patch_size)
         self.register_buffer("embedding", token_constant(backbone, self.grid))
-        # Blocks after the last stage have no reader.
+        # The output of blocks after the last stage is never read.
         blocks: Any = backbone.blocks[: self.stages[-1] + 1]
         self.blocks = nn.ModuleList(DeployBlock(block) for block in blocks)
 
     def forward(self, image: Tensor) -> list[Tensor]:
+        """Encode normalized images (N, 3, H, W).
+
+        Returns:
+            The tokens (N, 1 + h * w, E) after each of the four stages, the class token first; h and w are the number of
+            patches along each side.
+        """
         patches = self.patch_embed(center_pad(image, self.patch_size))
         tokens = F.pad(patches.flatten(2).transpose(1, 2), (0, 0, 1, 0)) + self.embedding
         stages = []
@@ -77,10 +84,10 @@ class DeployDINOv2(nn.Module):
 
 
 def token_constant(backbone: DINOv2, grid: tuple[int, int]) -> Tensor:
-    """What is added to a zero token and the bare patch projections: (1, 1 + h * w, E).
+    """Return the constant (1, 1 + h * w, E) to add to a zero token and the patch projections without bias.
 
-    Row 0 is the class token and its position, the others are position and the projection's bias. Exact; a zero row
-    in front instead of a concatenated class token leaves the batch free.
+    Row 0 is the class token and its position, the others are position and the projection's bias. Exact. A leading zero
+    row instead of a concatenated class token keeps the batch size dynamic.
     """
     positions = backbone.position_embedding(grid)
     bias = backbone.patch_embed.proj.bias

@@ -1,4 +1,4 @@
-"""Folding: linear maps that follow each other become one. All exact in real arithmetic."""
+"""Fold consecutive linear maps into one. All identities are exact in real arithmetic."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from m2h_deploy.model.layers import SeparableConv
 
 
 def dense_matrix(conv: nn.Conv2d) -> Tensor:
-    """The (Cout, Cin) matrix of a 1x1 convolution; a grouped one is block-diagonal.
+    """Return the (Cout, Cin) matrix of a 1x1 convolution; a grouped one is block-diagonal.
 
-    Engines run a dense 1x1 as one matrix product, and small groups one by one: the zeros cost less.
+    Engines run a dense 1x1 as one matrix product but small groups one by one, which costs more than the zeros.
     """
     blocks = conv.weight.flatten(1).chunk(conv.groups)
     return torch.block_diag(*blocks)
 
 
 def bias_of(conv: nn.Conv2d) -> Tensor:
-    """The bias (Cout,), zeros where the convolution has none."""
+    """Return the bias (Cout,), or zeros if the convolution has none."""
     return conv.bias if conv.bias is not None else conv.weight.new_zeros(conv.out_channels)
 
 
 def pointwise(matrix: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
-    """A 1x1 convolution from its matrix (Cout, Cin) and bias (Cout,)."""
+    """Build a 1x1 convolution from its matrix (Cout, Cin) and bias (Cout,)."""
     return convolution(matrix[:, :, None, None], bias)
 
 
@@ -36,7 +36,7 @@ def convolution(
     dilation: int = 1,
     groups: int = 1,
 ) -> nn.Conv2d:
-    """A convolution with the given weight (Cout, Cin / groups, kh, kw) and bias (Cout,)."""
+    """Build a convolution with the given weight (Cout, Cin / groups, kh, kw) and bias (Cout,)."""
     out_channels, in_channels, rows, columns = weight.shape
     conv = nn.Conv2d(
         in_channels * groups,
@@ -56,7 +56,7 @@ def convolution(
 
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """A linear layer with the given weight (out, in) and bias (out,)."""
+    """Build a linear layer with the given weight (out, in) and bias (out,)."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
     layer.weight = nn.Parameter(weight.detach().clone().contiguous(), requires_grad=False)
     if bias is not None:
@@ -65,16 +65,17 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
 
 
 def batch_norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift (C,) of a batch norm in eval mode: norm(x) = scale * x + shift."""
+    """Return scale and shift (C,) of a batch norm in eval mode: norm(x) = scale * x + shift."""
     assert norm.running_var is not None and norm.running_mean is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return scale, norm.bias - scale * norm.running_mean
 
 
 def fold_batch_norm(conv: nn.Module, norm: nn.BatchNorm2d) -> nn.Module:
-    """norm(conv(x)) as one convolution: diag(s) (W x + b) + t = (diag(s) W) x + (s b + t). Exact in eval mode.
+    """Fold a batch norm into the convolution before it.
 
-    A separable convolution takes it into its pointwise part.
+    norm(conv(x)) = diag(s) (W x + b) + t = (diag(s) W) x + (s b + t). Exact in eval mode. In a separable convolution,
+    the norm is folded into the pointwise part.
     """
     scale, shift = batch_norm_affine(norm)
     if isinstance(conv, SeparableConv):
@@ -84,12 +85,12 @@ def fold_batch_norm(conv: nn.Module, norm: nn.BatchNorm2d) -> nn.Module:
 
 
 def copy_of(conv: nn.Conv2d) -> nn.Conv2d:
-    """The same convolution with weights of its own."""
+    """Return the same convolution with its own copy of the weights."""
     return _like(conv, conv.weight, conv.bias)
 
 
 def plain_conv(conv: nn.Module) -> nn.Module:
-    """A convolution of the reference, separable or not, as plain convolutions."""
+    """Convert a convolution of the reference, separable or not, to plain convolutions."""
     if isinstance(conv, SeparableConv):
         return nn.Sequential(copy_of(conv.depthwise), copy_of(conv.pointwise))
     assert isinstance(conv, nn.Conv2d)
@@ -97,13 +98,16 @@ def plain_conv(conv: nn.Module) -> nn.Module:
 
 
 def fold_pointwise_pair(first: nn.Conv2d, second: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Matrix and bias of two 1x1 convolutions in a row: B (A x + a) + b = (B A) x + (B a + b)."""
+    """Return matrix and bias of two consecutive 1x1 convolutions: B (A x + a) + b = (B A) x + (B a + b)."""
     matrix = dense_matrix(second)
     return matrix @ dense_matrix(first), matrix @ bias_of(first) + bias_of(second)
 
 
 def fold_separable_1x1(conv: nn.Module) -> tuple[Tensor, Tensor]:
-    """Matrix and bias of a 1x1 convolution; a separable 1x1 is a scale per channel, then a matrix: folded."""
+    """Return matrix (Cout, Cin) and bias (Cout,) of a 1x1 convolution.
+
+    A separable 1x1 is a scale per channel followed by a matrix; the two are folded.
+    """
     if not isinstance(conv, SeparableConv):
         assert isinstance(conv, nn.Conv2d)
         return dense_matrix(conv), bias_of(conv)

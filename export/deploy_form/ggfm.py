@@ -1,4 +1,4 @@
-"""The global path for static shapes: every product before the resize that follows it."""
+"""The global path for static shapes: every product runs before the resize that follows it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNIQUE_FACTOR = 8
 
 
 class DeployUniqueFeature(nn.Module):
-    """`UniqueFeature` up to its first resize, with the projection `unique` after it folded in.
+    """`UniqueFeature` up to its first resize, with the following projection `unique` folded in.
 
     Wu U (P x + p) = U ((Wu P) x + Wu p). Exact. Tokens (N, 1 + h * w, E) to (N, C, ceil(h/2), ceil(w/2)).
     """
@@ -32,15 +32,16 @@ class DeployUniqueFeature(nn.Module):
         self.project = pointwise(*fold_pointwise_pair(unique.fuse.project, projection))
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Map the last stage's tokens (N, 1 + h * w, E) to a map (N, C, ceil(h/2), ceil(w/2))."""
         return self.project(self.residual(F.gelu(self.refine(self.reassemble(tokens)))))
 
 
 class DeployRestoration(nn.Module):
-    """`Restoration` with gates and products of a stream at the stream's own size.
+    """`Restoration` with the gates and products of each stream at that stream's own size.
 
-    g * (W U x) = U (g * (W x)) for a gate g per channel, and the mean of U x is a weighted mean of x. The end is
-    O (z + F2 relu(F1 z)) = O z + (O F2) relu(F1 z). Exact. `expand` is WMCA's way back to C channels, where it has
-    one: then `attended` comes before it and before its upsampling.
+    g * (W U x) = U (g * (W x)) for a gate g per channel, and the mean of U x is a weighted mean of x. The end is O (z +
+    F2 relu(F1 z)) = O z + (O F2) relu(F1 z). Exact. `expand` is WMCA's 1x1 back to C channels, None in a network
+    without it; with `expand`, `attended` is the map before `expand` and its upsampling.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class DeployRestoration(nn.Module):
         self.attended_mean = UpsampledMean(channels, 8 * small[0], 8 * small[1]) if expand is not None else None
         self.register_buffer("unique_mean", composite_mean_weights(small).reshape(-1, 1))
         self.squeeze = merge.gate[:-1]
-        # One product a stream: a split of the gates would leave the convolutions' layout.
+        # One product per stream: splitting the gates would leave the convolutions' channel-blocked layout.
         last: Any = merge.gate[-1]
         self.gates = nn.ModuleList(pointwise(part) for part in dense_matrix(last).chunk(3))
         self.ffn1 = pointwise(dense_matrix(merge.ffn1))
@@ -69,6 +70,16 @@ class DeployRestoration(nn.Module):
         self.out = pointwise(dense_matrix(merge.out))
 
     def forward(self, attended: Tensor, original: Tensor, tokens: Tensor) -> Tensor:
+        """Merge the local map, the task's map and the unique feature.
+
+        Args:
+            attended: The local map: (N, C, H, W), or with `expand` the stacked map (N, T * C', H / 2, W / 2).
+            original: The task's map F^t, (N, C, H, W).
+            tokens: The last stage's tokens, (N, 1 + h * w, E).
+
+        Returns:
+            F_fused^t, (N, C, H, W).
+        """
         original, attended, unique = self.original(original), self.attended(attended), self.unique(tokens)
         means = (
             global_mean(original),
@@ -85,13 +96,13 @@ class DeployRestoration(nn.Module):
 
 
 def composite_mean_weights(size: tuple[int, int]) -> Tensor:
-    """Weights (height, width) of the mean over both resizes of the unique feature: by 2, then by 8."""
+    """Return weights (height, width) of the mean over both resizes of the unique feature: by 2, then by 8."""
     rows, columns = ((upsample_matrix(2 * n, UNIQUE_FACTOR) @ upsample_matrix(n)).mean(0) for n in size)
     return torch.outer(rows, columns)
 
 
 class ReferenceMerge(nn.Module):
-    """The paper's GGFM (`context="ggfm"`), as the reference runs it, on the deploy form's inputs."""
+    """The paper's GGFM (`context="ggfm"`) as the reference runs it, on the deploy form's inputs."""
 
     def __init__(self, context: GlobalContext, task: str, local: LocalPath, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -99,12 +110,13 @@ class ReferenceMerge(nn.Module):
         self.local, self.task, self.grid = local, task, grid
 
     def forward(self, attended: Tensor, original: Tensor, tokens: Tensor) -> Tensor:
+        """Merge as `DeployRestoration.forward` does, with the same inputs and output."""
         patches = tokens[:, 1:].transpose(1, 2).unflatten(2, self.grid)
         return self.merge(self.local.full(self.task, attended), original, self.unique(patches, tokens[:, 0]))
 
 
 def deploy_merge(context: GlobalContext, task: str, local: LocalPath, grid: tuple[int, int]) -> nn.Module:
-    """The merge of one task: (local map, F^t, last stage's tokens) to F_fused^t, (N, C, H, W)."""
+    """Build the merge of one task: (local map, F^t, last stage's tokens) to F_fused^t, (N, C, H, W)."""
     merge = context.merge[task]
     if not isinstance(merge, Restoration):
         return ReferenceMerge(context, task, local, grid)

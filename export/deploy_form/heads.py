@@ -1,4 +1,4 @@
-"""Task heads with as little as possible at the full size, one module a head of the reference.
+"""Task heads that compute as little as possible at full size, one module per head of the reference.
 
 U is the bilinear 2x upsampling (corners aligned), D the last resize to the image (half-pixel).
 """
@@ -28,7 +28,7 @@ from m2h_deploy.model.layers import resize
 
 
 class DeployASPP(nn.Module):
-    """`ASPP`: the pooled branch is the same everywhere, so its share of the projection is a bias an image. Exact."""
+    """`ASPP` with the pooled branch, which is constant over the map, as one bias per image. Exact."""
 
     def __init__(self, aspp: ASPP) -> None:
         super().__init__()
@@ -42,6 +42,7 @@ class DeployASPP(nn.Module):
         self.pooled_share = pointwise(matrix[:, -width:], shift)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
         maps = torch.cat([F.relu(branch(x)) for branch in self.branches], dim=1)
         pooled = F.relu(self.pooled.norm(self.pooled.conv(global_mean(x))))
         share = spread(self.pooled_share(pooled), (x.shape[2], x.shape[3]))
@@ -49,21 +50,22 @@ class DeployASPP(nn.Module):
 
 
 class DeploySeparableRefinement(nn.Module):
-    """`SeparableRefinement` with weights of its own: x + relu(conv(x))."""
+    """`SeparableRefinement` with its own copy of the weights: x + relu(conv(x))."""
 
     def __init__(self, refine: SeparableRefinement) -> None:
         super().__init__()
         self.conv = plain_conv(refine.conv)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
         return x + F.relu(self.conv(x))
 
 
 class DepthEnd(nn.Module):
     """Spatial attention and last 3x3 of `DepthHead`, both to one channel, from eighteen taps of x.
 
-    conv(s * x) adds, over the nine offsets, s * (w . x) shifted: the attention s has one channel and goes past the
-    1x1. Exact.
+    conv(s * x) is the sum over the nine offsets of s * (w . x), shifted: the attention s has one channel, so it
+    commutes with the 1x1. Exact.
     """
 
     def __init__(self, head: DepthHead, target: tuple[int, int]) -> None:
@@ -74,6 +76,7 @@ class DepthEnd(nn.Module):
         self.min_depth, self.target = head.min_depth, target
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map features (N, C, 4H, 4W) to depth (N, 1, height, width) in meters, at least `min_depth`."""
         spatial, final = self.taps(x).chunk(2, dim=1)
         depth = self.final(final * torch.sigmoid(self.spatial(spatial)))
         return resize(F.relu(depth), self.target) + self.min_depth
@@ -89,26 +92,28 @@ class SemanticsEnd(nn.Module):
         self.final, self.target = copy_of(head.final), target
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map features (N, C, 4H, 4W) to class logits (N, classes, height, width)."""
         attended = x * torch.sigmoid(self.spatial(self.taps(x)))
         return self.final(resize(attended, self.target))
 
 
 class NormalsEnd(nn.Module):
-    """tanh, unit length, resize: three channels at the full size, after U where it is still to come."""
+    """tanh, normalization and resize of three channels, after U if `upsample`."""
 
     def __init__(self, target: tuple[int, int], *, upsample: bool) -> None:
         super().__init__()
         self.target, self.upsample = target, upsample
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, 3, H, W) to normals (N, 3, height, width), unit vectors up to the last bilinear resize."""
         x = upsample(x) if self.upsample else x
         return resize(F.normalize(torch.tanh(x), dim=1), self.target)
 
 
 class EdgesEnd(nn.Module):
-    """All is linear after the last ReLU: D U z = (Dy Uy) z (Dx Ux)^T, two small matrix products. Exact.
+    """The resizes after the last ReLU as two small matrix products: D U z = (Dy Uy) z (Dx Ux)^T. Exact.
 
-    `size` is z's; without `upsample` it is D alone.
+    `size` is the size of z; without `upsample` the product is D alone.
     """
 
     rows: Tensor
@@ -120,25 +125,26 @@ class EdgesEnd(nn.Module):
         self.register_buffer("columns", last_resizes(size[1], target[1], upsample=upsample).T.contiguous())
 
     def forward(self, z: Tensor) -> Tensor:
+        """Map (N, 1, *size) to edge logits (N, 1, height, width)."""
         return self.rows @ z @ self.columns
 
 
 def last_resizes(length: int, target: int, *, upsample: bool) -> Tensor:
-    """D U, or D, of one axis as one matrix (target, length)."""
+    """Return D U, or D without `upsample`, along one axis as a matrix (target, length)."""
     if not upsample:
         return resize_matrix(length, target)
     return resize_matrix(2 * length, target) @ upsample_matrix(length)
 
 
 def deploy_head(head: Any, size: tuple[int, int], target: tuple[int, int]) -> nn.Module:
-    """The deploy form of a head for maps of `size`, (N, C, H, W) to its output at the image's size `target`."""
+    """Build the deploy form of a head: maps (N, C, *size) to its output at the image's size `target`."""
     if isinstance(head, DepthHead | SemanticsHead):
         return attended_head(head, size, target)
     return plain_head(head, size, target)
 
 
 def attended_head(head: DepthHead | SemanticsHead, size: tuple[int, int], target: tuple[int, int]) -> nn.Module:
-    """`DepthHead` or `SemanticsHead`, in the reference's order."""
+    """Build the deploy form of `DepthHead` or `SemanticsHead`, in the reference's order of operations."""
     first, pending = first_block(head.upsample1, size)
     second, still_pending = first_block(head.upsample2, (2 * size[0], 2 * size[1]))
     refine = head.refine if isinstance(head.refine, Refinement) else DeploySeparableRefinement(head.refine)
@@ -154,7 +160,10 @@ def attended_head(head: DepthHead | SemanticsHead, size: tuple[int, int], target
 
 
 def plain_head(head: NormalsHead | EdgesHead, size: tuple[int, int], target: tuple[int, int]) -> nn.Module:
-    """`NormalsHead` or `EdgesHead`: the last 1x1 merged into the second block, so that few channels come out of it."""
+    """Build the deploy form of `NormalsHead` or `EdgesHead`.
+
+    The last 1x1 is merged into the second block, which then has only the few output channels.
+    """
     first, pending = first_block(head.upsample1, size)
     last = last_block(head.upsample2, head.final, size)
     if isinstance(head, EdgesHead):

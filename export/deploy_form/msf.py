@@ -1,4 +1,4 @@
-"""MSF with its 1x1 projections before the upsampling, at a quarter of the positions."""
+"""MSF with its 1x1 projections before the upsampling, where maps have a quarter of the pixels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DeployFusionBlock(nn.Module):
         self.project = copy_of(block.project)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        """`skip` already has the size of `x`."""
+        """Fuse x (N, C, H, W) with `skip`, which has the same shape, to (N, C, 2H, 2W)."""
         if skip is not None:
             unit = self.residual if self.skip_residual is None else self.skip_residual
             x = x + unit(skip)
@@ -39,6 +39,7 @@ class DeployMSF(nn.Module):
         self.project = plain_conv(msf.project)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
+        """Fuse four maps (N, C, h_i, w_i), finest first, to the task's map F^t, (N, C, 16 h_3, 16 w_3)."""
         x = self.blocks[0](maps[3])
         for block, skip in zip(self.blocks[1:], (maps[2], maps[1], maps[0]), strict=True):
             x = block(x, resize(skip, (x.shape[2], x.shape[3])))

@@ -1,4 +1,4 @@
-"""MSTR for static shapes: the class token as a bias, reassembly on tokens, 1x1 chains folded."""
+"""MSTR for static shapes: the class token as a bias, reassembly on tokens, consecutive 1x1 convolutions folded."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from m2h_deploy.model.mstr import MSTR, Reassemble
 
 
 def split_readout(readout: nn.Linear) -> tuple[nn.Linear, nn.Linear]:
-    """W [x; c] + b = Wx x + (Wc c + b): the class token's half is one bias an image. Exact.
+    """Split the readout into (Wx, without bias) for patches and (Wc, with b) for the class token.
 
-    Returns (Wx, without bias) and (Wc, with b).
+    W [x; c] + b = Wx x + (Wc c + b): the class token's half is one bias per image. Exact.
     """
     patches, token = readout.weight.chunk(2, dim=1)
     return linear(patches), linear(token, readout.bias)
@@ -36,6 +36,7 @@ class DeployReassemble(nn.Module):
         self.resize = copy_of(stage.resize) if isinstance(stage.resize, nn.Conv2d) else stage.resize
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (N, 1 + h * w, E), the class token first, to a map (N, C, h', w')."""
         patches = tokens[:, 1:]
         if self.has_readout:
             patches = F.gelu(self.patch_readout(patches) + self.token_readout(tokens[:, :1]))
@@ -53,4 +54,5 @@ class DeployMSTR(nn.Module):
         self.refine = nn.ModuleList(plain_conv(refine) for refine in mstr.refine)
 
     def forward(self, stages: list[Tensor]) -> list[Tensor]:
+        """Map four stages of tokens (N, 1 + h * w, E) to four maps (N, C, h_i, w_i), finest first."""
         return [refine(stage(tokens)) for stage, refine, tokens in zip(self.stages, self.refine, stages, strict=True)]

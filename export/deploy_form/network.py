@@ -1,4 +1,4 @@
-"""The deploy form as a whole."""
+"""The complete network in deploy form."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from m2h_deploy.tasks import TASKS
 
 
 class DeployM2H(nn.Module):
-    """`M2H` for images of one height and width, the same function: (N, 3, H, W) to the four outputs of TASKS."""
+    """`M2H` for images of one height and width: (N, 3, H, W) to the four outputs of TASKS, the same function."""
 
     def __init__(self, model: M2H, height: int, width: int) -> None:
         super().__init__()
@@ -34,6 +34,12 @@ class DeployM2H(nn.Module):
         self.heads = nn.ModuleDict({task: deploy_head(model.heads[task], size, (height, width)) for task in TASKS})
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Run the network on normalized float32 images (N, 3, H, W).
+
+        Returns:
+            `depth` (N, 1, H, W) in meters, `semantics` (N, classes, H, W) logits, `normals` (N, 3, H, W) and `edges`
+            (N, 1, H, W) logits, in the order of TASKS.
+        """
         stages = self.backbone(image)
         maps = self.mstr(stages)
         features = {task: self.msf[task](maps) for task in TASKS}

@@ -1,7 +1,7 @@
 """The upsample blocks of the heads: gates from the small map, 1x1 products before the resize.
 
 U is the bilinear 2x upsampling (corners aligned), g a gate per channel, R, Rs and F 1x1 convolutions. M2H-small's
-blocks return the map before U, so that a linear reader can be put in front of it; M2H's return it at full size.
+blocks return the map before U, so that a following linear layer can be applied first; M2H's return it at full size.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ class Upsample2(nn.Module):
     """U: (N, C, H, W) to (N, C, 2H, 2W)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Upsample (N, C, H, W) to (N, C, 2H, 2W)."""
         return upsample(x)
 
 
 class Trunk(nn.Module):
-    """The two convolutions that both kinds of block begin with, norms folded in: x to h, at x's size."""
+    """The two convolutions that start both kinds of block, norms folded in: x to h, at the size of x."""
 
     def __init__(self, block: UpsampleBlock | SeparableUpsampleBlock) -> None:
         super().__init__()
@@ -40,20 +41,24 @@ class Trunk(nn.Module):
         self.conv2 = fold_batch_norm(block.conv2, block.norm2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map x (N, Cin, H, W) to h (N, Cout, H, W)."""
         return F.relu(self.conv2(F.relu(self.conv1(x))))
 
 
 def separable_gate(block: SeparableUpsampleBlock) -> Gate:
-    """The gate of `SeparableUpsampleBlock` from mean(U h). Its squeeze takes R in: S mean(R U h) = (S R) mean(U h)."""
+    """Build the gate of `SeparableUpsampleBlock`, to be applied to mean(U h).
+
+    R is folded into its squeeze: S mean(R U h) = (S R) mean(U h).
+    """
     squeeze = dense_matrix(block.gate.squeeze) @ dense_matrix(block.refine)
     return Gate((squeeze, None), (dense_matrix(block.gate.excite), None))
 
 
 def transposed_gate(block: UpsampleBlock) -> Gate:
-    """The gate of `UpsampleBlock` from mean(h). Exact.
+    """Build the gate of `UpsampleBlock`, to be applied to mean(h). Exact.
 
-    A transposed convolution of kernel and stride 2 writes each position into four cells of its own, so the mean of
-    its output is the mean of its four matrices times the mean of its input, plus its bias.
+    A transposed convolution of kernel and stride 2 writes each position into its own four cells, so the mean of its
+    output is the mean of its four matrices times the mean of its input, plus its bias.
     """
     up = block.up
     squeeze, mean = dense_matrix(block.gate.squeeze), up.weight.mean((2, 3)).T
@@ -73,6 +78,7 @@ class DeploySeparableUpsampleBlock(nn.Module):
         self.residual = pointwise(dense_matrix(block.residual))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map x (N, Cin, H, W) to the block's output before U, (N, Cout, H, W)."""
         h = self.trunk(x)
         gate = spread(self.gate(self.mean(h)), (h.shape[2], h.shape[3]))
         return self.refine(h) * gate + self.residual(x)
@@ -81,8 +87,8 @@ class DeploySeparableUpsampleBlock(nn.Module):
 class LastSeparableBlock(nn.Module):
     """`SeparableUpsampleBlock` on x = U w and the 1x1 head F after it, before its own U. Exact.
 
-    F (g * (R U h) + Rs U x) = U (M h + U (F Rs) w) with M = F diag(g) R of one image: only F's few channels are
-    ever upsampled. (N, Cin, H, W) to (N, Cout, 2H, 2W).
+    F (g * (R U h) + Rs U x) = U (M h + U (F Rs) w) with M = F diag(g) R, one matrix per image: only F's few channels
+    are upsampled. (N, Cin, H, W) to (N, Cout, 2H, 2W).
     """
 
     mean: Tensor
@@ -101,6 +107,7 @@ class LastSeparableBlock(nn.Module):
         self.register_buffer("head", head)
 
     def forward(self, w: Tensor) -> Tensor:
+        """Map w (N, Cin, H, W) to the head's output before the last U, (N, Cout, 2H, 2W)."""
         h = self.trunk(upsample(w)).flatten(2)
         gate = self.gate((h @ self.mean).unsqueeze(-1))
         matrix = (self.head * gate.flatten(2).transpose(1, 2)) @ self.refine
@@ -109,7 +116,7 @@ class LastSeparableBlock(nn.Module):
 
 
 class DeployUpsampleBlock(nn.Module):
-    """`UpsampleBlock`: gate from h, residual product before U. (N, Cin, H, W) to (N, Cout, 2H, 2W). Exact."""
+    """`UpsampleBlock` with the gate computed from h and the residual product before U. Exact."""
 
     def __init__(self, block: UpsampleBlock) -> None:
         super().__init__()
@@ -118,6 +125,7 @@ class DeployUpsampleBlock(nn.Module):
         self.residual = pointwise(dense_matrix(block.residual), bias_of(block.residual))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map x (N, Cin, H, W) to (N, Cout, 2H, 2W)."""
         h = self.trunk(x)
         return self.up(h) * self.gate(global_mean(h)) + upsample(self.residual(x))
 
@@ -125,8 +133,8 @@ class DeployUpsampleBlock(nn.Module):
 class LastUpsampleBlock(nn.Module):
     """`UpsampleBlock` and the 1x1 head F after it: (N, Cin, H, W) to (N, Cout, 2H, 2W). Exact.
 
-    F (g * up(h)) has one matrix F diag(g) W of an image for each of the four cells: few channels, then the cells are
-    interleaved. The other half is U (F Rs x + F b).
+    F (g * up(h)) is one matrix F diag(g) W per image for each of the four cells, so few channels are computed before
+    the cells are interleaved. The other half is U (F Rs x + F b).
     """
 
     head: Tensor
@@ -137,7 +145,7 @@ class LastUpsampleBlock(nn.Module):
         self.trunk, self.gate, self.size = Trunk(block), transposed_gate(block), (2 * size[0], 2 * size[1])
         head, up = dense_matrix(final), block.up
         assert up.bias is not None
-        # (Cin, Cout, 2, 2) with the bias as one more input, to (Cout, cells * (Cin + 1)).
+        # (Cin, Cout, 2, 2) with the bias as an additional input channel, to (Cout, cells * (Cin + 1)).
         bias = up.bias[None, :, None, None].expand(1, -1, 2, 2)
         cells = torch.cat((up.weight, bias)).permute(1, 2, 3, 0)
         self.register_buffer("head", head)
@@ -146,6 +154,7 @@ class LastUpsampleBlock(nn.Module):
         self.residual = pointwise(head @ residual, head @ bias_of(block.residual) + bias_of(final))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map x (N, Cin, H, W) to the head's output, (N, Cout, 2H, 2W)."""
         h = self.trunk(x)
         gate = self.gate(global_mean(h)).flatten(2).transpose(1, 2)
         matrix = ((self.head * gate) @ self.cells).reshape(-1, 4 * self.head.shape[0], h.shape[1] + 1)
@@ -154,14 +163,14 @@ class LastUpsampleBlock(nn.Module):
 
 
 def first_block(block: Any, size: tuple[int, int]) -> tuple[nn.Module, bool]:
-    """The deploy form of a block for maps of `size`, and whether its U is still to come."""
+    """Build the deploy form of a block for maps of `size`, and tell whether its U is still to be applied."""
     if isinstance(block, SeparableUpsampleBlock):
         return DeploySeparableUpsampleBlock(block, size), True
     return DeployUpsampleBlock(block), False
 
 
 def last_block(block: Any, final: nn.Conv2d, size: tuple[int, int]) -> nn.Module:
-    """A head's second block with its last 1x1; `size` is that of the head's input."""
+    """Build a head's second block merged with its last 1x1; `size` is the size of the head's input."""
     if isinstance(block, SeparableUpsampleBlock):
         return LastSeparableBlock(block, final, size)
     return LastUpsampleBlock(block, final, size)

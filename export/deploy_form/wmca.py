@@ -1,4 +1,4 @@
-"""WMCA with the four tasks in one map: one partition and one attention for all of them."""
+"""WMCA with the four tasks stacked in one map: one partition and one attention for all of them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from m2h_deploy.model.wmca import WMCA, CrossTaskAttention, WMCALayer
 
 
 def window_grid(height: int, width: int, window_size: int) -> tuple[int, int]:
-    """Rows and columns of windows that cover a map."""
+    """Return how many rows and columns of windows cover a map."""
     return -(-height // window_size), -(-width // window_size)
 
 
 def window_partition(x: Tensor, window_size: int) -> Tensor:
-    """The reference's partition, (N, C, H, W) to (N * M, p * p, C), channels last before the rest moves.
+    """Partition (N, C, H, W) into windows (N * M, p * p, C) as the reference does, but channels last first.
 
-    As one permutation of six axes it walks single channels; this way it moves rows of p * C neighbors.
+    A single permutation of six axes copies one channel value at a time; this way rows of p * C adjacent values are
+    copied.
     """
     x = x.permute(0, 2, 3, 1)
     _, height, width, channels = x.shape
@@ -34,7 +35,7 @@ def window_partition(x: Tensor, window_size: int) -> Tensor:
 
 
 def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -> Tensor:
-    """Inverse of `window_partition`: (N * M, p * p, C) to (N, C, H, W), padding cut off."""
+    """Invert `window_partition`: (N * M, p * p, C) to (N, C, H, W), padding cropped."""
     rows, columns = window_grid(height, width, window_size)
     x = windows.reshape(-1, rows, columns, window_size, window_size, windows.shape[2])
     x = x.transpose(2, 3).reshape(-1, rows * window_size, columns * window_size, windows.shape[2])
@@ -42,18 +43,19 @@ def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -
 
 
 def padding_mask(height: int, width: int, window_size: int) -> Tensor:
-    """1 for real positions and 0 for padding, (M, p * p, 1) in the order of `window_partition`."""
+    """Return 1 for real positions and 0 for padding, (M, p * p, 1) in the order of `window_partition`."""
     return window_partition(torch.ones(1, 1, height, width, dtype=torch.float64), window_size)
 
 
 class TaskNorms(nn.Module):
-    """One LayerNorm a task on stacked windows: (B, L, T * C), same."""
+    """One LayerNorm per task on stacked windows: (B, L, T * C) to the same shape."""
 
     def __init__(self, norms: nn.ModuleDict) -> None:
         super().__init__()
         self.norms = nn.ModuleList(norms[task] for task in WMCA_TASKS)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize each task's channels of (B, L, T * C)."""
         parts = x.chunk(len(self.norms), dim=2)
         return torch.cat([norm(part) for norm, part in zip(self.norms, parts, strict=True)], dim=2)
 
@@ -61,9 +63,10 @@ class TaskNorms(nn.Module):
 class WindowAttention(nn.Module):
     """`CrossTaskAttention` with fewer biases and no scale: (B, L, C) to (B, L, C). Exact.
 
-    q . (k + b) = q . k + q . b, and q . b is the same for every key, which softmax ignores: the key bias goes. The
-    weights of a query sum to 1, so the value bias bv becomes Wo bv in the output's. The scale is folded into Wq.
-    Three products instead of one: at this many tokens, splitting their result costs more than reading x again.
+    q . (k + b) = q . k + q . b, and q . b is the same for every key, which softmax ignores, so the key bias is dropped.
+    The weights of a query sum to 1, so the value bias bv is added to the output's bias as Wo bv. The scale is folded
+    into Wq. Three products instead of one: at this many tokens, splitting a joint result costs more than reading x
+    again.
     """
 
     def __init__(self, source: CrossTaskAttention) -> None:
@@ -79,14 +82,15 @@ class WindowAttention(nn.Module):
         self.out = linear(out.weight, out.bias + out.weight @ value_bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Attend within each window: tokens (B, L, C) to (B, L, C)."""
         return self.out(attention(self.query(x), self.key(x), self.value(x), self.heads))
 
 
 class DeployWMCALayer(nn.Module):
-    """`WMCALayer` on windows of stacked tasks, (B, p * p, T * C) to the same. Padding tokens come in as zeros.
+    """`WMCALayer` on windows of stacked tasks, (B, p * p, T * C) to the same shape. Padding tokens are zeros on input.
 
-    The feed-forward's linear layers are 1x1 convolutions over a window's (position, task) grid: the same products,
-    and engines add a convolution's bias and the residual without another pass over the wide map.
+    The feed-forward's linear layers are 1x1 convolutions over a window's (position, task) grid: the products are the
+    same, and engines add a convolution's bias and the residual without another pass over the wide map.
     """
 
     def __init__(self, layer: WMCALayer) -> None:
@@ -97,6 +101,7 @@ class DeployWMCALayer(nn.Module):
         self.ffn2 = pointwise(layer.ffn2.weight, layer.ffn2.bias)
 
     def forward(self, windows: Tensor) -> Tensor:
+        """Map windows (B, p * p, T * C) to the same shape."""
         positions, features = windows.shape[1:]
         tasks = len(WMCA_TASKS)
         z = self.norm1(windows).reshape(-1, positions * tasks, features // tasks)
@@ -107,14 +112,11 @@ class DeployWMCALayer(nn.Module):
 
 
 class DeployWMCA(nn.Module):
-    """`WMCA` with windows, one partition for all tasks and layers.
+    """`WMCA` on windows, with one partition for all tasks and layers.
 
-    Attention does not care about the order of its tokens, so a window holds (row, column, task) tokens. The reference
-    crops after each layer and pads with zeros again before the next: here padding tokens are set back to zero between
-    layers. Exact.
-
-    Task maps (N, C, H, W) to one map (N, T * C', H', W'), tasks in the order of WMCA_TASKS; in M2H-small
-    before the upsampling and `expand`, which its readers take in.
+    Attention is invariant to the order of its tokens, so a window holds (row, column, task) tokens. The reference crops
+    after each layer and pads with zeros again before the next; here padding tokens are reset to zero between layers.
+    Exact.
     """
 
     def __init__(self, wmca: WMCA) -> None:
@@ -123,11 +125,20 @@ class DeployWMCA(nn.Module):
         layers: Any = wmca.layers
         self.layers = nn.ModuleList(DeployWMCALayer(layer) for layer in layers)
         self.window_size: int = layers[0].window_size
-        # Looked up on the instance so that an export can put named operators in their place.
+        # Looked up on the instance so that an export can replace them by named operators.
         self.partition = window_partition
         self.reverse = window_reverse
 
     def forward(self, maps: dict[str, Tensor]) -> Tensor:
+        """Exchange features between the tasks.
+
+        Args:
+            maps: One map (N, C, H, W) per task.
+
+        Returns:
+            One map (N, T * C', H', W'), tasks in the order of WMCA_TASKS. In M2H-small this is the map before
+            upsampling and `expand`, which the following layers fold in: C' = C / 4, H' = H / 2, W' = W / 2.
+        """
         if self.reduce is not None:
             maps = {task: F.max_pool2d(self.reduce[task](maps[task]), 2) for task in WMCA_TASKS}
         stacked = torch.cat([maps[task] for task in WMCA_TASKS], dim=1)
@@ -138,25 +149,25 @@ class DeployWMCA(nn.Module):
         return self.reverse(windows, self.window_size, height, width)
 
     def clear_padding(self, windows: Tensor, height: int, width: int) -> Tensor:
-        """Zeros in the padding tokens, as the reference has them when a layer begins."""
+        """Set the padding tokens of windows (N * M, p * p, C) to zero, as the reference has them before a layer."""
         mask = padding_mask(height, width, self.window_size).to(windows)
         masked = windows.reshape(-1, *mask.shape[:2], windows.shape[2]) * mask
         return masked.reshape(-1, mask.shape[1], windows.shape[2])
 
 
 def embed_task(matrix: Tensor, task: str) -> Tensor:
-    """A task's matrix (Cout, C) as one over all stacked tasks (Cout, T * C), zeros elsewhere.
+    """Extend a task's matrix (Cout, C) with zeros to all stacked tasks, (Cout, T * C).
 
-    One product over the stacked map instead of a slice of it, which would leave the convolutions' layout.
+    One product over the stacked map replaces a slice of it, which would leave the convolutions' layout.
     """
     blocks = [matrix if other == task else torch.zeros_like(matrix) for other in WMCA_TASKS]
     return torch.cat(blocks, dim=1)
 
 
 class LocalPath(nn.Module):
-    """F^t to F_local^t for any `cross_task`: WMCA's deploy form, the reference's ablation, or nothing.
+    """F^t to F_local^t for any `cross_task`: the deploy form of WMCA, the reference's ablation, or the identity.
 
-    `forward` gives each task a map; `full` brings it to C channels and full size, where it is not there yet.
+    `forward` returns one map per task; `full` converts it to C channels at full size if it is not there yet.
     """
 
     def __init__(self, wmca: WMCA | None) -> None:
@@ -171,6 +182,10 @@ class LocalPath(nn.Module):
                 self.expand[task] = pointwise(embed_task(dense_matrix(conv), task), bias_of(conv))
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Map F^t per task, (N, C, H, W), to the local map of each task.
+
+        In M2H-small every task gets the same stacked map (N, T * C', H / 2, W / 2); otherwise each gets (N, C, H, W).
+        """
         if self.exchange is None:
             return maps
         if not isinstance(self.exchange, DeployWMCA):
@@ -181,5 +196,5 @@ class LocalPath(nn.Module):
         return dict(zip(WMCA_TASKS, stacked.chunk(len(WMCA_TASKS), dim=1), strict=True))
 
     def full(self, task: str, local: Tensor) -> Tensor:
-        """expand(U x) = U expand(x), bias included. Exact."""
+        """Return a task's local map at full size, (N, C, H, W): expand(U x) = U expand(x), bias included. Exact."""
         return upsample(self.expand[task](local)) if self.reduced else local

@@ -1,4 +1,4 @@
-"""Run an engine file: one module an engine kind, imported only when a bundle asks for it."""
+"""Run an engine file: one module per engine kind, imported only when a bundle needs it."""
 
 from m2h_deploy.backends.base import Backend, BackendOptions, LayerTime
 from m2h_deploy.backends.registry import KINDS, EngineKind, open_backend, profile_engine

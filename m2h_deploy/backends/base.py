@@ -1,4 +1,4 @@
-"""What every engine on a device has in common: its interface, and the options to open it."""
+"""The common interface of all engines on a device, and the options to open them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from m2h_deploy.errors import M2HError
 
-#: More threads than this are a mistake, and starting them can take a machine down.
+#: A larger number of threads is an input error, and starting them could exhaust the machine.
 MAX_THREADS = 1024
 
 
@@ -32,37 +32,44 @@ class BackendOptions:
 
 
 class Backend(Protocol):
-    """A loaded engine. One thread at a time."""
+    """A loaded engine. Not thread-safe: use it from one thread at a time."""
 
     description: str
-    """Engine, version and device in words, for logs."""
+    """Engine, version and device as text, for logs."""
 
     def run(
         self, image: NDArray[np.float32], out: dict[str, NDArray[np.float32]] | None = None
     ) -> dict[str, NDArray[np.float32]]:
-        """(N, 3, H, W) float32 to the outputs by name, float32.
+        """Run the engine on an image.
 
-        Written to the arrays of `out` (`new_outputs` makes them), and else to arrays that the next call overwrites.
-        Raises M2HError on an image that the engine does not take, on an engine that fails, and after `close`.
+        Args:
+            image: float32 (N, 3, H, W), normalized, or uint8 for a sensor graph.
+            out: Arrays to write the outputs to (see `new_outputs`); by default arrays that the next call overwrites.
+
+        Returns:
+            The outputs by name, float32; labels keep their type.
+
+        Raises:
+            M2HError: The image has the wrong shape, the engine fails, or it is closed.
         """
         ...
 
     def new_outputs(self, batch: int = 1) -> dict[str, NDArray[np.float32]]:
-        """New arrays for `out`."""
+        """Allocate arrays for `out`."""
         ...
 
     def close(self) -> None:
-        """Give back what the engine holds. Harmless to call twice."""
+        """Release the engine's resources. Idempotent."""
         ...
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """One layer of one run, from the engine's own profiler."""
+    """Time of one layer in one run, from the engine's own profiler."""
 
     name: str
     kind: str
-    """The engine's word for what it does, such as `Conv`."""
+    """The engine's name of the layer's operation, such as `Conv`."""
     milliseconds: float
 
 

@@ -1,4 +1,4 @@
-"""Where an engine's tensors lie in memory. Pure planning: nothing is allocated here."""
+"""Plan where an engine's tensors lie in memory; nothing is allocated here."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 from m2h_deploy.errors import M2HError
 
-#: Alignment of CUDA allocations, and of what TensorRT binds.
+#: Alignment in bytes of CUDA allocations, and of TensorRT's bindings.
 ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of an engine; a free batch is -1 in `shape`."""
+    """An input or output of an engine; a dynamic batch is -1 in `shape`."""
 
     name: str
     shape: tuple[int, ...]
@@ -25,7 +25,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Placement:
-    """A tensor at a place of the one allocation that all share."""
+    """A tensor's position in the one allocation that all tensors share."""
 
     name: str
     shape: tuple[int, ...]
@@ -35,13 +35,15 @@ class Placement:
 
     @property
     def nbytes(self) -> int:
+        """Size of the tensor in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
 def plan_buffers(tensors: Iterable[TensorSpec], batch: int) -> tuple[tuple[Placement, ...], int]:
-    """Places for `tensors` at batch size `batch`, inputs first, and the size of the allocation in bytes.
+    """Place `tensors` for batch size `batch`, inputs first, and return the size of the allocation in bytes.
 
-    Raises M2HError where a size other than the batch is free.
+    Raises:
+        M2HError: A side other than the batch is dynamic.
     """
     placements: list[Placement] = []
     offset = 0

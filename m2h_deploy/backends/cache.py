@@ -1,4 +1,4 @@
-"""What engines compile on a machine and keep for the next start: in the user's cache folder, never in a bundle."""
+"""Store data that engines compile on a machine in the user's cache folder, never in a bundle."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ _DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 def user_cache_folder(kind: str) -> Path | None:
-    """`$XDG_CACHE_HOME/m2h-deploy/KIND`, or the same under `~/.cache`; None where it cannot be written.
+    """Return `$XDG_CACHE_HOME/m2h-deploy/KIND`, or the same under `~/.cache`; None if it cannot be written.
 
-    Not the bundle: its files are fixed by its manifest. Made for the user alone, because engines run what lies there.
+    It is not in the bundle, whose files are fixed by its manifest. Only the user has access, because engines execute
+    the cached code.
     """
     places = (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache"))  # noqa: PTH111 (never raises)
     base = next((place for place in places if Path(place).is_absolute()), None)  # "~" stays for a user without a home
@@ -30,7 +31,7 @@ def user_cache_folder(kind: str) -> Path | None:
 
 
 def read_checked(path: Path) -> bytes | None:
-    """What `write_checked` wrote; None where there is nothing, or something else than was written."""
+    """Read what `write_checked` wrote; None if the file is missing or damaged."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -40,7 +41,7 @@ def read_checked(path: Path) -> bytes | None:
 
 
 def write_checked(path: Path, body: bytes) -> bool:
-    """Write `body` behind its sha256, in one step; False where that cannot be, which only costs time."""
+    """Write `body` with its sha256 atomically; return False if that fails, which only costs time later."""
     try:
         write_bytes(path, hashlib.sha256(body).digest() + body)
     except M2HError:

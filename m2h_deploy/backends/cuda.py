@@ -1,4 +1,4 @@
-"""The few CUDA runtime calls that an engine needs, through cuda-python, with errors in words."""
+"""The few CUDA runtime calls that an engine needs, through cuda-python, with readable errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from m2h_deploy.errors import M2HError
 
 @dataclass(frozen=True)
 class Held:
-    """Graphs and memory of a `Cuda`."""
+    """Graphs and memory taken out of a `Cuda`."""
 
     graphs: list[Any]
     allocations: list[int]
@@ -22,7 +22,7 @@ class Held:
 
 
 class Cuda:
-    """One device and one stream of it. What it hands out is freed by `close`."""
+    """One device and one stream on it. `close` frees all memory and graphs obtained from it."""
 
     def __init__(self, device: int = 0) -> None:
         from cuda.bindings import runtime
@@ -36,7 +36,11 @@ class Cuda:
         self.stream = int(self.call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking))
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """`name` of the CUDA runtime; its result. Raises M2HError with CUDA's own words."""
+        """Call the function `name` of the CUDA runtime and return its result.
+
+        Raises:
+            M2HError: The call fails; has CUDA's own message.
+        """
         status, *result = getattr(self._runtime, name)(*arguments)
         if status != self._runtime.cudaError_t.cudaSuccess:
             words = self._runtime.cudaGetErrorString(status)[1].decode()
@@ -44,32 +48,32 @@ class Cuda:
         return result[0] if len(result) == 1 else tuple(result) or None
 
     def use(self) -> None:
-        """Make this device the calling thread's: CUDA's choice holds for one thread."""
+        """Make this device current in the calling thread; CUDA keeps the current device per thread."""
         self.call("cudaSetDevice", self.device)
 
     def allocate(self, nbytes: int) -> int:
-        """Address of device memory."""
+        """Allocate device memory and return its address."""
         pointer = int(self.call("cudaMalloc", nbytes))
         self._allocations.append(pointer)
         return pointer
 
     def allocate_pinned(self, nbytes: int) -> NDArray[np.uint8]:
-        """Host memory that the GPU copies to and from without the CPU."""
+        """Allocate page-locked host memory, which the GPU copies directly; uint8 (nbytes,)."""
         pointer = int(self.call("cudaMallocHost", nbytes))
         self._pinned.append(pointer)
         return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(pointer))
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
-        """Copy on the stream, from and to wherever the addresses are."""
+        """Copy on the stream between two addresses, on the device or the host."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDefault
         self.call("cudaMemcpyAsync", target, source, nbytes, kind, self.stream)
 
     def synchronize(self) -> None:
-        """Wait until the stream is empty."""
+        """Wait for all work on the stream."""
         self.call("cudaStreamSynchronize", self.stream)
 
     def capture(self, work: Any) -> Any:
-        """Record what `work()` gives the stream as a CUDA graph."""
+        """Record the work that `work()` enqueues on the stream as a CUDA graph."""
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.call("cudaStreamBeginCapture", self.stream, mode)
         try:
@@ -82,11 +86,11 @@ class Cuda:
         return executable
 
     def launch(self, graph: Any) -> None:
-        """Run a captured graph on the stream."""
+        """Launch a captured graph on the stream."""
         self.call("cudaGraphLaunch", graph, self.stream)
 
     def milliseconds(self, work: Any) -> float:
-        """Time that the GPU takes for what `work()` gives the stream, by CUDA events."""
+        """Return the GPU time of the work that `work()` enqueues, measured by CUDA events."""
         start, end = self.call("cudaEventCreate"), self.call("cudaEventCreate")
         try:
             self.call("cudaEventRecord", start, self.stream)
@@ -99,24 +103,24 @@ class Cuda:
             self.call("cudaEventDestroy", end)
 
     def capability(self) -> str:
-        """Compute capability of the device, such as `8.6`."""
+        """Return the compute capability of the device, such as `8.6`."""
         properties = self.call("cudaGetDeviceProperties", self.device)
         return f"{properties.major}.{properties.minor}"
 
     def detach(self) -> Held:
-        """What was handed out so far, as one piece; from here on it is the caller's to `free` or to `attach`."""
+        """Take out all memory and graphs allocated so far; the caller must `free` or `attach` them."""
         held = Held(self._graphs, self._allocations, self._pinned)
         self._graphs, self._allocations, self._pinned = [], [], []
         return held
 
     def attach(self, held: Held) -> None:
-        """Take back what `detach` gave."""
+        """Put back what `detach` returned."""
         self._graphs += held.graphs
         self._allocations += held.allocations
         self._pinned += held.pinned
 
     def free(self, held: Held) -> None:
-        """Free memory and graphs; the stream stays."""
+        """Free memory and graphs; the stream is kept."""
         for graph in held.graphs:
             self._runtime.cudaGraphExecDestroy(graph)
         for pointer in held.allocations:
@@ -125,7 +129,7 @@ class Cuda:
             self._runtime.cudaFreeHost(pointer)
 
     def close(self) -> None:
-        """Free everything. Harmless to call twice."""
+        """Free everything, including the stream. Idempotent."""
         self.free(self.detach())
         if self.stream:
             self._runtime.cudaStreamDestroy(self.stream)
@@ -133,7 +137,7 @@ class Cuda:
 
 
 def capability_here() -> str:
-    """Compute capability of the first GPU. Raises M2HError where there is none."""
+    """Return the compute capability of the first GPU. Raises M2HError without a GPU."""
     gpu = Cuda()
     try:
         return gpu.capability()
@@ -142,7 +146,7 @@ def capability_here() -> str:
 
 
 def missing_gpu() -> str | None:
-    """Why there is no usable GPU here, in CUDA's words; None where there is one."""
+    """Return CUDA's reason why no GPU is usable here; None if there is one."""
     try:
         from cuda.bindings import runtime
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""ONNX Runtime."""
+"""Run an ONNX graph with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from m2h_deploy.causes import failure, reason
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import library_path, scratch_folder
 
-#: What a bundle calls a provider, and what ONNX Runtime does.
+#: ONNX Runtime's name of a provider by its name in a bundle.
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -28,13 +28,13 @@ PROVIDERS = {
 }
 
 
-#: Provider options that a bundle may set. Others name libraries and files to load, which a bundle must not.
+#: Provider options that a bundle may set. Others could make the engine load arbitrary libraries and files.
 _PROVIDER_OPTIONS = {"device_id", "gpu_mem_limit", "arena_extend_strategy", "cudnn_conv_algo_search", "use_tf32"}
 
-#: How the profiler marks the event of a node's computation.
+#: Suffix by which the profiler marks the event of a node's computation.
 _KERNEL = "_kernel_time"
 
-#: ONNX Runtime's names of types.
+#: NumPy's name of a type by that of ONNX Runtime.
 _TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -44,7 +44,7 @@ _TYPES = {
 
 
 class OnnxRuntimeBackend(Backend):
-    """One session with its output buffers. Not for two threads at once."""
+    """One session with its output buffers. Not thread-safe."""
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
         manifest = bundle.manifest
@@ -64,6 +64,7 @@ class OnnxRuntimeBackend(Backend):
         self._converted: NDArray[Any] | None = None
 
     def run(self, image: NDArray[np.float32], out: Outputs | None = None) -> Outputs:
+        """Run the session on `image`, (N, 3, H, W) or raw pixels for a sensor graph; see `Backend.run`."""
         if self._session is None:
             raise M2HError(f"{self._where}: the engine is closed")
         check_image(image, self._spec.batch, self._spec.sides, self._where)
@@ -78,7 +79,7 @@ class OnnxRuntimeBackend(Backend):
         return self._outputs.finish()
 
     def _bind_input(self, image: NDArray[Any]) -> None:
-        """Let the session read `image` where it lies; again only for another array."""
+        """Bind `image` to the session without a copy; rebinds only if the array changes."""
         if image.dtype != self._dtype or not image.flags.c_contiguous:
             if self._converted is None or self._converted.shape != image.shape:
                 self._converted = np.empty(image.shape, self._dtype)
@@ -89,9 +90,11 @@ class OnnxRuntimeBackend(Backend):
             self._bound = image  # ONNX Runtime borrows the memory: it must live as long as the binding
 
     def new_outputs(self, batch: int = 1) -> Outputs:
+        """Allocate arrays for `out`, by output name."""
         return self._outputs.new(batch)
 
     def close(self) -> None:
+        """Release the session and its buffers. Idempotent."""
         self._session = self._binding = self._bound = self._converted = None
         self._outputs.clear()
 
@@ -99,10 +102,12 @@ class OnnxRuntimeBackend(Backend):
 def open_session(
     bundle: Bundle, options: BackendOptions, *, profile: str | None = None
 ) -> tuple[ort.InferenceSession, str]:
-    """The bundle's engine as a session, and the provider's short name.
+    """Open the bundle's engine as a session; also return the provider's short name.
 
-    With `profile` its events are written to a file of this prefix. Raises M2HError where the bundle asks for what is
-    not there, or ONNX Runtime does not take it.
+    With `profile`, profiling events are written to a file with this prefix.
+
+    Raises:
+        M2HError: The provider is not available, the bundle sets a forbidden option, or ONNX Runtime rejects the graph.
     """
     engine = bundle.manifest.engine.options
     provider = options.device or str(engine.get("provider", "cpu"))
@@ -110,7 +115,7 @@ def open_session(
         raise M2HError(f"{bundle.path}: unknown provider '{provider}': choose one of {', '.join(PROVIDERS)}")
     threads, provider_options = options.threads or engine.get("threads"), engine.get("provider_options", {})
     wanted = PROVIDERS[provider]
-    # ONNX Runtime falls back to the CPU without a word: ask before, and look again afterwards.
+    # ONNX Runtime falls back to the CPU silently: check before and after the session is made.
     if wanted not in ort.get_available_providers():
         raise M2HError(
             f"{bundle.path} asks for the provider '{provider}', which this ONNX Runtime lacks (it has "
@@ -122,7 +127,7 @@ def open_session(
     if refused:
         raise M2HError(f"{bundle.path}: a bundle may not set the provider option '{refused[0]}'")
     session_options = ort.SessionOptions()
-    session_options.log_severity_level = 4  # what is wrong comes as an exception
+    session_options.log_severity_level = 4  # errors are raised as exceptions
     session_options.inter_op_num_threads = 1
     if profile is not None:
         session_options.enable_profiling = True
@@ -146,7 +151,7 @@ def _sides(node: Any) -> tuple[int | None, ...]:
 
 
 def _check_session(session: ort.InferenceSession, bundle: Bundle) -> None:
-    """Raises M2HError where the graph does not have what the manifest says."""
+    """Raise M2HError if the graph's inputs and outputs differ from the manifest."""
     where, spec = os.fspath(bundle.path), bundle.manifest.input
     inputs = {node.name: node for node in session.get_inputs()}
     outputs = {node.name: node for node in session.get_outputs()}
@@ -178,7 +183,7 @@ def profile(bundle: Bundle, options: BackendOptions, runs: int) -> list[Run]:
 
 
 def read_events(events: Iterable[dict[str, Any]]) -> list[Run]:
-    """The layers of every run in a profile, in the order of execution."""
+    """Return the layers of every run in a profile, in the order of execution."""
     runs: list[list[LayerTime]] = []
     ends: list[float] = []
     nodes = []

@@ -1,6 +1,6 @@
-"""OpenVINO: run an IR (`model.xml` and `model.bin`) on a CPU, or on another of its devices.
+"""Run an OpenVINO IR (`model.xml` and `model.bin`) on a CPU, or on another of OpenVINO's devices.
 
-One infer request whose outputs are numpy arrays that OpenVINO writes into; the input is read where the caller has it.
+One infer request writes its outputs into numpy arrays and reads the caller's input without a copy.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import library_path
 
-#: Kinds of device that choose among others, and so are in no list of what is there.
+#: Virtual devices, which choose among others and so are not listed as available.
 _VIRTUAL_DEVICES = ("AUTO", "HETERO", "MULTI", "BATCH")
 
-#: OpenVINO's names, among a device's capabilities, of the types that it computes in.
+#: A type's name among the capabilities of a device.
 _CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 
 
 class OpenVINOBackend(Backend):
-    """One compiled model with its output buffers. Not for two threads at once.
+    """One compiled model with its output buffers. Not thread-safe.
 
     `options.device` is an OpenVINO device (CPU, GPU, NPU, AUTO). `options.extra` may hold `cache`: a folder for
-    compiled models, True for the user's cache folder (see `cache_folder`), False for none. Without it they are kept
-    for every device but the CPU, which compiles in about the time that it takes to read them.
+    compiled models, True for the user's cache folder (see `cache_folder`), False for no cache. By default they are
+    cached for every device except the CPU, where compiling takes about as long as reading the cache.
     """
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
@@ -52,6 +52,7 @@ class OpenVINOBackend(Backend):
         self.description = f"OpenVINO {ov.__version__.split('-')[0]}, {device}, {self.precision}{note}"
 
     def run(self, image: NDArray[np.float32], out: Outputs | None = None) -> Outputs:
+        """Run the model on `image`, (N, 3, H, W) or raw pixels for a sensor graph; see `Backend.run`."""
         if self._request is None:
             raise M2HError(f"{self._where}: the engine is closed")
         self._bind_input(image)
@@ -65,7 +66,7 @@ class OpenVINOBackend(Backend):
         return self._outputs.finish()
 
     def _bind_input(self, image: NDArray[Any]) -> None:
-        """Let the request read `image` where it lies; again only for another array."""
+        """Bind `image` to the request without a copy; rebinds only if the array changes."""
         if not self._input.takes(image.shape):
             raise M2HError(f"{self._where} takes images {self._input.words}, got an array of {image.shape}")
         if image.dtype != self._input.dtype or not image.flags.c_contiguous:
@@ -78,18 +79,20 @@ class OpenVINOBackend(Backend):
             self._bound = image  # OpenVINO borrows the memory: it must live as long as the binding
 
     def new_outputs(self, batch: int = 1) -> Outputs:
+        """Allocate arrays for `out`, by output name."""
         return self._outputs.new(batch)
 
     def close(self) -> None:
-        """Give back what the engine holds. Harmless to call twice."""
+        """Release the model and its buffers. Idempotent."""
         self._request = self._compiled = self._bound = self._converted = None
         self._outputs.clear()
 
 
 def compile_ir(bundle: Bundle, options: BackendOptions, properties: dict[str, Any] | None = None) -> tuple[Any, str]:
-    """The bundle's IR compiled, and for which device; `properties` go over those that the bundle asks for.
+    """Compile the bundle's IR; also return the device. `properties` override those of the bundle.
 
-    Raises M2HError where the device is not there, or OpenVINO does not take the IR.
+    Raises:
+        M2HError: The device is not available, or OpenVINO rejects the IR.
     """
     engine = bundle.manifest.engine.options
     core = ov.Core()
@@ -107,7 +110,7 @@ def compile_ir(bundle: Bundle, options: BackendOptions, properties: dict[str, An
 
 
 def _ports(compiled: Any, bundle: Bundle) -> tuple[_Port, dict[str, _Port]]:
-    """The input and the outputs by name. Raises M2HError where the IR does not have what the manifest says."""
+    """Return the input and the outputs by name. Raises M2HError if the IR differs from the manifest."""
     spec = bundle.manifest.input
     try:
         image = _Port(compiled.input(spec.name))
@@ -115,7 +118,7 @@ def _ports(compiled: Any, bundle: Bundle) -> tuple[_Port, dict[str, _Port]]:
     except RuntimeError as error:
         raise M2HError(f"{bundle.path}: the engine lacks a name of the manifest: {reason(error)}") from None
     where = os.fspath(bundle.path)
-    # A bundle's FP16 may have float32 at its ends, as OpenVINO likes it: the buffers take what the ports say.
+    # An FP16 bundle may have float32 inputs and outputs in the IR: the buffers use the types of the ports.
     check_tensor(where, spec.name, (image.dtype, (spec.batch, *spec.sides)), (image.dtype, image.all_sides))
     for out in bundle.manifest.outputs:
         port = ports[out.name]
@@ -124,7 +127,7 @@ def _ports(compiled: Any, bundle: Bundle) -> tuple[_Port, dict[str, _Port]]:
 
 
 class _Port:
-    """An input or output of a compiled model; only its batch may be free."""
+    """An input or output of a compiled model; only its batch may be dynamic."""
 
     def __init__(self, port: Any) -> None:
         self.port = port
@@ -133,19 +136,21 @@ class _Port:
         self.sides = tuple(int(side or 1) for side in self.all_sides[1:])
 
     def takes(self, shape: tuple[int, ...]) -> bool:
+        """Return whether an array of `shape` fits."""
         return len(shape) == len(self.all_sides) and all(
             side == given or (side is None and given) for side, given in zip(self.all_sides, shape, strict=True)
         )
 
     @property
     def words(self) -> str:
+        """The shape as text, such as `(N, 3, 224, 224)`."""
         return "(" + ", ".join("N" if side is None else str(side) for side in self.all_sides) + ")"
 
 
 def cache_folder(wanted: bool | str | os.PathLike[str]) -> Path | None:
-    """Where compiled models are kept: a folder of the caller's, the user's cache folder for True, none for False.
+    """Return the folder for compiled models: the caller's, the user's cache folder for True, None for False.
 
-    None also where the user's cannot be written: a cache only saves time.
+    None also if the user's cache folder cannot be written: a cache only saves time.
     """
     if wanted is False:
         return None
@@ -153,15 +158,15 @@ def cache_folder(wanted: bool | str | os.PathLike[str]) -> Path | None:
 
 
 def wanted_precision(bundle: Bundle) -> str:
-    """Return the type that the bundle is to be computed in: f32, bf16 or f16; f32 where it does not say."""
+    """Return the type that the bundle is to be computed in: f32, bf16 or f16; f32 by default."""
     return str(bundle.manifest.engine.options.get("inference_precision", "f32"))
 
 
 def available_precision(core: Any, device: str, wanted: str) -> str:
-    """Return `wanted` where the device computes in it, and else f32.
+    """Return `wanted` if the device computes in it, else f32.
 
-    OpenVINO itself takes another low precision for one that the processor lacks: bf16 for f16, which is eight times as
-    coarse as what the bundle was verified in. A device that chooses among others is left to its own rule.
+    OpenVINO itself would choose another low precision for one that the processor lacks: bf16 for f16, which is eight
+    times coarser than the precision that the bundle was verified in. A virtual device keeps its own rule.
     """
     try:
         capabilities = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
@@ -171,7 +176,7 @@ def available_precision(core: Any, device: str, wanted: str) -> str:
 
 
 def precision_used(compiled: Any) -> str:
-    """Return what a compiled model computes in, as OpenVINO itself says: f32, bf16, f16, or `unknown`."""
+    """Return the type that a compiled model computes in, as OpenVINO reports it: f32, bf16, f16, or `unknown`."""
     try:
         name = str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
     except RuntimeError:
@@ -180,7 +185,7 @@ def precision_used(compiled: Any) -> str:
 
 
 def reason(error: Exception) -> str:
-    """The line of an OpenVINO error that says what is wrong; the others say where in its sources."""
+    """Return the line of an OpenVINO error that states the cause; the others name locations in its sources."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
     return (telling or lines or [type(error).__name__])[0]
@@ -194,9 +199,9 @@ def _check_device(core: Any, device: str, bundle: Bundle) -> None:
 
 
 def read_ir(bundle: Bundle, core: Any = None) -> Any:
-    """The bundle's IR as an OpenVINO model. Raises M2HError when it is damaged.
+    """Read the bundle's IR as an OpenVINO model. Raises M2HError if it is damaged.
 
-    Its form is checked first: OpenVINO tries every format it knows on a file that is not one.
+    The format is checked first: OpenVINO would try all formats that it supports on any other file.
     """
     file = bundle.engine_file
     weights = f"{file.stem}.bin"
@@ -216,7 +221,7 @@ def read_ir(bundle: Bundle, core: Any = None) -> Any:
 def _properties(
     device: str, engine: dict[str, Any], precision: str, threads: int | None, cache: Path | None
 ) -> dict[str, Any]:
-    """OpenVINO's options: one frame at a time as fast as it goes, in the given precision."""
+    """Return OpenVINO's options: lowest latency for single frames, in the given precision."""
     properties: dict[str, Any] = {
         "PERFORMANCE_HINT": engine.get("performance_hint", "LATENCY"),
         "INFERENCE_PRECISION_HINT": precision,
@@ -246,7 +251,7 @@ def profile(bundle: Bundle, options: BackendOptions, runs: int) -> list[Run]:
 
 
 def _layers(info: Any) -> list[LayerTime]:
-    """What was executed; nodes that were fused into others or folded took no time of their own."""
+    """Return the executed nodes; nodes that were fused into others or folded took no time of their own."""
     return [
         LayerTime(node.node_name, node.node_type, node.real_time.total_seconds() * 1000)
         for node in info

@@ -1,4 +1,4 @@
-"""The arrays that an engine on the CPU writes its outputs to: kept from frame to frame, its own or the caller's."""
+"""Output arrays of a CPU engine, reused from frame to frame: the engine's own or the caller's."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ Outputs = dict[str, NDArray[Any]]
 
 
 def given_dtype(dtype: Any) -> np.dtype:
-    """What callers get of an output that the engine writes as `dtype`: labels stay whole, the rest is float32."""
+    """Return the type that callers get for an output of type `dtype`: unsigned integers as they are, else float32."""
     return np.dtype(dtype) if np.dtype(dtype).kind == "u" else np.dtype(np.float32)
 
 
 class OutputArrays:
-    """Arrays by output name, float32 but for labels (see `given_dtype`).
+    """Arrays by output name, float32 except for labels (see `given_dtype`).
 
-    An engine of another type writes beside them, and `finish` converts.
-
-    `sides` are each output's sides without the batch, `dtypes` what the engine writes.
+    If the engine writes another type, it has arrays of its own, and `finish` converts. `sides` are each output's sides
+    without the batch, `dtypes` the types that the engine writes.
     """
 
     def __init__(self, sides: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype]) -> None:
@@ -31,16 +30,17 @@ class OutputArrays:
         self._own: Outputs = {}
         self._target: Outputs = {}
         self.raw: dict[str, NDArray[Any]] = {}
-        """What the engine is bound to."""
+        """Arrays that the engine is bound to."""
 
     def new(self, batch: int) -> Outputs:
-        """New arrays for `out`."""
+        """Allocate arrays for `out`."""
         return {name: np.empty((batch, *sides), given_dtype(self._dtypes[name])) for name, sides in self._sides.items()}
 
     def take(self, batch: int, out: Outputs | None) -> bool:
-        """Choose where this frame's outputs go; True when the engine has to be bound again.
+        """Choose the arrays for this frame's outputs; return True if the engine has to be bound again.
 
-        Raises M2HError when `out` lacks an output or has one of another shape or type.
+        Raises:
+            M2HError: `out` lacks an output or has one of another shape or type.
         """
         if out is None:
             if not self._own or len(next(iter(self._own.values()))) != batch:
@@ -65,19 +65,19 @@ class OutputArrays:
         return kept if kept is not None and kept.shape == target.shape else np.empty(target.shape, self._dtypes[name])
 
     def finish(self) -> Outputs:
-        """The frame's outputs, where `take` was told to put them."""
+        """Return the frame's outputs, in the arrays chosen by `take`."""
         for name, array in self._target.items():
             if self.raw[name] is not array:
                 np.copyto(array, self.raw[name], casting="same_kind")
         return dict(self._target)
 
     def clear(self) -> None:
-        """Let go of all arrays."""
+        """Release all arrays."""
         self._own, self._target, self.raw = {}, {}, {}
 
 
 def check_image(image: NDArray[Any], batch: int | None, sides: tuple[int, ...], where: str) -> None:
-    """Raises M2HError when `image` is not (batch, *sides); a batch of None is any."""
+    """Raise M2HError if `image` is not (batch, *sides); a batch of None means any."""
     if image.ndim != 1 + len(sides) or image.shape[1:] != sides or not len(image) or batch not in (None, len(image)):
         words = ", ".join(str(side) for side in (batch or "N", *sides))
         raise M2HError(f"{where} takes images ({words}), got an array of {image.shape}")
@@ -86,9 +86,10 @@ def check_image(image: NDArray[Any], batch: int | None, sides: tuple[int, ...], 
 def check_tensor(
     where: str, name: str, expected: tuple[Any, tuple[int | None, ...]], found: tuple[Any, tuple[int | None, ...]]
 ) -> None:
-    """Raises M2HError when a tensor of the engine is not of the manifest's type and shape; None is any side.
+    """Raise M2HError if a tensor of the engine differs from the manifest in type or shape; None means any side.
 
-    It would be found in the middle of a frame, or written beyond a buffer. A manifest's free batch fits any.
+    Otherwise the error would appear in the middle of a frame, or data be written beyond a buffer. A dynamic batch in
+    the manifest fits any.
     """
     (dtype, sides), (engine_dtype, engine_sides) = expected, found
     fits = dtype == engine_dtype and sides[1:] == engine_sides[1:] and sides[:1] in (engine_sides[:1], (None,))

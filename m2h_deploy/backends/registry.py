@@ -1,6 +1,6 @@
 """The engine kinds that a device can open, one entry each.
 
-An entry names functions by their module, so that a device needs the packages of its own engine alone.
+An entry names functions by their module, so that a device needs only the packages of its own engine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class EngineKind:
     profile: str
     """(Bundle, BackendOptions, number of runs) -> the layers of every run."""
     needs_gpu: bool = False
-    """Whether it runs on NVIDIA GPUs alone."""
+    """Whether it runs only on NVIDIA GPUs."""
 
 
 KINDS = {
@@ -45,14 +45,16 @@ KINDS = {
 def open_backend(bundle: Bundle, options: BackendOptions) -> Backend:
     """Open the engine of a bundle.
 
-    Raises MissingExtra when what runs it is not installed here, and EngineError when it does not take the engine.
+    Raises:
+        MissingExtra: The packages of the engine are not installed.
+        EngineError: The engine cannot be opened on this machine.
     """
     backend: Backend = _call("open", bundle, options)
     return backend
 
 
 def profile_engine(bundle: Bundle, options: BackendOptions, runs: int) -> list[Run]:
-    """Measure the layers of `runs` runs on an image of zeros. Raise M2HError where the engine cannot run."""
+    """Measure the layers of `runs` runs on an image of zeros. Raises M2HError if the engine cannot run."""
     layers: list[Run] = _call("profile", bundle, options, runs)
     return layers
 

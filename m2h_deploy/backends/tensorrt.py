@@ -1,8 +1,8 @@
-"""TensorRT and TensorRT-RTX: run a plan on an NVIDIA GPU, with numpy and cuda-python alone.
+"""Run a plan of TensorRT or TensorRT-RTX on an NVIDIA GPU, with only numpy and cuda-python.
 
 One stream, one execution context, persistent buffers on both sides, and a CUDA graph, so that a frame costs two copies
-and one launch. Needs a GPU: on a machine without one only the checks before it run, and those are what this project's
-tests cover; the rest is written to NVIDIA's documentation and has not run where it was written.
+and one launch. Needs a GPU: the tests cover the checks that run without one; the rest follows NVIDIA's documentation
+and has not been run on a GPU.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from m2h_deploy.bundle.folder import Bundle, file_sha256
 from m2h_deploy.bundle.manifest import Manifest
 from m2h_deploy.errors import M2HError
 
-#: Diagnostics of TensorRT-RTX's `get_engine_validity`, in words.
+#: Diagnostics of TensorRT-RTX's `get_engine_validity`, as text.
 DIAGNOSTICS = {
     "VERSION_MISMATCH": "it was built by another version of TensorRT-RTX",
     "UNSUPPORTED_CC": "it was built for other GPUs",
@@ -39,9 +39,9 @@ DIAGNOSTICS = {
 
 
 class TensorRTBackend(Backend):
-    """One plan on one GPU. Not for two threads at once.
+    """One plan on one GPU. Not thread-safe.
 
-    `options.extra` may hold `cuda_graph`: False launches every kernel by itself, to see what the graph gains.
+    `options.extra` may hold `cuda_graph`: False launches every kernel separately, to measure the gain of the graph.
     """
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
@@ -76,6 +76,7 @@ class TensorRTBackend(Backend):
     def run(
         self, image: NDArray[np.float32], out: dict[str, NDArray[np.float32]] | None = None
     ) -> dict[str, NDArray[np.float32]]:
+        """Run the plan on `image`, (N, 3, H, W) or raw pixels for a sensor graph; see `Backend.run`."""
         self._check_open()
         self._prepare(len(image))
         placement = self._placements[0]
@@ -83,7 +84,7 @@ class TensorRTBackend(Backend):
         np.copyto(self._host_view(placement), image, casting="same_kind")
         self._cuda.copy(self._device + placement.offset, self._host_address + placement.offset, placement.nbytes)
         self._execute()
-        # Outputs lie behind the input in one piece: one copy brings them all.
+        # Outputs follow the input in one contiguous block: a single copy transfers all of them.
         first = self._placements[1].offset
         self._cuda.copy(self._host_address + first, self._device + first, self._size - first)
         self._cuda.synchronize()
@@ -95,19 +96,20 @@ class TensorRTBackend(Backend):
         return out
 
     def new_outputs(self, batch: int = 1) -> dict[str, NDArray[np.float32]]:
+        """Allocate arrays for `out`, by output name."""
         placements, _ = plan_buffers(self._specs, batch)
         return {p.name: np.empty(p.shape, given_dtype(p.dtype)) for p in placements if not p.is_input}
 
     def gpu_milliseconds(self, runs: int, batch: int = 1) -> list[float]:
-        """The engine alone, without copies, `runs` times on what its input holds: milliseconds by CUDA events."""
+        """Run the engine without copies on its current input; return the milliseconds of each run by CUDA events."""
         self._check_open()
         self._prepare(batch)
         return [self._cuda.milliseconds(self._execute) for _ in range(runs)]
 
     def profile(self, profiler: Any, runs: int) -> str:
-        """Let `profiler`, an IProfiler, hear the layers of `runs` runs; the engine inspector's JSON about them.
+        """Report the layers of `runs` runs to `profiler`, an IProfiler; return the engine inspector's JSON about them.
 
-        Only without a CUDA graph, which has no layers. `profiler.end()` is called after each run.
+        Runs without a CUDA graph, which does not report layers. `profiler.end()` is called after each run.
         """
         self._check_open()
         self._prepare(1)
@@ -120,7 +122,7 @@ class TensorRTBackend(Backend):
         return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def close(self) -> None:
-        """Give back what the engine holds. Harmless to call twice."""
+        """Release the engine, its context and all GPU memory. Idempotent."""
         self._context = self._engine = self._graph = None
         self._batch = 0
         self._cuda.close()
@@ -134,9 +136,10 @@ class TensorRTBackend(Backend):
             raise M2HError(f"the engine takes {placement.shape}, got an array of {tuple(shape)}")
 
     def _prepare(self, batch: int) -> None:
-        """Allocate and bind for a batch size; again only when it changes.
+        """Allocate and bind for a batch size, if it changed.
 
-        The buffers of the last size are freed when the new ones are there: what fails leaves the engine as it was.
+        The buffers of the previous size are freed only after the new ones are allocated: a failure leaves the engine
+        unchanged.
         """
         self._cuda.use()
         if batch == self._batch:
@@ -185,7 +188,7 @@ class TensorRTBackend(Backend):
         return piece.view(placement.dtype).reshape(placement.shape)
 
     def _make_context(self) -> Any:
-        """An execution context; on TensorRT-RTX with its own CUDA graph and the kernels compiled last time."""
+        """Make an execution context; on TensorRT-RTX with its own CUDA graph and the cached kernels."""
         if not hasattr(self._trt, "CudaGraphStrategy"):
             return self._engine.create_execution_context()
         config = self._engine.create_runtime_config()
@@ -199,7 +202,7 @@ class TensorRTBackend(Backend):
         return self._engine.create_execution_context(config)
 
     def _save_runtime_cache(self) -> None:
-        """Keep the compiled kernels for the next start. A folder that cannot be written only costs time."""
+        """Cache the compiled kernels for the next start, which is only slower if the folder cannot be written."""
         if self._cache_file is not None:
             write_checked(self._cache_file, bytes(memoryview(self._runtime_cache.serialize())))
 
@@ -212,7 +215,7 @@ def _read_plan(bundle: Bundle) -> bytes:
 
 
 def device_index(device: str | None) -> int:
-    """The GPU that `0`, `cuda` or `cuda:1` names; the first one for None. Raises M2HError on anything else."""
+    """Parse `0`, `cuda` or `cuda:1` to the index of a GPU; None is the first one. Raises M2HError on anything else."""
     index = (device or "0").removeprefix("cuda").removeprefix(":") or "0"
     if not index.isdecimal():
         raise M2HError(f"device '{device}': give a GPU as 0 or cuda:0")
@@ -220,7 +223,7 @@ def device_index(device: str | None) -> int:
 
 
 def check_versions(manifest: Manifest, installed: str, where: str) -> None:
-    """Raises M2HError when the installed TensorRT cannot run a plan of the manifest's version."""
+    """Raise M2HError if the installed TensorRT cannot run a plan of the manifest's version."""
     engine = manifest.engine
     built, name = engine.version, NAMES[engine.kind]
     if built == installed:
@@ -235,14 +238,14 @@ def check_versions(manifest: Manifest, installed: str, where: str) -> None:
 
 
 def _version_numbers(version: str) -> list[int]:
-    """The first three numbers of a version; `10.14rc1` counts as 10.14."""
+    """Return the first three numbers of a version; `10.14rc1` counts as 10.14."""
     return [int(number) for number in re.findall(r"(?:^|\.)(\d+)", version)[:3]]
 
 
 def check_plan(trt: Any, runtime: Any, plan: bytes, bundle: Bundle) -> None:
-    """Raises M2HError, with the reason in words, when there is no GPU or the plan does not fit this machine.
+    """Raise M2HError, with the reason, if there is no GPU or the plan cannot run on this machine.
 
-    TensorRT-RTX tells a damaged plan from a good one without a GPU; TensorRT needs one to tell.
+    TensorRT-RTX detects a damaged plan without a GPU; TensorRT needs one.
     """
     reasons: list[str] = []
     invalid = False
@@ -266,13 +269,13 @@ def check_plan(trt: Any, runtime: Any, plan: bytes, bundle: Bundle) -> None:
 
 
 def words_for(trt: Any, diagnostics: int) -> list[str]:
-    """The bits of TensorRT-RTX's diagnostics as phrases."""
+    """Return TensorRT-RTX's diagnostic bits as phrases."""
     members = trt.EngineInvalidityDiagnostics.__members__
     return [DIAGNOSTICS.get(name, name.lower()) for name, bit in members.items() if diagnostics & int(bit)]
 
 
 def targets_in_words(manifest: Manifest) -> str:
-    """Which GPUs a plan is for."""
+    """Describe the GPUs that a plan is for."""
     engine = manifest.engine
     if engine.targets:
         return f"compute capability {', '.join(engine.targets)}"
@@ -290,9 +293,9 @@ def check_capability(manifest: Manifest, capability: str, where: str) -> None:
 
 
 def cache_path(bundle: Bundle, capability: str, version: str) -> Path | None:
-    """Where TensorRT-RTX's compiled kernels are kept: the user's cache folder, named by plan, TensorRT-RTX and GPU.
+    """Return the file for TensorRT-RTX's compiled kernels in the user's cache folder, named by plan, version and GPU.
 
-    None where it cannot be written.
+    None if the folder cannot be written.
     """
     folder = user_cache_folder("tensorrt-rtx")
     digest = bundle.manifest.files[bundle.manifest.engine.file]
@@ -300,10 +303,13 @@ def cache_path(bundle: Bundle, capability: str, version: str) -> Path | None:
 
 
 def check_plugins(bundle: Bundle, given: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The plug-in libraries to load before the plan: those of the manifest, from the caller's list.
+    """Return the plug-in libraries to load before the plan: those of the manifest, from the caller's list.
 
-    A bundle names its libraries with their sha256 and does not hold them, so that loading one is the caller's decision.
-    Raises M2HError that names a library which is needed and not given, or given and another one than was built with.
+    A bundle names its libraries with their sha256 but does not contain them, so that loading one is the caller's
+    decision.
+
+    Raises:
+        M2HError: A required library is missing, or is not the one that the plan was built with.
     """
     wanted = bundle.manifest.engine.options.get("plugins") or []
     if not isinstance(wanted, list) or not all(_is_plugin(entry) for entry in wanted):
@@ -335,7 +341,7 @@ def _load_plugins(runtime: Any, libraries: tuple[Path, ...]) -> None:
 
 
 def _restore_weights(trt: Any, engine: Any, logger: Any, bundle: Bundle) -> None:
-    """Put the weights back into a plan that was built without them."""
+    """Restore the weights of a plan that was built without them."""
     name = bundle.manifest.engine.options.get("weights")
     if name is None:
         return

@@ -1,6 +1,6 @@
-"""The two flavors of TensorRT behind one door: TensorRT 10 and 11 (`tensorrt`) and TensorRT-RTX (`tensorrt_rtx`).
+"""Common access to both flavors of TensorRT: TensorRT 10 and 11 (`tensorrt`) and TensorRT-RTX (`tensorrt_rtx`).
 
-Their Python modules have the same classes; what one lacks is asked for with `hasattr` where it is used.
+Their Python modules have the same classes; members that one of them lacks are checked with `hasattr` before use.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _modules: dict[str, Any] = {}
 
 
 def load_tensorrt(flavor: str) -> Any:
-    """The Python module of a flavor. Raises M2HError, naming the extra, where it is not installed."""
+    """Import the module of a flavor. Raises M2HError, naming the extra, if it is not installed."""
     check_choice("TensorRT flavor", flavor, Flavor)
     if flavor not in _modules:
         try:

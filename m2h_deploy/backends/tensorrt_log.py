@@ -1,4 +1,4 @@
-"""What TensorRT says, kept instead of printed."""
+"""Collect TensorRT's messages instead of printing them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from m2h_deploy.backends.tensorrt_api import load_tensorrt
 
 @dataclass
 class Messages:
-    """What TensorRT said during one piece of work."""
+    """TensorRT's messages during one task."""
 
     errors: list[str] = field(default_factory=list)
     attention: set[str] = field(default_factory=set)
-    """Nodes that the builder recognized as attention and hands to a fused kernel."""
+    """Nodes that the builder recognized as attention and maps to a fused kernel."""
 
 
 _loggers: dict[str, Any] = {}
 
 
 def listen(flavor: str) -> tuple[Any, Messages]:
-    """The flavor's logger, and the messages that it collects from now on.
+    """Return the flavor's logger, and the messages that it collects from now on.
 
-    TensorRT takes one logger a process and ignores any later one, so all share one logger.
+    TensorRT accepts one logger per process and ignores any later one, so all callers share one logger.
     """
     trt = load_tensorrt(flavor)
     if flavor not in _loggers:

@@ -1,4 +1,4 @@
-"""TensorRT's IProfiler. Needs a GPU; written to NVIDIA's documentation and not yet run on one."""
+"""Profile a plan with TensorRT's IProfiler. Needs a GPU; follows NVIDIA's documentation and has not been run on one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from m2h_deploy.backends.tensorrt import TensorRTBackend
 from m2h_deploy.backends.tensorrt_api import load_tensorrt
 from m2h_deploy.bundle.folder import Bundle
 
-#: How TensorRT marks the graph's nodes in what it tells of a layer.
+#: Marks the graph's nodes in TensorRT's metadata of a layer.
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 
@@ -45,9 +45,9 @@ def _profiler(trt: Any) -> Any:
 
 
 def layer_names(information: str) -> dict[str, str]:
-    """TensorRT's layers by name with the first node of the graph that each was made from, from the inspector's JSON.
+    """Return the first graph node of each TensorRT layer by the layer's name, from the inspector's JSON.
 
-    A layer that does not say keeps its own name.
+    A layer without that information keeps its own name.
     """
     try:
         layers = json.loads(information).get("Layers", [])

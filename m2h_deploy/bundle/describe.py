@@ -1,4 +1,4 @@
-"""What a bundle says about itself: readable where only the runtime is installed."""
+"""Describe a bundle; needs only the runtime's packages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from m2h_deploy.bundle.folder import load_bundle
 
 
 def describe_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A bundle as plain values that JSON takes: `manifest`, `bytes` and `sizes` of its files.
+    """Describe a bundle as JSON-compatible values: `manifest`, `bytes` and `sizes` of its files.
 
-    Raises M2HError if `path` is not a bundle or is damaged.
+    Raises:
+        M2HError: `path` is not a bundle or is damaged.
     """
     bundle = load_bundle(path)
     sizes = {name: (Path(path) / name).stat().st_size for name in bundle.manifest.files}
@@ -26,7 +27,7 @@ def describe_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def facts(report: dict[str, Any]) -> dict[str, Any]:
-    """What a person wants to know of `describe_bundle`'s report, one value a line."""
+    """Return the main facts of a `describe_bundle` report by name, for display."""
     manifest = report["manifest"]
     engine, image = manifest["engine"], manifest["input"]
     return {

@@ -24,33 +24,36 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose manifest was read and whose files were checked."""
+    """A bundle on disk with a valid manifest and verified files."""
 
     path: Path
     manifest: Manifest
 
     @property
     def engine_file(self) -> Path:
+        """Path of the engine file."""
         return self.path / self.manifest.engine.file
 
 
 def load_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Read and check the bundle at `path`: schema version, manifest, file names, sha256 sums.
+    """Load the bundle at `path` and verify schema version, manifest, file names and sha256 sums.
 
-    Raises BundleError, which names the file or field that does not fit, and M2HError where the machine cannot read it.
+    Raises:
+        BundleError: The bundle is damaged or invalid; names the file or field.
+        M2HError: The machine cannot read it.
     """
     path = Path(path)
     manifest = _read_manifest(path)
     for name, expected in manifest.files.items():
         _check_file(path, name, expected)
     unnamed = _unnamed(path, manifest)
-    if unnamed:  # an engine could read it, and no checksum covers it
+    if unnamed:  # an engine could read the file although no checksum covers it
         raise BundleError(f"{path}: {unnamed[0]} is not named in the manifest; a bundle holds nothing else")
     return Bundle(path, manifest)
 
 
 def _unnamed(path: Path, manifest: Manifest) -> list[str]:
-    """What the bundle's folder holds beside it, but for a manifest that another process is writing."""
+    """Return files in the folder that are not part of the bundle, except a manifest that another process is writing."""
     names = (entry.name for entry in path.iterdir() if entry.name not in {MANIFEST, *manifest.files})
     return sorted(name for name in names if not is_temporary(name, MANIFEST))
 
@@ -96,7 +99,7 @@ def _check_file(folder: Path, name: str, expected: str) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file, read in pieces."""
+    """Return the sha256 of a file, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while piece := stream.read(1 << 20):
@@ -105,7 +108,7 @@ def file_sha256(path: Path) -> str:
 
 
 def check_outside(bundle_path: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
-    """`target`, absolute. Raises M2HError where it lies in the bundle, which holds nothing but its own files."""
+    """Return `target` as an absolute path. Raises M2HError if it lies in the bundle, which holds only its own files."""
     path = Path(target).resolve()
     if path.is_relative_to(Path(bundle_path).resolve()):
         raise M2HError(f"{target} lies in the bundle {bundle_path}, which holds only its files: choose another place")
@@ -121,10 +124,10 @@ def copy_bundle(bundle: Bundle, target: Path) -> None:
 
 @contextmanager
 def new_bundle_folder(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary folder that becomes `out_dir` when the block ends well, and vanishes when it does not.
+    """Yield a temporary folder that becomes `out_dir` when the block succeeds and is removed when it fails.
 
-    An existing bundle at `out_dir` is replaced as a whole, and comes back if that fails. Any other folder or file is
-    refused, and so is a bundle with files that its manifest does not name: they are somebody's.
+    An existing bundle at `out_dir` is replaced atomically, and restored if that fails. Any other folder or file is
+    rejected, and so is a bundle with files that its manifest does not name: they may be the user's.
     """
     out = check_bundle_place(out_dir)
     with whole_folder(out, replace=True, last=MANIFEST) as temporary:
@@ -132,9 +135,12 @@ def new_bundle_folder(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def check_bundle_place(out_dir: str | os.PathLike[str], *sources: str | os.PathLike[str]) -> Path:
-    """Return `out_dir`, absolute. Raises M2HError where no bundle can be built there: before the work.
+    """Return `out_dir` as an absolute path, after checking before the work that a bundle can be built there.
 
-    `sources` are files that the build reads: a bundle that holds one of them is not replaced.
+    `sources` are files that the build reads: a bundle that contains one of them is not replaced.
+
+    Raises:
+        M2HError: No bundle can be built there.
     """
     out = Path(out_dir).resolve()
     _check_replaceable(out)
@@ -162,7 +168,7 @@ def _check_replaceable(out: Path) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` in one step: a reader sees the old one or the new one."""
+    """Write `manifest.json` atomically."""
     write_text(folder / MANIFEST, manifest.model_dump_json(indent=2))
 
 
@@ -175,9 +181,12 @@ def check_recordable(bundle: Bundle) -> None:
 def record_result(
     bundle: Bundle, *, parity: dict[str, Any] | None = None, latency: dict[str, Any] | None = None
 ) -> Bundle:
-    """The bundle with a parity or latency result in its manifest, on disk too.
+    """Record a parity or latency result in the manifest on disk, and return the updated bundle.
 
-    What else was recorded meanwhile stays. Raises M2HError where the folder holds another engine by now.
+    Results recorded in the meantime are kept.
+
+    Raises:
+        M2HError: The folder holds another engine by now.
     """
     updates = {key: value for key, value in (("parity", parity), ("latency", latency)) if value is not None}
     present = _read_manifest(bundle.path)

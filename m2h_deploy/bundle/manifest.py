@@ -1,15 +1,15 @@
-"""The bundle: a folder with `manifest.json` and the files it names. The manifest alone says how to use the engine.
+"""The bundle: a folder with `manifest.json` and the files it names. The manifest describes how to use the engine.
 
 The format, in a page:
 
 - `manifest.json` is UTF-8 JSON that follows `manifest.schema.json`; unknown fields are an error.
-- `schema_version` is a whole number. A reader takes its own version and refuses a newer one.
-- `files` maps plain file names (letters, digits, `.`, `_`, `-`; no folders) to sha256 sums. Every file of the bundle
-  is named there, and every one is checked before it is used. A link that leads out of the folder is refused.
+- `schema_version` is an integer. A reader accepts its own version and rejects a newer one.
+- `files` maps plain file names (letters, digits, `.`, `_`, `-`; no folders) to sha256 sums. Every file of the bundle is
+  named there, and every one is checked before it is used. A link that leads out of the folder is rejected.
 - `self_test` holds a known input's expected values, and in `made_with` the fields that they depend on: a field that was
   edited since is named before the engine runs (by the Python runtime; the C++ one then fails the self-test).
 - Nothing in a bundle is unpickled or executed as code; the engine file goes to the engine it was built for.
-- A bundle is written under another name beside its place and renamed, so half a bundle never exists.
+- A bundle is written under a temporary name next to its destination and renamed, so it is never incomplete.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Side = Annotated[int, Field(ge=1, le=16384)]
 Triple = tuple[float, float, float]
 
 
-#: Labels are uint8, and 255 is unlabeled.
+#: Labels are uint8, and 255 marks unlabeled pixels.
 MAX_CLASSES = 255
 
-#: Fields that an engine's numbers, and so the self-test, depend on: what goes in, and what is computed in.
+#: Fields that an engine's outputs, and so the self-test, depend on: its input and its arithmetic.
 _NUMERIC = (
     "input",
     "sensor",
@@ -55,7 +55,7 @@ class Record(BaseModel):
 
 
 class ModelInfo(Record):
-    """Where the engine's weights came from."""
+    """Origin of the engine's weights."""
 
     variant: str
     weights_sha256: Sha256
@@ -67,7 +67,7 @@ class ModelInfo(Record):
 
 
 class InputSpec(Record):
-    """What the engine takes: (pixel * scale - mean) / std, per channel in the engine's color order."""
+    """The engine's input: (pixel * scale - mean) / std, per channel in the engine's color order."""
 
     name: str
     dtype: Literal["float32", "float16", "uint8"] = "float32"
@@ -102,7 +102,7 @@ class OutputSpec(Record):
 
 
 class SensorInfo(Record):
-    """The engine takes a camera's raw pixels and gives finished results: it resizes, normalizes and decides itself."""
+    """A graph that takes a camera's raw pixels and returns final results: it includes pre- and postprocessing."""
 
     format: Literal["uint8", "nv12"]
     """uint8: (N, H, W, 3) BGR. nv12: (N, 3/2 H, W), Y above interleaved U and V. H x W is the input's size."""
@@ -118,31 +118,31 @@ class Classes(Record):
 
 
 class EngineInfo(Record):
-    """What runs the bundle and what it was built for."""
+    """The engine that runs the bundle, and the targets it was built for."""
 
     kind: str
     version: str
     precision: Precision
     file: FileName
     targets: tuple[str, ...] = ()
-    """Compute capabilities or instruction sets; empty where the file is portable."""
+    """Compute capabilities or instruction sets; empty if the file is portable."""
     options: dict[str, Any] = Field(default_factory=dict)
 
 
 class LoweringInfo(Record):
-    """What leaving float32 changed in the graph, and what it costs."""
+    """Changes to the graph by lowering its precision, and the resulting PSNR."""
 
     psnr: dict[str, float]
-    """Decibels by output against the float32 graph on ONNX Runtime's CPU; empty where no frames were given."""
+    """Decibels by output against the float32 graph on ONNX Runtime's CPU; empty without frames."""
     float32_nodes: int
-    """Nodes that stayed float32, for headroom."""
+    """Number of nodes that stayed float32."""
     int8_layers: int
     weights_beyond_fp16: tuple[str, ...]
     """Layers with weights that FP16 rounds to zero or infinity."""
 
 
 class CalibrationInfo(Record):
-    """The frames behind INT8 ranges."""
+    """The frames that INT8 ranges were measured on."""
 
     method: str
     frames: Annotated[int, Field(ge=1)]
@@ -155,28 +155,28 @@ class SelfTestOutput(Record):
 
     values: Annotated[tuple[float, ...], Field(max_length=65536)]
     deviation: Annotated[float, Field(gt=0)]
-    """Standard deviation, and where that is less a quarter of the root mean square: rounding goes with the size of
-    the values, also where they hardly differ."""
+    """Standard deviation, at least a quarter of the root mean square: rounding errors scale with the size of the
+    values, even if these hardly differ."""
     tolerance: Annotated[float, Field(gt=0)] | None = None
-    """Of this output, where it is another than the self-test's own."""
+    """Tolerance of this output; None: that of the self-test."""
 
 
 class SelfTest(Record):
-    """A known input and what it must give. See `m2h_deploy.bundle.self_test` for the input's formula."""
+    """A known input and its expected outputs. See `m2h_deploy.bundle.self_test` for the input's formula."""
 
     pattern: Literal["stripes-1"] = "stripes-1"
     tolerance: Annotated[float, Field(gt=0)]
-    """Largest mean error over the values without the worst sixteenth of them, as a share of the deviation; of labels
+    """Largest mean error over the values without the worst sixteenth of them, as a share of the deviation; for labels
     the largest share that differs."""
     outputs: dict[str, SelfTestOutput]
     reference: Literal["float32 graph", "lowered graph"] = "float32 graph"
-    """What gave the values, on ONNX Runtime's CPU. "lowered graph": the FP16 or INT8 graph itself, of another tool, so
-    that a passed test proves what the engine made of that graph and not how far the graph is from float32."""
+    """Graph that gave the values on ONNX Runtime's CPU. "lowered graph": the FP16 or INT8 graph itself, made by another
+    tool; a passed test then shows that the engine computes that graph, not how far it is from float32."""
     measured: dict[str, float] = Field(default_factory=dict)
-    """Error of each output on the machine that built the bundle, as `tolerance` counts it; empty where the engine could
+    """Error of each output on the machine that built the bundle, in the units of `tolerance`; empty if the engine could
     not run there."""
     made_with: dict[str, Any] = Field(default_factory=dict)
-    """The fields of this manifest that the numbers depend on, by path, as they were when the bundle was built."""
+    """The fields of this manifest that the outputs depend on, by path, with their values at build time."""
 
     def tolerance_of(self, name: str) -> float:
         """Return the tolerance of one output."""
@@ -185,14 +185,14 @@ class SelfTest(Record):
 
 
 class Manifest(Record):
-    """`manifest.json`."""
+    """Contents of `manifest.json`."""
 
     schema_version: Literal[1] = 1
     created_by: str
     model: ModelInfo
     input: InputSpec
     sensor: SensorInfo | None = None
-    """Only where raw pixels go in."""
+    """Only for a graph that takes raw pixels."""
     outputs: tuple[OutputSpec, ...]
     depth_range: tuple[float, float]
     """Meters; depth is clamped to it."""
@@ -213,7 +213,7 @@ class Manifest(Record):
 
     @property
     def network_input(self) -> InputSpec:
-        """What the network takes: `input`, or inside of a sensor graph what its own preprocess makes."""
+        """The network's input: `input`, or in a sensor graph the output of its own preprocess."""
         if self.sensor is None:
             return self.input
         size = {"height": self.sensor.network_height, "width": self.sensor.network_width}
@@ -221,12 +221,12 @@ class Manifest(Record):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks that the outputs answer: depth, semantics (also as labels), normals, edges."""
+        """The tasks of the outputs: depth, semantics (also as labels), normals, edges."""
         return tuple(task_of(spec.name) for spec in self.outputs)
 
 
 def first_problem(error: ValidationError | RecursionError) -> str:
-    """Return the first field that does not fit its record, and why."""
+    """Return the first invalid field and the reason."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
     first = error.errors()[0]
@@ -235,13 +235,13 @@ def first_problem(error: ValidationError | RecursionError) -> str:
 
 
 def inconsistency(manifest: Manifest) -> str | None:
-    """The first field that does not fit the others, in words; None where all fit."""
+    """Return a message about the first field that contradicts others; None if all are consistent."""
     problem, edited = next(_problems(manifest), None), edited_field(manifest)
     return f"{problem}; {edited}" if problem and edited else problem
 
 
 def record_fields(manifest: Manifest) -> Manifest:
-    """`manifest` with the fields that its self-test depends on recorded in it."""
+    """Return `manifest` with the fields that its self-test depends on recorded in it."""
     if manifest.self_test is None:
         return manifest
     test = manifest.self_test.model_copy(update={"made_with": _numeric_fields(manifest)})
@@ -249,7 +249,7 @@ def record_fields(manifest: Manifest) -> Manifest:
 
 
 def edited_field(manifest: Manifest) -> str | None:
-    """The first field that is not as the self-test was made with, in words; None where all are."""
+    """Return a message about the first field that changed since the self-test was made; None if none changed."""
     if manifest.self_test is None:
         return None
     present = manifest.model_dump(mode="json")
@@ -260,9 +260,9 @@ def edited_field(manifest: Manifest) -> str | None:
 
 
 def _numeric_fields(manifest: Manifest) -> dict[str, Any]:
-    """Values of `_NUMERIC` by path, such as `input.mean`, as JSON has them; absent fields are left out."""
+    """Return the values of `_NUMERIC` by path, such as `input.mean`, as in JSON; absent fields are left out."""
     present = manifest.model_dump(mode="json")
-    # A sensor graph holds the range of depth itself; of another one it may be changed.
+    # A sensor graph contains the depth range; for other graphs it may be changed.
     paths = [*_NUMERIC, *(["depth_range"] if manifest.sensor is not None else [])]
     fields: dict[str, Any] = {}
     for path in paths:
@@ -272,7 +272,7 @@ def _numeric_fields(manifest: Manifest) -> dict[str, Any]:
 
 
 def _at(values: Any, path: str) -> Any:
-    """The value at a path such as `input.mean`; None where there is none."""
+    """Return the value at a path such as `input.mean`; None if it is absent."""
     for part in path.split("."):
         values = values.get(part) if isinstance(values, dict) else None
     return values
@@ -333,7 +333,7 @@ def _check_input(manifest: Manifest) -> Iterator[str]:
 def _check_output(manifest: Manifest, spec: OutputSpec) -> Iterator[str]:
     image, task = manifest.input, TABLE[task_of(spec.name)]
     if manifest.sensor is not None:
-        # A sensor graph's results are finished arrays of the camera's size.
+        # A sensor graph's results are final arrays of the camera's size.
         shape: tuple[int | None, ...] = (image.batch, image.height, image.width, *task.components)
         if spec.shape != shape:
             yield f"shape {_words(spec.shape)}, expected {_words(shape)}"
@@ -364,9 +364,9 @@ def _words(shape: tuple[int | None, ...]) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of the manifest, as stored beside this file in `manifest.schema.json`."""
+    """Return the JSON Schema of the manifest, as stored beside this file in `manifest.schema.json`."""
     return Manifest.model_json_schema()
 
 
-if __name__ == "__main__":  # writes the schema again after a change of the manifest
+if __name__ == "__main__":  # rewrites the schema after a change of the manifest
     Path(__file__).with_name("manifest.schema.json").write_text(json.dumps(json_schema(), indent=2) + "\n")

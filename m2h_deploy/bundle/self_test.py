@@ -1,12 +1,12 @@
-"""The golden self-test: a known input, and what this engine must make of it on any machine.
+"""The golden self-test: a known input and its expected outputs on any machine.
 
-Silent wrong numbers are a known failure of engines (`m2h-deploy doctor` lists cases), so a runtime tests itself before
-the first frame. The input is a formula, so that a program in any language can make it: the 8-bit image whose channel c
-(RGB order) at row y, column x is
+Silently wrong results are a known failure of engines (`m2h-deploy doctor` lists cases), so a runtime tests itself
+before the first frame. The input is a formula, so that a program in any language can make it: the 8-bit image whose
+channel c (RGB order) at row y, column x is
 
     (7 x + 3 y + 40 c + 96 ((x div 16 + y div 16) mod 2)) mod 256
 
-at the engine's own size, normalized as the manifest says. An engine that takes raw pixels gets them as they are: BGR,
+at the engine's own size, normalized as the manifest says. An engine that takes raw pixels gets them unnormalized: BGR,
 or for NV12 the formula with c = 0 over all of its 3/2 H rows.
 """
 
@@ -22,26 +22,26 @@ from m2h_deploy.bundle.manifest import InputSpec, SelfTest, SelfTestOutput
 from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.numerics import spread
 
-#: How many values of each output are kept.
+#: Number of values stored of each output.
 SAMPLES = 64
 
-#: Share of the values, the worst ones, that the mean error leaves out: a few pixels of some networks are unstable.
+#: Share of the worst values that the mean error excludes: a few pixels of some networks are unstable.
 LEFT_OUT = 1 / 16
 
-#: Least allowed mean error in float32 and in lower precision, as a share of an output's deviation: far above rounding,
-#: far below a broken attention or a wrong plug-in.
+#: Smallest tolerance of the mean error in float32 and in lower precision, as a share of an output's deviation: well
+#: above rounding errors, and well below the error of a broken attention or a wrong plug-in.
 LEAST_TOLERANCE, LEAST_LOW_TOLERANCE = 0.01, 0.05
 
-#: Share of labels that may differ: near a tie rounding decides, and a broken engine errs everywhere.
+#: Share of labels that may differ: rounding decides near ties, but a broken engine is wrong everywhere.
 LABELS = 0.1
 
-#: An engine in lower precision may be this many times as far off as rounding the graph to that precision is, and never
-#: this far: unrelated values are off by one deviation.
+#: An engine in lower precision may have this many times the error of rounding the graph to that precision, up to the
+#: largest tolerance; unrelated values have an error of about one deviation.
 ROUNDING_FACTOR, LARGEST_TOLERANCE = 4.0, 0.5
 
 
 def pattern(spec: InputSpec) -> NDArray[Any]:
-    """The self-test's input in the engine's own layout, float32 or uint8; batch 1 where the engine takes any."""
+    """Return the self-test's input in the engine's own layout, float32 or uint8; batch 1 if the batch is dynamic."""
     y, x = np.mgrid[: spec.height * 3 // 2 if spec.layout == "NV12" else spec.height, : spec.width]
     planes = [(7 * x + 3 * y + 40 * c + 96 * ((x // 16 + y // 16) % 2)) % 256 for c in range(3)]
     if spec.layout != "NCHW":
@@ -59,7 +59,7 @@ def _sample(value: NDArray[Any], count: int = SAMPLES) -> NDArray[Any]:
 
 
 def _error(name: str, values: NDArray[Any], expected: NDArray[Any], deviation: float) -> float:
-    """Mean error as a share of the deviation, without the worst values; of labels the share that differs."""
+    """Return the mean error without the worst values, relative to the deviation; for labels the share that differs."""
     if name == "labels":
         return float(np.mean(values != expected))
     errors = np.sort(np.abs(values.astype(np.float64) - expected))  # NaN last
@@ -69,10 +69,13 @@ def _error(name: str, values: NDArray[Any], expected: NDArray[Any], deviation: f
 
 
 def make_self_test(outputs: Mapping[str, NDArray[Any]], rounded: Mapping[str, NDArray[Any]] | None = None) -> SelfTest:
-    """Return the self-test that expects `outputs`, what the float32 graph gives on `pattern`.
+    """Return the self-test that expects `outputs`, the float32 graph's results on `pattern`.
 
-    `rounded` is what the graph gives when it is rounded to the engine's precision; None is float32. An engine may be
-    `ROUNDING_FACTOR` times as far off. Raises M2HError where the precision itself makes an output useless.
+    `rounded` are the graph's results when it is rounded to the engine's precision; None is float32. An engine may have
+    `ROUNDING_FACTOR` times that error.
+
+    Raises:
+        M2HError: An output is useless in this precision.
     """
     least = LEAST_TOLERANCE if rounded is None else LEAST_LOW_TOLERANCE
     tests = {
@@ -88,9 +91,10 @@ def make_self_test(outputs: Mapping[str, NDArray[Any]], rounded: Mapping[str, ND
 
 
 def widen_tolerances(test: SelfTest, rounded: Mapping[str, NDArray[Any]]) -> SelfTest:
-    """Return `test` for an engine that rounds: `rounded` is what the graph gives when it is rounded like that.
+    """Return `test` for an engine that rounds; `rounded` are the graph's results with the same rounding.
 
-    Raises M2HError where the precision itself makes an output useless.
+    Raises:
+        M2HError: An output is useless in this precision.
     """
     tests = {}
     for name, expected in test.outputs.items():
@@ -118,7 +122,7 @@ def check_self_test(test: SelfTest, outputs: Mapping[str, NDArray[Any]], precisi
         wanted = np.array(expected.values)
         error = _error(name, _sample(outputs[name], len(wanted)), wanted, expected.deviation)
         tolerance = test.tolerance_of(name)
-        if error <= tolerance:  # not so when it is NaN
+        if error <= tolerance:  # False for NaN
             errors[name] = error
             continue
         off = f"{error:.0%} of the labels differ" if name == "labels" else f"{name} is off by {error:.2g} deviations"

@@ -1,4 +1,4 @@
-"""Many frames on many workers: Ray Data moves the frames, restarts what dies and holds back what is too fast.
+"""Process many frames on many workers: Ray Data distributes frames, restarts workers and applies backpressure.
 
 ```python
 from m2h_deploy.cluster import Cluster, RayExecutor, predict_folder
@@ -9,8 +9,8 @@ executor = RayExecutor(Cluster("10.0.0.1:6379", workers=16), work="parity/")
 verify("bundle/", "m2h_indoor.pt", "NYUDv2", executor=executor)
 ```
 
-Needs the extra `ray`. What counts as done lies in files, so a job that was stopped goes on when it is started again.
-Importing this package does not import Ray.
+Needs the extra `ray`. Progress is recorded in files, so a stopped job continues when it is started again. Importing
+this package does not import Ray.
 """
 
 from m2h_deploy.cluster.jobs import JobResult, Progress

@@ -1,4 +1,4 @@
-"""What a result depends on, as one digest: a result whose digest still fits need not be made again."""
+"""Digests of everything that a result depends on: a result whose digest still matches is reused."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from m2h_deploy.version import __version__
 
 
 def job_digest(manifest: Manifest, settings: dict[str, Any]) -> str:
-    """Of an engine and what is done with it.
+    """Return the digest of an engine and the settings of its job.
 
-    The manifest names every file's sha256. Its parity and latency results are left out: they change when a result is
-    recorded, and the engine does not.
+    The manifest names every file's sha256. Its parity and latency results are excluded: recording them does not change
+    the engine.
     """
     engine = manifest.model_copy(update={"parity": None, "latency": None}).model_dump(mode="json")
     return _sha256({"version": __version__, "engine": engine, "settings": settings})
 
 
 def files_digest(job: str, name: str, files: Iterable[Path]) -> str:
-    """Of a frame in files, under `job`: their names, sizes and times of change. A file that is not there counts too."""
+    """Return the digest of a frame in files, under `job`: names, sizes and modification times, or absence."""
     return _sha256({"job": job, "name": name, "files": [(file.name, *_stat(file)) for file in files]})
 
 
 def frame_digest(job: str, source: Dataset, index: int) -> str:
-    """Of frame `index` of a data set, under `job`: by its files where it has some, else by its content."""
+    """Return the digest of frame `index` of a data set, under `job`: by its files, or without files by its content."""
     files_of = getattr(source, "files_of", None)
     if files_of is not None:
         files: tuple[Path, ...] = files_of(index)
@@ -42,7 +42,11 @@ def frame_digest(job: str, source: Dataset, index: int) -> str:
 
 
 def reference_digest(reference: str | os.PathLike[str]) -> str:
-    """Of a checkpoint, the name of shipped weights, or an ONNX file. Raises M2HError where there is none."""
+    """Return the digest of a checkpoint, the name of shipped weights, or an ONNX file.
+
+    Raises:
+        M2HError: The reference is missing.
+    """
     if Path(reference).is_file():
         return _onnx_digest(Path(reference)) if Path(reference).suffix == ".onnx" else file_sha256(Path(reference))
     from m2h_deploy.model.checkpoint import resolve_checkpoint
@@ -51,12 +55,12 @@ def reference_digest(reference: str | os.PathLike[str]) -> str:
 
 
 def _onnx_digest(path: Path) -> str:
-    """Of the weights in other files too, where onnx is installed to find them."""
+    """Return the digest of an ONNX file, including weights in other files if onnx is installed."""
     try:
         from m2h_deploy.onnx_graph.files import onnx_sha256
 
         return onnx_sha256(path)
-    except (ModuleNotFoundError, M2HError):  # what is no ONNX file is refused where it is opened
+    except (ModuleNotFoundError, M2HError):  # a file that is not ONNX is rejected when it is opened
         return file_sha256(path)
 
 

@@ -1,4 +1,4 @@
-"""A job: rows go to Ray Data's pool of workers, answers come back in whatever order they are done."""
+"""Run a job: rows go to Ray Data's pool of workers, results come back in any order."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from m2h_deploy.cluster.session import Session
 from m2h_deploy.cluster.state import State
 from m2h_deploy.errors import M2HError, first_line
 
-#: Called with how many frames are done and how many there are, at the start and as answers come.
+#: Called with the numbers of finished and of all frames, at the start and with each result.
 Progress = Callable[[int, int], None]
 
-#: Called with a line about a frame: "failed" or "skipped", and why.
+#: Called with a frame's status, "failed" or "skipped", and the reason.
 Complain = Callable[[str, str], None]
 
-#: Frames of one task of Ray's. Its answers come together, and a worker that dies takes up at most as many again.
+#: Number of frames per Ray task. Its results arrive together, and at most as many are repeated if a worker dies.
 TASK_FRAMES = 8
 
-#: Beyond this many tasks Ray's bookkeeping costs more than it spares; a million frames then have 50 a task.
+#: With more tasks Ray's overhead exceeds the benefit; a million frames then have 50 per task.
 _MOST_TASKS = 20_000
 
 Status = Literal["done", "there", "skipped", "failed", "fatal"]
@@ -32,7 +32,7 @@ Status = Literal["done", "there", "skipped", "failed", "fatal"]
 
 @dataclass(frozen=True)
 class Row:
-    """A frame to work on: what it is called, its digest, and where it comes from, a path or an index."""
+    """A frame to process: its name, its digest, and its source, a path or an index."""
 
     name: str
     key: str
@@ -41,36 +41,36 @@ class Row:
 
 @dataclass(frozen=True)
 class JobResult:
-    """How a job went."""
+    """Counts and messages of a finished job."""
 
     frames: int
-    """Frames that the job has a result of, `reused` ones included."""
+    """Number of frames with a result, including `reused` ones."""
     reused: int
-    """Results that were there from an earlier job."""
+    """Number of results from an earlier job."""
     skipped: tuple[str, ...]
-    """Why, of files that were not meant to be frames."""
+    """Reasons of files that are not frames."""
     failed: tuple[str, ...]
-    """Why, of frames that have no result."""
+    """Reasons of frames without a result."""
     workers: int
-    """That had work; 0 where nothing was left to do."""
+    """Number of workers that were used; 0 if nothing was left to do."""
     replaced: int
-    """Workers that died and were started again by Ray, as far as they had answered."""
+    """Number of workers that died and were restarted by Ray, if they had returned a result."""
     seconds: float
-    """What the job took, the engines' loading included and Ray's start not."""
+    """Duration of the job, including the loading of engines but not Ray's start."""
 
     @property
     def done(self) -> int:
-        """Frames that this job did."""
+        """Number of frames that this job processed."""
         return self.frames - self.reused
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """The result in one line."""
         how = f" by {self.workers} workers, {self.done / self.seconds:.1f} a second" if self.done else ""
         return f"{self.done} frames done{how}; {self.reused} were there"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `json.dumps`: counts, seconds and frames a second."""
+        """Return values for `json.dumps`: counts, seconds and frames per second."""
         return {
             "frames": self.frames,
             "reused": self.reused,
@@ -84,9 +84,9 @@ class JobResult:
 
 
 class FrameWorker(ABC):
-    """One process of the pool: opens what it needs at its first frame, then answers row by row.
+    """One process of the pool: opens its engine and data at the first frame, then processes row by row.
 
-    A frame that fails is an answer too. Only a process that dies is Ray's to deal with.
+    A failed frame is reported as a result. Only a process that dies is left to Ray.
     """
 
     def __init__(self, state: State) -> None:
@@ -95,6 +95,7 @@ class FrameWorker(ABC):
         self._opened = False
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """Process a batch of rows and return their results, one list per column."""
         rows = [Row(*(str(value) for value in values)) for values in zip(*(batch[k] for k in _FIELDS), strict=True)]
         answers = [self._answer(row) for row in rows]
         try:
@@ -114,35 +115,35 @@ class FrameWorker(ABC):
                 self._opened = True
         except M2HError as error:
             self._fatal = str(error)
-        except Exception as error:  # an engine's or a library's: the job ends with it in any case
+        except Exception as error:  # from an engine or a library: it ends the job in any case
             self._fatal = _words(error)
         if self._fatal:
             return "fatal", self._fatal, b""
         try:
-            if self.is_there(row):  # the worker before this one came as far as that
+            if self.is_there(row):  # an earlier worker finished it before it died
                 return "there", "", b""
             with self.state.attempt(row.key):
                 return self.work(row)
         except M2HError as error:
             text = str(error)
             return "failed", text if row.name in text else f"{row.name}: {text}", b""
-        except Exception as error:  # one frame's trouble must not take the others down
+        except Exception as error:  # the error of one frame must not affect the others
             return "failed", f"{row.name}: {_words(error)}", b""
 
     @abstractmethod
     def open(self) -> None:
-        """Open engine and data. Raises M2HError when that cannot be: then the job ends."""
+        """Open engine and data. Raises M2HError if that fails, which ends the job."""
 
     @abstractmethod
     def work(self, row: Row) -> tuple[Status, str, bytes]:
-        """One frame to its result: what became of it, why, and what goes back. Raises M2HError when it has none."""
+        """Process one frame; return its status, the reason and the data to send back. Raises M2HError if it fails."""
 
     def is_there(self, row: Row) -> bool:
-        """Whether the frame's result lies there already."""
+        """Return whether the frame's result exists already."""
         return False
 
     def finish(self) -> None:  # noqa: B027 - most have nothing to do
-        """Called after the last row of a task: nothing counts before it returns."""
+        """Finish a task after its last row; results become valid when it returns."""
 
 
 _FIELDS = ("name", "key", "source")
@@ -160,9 +161,12 @@ def run_job(
     complain: Complain | None = None,
     keep: Callable[[str, bytes], None] | None = None,
 ) -> JobResult:
-    """All `rows` through a pool of `worker(*arguments)`; `keep` gets what comes back, by key. No rows, no Ray.
+    """Process all `rows` with a pool of `worker(*arguments)`; Ray is started only if there are rows.
 
-    Raises M2HError when a worker cannot begin at all, or Ray gives up.
+    `keep` is called with the key and the data of each result.
+
+    Raises:
+        M2HError: A worker cannot start, or Ray fails.
     """
     answered: set[str] = set()
     failed: list[str] = []
@@ -207,9 +211,9 @@ def _answers(
     workers: int,
     size: int,
 ) -> Iterator[dict[str, Any]]:
-    """Ray Data: rows in blocks, a pool of actors, answers one by one.
+    """Run Ray Data: rows in blocks, a pool of actors, results one by one.
 
-    A dead actor is started again without limit, and what it had in work goes to another: Ray Data's default.
+    Ray Data's default restarts a dead actor without limit, and passes its current task to another one.
     """
     ray = session.ray
     context = ray.data.DataContext.get_current()
@@ -227,11 +231,11 @@ def _answers(
     )
     try:
         yield from answers.iter_rows()
-    except Exception as error:  # Ray Data's own and those of Ray have no common base
+    except Exception as error:  # errors of Ray Data and of Ray have no common base
         raise M2HError(f"Ray failed ({_words(error)}): run the same command again") from error
 
 
 def _words(error: Exception) -> str:
-    """An error that is not this project's, in one line."""
+    """Format an error of another library in one line."""
     kind = type(error).__name__
     return kind if first_line(error) == kind else f"{kind}: {first_line(error)[:300]}"

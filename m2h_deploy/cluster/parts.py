@@ -1,9 +1,9 @@
-"""Results as Parquet: one part for the frames of a task, written in one step.
+"""Results as Parquet: one part file for the frames of a task, written atomically.
 
-A row is a frame: `name`, `file` (where the image was), `digest`, `height` and `width` (of the image and its maps),
-`depth` and `labels` (PNG files: 16-bit millimeters, 8-bit class indices), and if asked `npz` (every output). PNG, and
-not arrays: frames of any size fit in one column, a map keeps its shape, nothing is lost that the files of `run` have,
-and it is several times smaller. Any Parquet reader takes the folder as one table.
+A row is a frame: `name`, `file` (path of the image), `digest`, `height` and `width` (of the image and its maps),
+`depth` and `labels` (PNG files: 16-bit millimeters, 8-bit class indices), and on request `npz` (all outputs). PNG
+instead of arrays, because frames of any size fit in one column, a map keeps its shape, the data is the same as in the
+files of `run`, and it is several times smaller. Any Parquet reader can read the folder as one table.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from m2h_deploy.files.atomic import whole_file
 from m2h_deploy.runtime.postprocess import Prediction
 from m2h_deploy.sinks.files import encode_npz, encode_png, maps_of
 
-#: Frames of a part: 30 to 60 MB would be the usual size, but a part is also what a dead worker's successor does again.
+#: Number of frames per part: 30 to 60 MB would be the usual size, but if a worker dies, its whole part is repeated.
 PART_FRAMES = 32
 
 _ENDING = ".parquet"
@@ -33,7 +33,7 @@ _PART = re.compile(r"part-[0-9a-f]{16}\.parquet")
 
 
 def part_row(row: Row, image: NDArray[np.uint8], prediction: Prediction, *, npz: bool) -> dict[str, Any]:
-    """One frame as a row; a task that the engine does not have is null."""
+    """Return one frame as a row; tasks that the engine does not have are null."""
     maps = {name: encode_png(picture) for name, picture in maps_of(prediction).items()}
     content = {
         "name": row.name,
@@ -48,7 +48,7 @@ def part_row(row: Row, image: NDArray[np.uint8], prediction: Prediction, *, npz:
 
 
 def write_part(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write `rows` as a part of `folder` in one step; the same rows again replace it, so nothing is there twice."""
+    """Write `rows` as a part of `folder`, atomically; the same rows replace it, so there are no duplicates."""
     pa, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     schema = pa.schema(
         [
@@ -60,20 +60,21 @@ def write_part(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
     named = hashlib.sha256("".join(row["digest"] for row in rows).encode()).hexdigest()[:16]
     path = folder / f"part-{named}{_ENDING}"
     with whole_file(path) as temporary:
-        # PNG is compressed already.
+        # The PNG data is compressed already.
         parquet.write_table(pa.Table.from_pylist(list(rows), schema), temporary, compression="NONE")
     return path
 
 
 def settle_parts(folder: Path, rows: Sequence[Row]) -> list[Row]:
-    """The `rows` that no part of `folder` has yet. Outdated results of the same frames are taken out of their parts.
+    """Return the `rows` that are in no part of `folder`, and remove outdated results of the same frames from parts.
 
-    Raises M2HError on a part that cannot be read, or a folder of something else.
+    Raises:
+        M2HError: A part cannot be read, or the folder contains other Parquet files.
     """
     wanted = {row.name: row.key for row in rows}
     there: set[str] = set()
     for path in sorted(folder.glob(f"*{_ENDING}")):
-        if path.name.startswith(".part-"):  # a writer that died left it
+        if path.name.startswith(".part-"):  # left by a writer that died
             path.unlink(missing_ok=True)
             continue
         if _PART.fullmatch(path.name) is None:
@@ -88,7 +89,7 @@ def _settle(path: Path, wanted: dict[str, str]) -> set[str]:
     try:
         table = parquet.read_table(path, columns=["name", "digest"])
         pairs = list(zip(table["name"].to_pylist(), table["digest"].to_pylist(), strict=True))
-    except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are these
+    except (OSError, ValueError, KeyError) as error:  # base types of pyarrow's errors
         other = f"{path} is not a part of such results: give another folder ({first_line(error)[:200]})"
         raise failure(error, f"cannot read {path}", other) from None
     current = [wanted.get(name, digest) == digest for name, digest in pairs]

@@ -1,4 +1,4 @@
-"""`run` on many workers: a folder of images to files as `run` writes them, or to Parquet."""
+"""Predict a folder of images on many workers, to files like those of `run`, or to Parquet."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from m2h_deploy.runtime.runtime import Runtime
 from m2h_deploy.sinks.files import ResultFiles, check_results
 from m2h_deploy.sources import SourceFrame, folder_images, read_item
 
-#: Inside of the results' folder; Parquet's readers pass over names that begin with a point.
+#: Subfolder of the results' folder; Parquet readers ignore names that begin with a dot.
 _STATE = ".m2h"
 
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """What each worker does with its frames."""
+    """Settings of each worker."""
 
     bundle: Path
     output: Path
@@ -58,30 +58,30 @@ def predict_folder(
     progress: Progress | None = None,
     complain: Complain | None = None,
 ) -> JobResult:
-    """Predict on every image of the folder `source`; what `output` holds already of the same job stays.
+    """Predict on every image of the folder `source`; results of the same job that `output` has already are kept.
 
-    A frame counts when its result lies in `output` whole. The same call again does only frames that are new, changed,
-    failed or were not reached: frames are known by the name, size and time of change of their file, a job by the
-    engine's sha256 and the settings that shape results. A node needs the bundle, the images and `output` at the
-    same paths.
+    A frame counts as done when its complete result is in `output`. The same call again processes only frames that are
+    new, changed, failed or were not reached: frames are identified by the name, size and modification time of their
+    file, a job by the engine's sha256 and the settings that affect results. All nodes need the bundle, the images and
+    `output` at the same paths.
 
     Args:
-        bundle: the bundle's folder.
-        source: folder of images.
-        output: folder of the results: files as `write_prediction` makes them, or with `parquet` parts (see `parts`).
-        cluster: where; a local one by default.
-        parquet: write Parquet.
-        npz: every output as npz too, as a file or a column.
-        limit: only this many images, the first by name.
-        self_test: prove the engine's numbers on each worker before its first frame.
-        plugins: libraries that a TensorRT plan needs.
-        overwrite: also replace files in `output` that m2h-deploy did not write.
-        progress: called as frames are done.
-        complain: called with the reason of each frame that gives no result.
+        bundle: The bundle's folder.
+        source: Folder of images.
+        output: Folder of the results: files as `write_prediction` makes them, or with `parquet` parts (see `parts`).
+        cluster: The cluster to use; a local one by default.
+        parquet: Write Parquet.
+        npz: Also write all outputs as npz, as a file or a column.
+        limit: Process only this many images, the first by name.
+        self_test: Run the engine's self-test on each worker before its first frame.
+        plugins: Libraries that a TensorRT plan needs.
+        overwrite: Also replace files in `output` that m2h-deploy did not write.
+        progress: Called as frames are done.
+        complain: Called with the reason of each frame without a result.
 
     Raises:
-        M2HError: Ray is missing or not there, a bundle or a folder that is broken, or a file that is in the
-            way. A frame that cannot be read is in `JobResult.failed`.
+        M2HError: Ray is missing or unreachable, a bundle or a folder is damaged, or a file blocks the output. A frame
+            that cannot be read is in `JobResult.failed`.
     """
     cluster = cluster or Cluster()
     folder, results = Path(source).resolve(), Path(output).resolve()
@@ -118,7 +118,7 @@ def _rows(folder: Path, limit: int | None, job: str) -> list[Row]:
 
 
 class _Predictor(FrameWorker):
-    """Opens the bundle; what becomes of a prediction is left to the two below."""
+    """Open the bundle and predict; subclasses store the predictions."""
 
     def __init__(self, state: State, settings: PredictSettings) -> None:
         super().__init__(state)
@@ -141,11 +141,11 @@ class _Predictor(FrameWorker):
 
     @abstractmethod
     def put(self, row: Row, frame: SourceFrame, prediction: Prediction) -> None:
-        """Keep the results of one frame."""
+        """Store the results of one frame."""
 
 
 class _ToFiles(_Predictor):
-    """The files of each frame, and then the stamp that makes them count."""
+    """Write the files of each frame, and then the stamp that makes them valid."""
 
     def is_there(self, row: Row) -> bool:
         return _stamp(self.state, row).fits(row)
@@ -153,7 +153,7 @@ class _ToFiles(_Predictor):
     def put(self, row: Row, frame: SourceFrame, prediction: Prediction) -> None:
         assert self._runtime is not None
         stamp = _stamp(self.state, row)
-        stamp.remove()  # first: it must not cover files of another engine that are about to be replaced
+        stamp.remove()  # first: it must not remain valid for a mixture of old and new files
         classes = self._runtime.manifest.classes
         files = ResultFiles(self.settings.output, classes, npz=self.settings.npz)
         files.add(frame, prediction)
@@ -161,7 +161,7 @@ class _ToFiles(_Predictor):
 
 
 class _ToParquet(_Predictor):
-    """One part for the frames of a task: they count when it is there."""
+    """Write one part for the frames of a task; they are valid once it exists."""
 
     def __init__(self, state: State, settings: PredictSettings) -> None:
         super().__init__(state, settings)
@@ -178,12 +178,12 @@ class _ToParquet(_Predictor):
 
 @dataclass(frozen=True)
 class _Stamp:
-    """Says of which digest a frame's files are, and that they are all there."""
+    """Record of the digest of a frame's complete set of files."""
 
     path: Path
 
     def fits(self, row: Row) -> bool:
-        """Whether the files are this row's, and unchanged since."""
+        """Return whether the files belong to this row and are unchanged."""
         try:
             content = json.loads(self.path.read_bytes())
             folder = self.path.parents[2]

@@ -1,4 +1,4 @@
-"""Ray for the length of a job: a local cluster that is gone afterwards, or one that is there already."""
+"""Connect to Ray for a job: a local cluster that is removed afterwards, or an existing one."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from m2h_deploy.errors import M2HError, first_line, missing_extra
 from m2h_deploy.files.atomic import scratch_folder
 from m2h_deploy.stdio import error_stream
 
-#: Address of a cluster of this machine alone, started for one job.
+#: Address of a cluster on this machine, started for one job.
 LOCAL = "local"
 
-#: Seconds that a cluster's head has to answer.
+#: Timeout in seconds for connecting to a cluster's head.
 _PATIENCE = 10
 
-#: Names of frames are all that Ray's store holds here; its default is a third of the memory.
+#: Size of Ray's object store, which holds only names of frames here; its default is a third of the memory.
 _STORE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where a job runs, and on how much of it."""
+    """Where a job runs, and with how many resources."""
 
     address: str = LOCAL
     """`local`, `auto`, HOST:PORT of a cluster's head, or ray://HOST:PORT."""
     workers: int | None = None
-    """Processes with an engine each; by default as many as fit beside one CPU for Ray's own work."""
+    """Number of processes with an engine each; by default as many as fit, with one CPU reserved for Ray."""
     threads: int = 1
     """CPU threads of each worker."""
     gpus: float = 0.0
-    """GPUs of each worker; a share such as 0.5 puts two on one."""
+    """GPUs of each worker; with a share such as 0.5, two workers use one GPU."""
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -52,7 +52,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Session:
-    """A running Ray, and how many workers the job has."""
+    """A running Ray, and the job's resources."""
 
     ray: Any
     workers: int
@@ -61,7 +61,7 @@ class Session:
 
 
 def import_ray() -> Any:
-    """Ray with Ray Data. Raises M2HError that names the extra where it is missing."""
+    """Import Ray with Ray Data. Raises M2HError, naming the extra, if it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     try:
@@ -75,16 +75,19 @@ def import_ray() -> Any:
 
 @contextmanager
 def connected(cluster: Cluster) -> Iterator[Session]:
-    """Ray, quiet: no dashboard, no usage statistics, no logs in between. One that this process has is used as it is.
+    """Connect to Ray without dashboard, usage statistics or log output.
 
-    Raises M2HError when Ray is not installed, the address does not answer, or the cluster is too small.
+    An existing connection of this process is reused.
+
+    Raises:
+        M2HError: Ray is not installed, the address is unreachable, or the cluster is too small.
     """
     ray = import_ray()
     if ray.is_initialized():
         yield _session(ray, cluster)
         return
     with contextlib.ExitStack() as stack:
-        # Unix sockets lie in it, whose paths may not be long: not the user's TMPDIR.
+        # It contains Unix sockets, whose paths have a length limit: not the user's TMPDIR.
         logs = stack.enter_context(scratch_folder("m2h-ray-", "/tmp"))
         stack.enter_context(_quiet(logs))
         stack.callback(ray.shutdown)
@@ -94,7 +97,7 @@ def connected(cluster: Cluster) -> Iterator[Session]:
 
 @contextmanager
 def on_demand(cluster: Cluster) -> Iterator[Callable[[], Session]]:
-    """What connects when it is first called, until the block ends: a job without work never starts Ray."""
+    """Yield a function that connects on its first call, until the block ends: a job without work never starts Ray."""
     with contextlib.ExitStack() as stack:
         sessions: list[Session] = []
 
@@ -109,7 +112,7 @@ def on_demand(cluster: Cluster) -> Iterator[Callable[[], Session]]:
 def _start(ray: Any, cluster: Cluster, logs: Path) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if cluster.address == LOCAL:
-        # The count is Ray's bookkeeping: with a place for every worker and none left, its reader would starve.
+        # A logical count for Ray's scheduler: without one more CPU than the workers use, its reader would starve.
         places = max(_processors(), (cluster.workers or 1) * cluster.threads + 1)
         options |= {
             "num_cpus": places,
@@ -125,7 +128,7 @@ def _start(ray: Any, cluster: Cluster, logs: Path) -> None:
     except (ConnectionError, ValueError, RuntimeError, OSError, TimeoutError) as error:
         raise M2HError(f"no Ray at '{cluster.address}': {first_line(error)[:300]}") from None
     finally:
-        for number, handler in handlers.items():  # Ray's own would end the command without its last words
+        for number, handler in handlers.items():  # Ray's handlers would end the command without its final message
             signal.signal(number, handler)
 
 
@@ -167,7 +170,7 @@ def _processors() -> int:
 
 @contextmanager
 def _quiet(logs: Path) -> Iterator[None]:
-    """What Ray prints from Python is dropped, what its native code prints goes to a file; the caller's own stays."""
+    """Discard what Ray prints from Python and redirect its native output to a file; the caller's output is kept."""
     loggers = [logging.getLogger(name) for name in ("ray", "ray.data")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -184,7 +187,7 @@ def _quiet(logs: Path) -> Iterator[None]:
 
 
 class _WithoutRay:
-    """stdout but for Ray's threads, which report a worker that died there, in the middle of a command's JSON."""
+    """stdout without Ray's threads, which report a dead worker there, in the middle of a command's JSON."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -200,12 +203,12 @@ class _WithoutRay:
 
 @contextmanager
 def _native_stderr_to(file: Path) -> Iterator[None]:
-    """File descriptor 2 leads to `file`, and `sys.stderr` where it led before."""
+    """Redirect file descriptor 2 to `file`, and `sys.stderr` to the original target."""
     try:
         plain = sys.stderr.fileno() == 2
     except (OSError, ValueError, AttributeError):
         plain = False
-    if not plain:  # somebody else has taken stderr over, and what is native is not on a screen
+    if not plain:  # stderr is redirected already, and native output does not reach a terminal
         yield
         return
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The folder that a job's workers share: what is done, what was tried, and a sign that it is the same folder."""
+"""The folder that a job's workers share: finished frames, attempts, and a token that identifies the job."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ from m2h_deploy.causes import failure
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import is_temporary, make_folder, write_text
 
-#: A frame during which this many workers died is not tried again: it would take down every worker there is.
+#: A frame during which this many workers died is not tried again, because it would kill every worker.
 MOST_TRIES = 3
 
 
 @dataclass(frozen=True)
 class State:
-    """A folder that the command and all workers see."""
+    """A folder that the command and all workers can access."""
 
     folder: Path
     token: str
 
     @classmethod
     def begin(cls, folder: Path) -> State:
-        """A new job in `folder`, absolute; results of earlier ones stay. Raises M2HError when it cannot be written."""
+        """Begin a new job in `folder`, an absolute path; earlier results are kept.
+
+        Raises:
+            M2HError: The folder cannot be written.
+        """
         _check_own(folder)
         make_folder(folder)
         shutil.rmtree(folder / "tries", ignore_errors=True)
@@ -42,7 +46,7 @@ class State:
         return self.folder / _SIGN
 
     def check(self) -> None:
-        """Raises M2HError where this process does not see the job's folder, or another job has begun in it."""
+        """Raise M2HError if this process cannot read the job's folder, or another job has begun in it."""
         try:
             token = json.loads(self._sign.read_text(encoding="utf-8"))["token"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -55,9 +59,10 @@ class State:
 
     @contextmanager
     def attempt(self, key: str) -> Iterator[None]:
-        """Around the work on one frame: a process that dies in it leaves a mark.
+        """Record an attempt at one frame while the block runs; the record remains if the process dies.
 
-        Raises M2HError when the frame has left `MOST_TRIES` of them.
+        Raises:
+            M2HError: `MOST_TRIES` workers have died on this frame.
         """
         mark = self.folder / "tries" / key
         tries = mark.stat().st_size if mark.exists() else 0
@@ -67,14 +72,14 @@ class State:
             file.write(b".")
         try:
             yield
-        except Exception:  # a reason is an answer; only a process that died leaves the mark
+        except Exception:  # an error is a result; only a dead process leaves the mark
             mark.unlink(missing_ok=True)
             raise
         mark.unlink(missing_ok=True)
 
 
 def _check_own(folder: Path) -> None:
-    """Raises M2HError where `folder` holds something else than what a job keeps there."""
+    """Raise M2HError if `folder` contains anything other than a job's state."""
     other = f"{folder} is not the folder of a job"
     try:
         names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
@@ -87,6 +92,6 @@ def _check_own(folder: Path) -> None:
         raise failure(error, f"cannot read {folder}", f"{other}: give another one") from None
 
 
-#: What a job keeps in its folder.
+#: Names of a job's files and subfolders.
 _SIGN = "job.json"
 _KEPT = {_SIGN, "tries", "done", "frames"}

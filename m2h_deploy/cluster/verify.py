@@ -1,4 +1,7 @@
-"""`verify` on many workers: each measures frames, one process adds them up in order, so the figures are the same."""
+"""Run `verify` on many workers.
+
+Each worker measures frames, and one process adds them up in order, so the figures are those of a single process.
+"""
 
 from __future__ import annotations
 
@@ -33,47 +36,54 @@ from m2h_deploy.parity.result import Side
 from m2h_deploy.parity.tasks import Against
 from m2h_deploy.runtime.runtime import Runtime
 
-#: Of the files of frames' measurements; another version is measured again.
+#: Version of the files with frames' measurements; frames with another version are measured again.
 RECORD_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
 class MeasureSettings:
-    """What each worker measures."""
+    """Settings of each worker."""
 
     bundle: Path
     reference: str
     data: Dataset | Path
-    """A path is opened by each worker, a data set in memory goes to each."""
+    """A path is opened by each worker; a data set in memory is sent to each."""
     split: str
     targets: dict[str, Against]
     allow_other_weights: bool
     threads: int
     job: str
-    """Digest, see `job_digest`."""
+    """Digest of the job, see `job_digest`."""
 
 
 class RayExecutor:
-    """Measures the frames of `m2h_deploy.parity.verify` on a pool of workers.
+    """Measure the frames of `m2h_deploy.parity.verify` on a pool of workers.
 
     The measurements of each frame are a small file in the folder `work`; they are added up in the order of the frames,
-    so that the result has the bits of a single process with the same threads. The same call again measures only frames
-    that are new, changed or were not reached. Pictures are drawn at the end: those frames are run once more. Nodes need
-    bundle, reference and data at the same paths.
+    so that the result is bit-identical to that of a single process with the same threads. The same call again measures
+    only frames that are new, changed or were not reached. Pictures are drawn at the end, for which their frames are run
+    again. Nodes need bundle, reference and data at the same paths.
     """
 
     def __init__(
         self, cluster: Cluster, work: str | os.PathLike[str] | None = None, complain: Complain | None = None
     ) -> None:
-        """`work` is seen by every worker, BUNDLE.parity by default; bundles and data sets may share one. `complain` is
-        called with the reason of each frame that could not be measured."""
+        """Set the cluster, the folder of measurements and a callback for failed frames.
+
+        `work` must be accessible to every worker, and is BUNDLE.parity by default; bundles and data sets may share one.
+        `complain` is called with the reason of each frame that could not be measured.
+        """
         self._cluster, self._work, self._complain = cluster, work, complain
         self.job: JobResult | None = None
-        """How the last job went."""
+        """Result of the last job."""
 
     def measure(self, request: Request, progress: Progress | None = None) -> Measured:
-        """Raises M2HError where Ray is missing or not there, or, when the others are done and kept, on a frame that
-        cannot be measured."""
+        """Measure the frames of `request` on the cluster.
+
+        Raises:
+            M2HError: Ray is missing or unreachable, or a frame cannot be measured; the other frames are measured and
+                stored first.
+        """
         settings = _settings(request, self._cluster.threads)
         rows = [
             Row(f"frame {index}", frame_digest(settings.job, request.data, index), str(index))
@@ -94,7 +104,7 @@ class RayExecutor:
 
 
 def _settings(request: Request, threads: int) -> MeasureSettings:
-    """What the workers get."""
+    """Return the workers' settings."""
     reference = str(Path(request.reference).resolve()) if Path(request.reference).exists() else request.reference
     what = {"kind": "verify", "version": RECORD_VERSION, "reference": reference_digest(reference),
             "targets": request.targets}  # fmt: skip
@@ -106,7 +116,7 @@ def _settings(request: Request, threads: int) -> MeasureSettings:
 
 
 class _Measure(FrameWorker):
-    """Measures each frame and writes what it found."""
+    """Measure each frame and write its measurements."""
 
     def __init__(self, state: State, settings: MeasureSettings) -> None:
         super().__init__(state)
@@ -140,7 +150,7 @@ class _Measure(FrameWorker):
 
 
 class _Draw(_Measure):
-    """Draws the tasks that a row names, and gives the pictures back."""
+    """Draw the tasks that a row names, and return the pictures."""
 
     def is_there(self, row: Row) -> bool:
         return False
@@ -166,7 +176,7 @@ def _pictures(
     records: Sequence[FrameRecord],
     keep: int,
 ) -> tuple[WorstFrame, ...]:
-    """Pictures of the `keep` frames of each task that differ most, the worst first."""
+    """Return pictures of the `keep` frames of each task that differ most, the worst first."""
     ranked = {
         task: sorted(range(len(records)), key=lambda i, task=task: -records[i].differences[task])[:keep]  # type: ignore[misc]
         for task in settings.targets
@@ -191,7 +201,7 @@ def _pictures(
 
 
 def _plain(worst: WorstFrame) -> dict[str, Any]:
-    """For JSON."""
+    """Return JSON-compatible values, with the pictures in base64."""
     pictures = {name: base64.b64encode(jpeg).decode() for name, jpeg in worst.pictures.items()}
     return {**vars(worst), "pictures": pictures}
 
@@ -233,7 +243,7 @@ def _decode(file: Path) -> tuple[FrameRecord, Sides]:
 
 
 def _read_all(state: State, rows: Sequence[Row]) -> tuple[list[FrameRecord], Sides]:
-    """The measurements of all frames in their order, and the sides: all there were, where nodes differ."""
+    """Read the measurements of all frames in order, and the sides; descriptions are joined if nodes differ."""
     found = [_decode(_file(state, row.key)) for row in rows]
     sides = [side for _, side in found]
     failed = [side for side in sides if any(gate.verdict == "fail" for gate in side.self_test)]

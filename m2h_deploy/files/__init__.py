@@ -1,1 +1,1 @@
-"""Reading and writing files: atomic writes, images, videos, names, and what may be overwritten."""
+"""Read and write files: atomic writes, images, videos, names, and protection against overwriting."""

@@ -1,4 +1,4 @@
-"""What NumPy raises for a damaged .npy or .npz file."""
+"""Exceptions that NumPy raises for a damaged .npy or .npz file."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import zlib
 from tokenize import TokenError
 from zipfile import BadZipFile
 
-#: NumPy, zipfile and zlib raise what their parsers stumble over: a header that is no Python, an unknown compression, a
-#: size that no memory holds, an entry that is gone.
+#: NumPy, zipfile and zlib raise various types: for a header that is not Python, an unknown compression, a size beyond
+#: the memory, or a missing entry.
 DAMAGED_ARRAY: tuple[type[Exception], ...] = (
     OSError,
     TypeError,

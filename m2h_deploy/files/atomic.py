@@ -1,4 +1,4 @@
-"""Atomic file and folder writes, temporary folders, and checks of places before long work."""
+"""Atomic file and folder writes, temporary folders, and checks of destinations before long work."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from m2h_deploy.causes import NO_SPACE, MachineError, machine_fault, no_space, r
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.names import NAME_BYTES, shorten
 
-#: Bytes that a temporary name adds to the stem (process, random part, ".tmp"), and of a suffix that means a format.
+#: Bytes that a temporary name adds to the stem (process, random part, ".tmp"), and the longest suffix of a format.
 _ADDED_BYTES, _LONGEST_SUFFIX = 40, 16
 
 
 class NewFile:
-    """A file that is written over a longer time: to `temporary`, of its suffix, until `finish`.
+    """A file that is written incrementally: to `temporary`, which has its suffix, until `finish`.
 
-    The temporary file lies beside `path` and replaces it in one step; a link is replaced, not followed. Where that
-    cannot be (a device, a pipe, a file that is itself a mount point, a folder without write permission), the temporary
-    file lies in the temporary folder, and `finish` copies it into `path`.
+    The temporary file is in the folder of `path` and replaces `path` atomically; a link is replaced, not followed. If
+    that is impossible (a device, a pipe, a file that is itself a mount point, a folder without write permission), the
+    temporary file is in the temporary folder, and `finish` copies it into `path`.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._in_place = _only_in_place(self.path)
         folder = temporary_root() if self._in_place else self.path.parent
-        # Threads share a process id: the random part keeps two writers of one file apart.
+        # Threads share a process id: the random part distinguishes two writers of one file.
         own = f"{os.getpid()}-{secrets.token_hex(4)}"
         stem, suffix = _fitting(self.path)
         self.temporary = folder / f".{stem}.{own}.tmp{suffix}"
 
     def finish(self) -> None:
-        """Let the file take its place. Raises M2HError that names `path` when that cannot be."""
+        """Move the temporary file to `path`. Raises M2HError, naming `path`, if that fails."""
         try:
             if self._in_place:
                 with self.temporary.open("rb") as source, self.path.open("wb") as target:
                     shutil.copyfileobj(source, target)
             else:
-                self.temporary.chmod(0o666 & ~_umask())  # some libraries write files for their owner alone
+                self.temporary.chmod(0o666 & ~_umask())  # some libraries write files that only their owner can read
                 self.temporary.replace(self.path)
         except OSError as error:
             raise MachineError(f"cannot write {self.path}: {reason(error)}") from None
@@ -52,12 +52,12 @@ class NewFile:
             self.discard()
 
     def discard(self) -> None:
-        """Remove what was written. Idempotent, and harmless after `finish`."""
-        with suppress(OSError):  # why it could not be written has been said
+        """Remove the temporary file. Idempotent, and without effect after `finish`."""
+        with suppress(OSError):  # the cause was already reported when writing failed
             self.temporary.unlink()
 
     def failed(self, error: Exception) -> M2HError | None:
-        """Return the error to raise where `error` came from writing this file; None for any other."""
+        """Return the error to raise if `error` came from writing this file; None for any other."""
         if self._in_place:
             root = self.temporary.parent
             return _write_failure(error, root, f"cannot write to the temporary folder {root}", alone=True)
@@ -65,21 +65,21 @@ class NewFile:
 
 
 def _only_in_place(path: Path) -> bool:
-    """Whether nothing can be renamed to `path`, and `path` itself can be written."""
+    """Return whether `path` itself can be written but no file can be renamed to it."""
     try:
         mode = path.stat().st_mode
     except OSError:
         return False
     if stat.S_ISDIR(mode):
         return False
-    # /dev/stdout is a link that a rename would replace, for every program of the machine.
+    # A rename would replace the link /dev/stdout for all programs of the machine.
     if not stat.S_ISREG(mode) or {"/dev", "/proc"} & {str(parent) for parent in path.absolute().parents}:
         return True
     return _is_mount(path) or (not os.access(path.parent, os.W_OK) and os.access(path, os.W_OK))
 
 
 def _is_mount(path: Path) -> bool:
-    """Whether `path` is a mount point, also one of the same file system or of a single file."""
+    """Return whether `path` is a mount point, including bind mounts of the same file system or of a single file."""
     if os.path.ismount(path):
         return True
     try:
@@ -92,23 +92,23 @@ def _is_mount(path: Path) -> bool:
 
 
 def is_temporary(name: str, of: str) -> bool:
-    """Whether a file of this name is one that `NewFile` makes on the way to `of`."""
+    """Return whether a file of this name is a temporary file that `NewFile` makes for `of`."""
     stem, suffix = (re.escape(part) for part in _fitting(Path(of)))
     return re.fullmatch(rf"\.{stem}\.\d+-[0-9a-f]{{8}}\.tmp{suffix}", name) is not None
 
 
 def _fitting(path: Path) -> tuple[str, str]:
-    """Stem and suffix of a temporary name: a name that is legal by itself may have no room for what is added."""
+    """Return stem and suffix of a temporary name, shortened so that the added part fits into the name's limit."""
     suffix = path.suffix if len(os.fsencode(path.suffix)) <= _LONGEST_SUFFIX else ""
     return shorten(path.stem, NAME_BYTES - _ADDED_BYTES - _LONGEST_SUFFIX), suffix
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path of the suffix of `path` that takes its place when the block ends well; see `NewFile`.
+    """Yield a temporary path with the suffix of `path` that replaces `path` if the block succeeds; see `NewFile`.
 
-    When the block raises, Ctrl-C included, `path` stays as it was and the temporary file is gone. An error of writing
-    comes out as M2HError that names `path`.
+    If the block raises, including on Ctrl-C, `path` is unchanged and the temporary file is removed. A write error is
+    raised as M2HError that names `path`.
     """
     file = NewFile(path)
     try:
@@ -127,12 +127,12 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: str | os.PathLike[str], *, replace: bool = False, last: str | None = None) -> Iterator[Path]:
-    """Give a temporary folder that becomes `path` when the block ends well, and vanishes otherwise.
+    """Yield a temporary folder that becomes `path` if the block succeeds, and is removed otherwise.
 
-    What exists is refused unless it is an empty folder or `replace` is given; what is replaced comes back if that
-    fails. The temporary folder lies beside `path`. Where `path` cannot be renamed to (a mount point, a parent without
-    write permission) it lies inside `path`, and its files are moved up one by one, the one named `last` after all
-    others. An error of writing comes out as M2HError that names `path`.
+    An existing `path` is rejected unless it is an empty folder or `replace` is given; a replaced one is restored if
+    that fails. The temporary folder is next to `path`. If nothing can be renamed to `path` (a mount point, a parent
+    without write permission), it is inside `path`, and its files are moved up one by one, the one named `last` after
+    all others. A write error is raised as M2HError that names `path`.
     """
     path = check_whole_folder(path, replace=replace)
     inside = _only_inside(path)
@@ -143,7 +143,7 @@ def whole_folder(path: str | os.PathLike[str], *, replace: bool = False, last: s
         raise MachineError(f"cannot write {path}: {reason(error)}") from None
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders for their owner alone
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders that only their owner can access
         _move_up(temporary, path, last) if inside else _swap(temporary, path)
     except MachineError:
         raise
@@ -161,7 +161,7 @@ def _only_inside(path: Path) -> bool:
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Rename `new` to `path`; what was there is put back if that fails, or is interrupted."""
+    """Rename `new` to `path`; the previous folder is restored if that fails or is interrupted."""
     if not path.exists():
         new.replace(path)
         return
@@ -178,7 +178,7 @@ def _swap(new: Path, path: Path) -> None:
 
 
 def _move_up(new: Path, path: Path, last: str | None) -> None:
-    """Move what `new`, a folder in `path`, holds to `path`, in the place of all else; undone if that fails."""
+    """Move the contents of `new`, a folder in `path`, to `path`, replacing all else; undone if that fails."""
     old = Path(tempfile.mkdtemp(prefix=f".{_fitting(path)[0]}.old.", dir=path))
     moves = [(entry, old / entry.name) for entry in path.iterdir() if entry not in (new, old)]
     moves.sort(key=lambda move: move[0].name != last)
@@ -201,7 +201,7 @@ def _move_up(new: Path, path: Path, last: str | None) -> None:
 def scratch_folder(prefix: str, root: str | os.PathLike[str] | None = None) -> Iterator[Path]:
     """Make a temporary folder in `root` (default: the machine's temporary folder) and remove it after the block.
 
-    An error of writing there comes out as M2HError that names the temporary folder.
+    A write error in it is raised as M2HError that names the temporary folder.
     """
     place = Path(root) if root is not None else temporary_root()
     advice = "" if root is not None else "; free some space there, or set TMPDIR to a folder that has it"
@@ -223,7 +223,7 @@ def scratch_folder(prefix: str, root: str | os.PathLike[str] | None = None) -> I
 
 
 def temporary_root() -> Path:
-    """Return the machine's temporary folder. Raises M2HError where there is none that can be written."""
+    """Return the machine's temporary folder. Raises M2HError if no temporary folder can be written."""
     try:
         return Path(tempfile.gettempdir())
     except OSError:
@@ -234,10 +234,10 @@ def temporary_root() -> Path:
 
 
 def _write_failure(error: Exception, place: Path, message: str, *, alone: bool = False) -> MachineError | None:
-    """Return `message` with the cause where `error` came from writing to the folder `place`; None for any other.
+    """Return `message` with the cause if `error` came from writing to the folder `place`; None for any other.
 
-    A library that cannot write raises what it likes: a full disk is recognized by the disk. `alone`: an operating
-    system's error that names no file can only be of this place.
+    Libraries raise various errors when a write fails, so a full disk is detected by its free space. With `alone`, an
+    operating system's error without a file name is attributed to `place`.
     """
     if isinstance(error, OSError):
         names = [
@@ -258,19 +258,19 @@ def _umask() -> int:
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes | memoryview) -> Path:
-    """Write `content` to `path` in one step. Raises M2HError when that cannot be."""
+    """Write `content` to `path` atomically. Raises M2HError on failure."""
     with whole_file(path) as temporary:
         temporary.write_bytes(content)
     return Path(path)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Write `text` as UTF-8, with a last line break, in one step. Bytes of a name that are not UTF-8 are escaped."""
+    """Write `text` as UTF-8 with a final line break, atomically; undecodable bytes of file names are escaped."""
     return write_bytes(path, (text.rstrip("\n") + "\n").encode("utf-8", "backslashreplace"))
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """Raises M2HError where a file cannot be written to `path`: before long work, not after it."""
+    """Return `path`. Raises M2HError if a file cannot be written there; call it before long work."""
     path = Path(path)
     if len(os.fsencode(path.name)) > NAME_BYTES:
         raise M2HError(f"cannot write {path}: the name is longer than {NAME_BYTES} bytes")
@@ -284,7 +284,7 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
 
 
 def check_folder(path: str | os.PathLike[str]) -> Path:
-    """Return `path`. Raises M2HError where no files can be made in a folder `path`; makes nothing."""
+    """Return `path`. Raises M2HError if no files can be made in a folder `path`; creates nothing."""
     path = Path(path)
     above = next((place for place in (path, *path.absolute().parents) if place.exists()), Path("/"))
     if not above.is_dir():
@@ -294,7 +294,7 @@ def check_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def check_whole_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Path:
-    """Return `path`, absolute. Raises the M2HError of `whole_folder` where that would fail; makes nothing."""
+    """Return `path` as an absolute path. Raises the M2HError of `whole_folder` if that would fail; creates nothing."""
     path = Path(path).resolve()
     if not path.is_dir():
         if path.exists() and not replace:
@@ -307,12 +307,12 @@ def check_whole_folder(path: str | os.PathLike[str], *, replace: bool = False) -
     return path
 
 
-#: What a recording needs at least to be finished: its index, and what its writer still holds.
+#: Bytes that a recording needs in order to be finished: its index, and the data buffered by its writer.
 _SPARE_BYTES = 8 << 20
 
 
 def check_space(folder: Path, target: str | os.PathLike[str]) -> None:
-    """Raises M2HError where the disk of `folder` is nearly full: what was written to `target` can still be finished."""
+    """Raise M2HError if the disk of `folder` is nearly full, while the file `target` can still be finished."""
     found = os.statvfs(folder)
     if found.f_bavail * found.f_frsize < _SPARE_BYTES:
         raise MachineError(f"cannot write more to {target}: {NO_SPACE}; it ends here")
@@ -320,14 +320,14 @@ def check_space(folder: Path, target: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def library_path(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Give `path` as a string for a library that takes names in UTF-8 alone: its own, or that of a link to it."""
+    """Yield `path` as a string for a library that accepts only UTF-8 names: its own, or that of a link to it."""
     if _fits(os.fspath(path)):
         yield os.fspath(path)
         return
     full = Path(path).absolute()
     with scratch_folder("m2h-name-") as folder:
         link = folder / "link"
-        if _fits(full.name):  # what lies beside the file is found, too
+        if _fits(full.name):  # link the folder, so that files next to this one are found too
             link.symlink_to(full.parent)
             yield os.fspath(link / full.name)
         else:
@@ -337,7 +337,7 @@ def library_path(path: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def printable(name: str) -> str:
-    """Return a name as text that every format takes: bytes that are not UTF-8 are written as escapes."""
+    """Return a name as text for any format: bytes that are not UTF-8 are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -357,7 +357,7 @@ def _check_access(folder: Path, target: Path) -> None:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Make the folder `path` where there is none. Raises M2HError where no files can be made in it."""
+    """Make the folder `path` if it does not exist. Raises M2HError if no files can be made in it."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,15 @@
-"""Read image files: refuse truncated ones, and tell pictures from depth maps and label maps.
+"""Read image files: reject truncated ones, and distinguish pictures from depth maps and label maps.
 
-A picture is what a camera saw. A data set often keeps its depth maps and label maps in the same folder, in the same
-formats; taken for pictures they give predictions that mean nothing. A file is a map where one of these holds:
+A picture is an image from a camera. Data sets often have depth maps and label maps in the same folder and formats;
+predictions on these are meaningless. A file is a map if one of these holds:
 
 - it has one channel of 16-bit or floating-point pixels;
 - it has one channel (or three equal ones), is not a JPEG, and a word of its name says so (`depth_0001.png`,
-  `x_labels.png`; a folder named `depth` says it for its files) while no word says `rgb` or `color`;
+  `x_labels.png`; a folder named `depth` counts for its files) while no word is `rgb` or `color`;
 - it holds class indices: one channel of values up to 64 (255 for unlabeled), constant over regions, with steps of more
   than one between them. A dark picture has steps of one;
-- it is a PNG with a palette, or named as above, whose few colors are constant over regions. A palette alone is only
-  enough where it is the one of PASCAL VOC.
+- it is a PNG with a palette, or named as above, whose few colors are constant over regions. Without such a name, only
+  the palette of PASCAL VOC counts.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ _MAP_WORDS = {
 }
 _PICTURE_WORDS = {"rgb", "color", "colour", "image", "img", "picture", "photo"}
 
-#: Largest class index that values alone can be told by; larger ones are as likely a picture's gray levels.
+#: Largest class index that is recognized by values only; larger ones are as likely a picture's gray levels.
 _LARGEST_INDEX = 64
 _UNLABELED = 255
-#: Share of neighboring pixels that are equal in a map of regions, and colors it has at most.
+#: Smallest share of equal neighboring pixels in a map of regions, and its largest number of colors.
 _REGIONS, _FEW_COLORS = 0.75, 64
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PALETTE = 3
-#: The first three colors of PASCAL VOC's palette, which label maps of many data sets have.
+#: The first three colors of PASCAL VOC's palette, which the label maps of many data sets use.
 _VOC_COLORS = bytes([0, 0, 0, 128, 0, 0, 0, 128, 0])
 
 # The next marker of a JPEG: neither a stuffed zero, nor a restart marker, nor fill bytes.
@@ -58,10 +58,10 @@ _START_OF_FRAME = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return the image files directly in `folder` in the order of their names, links that lead nowhere included.
+    """Return the image files directly in `folder`, sorted by name, including broken links.
 
     Raises:
-        M2HError: no image, or a folder that cannot be listed.
+        M2HError: There are no images, or the folder cannot be listed.
     """
     try:
         entries = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
@@ -74,12 +74,12 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read the picture at `path` as uint8 (H, W, 3) BGR, upright as its EXIF data says; gray and alpha are converted.
+    """Read the picture at `path` as uint8 (H, W, 3) BGR, rotated by its EXIF orientation; gray and alpha are converted.
 
     Raises:
-        ImageError: truncated or undecodable file, 16-bit pixels, a depth map or a label map, or a side under 16 or over
-            32766 pixels.
-        M2HError: missing or unreadable file.
+        ImageError: The file is truncated, undecodable, a depth map or a label map, has 16-bit pixels, or a side under
+            16 or over 32766 pixels.
+        M2HError: The file is missing or unreadable.
     """
     pixels, kind = decode_picture(path)
     if kind is not None:
@@ -90,7 +90,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def decode_picture(path: Path) -> tuple[NDArray[Any], str | None]:
-    """Decode an image file as stored, but upright, and say which kind of map it is; None for a picture."""
+    """Decode an image file with its EXIF orientation; also return its kind of map, None for a picture."""
     content = read_content(path, "image")
     # Not IMREAD_UNCHANGED: it ignores the EXIF orientation.
     pixels = decode(path, content, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR, "image")
@@ -98,7 +98,7 @@ def decode_picture(path: Path) -> tuple[NDArray[Any], str | None]:
 
 
 def may_be_map(path: Path) -> bool:
-    """Return False where the first bytes of a file rule out a map, which saves decoding it: JPEG, most color PNG."""
+    """Return False if a file's first bytes exclude a map, which saves decoding it: JPEG, most color PNG."""
     try:
         with path.open("rb") as stream:
             head = stream.read(26)
@@ -112,7 +112,7 @@ def read_content(path: Path, what: str) -> bytes:
     """Read the file at `path`; `what` names it in an error.
 
     Raises:
-        M2HError: missing or unreadable file.
+        M2HError: The file is missing or unreadable.
     """
     if not is_file(path):
         raise M2HError(f"{path}: {what} is missing")
@@ -126,10 +126,10 @@ def decode(path: Path, content: bytes, flags: int, what: str) -> NDArray[Any]:
     """Decode the content of an image file with OpenCV's `flags`; `path` and `what` name it in an error.
 
     Raises:
-        ImageError: truncated, undecodable or too large.
+        ImageError: The image is truncated, undecodable or too large.
     """
     _check_size(path, content, what)
-    # OpenCV before 4.11 returns a truncated JPEG as a whole picture; it refuses the other formats by itself.
+    # OpenCV before 4.11 returns a truncated JPEG as a complete picture; it rejects other truncated formats itself.
     if is_truncated_jpeg(content):
         raise ImageError(f"{path}: {what} is truncated: the JPEG has no end; copy it again")
     try:
@@ -143,12 +143,12 @@ def decode(path: Path, content: bytes, flags: int, what: str) -> NDArray[Any]:
 
 
 class OutOfMemoryError(MachineError):
-    """An image is too large for the memory that is left."""
+    """An image is too large for the available memory."""
 
 
 @contextmanager
 def enough_memory(what: str) -> Iterator[None]:
-    """Raise OutOfMemoryError, which names `what`, where NumPy or OpenCV gets no memory in the block."""
+    """Raise OutOfMemoryError, which names `what`, if NumPy or OpenCV runs out of memory in the block."""
     try:
         yield
     except MemoryError:
@@ -160,7 +160,7 @@ def enough_memory(what: str) -> Iterator[None]:
 
 
 def is_truncated_jpeg(content: bytes) -> bool:
-    """Return whether `content` is a JPEG without an end-of-image marker. Bytes after the end do not matter."""
+    """Return whether `content` is a JPEG without an end-of-image marker; trailing bytes are allowed."""
     return _is_jpeg(content) and _END_OF_IMAGE not in (marker for marker, _ in _jpeg_segments(content))
 
 
@@ -169,7 +169,7 @@ def _is_jpeg(content: bytes) -> bool:
 
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:
-    """Yield each marker after the first and where its segment begins, up to the end of the image or of the bytes."""
+    """Yield each marker after the first and the start of its segment, up to the end of the image or of the bytes."""
     position = 2
     while (found := _JPEG_MARKER.search(content, position)) is not None:
         marker, position = content[found.start() + 1], found.end()
@@ -181,19 +181,19 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _check_size(path: Path, content: bytes, what: str) -> None:
-    """Refuse an image that states too large a size before its pixels take the memory."""
+    """Reject an image whose header states too large a size, before its pixels are allocated."""
     width, height = _stated_size(content)
     if max(width, height) > MAX_SIDE:
         raise ImageError(f"{path}: {what} of {width} x {height} pixels is too large: at most {MAX_SIDE} a side")
 
 
 def _stated_size(content: bytes) -> tuple[int, int]:
-    """Width and height in the header of a PNG, BMP or JPEG; zeros for other formats."""
+    """Return width and height in the header of a PNG, BMP or JPEG; zeros for other formats."""
     if content.startswith(_PNG):
         return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
     if content.startswith(b"BM"):
         sides = (int.from_bytes(content[at : at + 4], "little", signed=True) for at in (18, 22))
-        width, height = map(abs, sides)  # rows from the top have a negative height
+        width, height = map(abs, sides)  # the height is negative if rows begin at the top
         return width, height
     if _is_jpeg(content):
         for marker, at in _jpeg_segments(content):
@@ -203,7 +203,7 @@ def _stated_size(content: bytes) -> tuple[int, int]:
 
 
 def map_kind(path: Path, content: bytes, pixels: NDArray[Any]) -> str | None:
-    """Say which kind of map a decoded image file is, by the rule in this module's docstring; None for a picture."""
+    """Return the kind of map of a decoded image file, by the rules in this module's docstring; None for a picture."""
     if pixels.ndim == 2 and pixels.dtype != np.uint8:
         return f"{'16-bit' if pixels.dtype == np.uint16 else pixels.dtype} depth map"
     if _is_jpeg(content) or pixels.dtype != np.uint8:
@@ -219,7 +219,7 @@ def map_kind(path: Path, content: bytes, pixels: NDArray[Any]) -> str | None:
 
 
 def _named_map(path: Path) -> str | None:
-    """The kind of map that a word of the file's name, or the whole name of its folder, stands for."""
+    """Return the kind of map that a word of the file's name, or the name of its folder, indicates."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", path.stem)
     words = re.findall(r"[a-z]+", spaced.lower())
     if _PICTURE_WORDS & set(words):

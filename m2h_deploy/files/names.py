@@ -1,4 +1,4 @@
-"""File names that a file system takes."""
+"""Keep file names within the limits of file systems."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import hashlib
 import os
 from pathlib import Path
 
-#: Bytes of a file name that Linux file systems take.
+#: Largest number of bytes of a file name on Linux file systems.
 NAME_BYTES = 255
 
 
 def shorten(name: str, longest: int) -> str:
-    """Return `name` where it has at most `longest` bytes, and otherwise its beginning, `~` and 8 digits of its sha256.
+    """Return `name` if it has at most `longest` bytes, else its beginning, `~` and 8 digits of its sha256.
 
-    The digits keep shortened names apart; the same name is always shortened to the same one.
+    The digits distinguish shortened names; the same name is always shortened in the same way.
     """
     whole = os.fsencode(name)
     if len(whole) <= longest:
         return name
-    # A character is never cut: names are UTF-8.
+    # Cut between characters: names are UTF-8.
     kept = whole[: max(longest - 9, 0)].decode("utf-8", "ignore")
     return f"{kept}~{hashlib.sha256(whole).hexdigest()[:8]}"
 
 
 def is_file(path: Path) -> bool:
-    """Return whether `path` is a file; False, not an OSError, for a name that the file system does not take."""
+    """Return whether `path` is a file; False instead of an OSError if the file system does not support the name."""
     try:
         return path.is_file()
     except OSError:
@@ -32,7 +32,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether `path` is a folder; False, not an OSError, for a name that the file system does not take."""
+    """Return whether `path` is a folder; False instead of an OSError if the file system does not support the name."""
     try:
         return path.is_dir()
     except OSError:

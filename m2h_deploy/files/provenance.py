@@ -1,7 +1,7 @@
-"""Which files m2h-deploy wrote: a result may replace an earlier result of its kind, and no other file.
+"""Recognize files that m2h-deploy wrote: a result may replace an earlier result of its kind, and no other file.
 
-Every kind of result carries a mark that its readers pass over: PNG a `Software` chunk, npz a comment of the archive,
-MP4 a `free` box at its end, HTML a `generator`, ONNX its `m2h.` metadata, and so on. A copied or renamed file keeps it.
+Every kind of result has a mark that its readers ignore: PNG a `Software` chunk, npz an archive comment, MP4 a `free`
+box at its end, HTML a `generator`, ONNX its `m2h.` metadata, and so on. A copied or renamed file keeps it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ROOM = b"m2h-deploy rooms"
 #: First line of the log of `serve`.
 LOG_MARK = "m2h-deploy serve: log of Triton"
 
-#: Of a file, what is looked at from each end.
+#: Number of bytes to examine at each end of a file.
 _SIGHT = 4096
 
 
@@ -37,7 +37,7 @@ def mark_png(content: bytes, *, room: bool = False) -> bytes:
     """Return the PNG file `content` with a `Software` chunk that names m2h-deploy."""
     body = b"tEXtSoftware\x00" + (_ROOM if room else _RUN)
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-    return content[:33] + chunk + content[33:]  # behind the signature and IHDR
+    return content[:33] + chunk + content[33:]  # after the signature and IHDR
 
 
 def mark_npz(content: bytes) -> bytes:
@@ -49,7 +49,7 @@ def mark_npz(content: bytes) -> bytes:
 
 
 def mark_mp4(path: Path) -> None:
-    """Append a box that players pass over, and that names m2h-deploy, to a finished MP4 file."""
+    """Append a box that names m2h-deploy, and that players ignore, to a finished MP4 file."""
     with path.open("ab") as file:
         file.write(_MP4_BOX)
 
@@ -71,7 +71,7 @@ def _tail(ending: bytes) -> Callable[[IO[bytes]], bool]:
 
 
 def _onnx(file: IO[bytes]) -> bool:
-    """Whether the metadata has the version of m2h-deploy; the graph is passed over, not read."""
+    """Return whether the metadata has the version of m2h-deploy; the graph is skipped, not read."""
     from m2h_deploy.onnx_graph.info import VERSION
 
     size = file.seek(0, io.SEEK_END)
@@ -121,7 +121,7 @@ _LOOKS: dict[Kind, Callable[[IO[bytes]], bool]] = {
 
 
 def is_own(path: Path, kind: Kind) -> bool:
-    """Return whether m2h-deploy wrote `path` as a result of `kind`. Raises M2HError where it cannot be read."""
+    """Return whether m2h-deploy wrote `path` as a result of `kind`. Raises M2HError if it cannot be read."""
     try:
         with path.open("rb") as file:
             return _LOOKS[kind](file)
@@ -132,9 +132,10 @@ def is_own(path: Path, kind: Kind) -> bool:
 def check_outputs(
     files: Mapping[Kind, Path | None], *, overwrite: bool = False, sources: Iterable[str | Path] = ()
 ) -> list[Path]:
-    """Return the files that are given, by kind; see `check_output`.
+    """Return the given files after `check_output` for each.
 
-    Raises M2HError also where two of them are one file.
+    Raises:
+        M2HError: A file must not be written, or two of them are the same file.
     """
     given = {kind: path for kind, path in files.items() if path is not None}
     for kind, path in given.items():
@@ -148,18 +149,21 @@ def check_outputs(
 def check_output(
     path: Path, kind: Kind, *, overwrite: bool = False, sources: Iterable[str | Path] = (), access: bool = True
 ) -> Path:
-    """Raises M2HError where a result of `kind` cannot or must not be written to `path`: before the work.
+    """Return `path`, after checking before the work that a result of `kind` can and may be written there.
 
     Args:
-        path: the file to write.
-        kind: of the result.
-        overwrite: whether files that m2h-deploy did not write may be replaced, too.
-        sources: what the command reads; none of it is ever replaced.
-        access: whether to check the folder as well.
+        path: The file to write.
+        kind: Kind of the result.
+        overwrite: Whether files that m2h-deploy did not write may be replaced, too.
+        sources: Inputs of the command, which are never replaced.
+        access: Whether to check the folder as well.
+
+    Raises:
+        M2HError: The file cannot or must not be written.
     """
     if access:
         check_writable(path)
-    if not path.is_file():  # new, or a device or pipe, which is written to
+    if not path.is_file():  # new, or a device or pipe
         return path
     if any(is_file(Path(source)) and path.samefile(source) for source in sources):
         raise M2HError(f"{path} is read by this command: write to another place")

@@ -1,8 +1,8 @@
-"""Recognize video files that are cut short, by the sizes that their containers state.
+"""Recognize truncated video files by the sizes that their containers state.
 
-A reader of frames cannot tell: the last frame of half a file looks like the last frame of a whole one. What is not
-known to be short counts as whole, so a recording without an end (a container that was never closed, or one made for
-streaming) does.
+A reader of frames cannot detect truncation: the last frame of half a file looks like that of a complete one. A file
+counts as complete unless it is known to be truncated, so a recording of unknown length (a container that was never
+closed, or one made for streaming) does.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ def is_cut_short(path: str | os.PathLike[str]) -> bool:
                 return _chunks_end(stream, size) > size
             if head[:4] == _EBML:
                 return _segment_end(stream) > size
-    except OSError:  # whoever reads the frames says why
+    except OSError:  # reported when the frames are read
         pass
     return False
 
 
 def states_frames(path: str | os.PathLike[str]) -> bool:
-    """Return whether the container counts its frames; Matroska and WebM only state a duration."""
+    """Return whether the container states its number of frames; Matroska and WebM only state a duration."""
     with Path(path).open("rb") as stream:
         return stream.read(4) != _EBML
 
 
 def _boxes_end(stream: BinaryIO, size: int) -> int:
-    """Where the boxes of ISO/IEC 14496-12 end, as far as they can be followed."""
+    """Return the end of the boxes of ISO/IEC 14496-12, as far as they can be followed."""
     end = 0
     while end + 8 <= size:
         stream.seek(end)
@@ -55,7 +55,7 @@ def _boxes_end(stream: BinaryIO, size: int) -> int:
 
 
 def _chunks_end(stream: BinaryIO, size: int) -> int:
-    """Where the RIFF chunks of an AVI end; large files have several."""
+    """Return the end of the RIFF chunks of an AVI file; large files have several."""
     end = 0
     while end + 8 <= size:
         stream.seek(end)
@@ -71,7 +71,7 @@ def _chunks_end(stream: BinaryIO, size: int) -> int:
 
 
 def _segment_end(stream: BinaryIO) -> int:
-    """Where the segment of an EBML file (RFC 8794) ends; 0 where its size is unknown."""
+    """Return the end of the segment of an EBML file (RFC 8794); 0 if its size is unknown."""
     stream.seek(4)
     header = _size(stream)
     if header is None:
@@ -84,7 +84,7 @@ def _segment_end(stream: BinaryIO) -> int:
 
 
 def _size(stream: BinaryIO) -> int | None:
-    """A variable-length size of EBML; None where it is unknown."""
+    """Read a variable-length size of EBML; None if it is unknown."""
     first = stream.read(1)
     if not first or not first[0]:
         return None

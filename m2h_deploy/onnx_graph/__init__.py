@@ -1,1 +1,1 @@
-"""Reading and changing ONNX graphs: files, metadata, interface, functions, sessions."""
+"""Read and change ONNX graphs: files, metadata, interface, functions, sessions."""

@@ -1,4 +1,4 @@
-"""Change ONNX graphs: nodes, names of values, initializers."""
+"""Edit ONNX graphs: nodes, names of values, initializers."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import onnx
 
 
 def copy_of(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of `proto` that can be changed."""
+    """Return a modifiable copy of `proto`."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     return copy
 
 
 def replace_nodes(proto: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    """Put `nodes` in the place of the graph's nodes."""
+    """Replace the graph's nodes by `nodes`, in place."""
     kept = list(nodes)
     del proto.graph.node[:]
     proto.graph.node.extend(kept)
 
 
 def rename_values(proto: onnx.ModelProto, names: Mapping[str, str]) -> None:
-    """Rename the values of the graph that are keys of `names`: inputs, outputs, weights and what nodes compute."""
+    """Rename the graph's values that are keys of `names`, in place: inputs, outputs, weights and results of nodes."""
     graph = proto.graph
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
@@ -32,7 +32,7 @@ def rename_values(proto: onnx.ModelProto, names: Mapping[str, str]) -> None:
 
 
 def drop_unused_initializers(proto: onnx.ModelProto) -> None:
-    """Remove constants that no node and no output needs."""
+    """Remove constants that neither a node nor an output uses, in place."""
     used = {name for node in proto.graph.node for name in node.input}
     used.update(value.name for value in proto.graph.output)
     kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]

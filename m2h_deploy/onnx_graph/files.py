@@ -1,7 +1,7 @@
-"""Read ONNX files whole: weights that lie in other files beside them (external data) are read into the graph.
+"""Read complete ONNX files: weights in other files next to them (external data) are loaded into the graph.
 
-Every reader goes through here. The onnx package alone refuses links to weights, which model hubs use, and its older
-versions read truncated weights without an error.
+All readers use this module. The onnx package rejects links to weights, which model hubs use, and its older versions
+read truncated weights without an error.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from m2h_deploy.bundle.folder import file_sha256
 from m2h_deploy.causes import MachineError, failure, reason
 from m2h_deploy.errors import M2HError, first_line
 
-#: An ONNX file is a protobuf message, which holds no more.
+#: Largest size of a protobuf message in bytes, and so of an ONNX file.
 _LARGEST = (1 << 31) - 1
 
 
 def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """Read the ONNX file at `path` with all of its weights.
 
-    Weights that are also listed among the inputs, as older exporters do, are left out there.
+    Weights that are also listed among the inputs, as by older exporters, are removed from the inputs.
 
     Raises:
-        M2HError: missing, foreign or truncated file, or weights that are not where it says.
+        M2HError: The file is missing, not ONNX or truncated, or its external weights are missing.
     """
     proto = _read_message(Path(path))
     total = proto.ByteSize()
@@ -48,13 +48,13 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
 
 
 def external_files(path: str | os.PathLike[str]) -> list[Path]:
-    """Return the files beside the ONNX file at `path` that hold its weights; raises as `read_onnx`."""
+    """Return the files next to the ONNX file at `path` that hold its weights; raises the same errors as `read_onnx`."""
     files = (location for _, location, _, _ in _external(_read_message(Path(path)), Path(path)))
     return list(dict.fromkeys(files))
 
 
 def as_single_file(path: Path, folder: Path) -> Path:
-    """Return `path`, or a copy in `folder` where its weights lie in other files or are listed among its inputs."""
+    """Return `path`, or a copy in `folder` if its weights are in other files or listed among its inputs."""
     if not external_files(path) and not _listed_weights(_read_message(path)):
         return path
     folder.mkdir(exist_ok=True)
@@ -64,7 +64,7 @@ def as_single_file(path: Path, folder: Path) -> Path:
 
 
 def onnx_sha256(path: str | os.PathLike[str]) -> str:
-    """Return the sha256 of an ONNX file; with weights in other files, of all their digests."""
+    """Return the sha256 of an ONNX file; with weights in other files, that of all their digests."""
     files = [Path(path), *external_files(path)]
     digests = [file_sha256(file) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -75,7 +75,7 @@ def _read_message(path: Path) -> onnx.ModelProto:
         proto = onnx.load(os.fspath(path), load_external_data=False)
     except FileNotFoundError:
         raise M2HError(f"no ONNX file at {path}: make one with m2h-deploy export") from None
-    except Exception as error:  # protobuf's DecodeError has no stable place to import it from
+    except Exception as error:  # protobuf's DecodeError has no stable import path
         other = f"{path} is not an ONNX file, or truncated: {first_line(error)}"
         raise failure(error, f"cannot read {path}", other) from None
     if not proto.graph.node or not proto.opset_import:
@@ -89,13 +89,13 @@ def _listed_weights(proto: onnx.ModelProto) -> set[str]:
 
 
 def _external(proto: onnx.ModelProto, path: Path) -> Iterator[tuple[onnx.TensorProto, Path, int, int]]:
-    """Yield each tensor that lies in another file: the file, the offset in it, and how many bytes."""
+    """Yield each tensor that is stored in another file, with the file, the offset and the number of bytes."""
     for tensor in _tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = Path(entries.get("location", ""))
-        # A file from somebody else must not make its reader take other files of this machine for weights.
+        # An untrusted file must not make the reader load other files of this machine as weights.
         if location.is_absolute() or ".." in location.parts or not location.name:
             raise M2HError(f"{path}: weight {tensor.name} lies at '{location}', expected a file beside the ONNX file")
         try:
@@ -123,7 +123,7 @@ def _read_part(path: Path, name: str, file: Path, offset: int, length: int) -> b
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:
-    """Bytes that the numbers of a tensor take."""
+    """Return the number of bytes of a tensor's values."""
     kind = onnx.TensorProto.DataType.Name(tensor.data_type)
     size = re.search(r"(?:FLOAT|INT|COMPLEX)(\d+)", kind)
     bits = int(size[1]) if size else {"FLOAT": 32, "DOUBLE": 64, "BOOL": 8}.get(kind, 0)
@@ -131,7 +131,7 @@ def _bytes(tensor: onnx.TensorProto) -> int:
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Yield the tensors of the graph, of its functions, and of the graphs inside of their nodes."""
+    """Yield the tensors of the graph, of its functions, and of nested graphs."""
     graphs = [proto.graph]
     nodes = [node for function in proto.functions for node in function.node]
     while graphs or nodes:

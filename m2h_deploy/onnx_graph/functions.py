@@ -1,8 +1,8 @@
-"""ONNX functions out of the graph and back in, for tools that know plain operators only.
+"""Inline ONNX functions and restore them, for tools that know only standard operators.
 
-Quantizers and OpenVINO do not take functions of a foreign domain. `inline_functions` replaces every call by its body
-and remembers which nodes came from which call; after a tool has worked on the graph, `outline_functions` puts the
-calls back around the very same nodes.
+Quantizers and OpenVINO do not support functions of a custom domain. `inline_functions` replaces every call by its body
+and records which nodes came from which call; after a tool has worked on the graph, `outline_functions` restores the
+calls around the same nodes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from m2h_deploy.onnx_graph.edit import copy_of, drop_unused_initializers, replac
 
 @dataclass(frozen=True)
 class FunctionCall:
-    """One call that was inlined: the node it was, and the names of the nodes that stand in its place."""
+    """One inlined call: the original node, and the names of the nodes that replace it."""
 
     node: onnx.NodeProto
     body: frozenset[str]
 
 
 def inline_functions(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[FunctionCall, ...]]:
-    """The graph without functions, and the calls that were replaced. Node names stay unique."""
+    """Return the graph without functions, and the replaced calls. Node names stay unique."""
     if not proto.functions:
         return proto, ()
     domains = {function.domain for function in proto.functions}
@@ -49,10 +49,12 @@ def inline_functions(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Fun
 def outline_functions(
     proto: onnx.ModelProto, calls: tuple[FunctionCall, ...], original: onnx.ModelProto
 ) -> onnx.ModelProto:
-    """`proto` with the calls that `inline_functions` took out, whatever was inserted around them.
+    """Restore the calls that `inline_functions` replaced, whatever was inserted around them.
 
-    The functions' bodies are polymorphic in the element type, so they serve FP16 as they served float32. Raises
-    M2HError where something was inserted inside a body, or part of it is gone.
+    The functions' bodies are polymorphic in the element type, so they are valid for FP16 as for float32.
+
+    Raises:
+        M2HError: Nodes were inserted into a body or removed from it.
     """
     if not calls:
         return proto
@@ -72,7 +74,7 @@ def outline_functions(
 def _outline(nodes: list[onnx.NodeProto], call: FunctionCall) -> list[onnx.NodeProto]:
     body = [node for node in nodes if node.name in call.body]
     made = {name for node in body for name in node.output}
-    # The value that goes in is the first input of the chain's first node; a body's other inputs are constants.
+    # The body's input is the first input of the chain's first node; its other inputs are constants.
     entries = [node.input[0] for node in body if node.op_type != "Constant" and node.input[0] not in made]
     leaves = [name for node in nodes if node.name not in call.body for name in node.input if name in made]
     if len(set(entries)) != 1 or len(set(leaves)) != 1:

@@ -1,6 +1,6 @@
-"""What an exported graph says about itself: the `m2h.` entries of an ONNX file's metadata, read and written only here.
+"""Metadata of an exported graph: read and write the `m2h.` entries of an ONNX file, which only this module does.
 
-Works without the onnx package: a device that lacks it reads the metadata off an ONNX Runtime session.
+Works without the onnx package: a device that lacks it reads the metadata from an ONNX Runtime session.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from m2h_deploy.runtime.preprocess import Normalization
 if TYPE_CHECKING:
     import onnx
 
-#: Entries that are also looked up one by one, of graphs that may lack the others.
+#: Entries that are also read individually, from graphs that may lack the others.
 VERSION, VARIANT, PRECISION = "m2h.version", "m2h.variant", "m2h.precision"
 _OWN, _SENSOR, _LOWERED = "m2h.", "m2h.sensor", "m2h.lowered"
 
@@ -40,7 +40,7 @@ _R = TypeVar("_R", bound=Record)
 
 @dataclass(frozen=True)
 class SensorGraphInfo:
-    """What a sensor graph says about its camera and the network inside of it; sizes are width and height."""
+    """Camera and inner network of a sensor graph; sizes are width and height."""
 
     format: SensorFormat
     camera: tuple[int, int]
@@ -49,7 +49,7 @@ class SensorGraphInfo:
 
 
 class Lowered(Record):
-    """What a file that was lowered to FP16 or INT8 says of that: what a bundle's manifest needs of the float32 graph.
+    """Record of a file that was lowered to FP16 or INT8: the parts of the manifest that need the float32 graph.
 
     A device that compiles the file may have neither torch nor the float32 graph.
     """
@@ -76,19 +76,19 @@ class GraphInfo:
     """Version of m2h-deploy that exported the file."""
     torch: str | None = None
     sensor: SensorGraphInfo | None = None
-    """Only of a sensor graph."""
+    """Only for a sensor graph."""
     precision: str | None = None
-    """Only of a graph that was lowered here."""
+    """Only for a graph that m2h-deploy lowered."""
     lowered: Lowered | None = None
 
     @property
     def depth_range(self) -> tuple[float, float]:
-        """Least and largest depth of the network, meters."""
+        """Smallest and largest depth of the network, meters."""
         return self.config["min_depth"], self.config["max_depth"]
 
     @staticmethod
     def read(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> GraphInfo:
-        """Read the metadata of `proto`, the file at `path`; raises as `parse`."""
+        """Read the metadata of `proto`, the file at `path`; raises the same errors as `parse`."""
         return GraphInfo.parse(metadata_of(proto), path)
 
     @staticmethod
@@ -96,7 +96,7 @@ class GraphInfo:
         """Parse the entries of a file's metadata.
 
         Raises:
-            M2HError: the file at `path` was not made by m2h-deploy export, or its metadata is damaged.
+            M2HError: The file at `path` was not made by m2h-deploy export, or its metadata is damaged.
         """
         try:
             info = GraphInfo(
@@ -128,7 +128,7 @@ class GraphInfo:
         return info
 
     def write(self, proto: onnx.ModelProto) -> None:
-        """Write the entries into the metadata of `proto` in place of those there; other tools' entries stay."""
+        """Write the entries to the metadata of `proto`, replacing older ones; entries of other tools are kept."""
         entries = {
             VERSION: self.version,
             VARIANT: self.variant,
@@ -163,7 +163,7 @@ def is_sensor_graph(proto: onnx.ModelProto) -> bool:
 
 
 def _problem(info: GraphInfo) -> str | None:
-    """Return the first entry that nothing can be built from; None where all are well."""
+    """Return the first invalid entry; None if all are valid."""
     if not isinstance(info.config, dict):
         return "m2h.config is not an object"
     low, high, classes = (info.config.get(name) for name in ("min_depth", "max_depth", "num_classes"))

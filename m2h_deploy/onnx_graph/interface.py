@@ -1,4 +1,4 @@
-"""Check the inputs and outputs of an exported graph before anything is built: another tool may have changed them."""
+"""Check the inputs and outputs of an exported graph before a build: another tool may have changed them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.tasks import RESULTS, TASKS
 
-#: As manifests have it.
+#: The manifest's limit.
 _LARGEST_SIDE = 16384
 
-#: Types of inputs and outputs, and what a manifest calls them.
+#: Types of inputs and outputs, with their names in a manifest.
 DTYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.FLOAT16: "float16",
@@ -23,15 +23,17 @@ DTYPES: dict[int, str] = {
 
 
 def dims_of(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    """Return the shape of a value; 0 stands for a free dimension."""
+    """Return the shape of a value; 0 stands for a dynamic dimension."""
     return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
 
 
 def check_interface(proto: onnx.ModelProto, info: GraphInfo, path: Path) -> None:
-    """
+    """Check that the inputs and outputs of a graph are those that m2h-deploy export gives it.
+
+    Shapes of outputs are left to the manifest's own check.
+
     Raises:
-        M2HError: the graph has other inputs or outputs than m2h-deploy export gives it, or a free height or width;
-            names the file and what does not fit. Shapes of outputs are left to the manifest's own check.
+        M2HError: The graph has other inputs or outputs, or a dynamic height or width; names the file and the problem.
     """
     problem = _problem(proto, info)
     if problem is not None:

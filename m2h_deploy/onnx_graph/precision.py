@@ -1,4 +1,4 @@
-"""Read the precision of an ONNX graph off its nodes and weights."""
+"""Determine the precision of an ONNX graph from its nodes and weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from m2h_deploy.onnx_graph.info import PRECISION, metadata_of
 
 
 def default_opset(proto: onnx.ModelProto) -> int:
-    """Version of the standard operators that the graph uses."""
+    """Return the version of the standard operators that the graph uses; 0 if unknown."""
     return next((opset.version for opset in proto.opset_import if opset.domain == ""), 0)
 
 
@@ -30,7 +30,7 @@ _INT8_OPERATORS = frozenset(
 )
 
 _HALF = onnx.TensorProto.FLOAT16
-#: Types that a graph may compute in beside `_HALF`. Whole numbers are indices, shapes, pixels and labels.
+#: Types that a graph may use in addition to `_HALF`. Integers are indices, shapes, pixels and labels.
 _PLAIN = frozenset(
     onnx.TensorProto.DataType.Value(name)
     for name in (
@@ -41,10 +41,12 @@ _PLAIN = frozenset(
 
 
 def graph_precision(proto: onnx.ModelProto, path: str | os.PathLike[str] = "the graph") -> str:
-    """`int8`, `fp16` or `fp32`: the precision that a strongly typed graph has, whatever its metadata says.
+    """Return `int8`, `fp16` or `fp32`, the precision of a strongly typed graph, whatever its metadata says.
 
-    Q/DQ makes it int8; a weight, constant, cast, input or output of float16 makes it fp16. Raises M2HError on types
-    that no bundle has, such as bfloat16 or float8.
+    Q/DQ makes it int8; a weight, constant, cast, input or output of float16 makes it fp16.
+
+    Raises:
+        M2HError: The graph has types that bundles do not support, such as bfloat16 or float8.
     """
     types = set(_element_types(proto))
     if others := sorted(onnx.TensorProto.DataType.Name(kind).lower() for kind in types - _PLAIN - {_HALF}):
@@ -55,7 +57,7 @@ def graph_precision(proto: onnx.ModelProto, path: str | os.PathLike[str] = "the 
 
 
 def read_precision(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> str:
-    """The precision of a graph, as `graph_precision`. Raises M2HError where its metadata says another one."""
+    """Return the precision of a graph, as `graph_precision`. Raises M2HError if its metadata contradicts it."""
     found, said = graph_precision(proto, path), metadata_of(proto).get(PRECISION)
     if said is not None and said != found:
         raise M2HError(
@@ -66,7 +68,7 @@ def read_precision(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> str:
 
 
 def _element_types(proto: onnx.ModelProto) -> Iterator[int]:
-    """Types of all inputs, outputs, weights, constants and casts."""
+    """Yield the types of all inputs, outputs, weights, constants and casts."""
     for value in (*proto.graph.input, *proto.graph.output):
         yield value.type.tensor_type.elem_type
     for tensor in proto.graph.initializer:
@@ -82,7 +84,7 @@ def _element_types(proto: onnx.ModelProto) -> Iterator[int]:
 
 
 def _all_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Nodes of the graph, of its functions, and of the branches and loops inside of them."""
+    """Yield the nodes of the graph, of its functions, and of their branches and loops."""
     waiting = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
     while waiting:
         node = waiting.pop()

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions on the CPU."""
+"""Open and run ONNX Runtime sessions on the CPU."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def cpu_session(
     threads: int | None = None,
     arena: bool = True,
 ) -> ort.InferenceSession:
-    """Open a session that computes Q/DQ as written.
+    """Open a session that computes Q/DQ nodes as written.
 
     Args:
-        model: the graph, or the path of its file.
-        name: what an error calls it.
-        optimize: level of graph optimization.
+        model: The graph, or the path of its file.
+        name: Name of the graph in errors.
+        optimize: Level of graph optimization.
         threads: CPU threads, which then do not spin: another engine shares the cores.
-        arena: whether memory is kept from run to run.
+        arena: Whether memory is kept from run to run.
 
     Raises:
-        M2HError: ONNX Runtime does not take the graph.
+        M2HError: ONNX Runtime rejects the graph.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -64,7 +64,7 @@ def run_session(
     name: str | os.PathLike[str] = "the graph",
     outputs: Sequence[str] | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """Run a graph of one input on `image`, in the type that the input takes, and return `outputs`, all by default.
+    """Run a graph of one input on `image`, cast to the input's type, and return `outputs`, all by default.
 
     Raises:
         M2HError: ONNX Runtime fails on the graph, which the error calls `name`.

@@ -1,1 +1,1 @@
-"""What other programs need of a bundle: C++ sources, a Triton repository, Mono-Hydra's file."""
+"""Package a bundle for other programs: C++ sources, a Triton repository, Mono-Hydra's file."""

@@ -1,4 +1,4 @@
-"""A bundle beside the sources of libm2h: a folder that builds and runs on a machine without Python."""
+"""Package a bundle with the sources of libm2h: a folder that builds and runs on a machine without Python."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from m2h_deploy.bundle.folder import Bundle, check_outside, copy_bundle, load_bu
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import whole_folder, write_text
 
-#: Of the sources, what a user of the library needs.
+#: The parts of the sources that a user of the library needs.
 _PARTS = ("CMakeLists.txt", "cmake", "include", "src", "examples")
 
 
 def cpp_sources() -> Path:
-    """The folder of libm2h's sources: inside of an installed package, or beside it in the repository."""
+    """Return the folder of libm2h's sources: in the installed package, or next to it in the repository."""
     here = Path(__file__).resolve().parents[1]
     for folder in (here / "cpp", here.parent / "cpp"):
         if (folder / "CMakeLists.txt").is_file():
@@ -24,9 +24,10 @@ def cpp_sources() -> Path:
 
 
 def package_cpp(bundle_path: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -> Path:
-    """Write a new folder `out_dir` with libm2h's sources, the example, the sensor bundle and how to build them.
+    """Write a new folder `out_dir` with libm2h's sources, the example, the sensor bundle and build instructions.
 
-    Raises M2HError when `out_dir` exists or lies in the bundle, or the bundle's graph is not one that takes raw pixels.
+    Raises:
+        M2HError: `out_dir` exists or lies in the bundle, or the bundle's graph does not take raw pixels.
     """
     bundle = load_bundle(bundle_path)
     if bundle.manifest.sensor is None:
@@ -52,7 +53,7 @@ def _copy(sources: Path, target: Path) -> None:
             shutil.copyfile(sources / part, target / part)
 
 
-#: What each engine needs on the target.
+#: Requirements of each engine on the target.
 _ENGINES = {
     "openvino": "OpenVINO: its archive or apt package with `-DOpenVINO_DIR=.../runtime/cmake`, or `pip install "
     "openvino` and `-DM2H_PYTHON=$(which python3)`",
@@ -61,7 +62,7 @@ _ENGINES = {
     "tensorrt-rtx": "TensorRT-RTX and CUDA: `-DTENSORRT_ROOT=... -DM2H_TENSORRT_FLAVOR=tensorrt-rtx`",
 }
 
-#: CMake that finds CUDA; 3.16 is enough for the others.
+#: CMake version that finds CUDA; 3.16 is enough for the others.
 _CMAKE = {"tensorrt": "3.17", "tensorrt-rtx": "3.17"}
 
 

@@ -1,10 +1,10 @@
-"""The ONNX file and the parameters that Mono-Hydra's present ONNX node takes, with no change to the node.
+"""Write the ONNX file and the parameters for Mono-Hydra's existing ONNX node, without a change to the node.
 
-Facts of the node (mono_hydra_perception, m2h_onnx_node.py): it resizes with OpenCV's bilinear on 8 bits, scales to
-0..1, subtracts `normalize_mean` and divides by `normalize_std`; takes the first output of shape (1, 1, H, W) for the
-depth and the first other one for class scores. Mono-Hydra's launch files set neither mean nor std, so the node then
-uses its defaults, ImageNet's. The file that is written here therefore takes images of that normalization, whatever the
-network was trained with, and is right both under the launch files and with the parameters beside it.
+Facts about the node (mono_hydra_perception, m2h_onnx_node.py): it resizes with OpenCV's bilinear on 8 bits, scales to
+0..1, subtracts `normalize_mean` and divides by `normalize_std`; it takes the first output of shape (1, 1, H, W) as
+depth and the first other one as class scores. Mono-Hydra's launch files set neither mean nor std, so the node then uses
+its defaults, ImageNet's. The file written here therefore takes images of that normalization, whatever the network was
+trained with, and is correct both with the launch files and with the parameters next to it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from m2h_deploy.onnx_graph.interface import check_interface, dims_of
 from m2h_deploy.runtime.preprocess import PRESETS, Preprocess
 from m2h_deploy.tasks import TASKS
 
-#: What the node normalizes with by default.
+#: The node's default normalization.
 NODE_PRESET = "imagenet"
 MODEL, PARAMETERS = "m2h.onnx", "m2h_onnx.yaml"
 
@@ -42,10 +42,13 @@ _ULPS = 4
 
 
 def package_mono_hydra(source: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -> Path:
-    """Write a new folder `out_dir` with `m2h.onnx` and `m2h_onnx.yaml`, of an exported ONNX file or a bundle of one.
+    """Write a new folder `out_dir` with `m2h.onnx` and `m2h_onnx.yaml`, from an exported ONNX file or its bundle.
 
-    The graph is compared, on a rendered room and by the node's own steps, with what `source` gives. Raises M2HError on
-    a graph that the node cannot take and where `out_dir` exists, CheckFailed where the numbers differ.
+    The results of the graph, on a rendered room and with the node's own steps, are compared with those of `source`.
+
+    Raises:
+        M2HError: The node does not support the graph, or `out_dir` exists.
+        CheckFailed: The results differ.
     """
     path = _onnx_file(Path(source))
     proto = read_onnx(path)
@@ -75,7 +78,7 @@ def _onnx_file(source: Path) -> Path:
 
 
 def _check_graph(proto: onnx.ModelProto, info: GraphInfo, path: Path) -> tuple[int, int]:
-    """Height and width of the input. Raises M2HError where the node cannot take the graph."""
+    """Return height and width of the input. Raises M2HError if the node does not support the graph."""
     again = "export it again with m2h-deploy export"
     if info.sensor is not None:
         raise M2HError(f"{path} takes raw pixels, and Mono-Hydra's node normalizes itself: {again} without --sensor")
@@ -92,7 +95,7 @@ def _check_graph(proto: onnx.ModelProto, info: GraphInfo, path: Path) -> tuple[i
 
 
 def renormalize(proto: onnx.ModelProto, info: GraphInfo) -> None:
-    """Let the graph take images normalized as the node does: one Mul and one Add on its input."""
+    """Make the graph take images normalized as in the node, by one Mul and one Add on its input, in place."""
     own, theirs = info.normalization, PRESETS[NODE_PRESET]
     if own == theirs:
         return
@@ -108,11 +111,11 @@ def renormalize(proto: onnx.ModelProto, info: GraphInfo) -> None:
     proto.graph.node.insert(
         1, helper.make_node("Add", ["normalize/scaled", shift], ["normalize/image"], "normalize/Add")
     )
-    replace(info, normalization=theirs, lowered=None).write(proto)  # its self-test is of the other normalization
+    replace(info, normalization=theirs, lowered=None).write(proto)  # its self-test has the other normalization
 
 
 def node_input(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:
-    """What the node makes of a uint8 (H, W, 3) BGR image: float32 (1, 3, height, width)."""
+    """Return the node's preprocessing of a uint8 (H, W, 3) BGR image: float32 (1, 3, height, width)."""
     rgb = cv2.resize(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), (width, height), interpolation=cv2.INTER_LINEAR)
     preset = PRESETS[NODE_PRESET]
     mean, std = np.array(preset.mean, np.float32), np.array(preset.std, np.float32)
@@ -121,7 +124,7 @@ def node_input(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
 
 
 def _compare(original: bytes, packaged: bytes, info: GraphInfo, size: tuple[int, int], path: Path) -> None:
-    """Raises CheckFailed where the packaged graph differs by more than rounding of the image explains."""
+    """Raise CheckFailed if the packaged graph differs by more than the rounding of the image explains."""
     image = render_room(0, 0, 240, 320).image
     tensor = Preprocess(info.normalization, *size)(image)
     expected = _run(original, tensor, path)

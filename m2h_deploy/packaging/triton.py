@@ -1,8 +1,7 @@
-"""A Triton model repository of a bundle: files and text, written without Triton.
+"""Write a Triton model repository of a bundle; this needs no Triton.
 
-A sensor graph for ONNX Runtime or TensorRT is served as it is, by Triton's own backend: raw pixels go in, finished
-arrays come out. Every other bundle runs in Triton's Python backend through `m2h_deploy.Runtime`: the same goes in and
-comes out.
+A sensor graph for ONNX Runtime or TensorRT is served unchanged by Triton's own backend: raw pixels in, final arrays
+out. Every other bundle runs in Triton's Python backend through `m2h_deploy.Runtime`, with the same inputs and outputs.
 `config.pbtxt` follows Triton's `model_config.proto`.
 """
 
@@ -23,14 +22,14 @@ from m2h_deploy.files.atomic import whole_folder, write_text
 from m2h_deploy.serving.options import IMAGE, check_batching, check_name, engine_batch, output_names
 from m2h_deploy.tasks import TABLE
 
-#: Engine kinds that Triton has a backend for, and the file's name there.
+#: Engine kinds with a Triton backend, and the name of the file there.
 _BACKENDS = {"onnxruntime": ("onnxruntime", "model.onnx"), "tensorrt": ("tensorrt", "model.plan")}
 _TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8", "uint16": "TYPE_UINT16"}
 _MODEL = Path(__file__).parents[1] / "serving" / "python_model.py"
 
 
 class _Name(str):
-    """A value of an enumeration: written without quotes."""
+    """A value of an enumeration, which is written without quotes."""
 
     __slots__ = ()
 
@@ -41,13 +40,13 @@ class RepositoryOptions:
 
     name: str = "m2h"
     max_batch: int = 8
-    """Frames that run together at most. A graph of a fixed batch takes that one, and Triton does not batch."""
+    """Largest batch. A graph with a fixed batch keeps it, and Triton does not batch."""
     delay_ms: float = 2.0
     """Milliseconds that a frame waits for others."""
     instances: int = 1
-    """Copies of the engine that work at the same time."""
+    """Number of copies of the engine that run concurrently."""
     threads: int | None = None
-    """CPU threads of each; None: the engine's own choice."""
+    """CPU threads of each copy; None: the engine's own choice."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -63,9 +62,13 @@ def write_repository(
     repository: str | os.PathLike[str],
     options: RepositoryOptions | None = None,
 ) -> Path:
-    """Write the model's folder into `repository`, which is made where it is missing and may hold other models.
+    """Write the model's folder into `repository`, which is created if missing and may hold other models.
 
-    Returns the model's folder, `repository/name`. Raises M2HError when that exists, or cannot be written.
+    Returns:
+        The model's folder, `repository/name`.
+
+    Raises:
+        M2HError: The model's folder exists, or cannot be written.
     """
     options = options or RepositoryOptions()
     bundle = load_bundle(bundle_path)
@@ -88,18 +91,18 @@ def write_repository(
 
 
 def is_native(manifest: Manifest) -> bool:
-    """True where one of Triton's own backends runs the graph as it is, and the graph takes raw pixels."""
-    bare = not manifest.engine.options.get("weights")  # a plan without its weights is the runtime's to complete
+    """Return whether one of Triton's own backends can run the graph unchanged, and the graph takes raw pixels."""
+    bare = not manifest.engine.options.get("weights")  # only the runtime can restore the weights of a plan
     return manifest.sensor is not None and manifest.engine.kind in _BACKENDS and bare
 
 
 def batches(manifest: Manifest) -> bool:
-    """True where Triton puts requests together. A graph of a fixed batch run by Triton's own backend takes that one."""
+    """Return whether Triton batches requests: not for a fixed batch in one of Triton's own backends."""
     return not is_native(manifest) or manifest.input.batch is None
 
 
 def config_text(bundle: Bundle, options: RepositoryOptions) -> str:
-    """`config.pbtxt`: protobuf text of Triton's ModelConfig."""
+    """Return the text of `config.pbtxt`: Triton's ModelConfig in protobuf's text format."""
     manifest = bundle.manifest
     native = is_native(manifest)
     largest = min(options.max_batch, engine_batch(manifest) or options.max_batch) if native else options.max_batch
@@ -122,14 +125,14 @@ def config_text(bundle: Bundle, options: RepositoryOptions) -> str:
 
 
 def _device(manifest: Manifest, native: bool) -> str:
-    """Where Triton places the instances. What the Python backend runs opens its device itself."""
+    """Return where Triton places the instances; a bundle in the Python backend opens its device itself."""
     engine = manifest.engine
     on_gpu = engine.kind == "tensorrt" or engine.options.get("provider", "cpu") != "cpu"
     return "KIND_GPU" if native and on_gpu else "KIND_CPU"
 
 
 def _native_tensors(manifest: Manifest) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The graph's own input and outputs, with the batch where it is fixed."""
+    """Return the graph's own input and outputs, with the batch if it is fixed."""
     spec = manifest.input
     batch = [] if spec.batch is None else [spec.batch]
     outputs = [_tensor(out.name, out.dtype, [*batch, *(int(side or 1) for side in out.shape[1:])])
@@ -138,7 +141,7 @@ def _native_tensors(manifest: Manifest) -> tuple[list[dict[str, Any]], list[dict
 
 
 def _runtime_tensors(manifest: Manifest) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """BGR images of any size, or a sensor graph's, and what `Runtime` makes of them."""
+    """Return the tensors of `Runtime`: BGR images of any size, or of a sensor graph's, and the results."""
     spec = manifest.input
     size = [-1, -1] if manifest.sensor is None else [spec.height, spec.width]
     outputs = [
@@ -153,7 +156,7 @@ def _tensor(name: str, dtype: str, dims: list[int]) -> dict[str, Any]:
 
 
 def _warm_ups(manifest: Manifest, tensor: dict[str, Any], largest: int) -> list[dict[str, Any]]:
-    """Black frames before the model counts as ready: the first run of a size takes longer than all others."""
+    """Return black frames to run before the model is ready: the first run of a batch size is slower."""
     spec = manifest.input
     dims = [spec.height, spec.width, 3] if -1 in tensor["dims"] else tensor["dims"]
     entry = {"key": tensor["name"], "value": {"data_type": tensor["data_type"], "dims": dims, "zero_data": True}}
@@ -161,7 +164,7 @@ def _warm_ups(manifest: Manifest, tensor: dict[str, Any], largest: int) -> list[
 
 
 def protobuf_text(message: Mapping[str, Any], indent: str = "") -> str:
-    """`message` in protobuf's text format. Mappings are messages, a list repeats its field."""
+    """Format `message` in protobuf's text format; mappings are messages, a list repeats its field."""
     lines: list[str] = []
     for field, value in message.items():
         for one in value if isinstance(value, list) else [value]:

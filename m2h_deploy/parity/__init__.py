@@ -1,4 +1,4 @@
-"""Parity: an engine against the reference it was made from, on data, judged by gates.
+"""Parity: compare an engine with the reference it was made from, on data, and judge it by gates.
 
 ```python
 from m2h_deploy.parity import Gates, verify

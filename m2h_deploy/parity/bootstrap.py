@@ -1,7 +1,7 @@
-"""Paired bootstrap over frames: how sure a difference between two engines is, given these frames.
+"""Paired bootstrap over frames: confidence intervals of the difference between two engines.
 
-The frames are drawn again with replacement, the same draw for every quantity, and the figures are computed from the
-sums of the drawn frames. Because metric states add up, a draw is one matrix product.
+The frames are resampled with replacement, with the same resample for every quantity, and the figures are computed from
+the sums of the drawn frames. Because metric states add up, a resample is one matrix product.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Interval = tuple[float, float]
 RESAMPLES = 1000
 SEED = 0
 
-#: With fewer frames than this an interval of 95 % holds the truth less often than 9 times in 10.
+#: With fewer frames than this a 95 % interval contains the true value in less than 9 of 10 cases.
 FEW_FRAMES = 8
 
 #: 97.5 % quantiles of Student's t for 1 to 9 degrees of freedom; beyond, the series below is exact to three digits.
@@ -27,23 +27,23 @@ _NORMAL = 1.959964
 
 
 def draws(frames: int, resamples: int = RESAMPLES) -> Array:
-    """How often each frame occurs in each resample, float64 (resamples, frames); rows sum to `frames`."""
+    """Return how often each frame occurs in each resample, float64 (resamples, frames); rows sum to `frames`."""
     generator = np.random.default_rng(SEED)
     return generator.multinomial(frames, np.full(frames, 1 / frames), size=resamples).astype(np.float64)
 
 
 def resample(weights: Array, states: Array, figure: Callable[[Array], float]) -> Array:
-    """`figure` of each resample's summed states: `weights` (R, frames), `states` (frames, size) to (R,)."""
+    """Return `figure` of each resample's summed states: `weights` (R, frames), `states` (frames, size) to (R,)."""
     return np.array([figure(total) for total in weights @ states])
 
 
 def interval(point: float, samples: Array, frames: int) -> Interval:
-    """95 % interval of a figure that is `point` on all frames, from its resampled values `samples`.
+    """Return the 95 % interval of a figure that is `point` on all frames, from its resampled values `samples`.
 
-    The expanded percentile interval (Hesterberg 2015, "What teachers should know about the bootstrap"): a plain one is
-    too narrow with few frames, so its percentiles are moved outwards until the interval of a normal mean would be that
-    of Student's t. It never reaches beyond what single frames show, so two frames give the span between the two. One
-    frame gives (-inf, inf): it says nothing about others.
+    This is the expanded percentile interval (Hesterberg 2015, "What teachers should know about the bootstrap"): a plain
+    one is too narrow with few frames, so its percentiles are moved outwards until the interval of a normal mean would
+    be that of Student's t. It never exceeds the range of single frames, so two frames give the span between the two.
+    One frame gives (-inf, inf): it contains no information about others.
     """
     if np.isnan(point) or np.isnan(samples).all():
         return float("nan"), float("nan")
@@ -55,7 +55,7 @@ def interval(point: float, samples: Array, frames: int) -> Interval:
 
 
 def _student(degrees: int) -> float:
-    """97.5 % quantile of Student's t."""
+    """Return the 97.5 % quantile of Student's t."""
     if degrees <= len(_STUDENT):
         return _STUDENT[degrees - 1]
     z = _NORMAL

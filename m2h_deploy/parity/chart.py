@@ -1,4 +1,4 @@
-"""The error against depth in the network, as a picture."""
+"""Chart of the relative error by position in the network."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ _LEAST, _MOST = 1e-9, 1e2
 
 
 def draw_errors(result: LocateResult) -> bytes:
-    """PNG: relative error, one dot a value, in graph order, with the names of the blocks on the axis.
+    """Draw the relative error as PNG, one dot per value, in graph order, with the names of the blocks on the axis.
 
-    The line is each block's largest error; the block where a difference begins is marked. Raises M2HError when
-    matplotlib is not installed.
+    The line is each block's largest error; the first diverging block is marked.
+
+    Raises:
+        M2HError: matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -43,12 +45,12 @@ def draw_errors(result: LocateResult) -> bytes:
 
 
 def _shown(error: float) -> float:
-    """Zero and infinity have no place on a logarithmic axis."""
+    """Clip to the range of the axis: a logarithmic axis cannot show zero or infinity."""
     return min(max(error, _LEAST), _MOST)
 
 
 def _positions(result: LocateResult) -> list[float]:
-    """Each value's place on the axis: within its block's width, in graph order."""
+    """Return each value's position on the axis: within its block's width, in graph order."""
     place = {block.name: index for index, block in enumerate(result.blocks)}
     seen = dict.fromkeys(place, 0)
     positions = []

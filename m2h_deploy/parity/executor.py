@@ -1,4 +1,4 @@
-"""Executors: who runs the frames of a parity run through reference and engine. The local one takes them in turn."""
+"""Executors run the frames of a parity run through reference and engine. The local one takes them in turn."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from m2h_deploy.parity.result import Side
 from m2h_deploy.parity.tasks import Against
 from m2h_deploy.runtime.runtime import Runtime
 
-#: Called with how many frames are done and how many there will be.
+#: Called with the numbers of finished frames and of all frames.
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What an executor measures."""
+    """Input of an executor."""
 
     bundle: Bundle
     reference: str
     data: Dataset
     path: Path | None
-    """Where `data` was opened, with `split`; None for a data set of the caller's."""
+    """Path from which `data` was opened with `split`; None for a data set object of the caller."""
     split: str
     indices: list[int]
     """Frames to measure, in this order."""
     targets: dict[str, Against]
     pictures: int
-    """Draw this many of the worst frames a task."""
+    """Number of worst frames to draw per task."""
     allow_other_weights: bool
 
 
 @dataclass(frozen=True)
 class Sides:
-    """What was run on both sides, and whether the engine passed its bundle's self-test."""
+    """Descriptions of both sides, and the result of the bundle's self-test."""
 
     reference: Side
     engine: Side
@@ -51,7 +51,7 @@ class Sides:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What an executor found: the records in the order of the request's indices."""
+    """Output of an executor: the records in the order of the request's indices."""
 
     records: list[FrameRecord]
     sides: Sides
@@ -59,23 +59,24 @@ class Measured:
 
 
 class Executor(Protocol):
-    """Measures frames."""
+    """Interface of executors."""
 
     def measure(self, request: Request, progress: Progress | None = None) -> Measured:
-        """Measure the frames of `request`. Raises M2HError when one cannot be measured."""
+        """Measure the frames of `request`. Raises M2HError if a frame cannot be measured."""
         ...
 
 
 @dataclass(frozen=True)
 class LocalExecutor:
-    """Measures the frames in this process, one after the other."""
+    """Measure the frames in this process, one after the other."""
 
     threads: int | None = None
     """CPU threads of the engine, and of a reference in ONNX."""
     device: str | None = None
-    """Device of the engine, where its kind has several."""
+    """Device of the engine, if its kind supports several."""
 
     def measure(self, request: Request, progress: Progress | None = None) -> Measured:
+        """Measure the frames of `request` in order; `progress` is called after each."""
         with Runtime.load(request.bundle.path, self_test=False, threads=self.threads, device=self.device) as runtime:
             measurer, sides = open_sides(runtime, request.reference, request.targets, self.threads,
                                          allow_other_weights=request.allow_other_weights)  # fmt: skip
@@ -95,9 +96,10 @@ class LocalExecutor:
 def open_sides(
     runtime: Runtime, reference: str, targets: dict[str, Against], threads: int | None, *, allow_other_weights: bool
 ) -> tuple[Measurer, Sides]:
-    """Open the reference beside the engine and run the engine's self-test: a bundle that fails it is still measured.
+    """Open the reference next to the engine and run the engine's self-test; a bundle that fails it is still measured.
 
-    Raises M2HError when there is no reference, or the two sides cannot be compared.
+    Raises:
+        M2HError: The reference does not exist, or the two sides cannot be compared.
     """
     opened = open_reference(reference, runtime.manifest.network_input, threads)
     _check_pair(runtime, opened, reference, allow_other_weights=allow_other_weights)
@@ -110,7 +112,7 @@ def open_sides(
 
 
 def _check_pair(runtime: Runtime, reference: Reference, name: str, *, allow_other_weights: bool) -> None:
-    """Raises M2HError when the two sides cannot be compared."""
+    """Raise M2HError if the two sides cannot be compared."""
     built = runtime.manifest.model.weights_sha256
     if built != reference.weights_sha256 and not allow_other_weights:
         raise M2HError(
@@ -123,7 +125,7 @@ def _check_pair(runtime: Runtime, reference: Reference, name: str, *, allow_othe
 
 
 def _self_test(runtime: Runtime) -> tuple[GateResult, ...]:
-    """The bundle's golden self-test as a gate."""
+    """Run the bundle's golden self-test as a gate."""
     if runtime.manifest.self_test is None:
         return ()
     message = "the golden self-test passed"

@@ -1,4 +1,4 @@
-"""What one frame tells about an engine beside its reference: a few vectors, measured anywhere, added up in order."""
+"""Measure single frames on engine and reference: a few vectors per frame, measured anywhere and added up in order."""
 
 from __future__ import annotations
 
@@ -25,35 +25,36 @@ from m2h_deploy.tasks import TABLE
 
 @dataclass(frozen=True, eq=False)
 class FrameRecord:
-    """The measurements of one frame; everything `verify` reports but pictures follows from these, in frame order."""
+    """Measurements of one frame; all results of `verify` except pictures are computed from these, in frame order."""
 
     name: str
     tensors: dict[str, State]
     """By output, see `tensor_sums`."""
     tasks: dict[str, tuple[State, ...]]
-    """By task: metric states of the reference and of the engine, and of depth that of a prediction of zeros."""
+    """By task: metric states of the reference and of the engine, for depth also that of a prediction of zeros."""
     differences: dict[str, float]
-    """By task, see `pictures.difference`: which frames are worth a picture."""
+    """By task, see `pictures.difference`; selects the frames to draw."""
     derived: frozenset[str]
 
 
 @dataclass(frozen=True, eq=False)
 class BothSides:
-    """One frame through reference and engine."""
+    """Results of reference and engine for one frame."""
 
     reference: Prediction
     engine: Prediction
     reference_outputs: Outputs
-    """The values to compare."""
+    """Values to compare, by output."""
     engine_outputs: Outputs
     nonfinite: dict[str, int]
-    """How many of the engine's were not finite; they are 0 here."""
+    """Number of non-finite values of the engine by output; they are replaced by 0."""
 
 
 def choose_targets(manifest: Manifest, frame: Frame, source: Dataset) -> dict[str, Against]:
-    """What each task of the engine is measured against: the labels where the first frame of `source` has them.
+    """Choose the ground truth of each task: labels if the first frame of `source` has them, else the reference.
 
-    Raises M2HError when the classes of the data are not the engine's.
+    Raises:
+        M2HError: The classes of the data are not the engine's.
     """
     if frame.semantics is not None and "semantics" in manifest.tasks:
         check_classes(source.class_names, manifest.classes)
@@ -61,7 +62,7 @@ def choose_targets(manifest: Manifest, frame: Frame, source: Dataset) -> dict[st
 
 
 class Measurer:
-    """Runs frames through reference and engine, and measures each on its own."""
+    """Run frames through reference and engine, and measure each frame separately."""
 
     def __init__(self, runtime: Runtime, reference: Reference, targets: dict[str, Against]) -> None:
         self._manifest = runtime.manifest
@@ -71,10 +72,11 @@ class Measurer:
         self._tasks = [TaskComparison(task, against, classes) for task, against in targets.items()]
 
     def both(self, frame: Frame) -> BothSides:
+        """Run one frame through reference and engine."""
         return self._sides.both(frame)
 
     def record(self, frame: Frame, both: BothSides) -> FrameRecord:
-        """Raises M2HError, naming the frame, when its labels do not fit its image."""
+        """Measure one frame. Raises M2HError, naming the frame, if its labels do not fit its image."""
         return FrameRecord(
             printable(frame.name),
             {name: tensor_sums(name, both.reference_outputs[name], both.engine_outputs[name], both.nonfinite[name])
@@ -86,18 +88,18 @@ class Measurer:
 
 
 def compared_outputs(manifest: Manifest) -> list[str]:
-    """Outputs that are compared value by value. Labels have no distance: of a sensor graph's, the figures tell."""
+    """Return the outputs that are compared value by value; labels of a sensor graph are compared by metrics only."""
     return [task for task in manifest.tasks if manifest.sensor is None or task != "semantics"]
 
 
 def output_unit(manifest: Manifest, name: str) -> str:
-    """Name what the values of a compared output are: a sensor graph ends in probabilities, others in logits."""
+    """Return the quantity of a compared output: a sensor graph ends in probabilities, others in logits."""
     return (TABLE[name].output if manifest.sensor is None else TABLE[name].result).quantity
 
 
 @dataclass
 class Comparison:
-    """What all frames add up to."""
+    """Sums over all frames."""
 
     tensors: list[TensorComparison]
     tasks: list[TaskComparison]
@@ -106,7 +108,7 @@ class Comparison:
 
     @classmethod
     def of(cls, manifest: Manifest, targets: dict[str, Against], records: Iterable[FrameRecord]) -> Comparison:
-        """Add up `records`. One order gives the same bits every time, whoever measured them."""
+        """Add up `records`. The same order gives bit-identical sums, wherever the frames were measured."""
         tasks = [TaskComparison(task, against, manifest.classes) for task, against in targets.items()]
         tensors = [TensorComparison(name, output_unit(manifest, name)) for name in compared_outputs(manifest)]
         self = cls(tensors, tasks, set())
@@ -124,7 +126,7 @@ class Comparison:
 
 
 class _Plain:
-    """The network's outputs on one preprocessed tensor, and what postprocess makes of each."""
+    """Compare the network's outputs on the same preprocessed tensor, and the postprocessed results."""
 
     def __init__(self, runtime: Runtime, reference: Reference) -> None:
         self._runtime, self._reference = runtime, reference
@@ -143,9 +145,9 @@ class _Plain:
 
 
 class _Sensor:
-    """The reference between Python's preprocess and postprocess, and the finished results of a sensor graph.
+    """Compare the final results of a sensor graph with the reference between Python's preprocess and postprocess.
 
-    Where the graph takes NV12, the reference sees the colors that NV12 left.
+    If the graph takes NV12, the reference gets the image after conversion to NV12 and back.
     """
 
     def __init__(self, runtime: Runtime, reference: Reference) -> None:
@@ -168,7 +170,7 @@ class _Sensor:
 
 
 def _finite_reference(outputs: Outputs, frame: Frame) -> Outputs:
-    """`outputs`. Raises M2HError where a reference gives NaN or infinity: nothing can be measured against it."""
+    """Return `outputs`. Raises M2HError if the reference gives NaN or infinity, which prevents any comparison."""
     bad = [name for name, value in outputs.items() if not np.isfinite(value).all()]
     if bad:
         raise M2HError(
@@ -178,7 +180,7 @@ def _finite_reference(outputs: Outputs, frame: Frame) -> Outputs:
 
 
 def _maps(prediction: Prediction) -> Outputs:
-    """Depth, normals and edges of a prediction with the channels first."""
+    """Return depth, normals and edges of a prediction with the channels first."""
     maps = {"depth": prediction.depth, "edges": prediction.edges}
     found = {name: value[None] for name, value in maps.items() if value is not None}
     if prediction.normals is not None:
@@ -187,7 +189,7 @@ def _maps(prediction: Prediction) -> Outputs:
 
 
 def _arrays(maps: Outputs) -> dict[str, Any]:
-    """Inverse of `_maps`: what a prediction holds."""
+    """Invert `_maps`: return the arrays of a prediction."""
     return {
         name: np.ascontiguousarray(value.transpose(1, 2, 0)) if name == "normals" else value[0]
         for name, value in maps.items()
@@ -195,8 +197,10 @@ def _arrays(maps: Outputs) -> dict[str, Any]:
 
 
 def _finite(outputs: Outputs) -> tuple[Outputs, dict[str, int]]:
-    """Outputs without NaN and infinity, and how many values of each were: FP16 that overflows is what a parity run is
-    for, so it is counted and the rest is measured."""
+    """Replace NaN and infinity by 0, and count them by output.
+
+    A parity run must detect FP16 that overflows, so overflows are counted and the rest is measured.
+    """
     bad = {name: int(np.count_nonzero(~np.isfinite(value))) for name, value in outputs.items()}
     finite = {n: np.nan_to_num(v, nan=0.0, posinf=0.0, neginf=0.0) if bad[n] else v for n, v in outputs.items()}
     return finite, bad

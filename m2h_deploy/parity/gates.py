@@ -1,4 +1,4 @@
-"""The gates of a parity run: what may change between the reference and an engine, and how that is judged."""
+"""Gates of a parity run: limits on the difference between reference and engine, and how they are judged."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ Verdict = Literal["pass", "fail", "unsure"]
 
 @dataclass(frozen=True)
 class Gates:
-    """Limits, each on how much worse than the reference the engine may be. None leaves a gate out.
+    """Limits, each on how much worse than the reference the engine may be. None disables a gate.
 
-    A gate is judged by the 95 % interval of what it measures (a paired bootstrap over frames), not by the measured
-    figure alone, because the frames are a sample of what the robot will see:
+    A gate is judged by the 95 % interval of its figure (a paired bootstrap over frames), not by the measured figure
+    alone, because the frames are a sample of what the robot will see:
 
     - `pass`: the whole interval is within the limit;
     - `fail`: the whole interval is beyond it;
-    - `unsure`: the limit lies inside the interval, so these frames are too few to tell. It does not count as
-      passed, since a gate is there to prove something; more frames narrow the interval.
+    - `unsure`: the limit lies inside the interval, so there are too few frames to decide. It does not count as passed,
+      since a gate has to prove something; more frames narrow the interval.
 
-    The interval is paired: reference and engine see the same resampled frames, so what is common to both (hard and
-    easy frames) cancels. One frame has no interval and proves nothing about others. Under eight frames the intervals
-    are too narrow: a first look, which can fail and is otherwise unsure.
+    The interval is paired: reference and engine see the same resampled frames, so common effects (hard and easy frames)
+    cancel. One frame has no interval. Fewer than 8 frames have intervals that are too narrow: they are inconclusive and
+    can fail but not pass.
 
-    Where the data has no labels of a task, the reference's own prediction takes their place, and the same limits
-    bound the disagreement: mIoU against the reference's classes, RMSE as a share of the reference's root mean square
-    depth, the mean angle to the reference's normals, odsF against the reference's thinned boundaries. For depth and
-    normals that bounds what labels could show: by the triangle inequality no label makes the loss larger.
+    If the data has no labels of a task, the reference's own prediction replaces them, and the same limits bound the
+    disagreement: mIoU against the reference's classes, RMSE as a share of the reference's root mean square depth, the
+    mean angle to the reference's normals, odsF against the reference's thinned boundaries. For depth and normals this
+    bounds the loss on labels: by the triangle inequality no label makes it larger.
     """
 
     miou_drop: float | None = 0.5
     """Percentage points of mIoU."""
     rmse_increase: float | None = 1.0
-    """Per cent of the reference's RMSE."""
+    """Percent of the reference's RMSE."""
     merr_increase: float | None = 0.3
     """Degrees of mean angular error."""
     odsf_drop: float | None = 0.5
     """Percentage points of odsF."""
     psnr: float | None = 30.0
-    """Least PSNR of every raw output, dB."""
+    """Minimum PSNR of every raw output, dB."""
 
     def __post_init__(self) -> None:
         for name, limit in dataclasses.asdict(self).items():
@@ -54,7 +54,7 @@ class Gates:
 
 @dataclass(frozen=True)
 class GateResult:
-    """One gate: what was measured, between which bounds it lies, and the verdict."""
+    """Result of one gate: the measured value, its interval, the limit and the verdict."""
 
     name: str
     """`semantics.miou_drop`, `depth.psnr`, `self_test`."""
@@ -65,14 +65,14 @@ class GateResult:
     limit: float | None
     unit: str
     message: str
-    """One line for people."""
+    """Explanation in one line."""
     frames_needed: int | None = None
-    """Of an unsure gate: about how many frames are likely to decide it; None where that cannot be estimated."""
+    """For an unsure gate: estimated number of frames that decide it; None if it cannot be estimated."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How one gate reads: its name, its words, its unit and whether larger is better."""
+    """Description of a gate: its name, its text, its unit and whether larger is better."""
 
     name: str
     task: str
@@ -82,10 +82,10 @@ class Rule:
 
 
 def judge(rule: Rule, limit: float, value: float, interval: Interval, frames: int | None = None) -> GateResult:
-    """The verdict on a measured `value` with its `interval` (low, high), both in the gate's unit.
+    """Judge a measured `value` with its `interval` (low, high), both in the gate's unit.
 
-    Larger is worse, or better where `rule.at_least`. A value that is not a number (nothing was labeled) is unsure.
-    With `frames`, how many were measured, an unsure gate says how many are likely to be enough.
+    Larger is worse, or better if `rule.at_least`. NaN (nothing was labeled) is unsure. With `frames`, the number of
+    measured frames, an unsure gate estimates how many are likely to be enough.
     """
     low, high = interval
     worst, best = (low, high) if rule.at_least else (high, low)
@@ -112,13 +112,13 @@ def judge(rule: Rule, limit: float, value: float, interval: Interval, frames: in
 
 
 def frames_needed(limit: float, value: float, interval: Interval, frames: int) -> int | None:
-    """Estimate how many frames narrow `interval`, measured on `frames`, until it no longer holds `limit`.
+    """Estimate how many frames narrow `interval`, measured on `frames`, until it excludes `limit`.
 
-    The width of an interval falls as 1 / sqrt(frames), if further frames are like these. Rounded up to two digits, and
-    never under FEW_FRAMES. None where `value` is the limit itself.
+    The width of an interval decreases as 1 / sqrt(frames), if further frames are like these. The result is rounded up
+    to two digits and at least FEW_FRAMES; None if `value` equals the limit.
     """
     if not math.isfinite(interval[0]) or not math.isfinite(interval[1]):
-        return FEW_FRAMES  # one frame: the least that gives an interval to rely on
+        return FEW_FRAMES  # one frame has no interval: return the smallest conclusive number
     margin = abs(limit - value)
     width = interval[1] - value if limit > value else value - interval[0]
     if margin == 0 or not math.isfinite(width / margin):

@@ -1,4 +1,4 @@
-"""`locate`: in which block of the network two ONNX files begin to differ."""
+"""Locate the first diverging block of two ONNX files of the network."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from m2h_deploy.tasks import TASKS
 if TYPE_CHECKING:
     import onnx
 
-#: Relative error that a single operator may add by rounding alone, by the engine's precision.
+#: Relative error that a single operator may add by rounding only, by the engine's precision.
 ROUNDING = {"fp32": 1e-4, "fp16": 3e-3, "int8": 5e-2}
 
-#: A value is where it goes wrong when its error is this many times its inputs' (or the rounding, where that is more);
-#: operators in between that could not be compared may each add as much.
+#: A value diverges if its error is this many times that of its inputs (or the rounding error, if that is larger);
+#: skipped operators in between may each add as much.
 JUMP = 10.0
 
-#: Values fetched in the first run, and bytes in the later ones: the maps of a large network together exceed a
-#: machine's memory.
+#: Number of values fetched in the first run, and of bytes in later ones: all maps of a large network together would
+#: exceed the memory.
 _FIRST_CHUNK, _CHUNK_BYTES = 24, 400_000_000
 
 _LAYER = re.compile(r"(?:^|/)((?:blocks|layers)\.\d+)(?=/|$)")
@@ -38,16 +38,16 @@ _AROUND_LAYERS = {"backbone": ("embed", "stages"), "wmca": ("reduce", "expand")}
 
 @dataclass(frozen=True)
 class ValueDifference:
-    """One intermediate value that both files have, in graph order."""
+    """Difference of one intermediate value that both files have."""
 
     name: str
     block: str
     error: float
-    """Root mean squared difference as a share of the reference's root mean square; inf where not finite."""
+    """Root mean square difference as a share of the reference's root mean square; inf for non-finite values."""
     inputs_error: float
-    """Largest error among the nearest compared values that it is computed from."""
+    """Largest error of the nearest compared values that it is computed from."""
     skipped: int
-    """Operators in between whose values could not be compared."""
+    """Number of operators in between whose values could not be compared."""
 
 
 @dataclass(frozen=True)
@@ -61,24 +61,24 @@ class BlockDifference:
 
 @dataclass(frozen=True)
 class LocateResult:
-    """Where two files begin to differ."""
+    """Differences of two files, and the first diverging block."""
 
     values: tuple[ValueDifference, ...]
     blocks: tuple[BlockDifference, ...]
     """In graph order."""
     block: str | None
-    """The first block whose error jumps; None where no error does."""
+    """The first diverging block; None if no value diverges."""
     value: str | None
-    """The first value there whose error jumps."""
+    """The first diverging value."""
     compared: int
     of: int
-    """Values that the reference has; an optimized engine has fewer of them, fused operators hide theirs."""
+    """Number of values in the reference; an optimized engine has fewer, because fused operators hide theirs."""
     unseen: tuple[str, ...]
-    """Blocks without any value to compare: a difference that begins there is named in the next."""
+    """Blocks without a compared value: a divergence there is attributed to the next block."""
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """The result in one line."""
         if self.block is None:
             worst = max(self.values, key=lambda v: v.error)
             return f"no block jumps: the largest relative error is {worst.error:.1e}, in {worst.block}"
@@ -90,11 +90,11 @@ class LocateResult:
 
 
 def block_of(value: str, *, after_layers: bool = False) -> str:
-    """The paper's block of a value named by module path: `/wmca/layers.0/attention/MatMul_output_0` is `wmca.layers.0`.
+    """Return the paper's block of a value: `/wmca/layers.0/attention/MatMul_output_0` is in `wmca.layers.0`.
 
-    backbone.blocks.i, mstr, msf.task, wmca.layers.i, context (GGFM), heads.task. What surrounds the layers of the first
-    and of WMCA is backbone.embed and wmca.reduce, and `after_layers` backbone.stages and wmca.expand. A network
-    output belongs to its head.
+    Blocks are backbone.blocks.i, mstr, msf.task, wmca.layers.i, context (GGFM) and heads.task. Values before the layers
+    of backbone and WMCA are in backbone.embed and wmca.reduce, those after them (`after_layers`) in backbone.stages and
+    wmca.expand. A network output belongs to its head.
     """
     if value in TASKS:
         return f"heads.{value}"
@@ -119,12 +119,12 @@ def locate(
 
     Args:
         reference: float32 file of m2h-deploy export.
-        engine: the file in question, for instance a bundle's model.onnx.
-        image: float32 (N, 3, H, W), normalized; repeated where the files want a larger fixed batch.
-        precision: of the engine: sets what counts as rounding (`ROUNDING`).
+        engine: The file to examine, for instance a bundle's model.onnx.
+        image: float32 (N, 3, H, W), normalized; repeated if the files have a larger fixed batch.
+        precision: The engine's precision; it sets the error that counts as rounding (`ROUNDING`).
 
     Raises:
-        M2HError: a file that is no ONNX, needs onnx or onnxruntime installed, or has no value in common.
+        M2HError: A file is not ONNX, onnx or onnxruntime is not installed, or the files have no value in common.
     """
     check_choice("precision", precision, ROUNDING)
     reference_graph, engine_graph = _load(reference), _load(engine)
@@ -150,9 +150,10 @@ def locate(
 
 
 def locate_in_bundle(bundle: Bundle, reference: str | os.PathLike[str]) -> LocateResult:
-    """`locate` for the engine of a bundle, on the self-test's input.
+    """Run `locate` for the engine of a bundle, on the self-test's input.
 
-    Raises M2HError where the engine file is not ONNX: a compiled engine does not show its intermediate values.
+    Raises:
+        M2HError: The engine file is not ONNX; a compiled engine does not expose its intermediate values.
     """
     engine = bundle.manifest.engine
     if bundle.engine_file.suffix != ".onnx":
@@ -171,7 +172,7 @@ def locate_in_bundle(bundle: Bundle, reference: str | os.PathLike[str]) -> Locat
 def _load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     try:
         import onnx  # noqa: F401 (as below)
-        import onnxruntime  # noqa: F401 (asked for here, so that one line names what is missing)
+        import onnxruntime  # noqa: F401 (imported here, so that one message names the missing package)
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "export", "locating a difference") from None
     from m2h_deploy.onnx_graph.files import read_onnx
@@ -184,7 +185,7 @@ def _value_names(proto: onnx.ModelProto) -> list[str]:
 
 
 class _Probe:
-    """A session whose every wanted value is an output."""
+    """A session that has every requested value as an output."""
 
     def __init__(self, proto: onnx.ModelProto, wanted: Iterable[str], path: str) -> None:
         import onnx
@@ -194,7 +195,7 @@ class _Probe:
         outputs = {value.name for value in proto.graph.output}
         # Without a type: ONNX Runtime infers it.
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in outputs)
-        # Optimization would fuse away the values that are asked for.
+        # Optimization would fuse away requested values.
         self._session = cpu_session(proto, path, optimize="none", threads=len(os.sched_getaffinity(0)))
         self._path = path
         inputs = self._session.get_inputs()
@@ -203,6 +204,7 @@ class _Probe:
         self._input = inputs[0]
 
     def run(self, names: list[str], image: NDArray[np.float32]) -> Iterable[NDArray[Any]]:
+        """Return the values `names` for `image`, repeated to the graph's batch."""
         from m2h_deploy.onnx_graph.session import run_session
 
         batch = self._input.shape[0]
@@ -217,7 +219,7 @@ def _probe(proto: onnx.ModelProto, wanted: list[str], path: str | os.PathLike[st
 
 
 def _errors(reference: _Probe, engine: _Probe, image: NDArray[np.float32], names: list[str]) -> dict[str, float]:
-    """Relative error of each value of floating-point numbers and of one shape on both sides."""
+    """Return the relative error of each floating-point value with the same shape on both sides."""
     errors = {}
     left, count, largest = list(names), _FIRST_CHUNK, 1
     while left:
@@ -242,7 +244,7 @@ def _relative(reference: NDArray[Any], engine: NDArray[Any]) -> float:
 
 
 def _values_in_order(proto: onnx.ModelProto) -> Iterator[tuple[str, str, list[str]]]:
-    """Name, block and inputs of every value."""
+    """Yield name, block and inputs of every value."""
     entered: set[str] = set()
     for node in proto.graph.node:
         for name in filter(None, node.output):
@@ -257,7 +259,7 @@ def _blocks_of(proto: onnx.ModelProto) -> set[str]:
 
 
 def _with_inputs(proto: onnx.ModelProto, errors: Mapping[str, float]) -> tuple[ValueDifference, ...]:
-    """Each compared value beside the error it inherits: values that could not be compared pass on their inputs'."""
+    """Return each compared value with its inherited error; skipped values pass on the error of their inputs."""
     carried: dict[str, tuple[float, int]] = {}
     values = []
     for name, block, inputs in _values_in_order(proto):

@@ -1,4 +1,4 @@
-"""The frames on which an engine differs most from the reference, as pictures to look at."""
+"""Draw the frames on which an engine differs most from the reference."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from m2h_deploy.metrics.normals import angles_between
 from m2h_deploy.runtime.postprocess import Prediction
 from m2h_deploy.visualize.draw import Picture, depth_span, draw_depth, draw_edges, draw_normals, draw_semantics, fit
 
-#: Width of a picture in pixels; wide enough for half a phone, small enough for a page of forty.
+#: Width of a picture in pixels: half the width of a phone, and small enough for a page of forty.
 _WIDTH = 360
-#: Height at most: a strip of 16 x 16384 pixels would get 370,000 rows, more than a JPEG has.
+#: Largest height: a strip of 16 x 16384 pixels would get 370,000 rows, more than JPEG supports.
 _TALLEST = 1440
 
-#: What one frame's difference is measured in, and the difference that gets the brightest color.
+#: Unit of one frame's difference, and the difference that gets the brightest color.
 _DIFFERENCES = {
     "depth": ("m on average", 0.5),
     "semantics": ("% of the pixels differ", 1.0),
@@ -40,12 +40,12 @@ class WorstFrame:
     difference: float
     unit: str
     scale: str
-    """What the brightest color of the difference means."""
+    """Meaning of the brightest color of the difference."""
     pictures: dict[str, bytes]
 
 
 class WorstFrames:
-    """Keeps the pictures of the `keep` frames a task that differ most; others are never drawn."""
+    """Collect the pictures of the `keep` frames per task that differ most; other frames are not drawn."""
 
     def __init__(self, classes: Classes, keep: int) -> None:
         self._classes, self._keep = classes, keep
@@ -53,7 +53,7 @@ class WorstFrames:
         self._count = 0
 
     def add(self, task: str, frame: Frame, reference: Prediction, engine: Prediction, mean: float) -> None:
-        """One frame of one task; `mean` is their `difference`."""
+        """Add one frame of one task; `mean` is its `difference`."""
         if not self._keep:
             return
         heap = self._heaps.setdefault(task, [])
@@ -68,14 +68,14 @@ class WorstFrames:
             heapq.heapreplace(heap, entry)
 
     def result(self) -> tuple[WorstFrame, ...]:
-        """Task by task, the worst first."""
+        """Return the frames task by task, the worst first."""
         return tuple(worst for heap in self._heaps.values() for _, _, worst in sorted(heap, reverse=True))
 
 
 def draw_worst(
     task: str, frame: Frame, reference: Prediction, engine: Prediction, mean: float, classes: Classes
 ) -> WorstFrame:
-    """The pictures of one frame and task, whose `difference` is `mean`."""
+    """Draw the pictures of one frame and task, whose `difference` is `mean`."""
     unit, brightest = _DIFFERENCES[task]
     error = _difference(task, getattr(reference, task), getattr(engine, task))
     drawn = _draw(task, getattr(reference, task), getattr(engine, task), classes)
@@ -90,7 +90,7 @@ def draw_worst(
 
 
 def difference(task: str, reference: Prediction, engine: Prediction) -> float:
-    """How far apart two predictions of a task are on average, in the unit that its pictures name."""
+    """Return the mean difference of two predictions of a task, in the unit that its pictures name."""
     error = _difference(task, getattr(reference, task), getattr(engine, task))
     return float(error.mean()) * (100 if task == "semantics" else 1)
 
@@ -104,7 +104,7 @@ def _difference(task: str, reference: NDArray[Any], engine: NDArray[Any]) -> NDA
 
 
 def _draw(task: str, reference: NDArray[Any], engine: NDArray[Any], classes: Classes) -> tuple[Picture, Picture]:
-    """Both predictions, in the same colors."""
+    """Draw both predictions with the same colors."""
     if task == "depth":
         near, far = depth_span(reference)
         return draw_depth(reference, near, far), draw_depth(engine, near, far)

@@ -1,4 +1,4 @@
-"""The reference of a parity run: the PyTorch network of a checkpoint, or the float32 ONNX file without torch."""
+"""The reference of a parity run: the PyTorch network of a checkpoint, or without torch the float32 ONNX file."""
 
 from __future__ import annotations
 
@@ -22,22 +22,28 @@ Outputs = dict[str, NDArray[np.float32]]
 
 
 class Reference(Protocol):
-    """What an engine is measured against."""
+    """The network that an engine is compared with."""
 
     description: str
     weights_sha256: str
     tasks: tuple[str, ...]
 
     def run(self, image: NDArray[np.float32]) -> Outputs:
-        """(1, 3, H, W) float32, normalized, to the outputs by name, (1, C, H, W) each."""
+        """Run the network on (1, 3, H, W) float32, normalized; return the outputs by name, (1, C, H, W) each."""
         ...
 
 
 def open_reference(path: str | os.PathLike[str], spec: InputSpec, threads: int | None = None) -> Reference:
-    """The reference at `path` for an engine of input `spec`; `threads` CPU threads in ONNX Runtime, all by default.
+    """Open the reference at `path` for an engine of input `spec`.
 
-    `path` is a checkpoint (or the name of shipped weights), which needs torch, or an ONNX file of m2h-deploy export
-    in float32, which needs ONNX Runtime. Raises M2HError when it is neither, or what it needs is not installed.
+    Args:
+        path: A checkpoint (or the name of shipped weights), which needs torch, or an ONNX file of m2h-deploy export in
+            float32, which needs ONNX Runtime.
+        spec: The engine's input.
+        threads: CPU threads in ONNX Runtime; all by default.
+
+    Raises:
+        M2HError: The file is neither, or a required package is not installed.
     """
     if Path(path).suffix == ".onnx":
         return _OnnxReference(Path(path), spec, threads)
@@ -77,7 +83,7 @@ class _OnnxReference:
         except ImportError as error:
             raise missing_extra("onnxruntime", "onnxruntime", f"the reference {path}", error=error) from None
         threads = threads or len(os.sched_getaffinity(0))
-        with _content(path) as content:  # a reference computes the graph as it was written
+        with _content(path) as content:  # optimize="basic": a reference computes the graph without fusions
             self._session = cpu_session(content, path, optimize="basic", threads=threads)
         info = GraphInfo.parse(self._session.get_modelmeta().custom_metadata_map, path)
         if info.sensor is not None:
@@ -113,9 +119,9 @@ class _OnnxReference:
 
 @contextmanager
 def _content(path: Path) -> Iterator[str | bytes]:
-    """What ONNX Runtime opens: the path, or the whole graph where weights lie in other files.
+    """Yield ONNX Runtime's input: the path, or the whole graph if its weights are in other files.
 
-    It does not take the shapes of a graph from another file. A device without onnx leaves that to it.
+    ONNX Runtime cannot read shape data from another file. On a device without onnx, it gets the path in any case.
     """
     try:
         from m2h_deploy.onnx_graph.files import external_files, read_onnx

@@ -1,4 +1,4 @@
-"""A parity result for people and for build servers: a table in the terminal, one HTML page, a JUnit file."""
+"""Report a parity result: a table in the terminal, an HTML page, a JUnit file for build servers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MARKS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "unsure": ("?", "yel
 _WORDS = {"pass": "Passed", "fail": "Failed", "unsure": "Too few frames to tell"}
 _DECIMALS = {"m": 3, "%": 2, "°": 2}
 
-#: Where the bar of a gate begins and ends: in limits for a loss, in dB for PSNR.
+#: Start and end of a gate's bar: in multiples of the limit for a loss, in dB for PSNR.
 _LOSS_SPAN, _PSNR_SPAN = (-0.5, 2.0), (0.0, 140.0)
 
 
@@ -125,9 +125,10 @@ def _count(result: VerifyResult) -> str:
 
 
 def write_junit(result: VerifyResult, path: str | os.PathLike[str]) -> Path:
-    """Write one test case a gate, as build servers read it. A gate that cannot be decided is a failure of its own type.
+    """Write one test case per gate for build servers; an unsure gate is a failure of type `TooFewFrames`.
 
-    Raises M2HError when the file cannot be written.
+    Raises:
+        M2HError: The file cannot be written.
     """
     failures = [gate for gate in result.gates if gate.verdict != "pass"]
     name = f"m2h-deploy verify {result.bundle}"
@@ -158,7 +159,7 @@ def write_junit(result: VerifyResult, path: str | os.PathLike[str]) -> Path:
 
 @dataclass(frozen=True)
 class _Bar:
-    """A gate's interval and limit as positions from 0 to 100 on one line."""
+    """A gate's interval and limit as positions from 0 to 100 on a line."""
 
     low: float
     high: float
@@ -167,10 +168,12 @@ class _Bar:
 
 
 def write_html(result: VerifyResult, path: str | os.PathLike[str]) -> Path:
-    """Write the result as one HTML page that needs no other file: verdict, gates, tables, worst frames.
+    """Write the result as one self-contained HTML page: verdict, gates, tables, worst frames.
 
-    With `located` it shows the error against depth in the network. Raises M2HError when the page cannot be written or
-    jinja2 (and for `located` matplotlib) is not installed.
+    With `located` it shows the chart of errors by block.
+
+    Raises:
+        M2HError: The page cannot be written, or jinja2 (for `located` also matplotlib) is not installed.
     """
     chart = None
     if result.located is not None:
@@ -201,7 +204,7 @@ def write_html(result: VerifyResult, path: str | os.PathLike[str]) -> Path:
 
 
 def _bar(gate: GateResult) -> _Bar | None:
-    """None where there is nothing to draw: the self-test, a limit of 0, or nothing measured."""
+    """Return the bar of a gate; None without one: the self-test, a limit of 0, or nothing measured."""
     if gate.limit is None or gate.value is None or gate.interval is None or gate.limit == 0:
         return None
     if math.isnan(gate.value) or any(math.isnan(end) for end in gate.interval):

@@ -16,7 +16,7 @@ from m2h_deploy.version import __version__
 
 RESULT_VERSION = 2
 
-#: Names in the JSON of what has no unit beside it.
+#: JSON names, with units, of fields that do not name their unit.
 _TENSOR_KEYS = {"psnr": "psnr_db", "psnr_interval": "psnr_interval_db", "label_agreement": "label_agreement_share"}
 _LIMIT_KEYS = {
     "miou_drop": "miou_drop_points",
@@ -29,7 +29,7 @@ _LIMIT_KEYS = {
 
 @dataclass(frozen=True)
 class Side:
-    """What was run on one side."""
+    """The network or engine that was run on one side."""
 
     description: str
     weights_sha256: str
@@ -37,19 +37,19 @@ class Side:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What both sides were run on."""
+    """The data that both sides were run on."""
 
     name: str
     frames: int
     of: int
-    """Frames that the data has in all."""
+    """Total number of frames in the data."""
     derived: tuple[str, ...]
     """Labels that were computed from others: their figures are not comparable with the paper's Table I."""
 
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """Everything a parity run found."""
+    """The complete result of a parity run."""
 
     bundle: str
     precision: str
@@ -62,22 +62,22 @@ class VerifyResult:
     gates: tuple[GateResult, ...]
     worst: tuple[WorstFrame, ...] = ()
     located: LocateResult | None = None
-    """The first diverging block, where it was asked for."""
+    """The first diverging block, if requested."""
 
     @property
     def verdict(self) -> Verdict:
-        """`fail` when a gate fails, else `unsure` when one is unsure, else `pass`."""
+        """`fail` if a gate fails, else `unsure` if one is unsure, else `pass`."""
         verdicts = {gate.verdict for gate in self.gates}
         return "fail" if "fail" in verdicts else "unsure" if "unsure" in verdicts else "pass"
 
     @property
     def passed(self) -> bool:
-        """Every gate passed; an unsure one is not enough."""
+        """Whether all gates passed; an unsure gate does not count as passed."""
         return self.verdict == "pass"
 
     @property
     def summary(self) -> str:
-        """One line: the verdict and the gates behind it."""
+        """The verdict and its gates in one line."""
         failed = [gate.message for gate in self.gates if gate.verdict == "fail"]
         unsure = [gate.message for gate in self.gates if gate.verdict == "unsure"]
         count = len(self.gates)
@@ -89,7 +89,7 @@ class VerifyResult:
 
     @property
     def advice(self) -> str:
-        """How many frames are likely to decide the unsure gates; "" where none is unsure."""
+        """Estimated number of frames that decide the unsure gates; "" without unsure gates."""
         unsure = [gate for gate in self.gates if gate.verdict == "unsure"]
         needed = max((gate.frames_needed or 0 for gate in unsure), default=0)
         if not unsure:
@@ -101,9 +101,9 @@ class VerifyResult:
 
 
 def to_json(result: VerifyResult) -> dict[str, Any]:
-    """Plain values for `json.dumps`, without pictures; numbers that do not exist or are infinite are None.
+    """Return values for `json.dumps`, without pictures; NaN and infinite numbers are None.
 
-    Every figure has its unit in its name or beside it. `located` is there only where it was asked for, block by block.
+    Every figure has its unit in its name or beside it. `located` is included only if requested, by block.
     """
     content = dataclasses.asdict(dataclasses.replace(result, worst=(), located=None))
     del content["worst"], content["located"]

@@ -1,4 +1,4 @@
-"""The four tasks side by side: the paper's metric of the reference and of the engine, and the difference."""
+"""Compare the four tasks: the paper's metric of the reference and of the engine, and the difference."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from m2h_deploy.runtime.postprocess import Prediction
 Against = Literal["labels", "reference"]
 State = NDArray[np.float64]
 
-#: Where the reference stands in for labels, its boundaries are the thinned edges above this share of the frame's
-#: strongest. It is one of the metric's thresholds.
+#: If the reference replaces labels, its boundaries are the thinned edges above this share of the frame's strongest.
+#: It is one of the metric's thresholds.
 EDGE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task over all frames, at the images' own size. Values in `unit`: mIoU and odsF in per cent."""
+    """One task over all frames, at the images' own size. Values in `unit`: mIoU and odsF in percent."""
 
     task: str
     metric: str
     unit: str
     against: Against
-    """What stood for the truth: the data's labels, or the reference's own prediction."""
+    """Source of the ground truth: the data's labels, or the reference's own prediction."""
     derived: bool
-    """The labels were computed from other labels: not comparable with the paper's Table I."""
+    """Whether the labels were computed from other labels: not comparable with the paper's Table I."""
     reference: float | None
-    """None where the reference is the truth: `engine` is then its agreement with the reference, not an accuracy."""
+    """None if the reference is the ground truth: `engine` is then the agreement with it, not an accuracy."""
     engine: float
     worse_by: float
-    """How much worse the engine is than the reference, in `unit`: positive is worse, as in the gates."""
+    """Difference of engine and reference in `unit`; positive is worse, as in the gates."""
     interval: Interval
     """95 % interval of `worse_by`."""
     reference_figures: dict[str, float] | None
@@ -53,7 +53,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class _Task:
-    """The headline figure of a task and the gate on it."""
+    """The headline figure of a task and its gate."""
 
     metric: str
     unit: str
@@ -73,7 +73,7 @@ _TASKS = {
 
 
 class TaskComparison:
-    """Adds up one task over frames: the metric's state of reference and engine for each frame."""
+    """Add up one task over frames: the metric's state of reference and engine for each frame."""
 
     def __init__(self, task: str, against: Against, classes: Classes, *, derived: bool = False) -> None:
         self.task, self.against, self.derived = task, against, derived
@@ -84,9 +84,10 @@ class TaskComparison:
         self._scale: list[State] = []
 
     def states(self, frame: Frame, reference: Prediction, engine: Prediction) -> tuple[State, ...]:
-        """One frame's metric states: of the reference, of the engine, and of depth that of a prediction of zeros.
+        """Return the frame's metric states: of the reference, of the engine, and for depth of a prediction of zeros.
 
-        Raises M2HError, naming the frame, when its labels do not fit its image.
+        Raises:
+            M2HError: The frame's labels do not fit its image; names the frame.
         """
         reference_map, engine_map = getattr(reference, self.task), getattr(engine, self.task)
         if self.task == "edges" and self.against == "reference":
@@ -95,7 +96,7 @@ class TaskComparison:
             target = self._target(frame, reference_map)
         try:
             state = self._metric.frame_state(reference_map, target)
-            # The edge matching takes long, and a good engine often gives the very same array.
+            # Edge matching is slow, and a good engine often gives exactly the same array.
             same = np.array_equal(reference_map, engine_map)
             states = [state, state if same else self._metric.frame_state(engine_map, target)]
             if self.task == "depth":
@@ -105,7 +106,7 @@ class TaskComparison:
         return tuple(states)
 
     def add(self, states: tuple[State, ...]) -> None:
-        """One frame, as `states` gives it."""
+        """Add the states of one frame, as returned by `states`."""
         reference, engine, *scale = states
         self._reference.append(reference)
         self._engine.append(engine)
@@ -122,7 +123,10 @@ class TaskComparison:
         return reference
 
     def result(self, weights: NDArray[np.float64], gates: Gates) -> tuple[TaskResult, list[GateResult]]:
-        """The figures with their interval, and the task's gate if it is set; `weights` are the bootstrap's draws."""
+        """Return the figures with their interval, and the task's gate if it is set.
+
+        `weights` are the bootstrap's draws, float64 (resamples, frames).
+        """
         spec = _TASKS[self.task]
         reference_states, engine_states = np.array(self._reference), np.array(self._engine)
         reference, engine = self._figures(reference_states, weights), self._figures(engine_states, weights)
@@ -153,7 +157,7 @@ class TaskComparison:
         return result, [judge(rule, limit, float(worse[0]), interval(float(worse[0]), worse[1:], frames), frames)]
 
     def _figures(self, states: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The headline of all frames, then of each resample: float64 (1 + resamples,)."""
+        """Return the headline figure of all frames, then of each resample: float64 (1 + resamples,)."""
         headline = _HEADLINES[self.task]
         totals = np.concatenate([states.sum(axis=0)[None], weights @ states])
         return np.array([headline(self._metric, total) for total in totals])
@@ -172,10 +176,10 @@ def _make_metric(task: str, classes: Classes, *, unknown: bool) -> Metric:
 def _edge_agreement(
     reference: NDArray[np.float32], engine: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-    """Scale both maps by the reference's strongest edge, and take its boundaries at EDGE_SHARE of that for the truth.
+    """Scale both maps by the reference's strongest edge; ground truth is the reference thresholded at EDGE_SHARE.
 
-    At the threshold EDGE_SHARE the metric selects these very pixels of the reference, so the reference has an odsF of
-    100 % whatever its strength, and an engine that has its values too.
+    At the threshold EDGE_SHARE the metric selects exactly these pixels of the reference, so the reference has an odsF
+    of 100 % whatever its strength, and so has an engine with the same values.
     """
     strongest = float(suppress_non_maxima(reference).max()) or 1.0
     reference, engine = (np.minimum(edges / np.float32(strongest), np.float32(1)) for edges in (reference, engine))
@@ -183,14 +187,14 @@ def _edge_agreement(
 
 
 def has_unknown(classes: Classes) -> bool:
-    """Whether the network's first class is not in the data."""
+    """Return whether the network's first class is not in the data."""
     return len(classes.names) > 1 and classes.names[0] == "unknown"
 
 
 def check_classes(names: Sequence[str], classes: Classes) -> None:
-    """Raises M2HError when a data set of the classes `names` cannot be evaluated with a network of `classes`.
+    """Raise M2HError if data with the classes `names` cannot be evaluated with a network of `classes`.
 
-    Names may be spelled differently, but none may stand for another index.
+    Names may be spelled differently, but a name must not occur at another index.
     """
     evaluated = classes.names[has_unknown(classes) :]
     if len(names) != len(evaluated):
@@ -213,10 +217,11 @@ def check_classes(names: Sequence[str], classes: Classes) -> None:
 
 
 def _miou(metric: Metric, state: State) -> float:
-    """Mean over the classes that occur in the targets, per cent: one set of classes for reference and engine.
+    """Return the mean IoU over the classes that occur in the targets, in percent.
 
-    On data where all classes occur, such as NYUv2's 654 test frames, it is the published mIoU. On fewer frames that
-    one divides by the number of classes nonetheless, which would hide a loss.
+    Reference and engine thus use the same set of classes. On data with all classes, such as NYUv2's 654 test frames, it
+    is the published mIoU. With fewer frames the published one still divides by the number of classes, which would hide
+    a loss.
     """
     assert isinstance(metric, SemanticsMetric)
     occurs = state.reshape(3, -1)[2] > 0
@@ -224,11 +229,11 @@ def _miou(metric: Metric, state: State) -> float:
 
 
 def _odsf(metric: Metric, state: State) -> float:
-    """odsF in per cent, without the other figures, which a thousand resamples have no use for."""
+    """Return odsF in percent, without the other figures, which the resamples do not need."""
     assert isinstance(metric, EdgesMetric)
     precision, recall = metric.precision_recall(state)
     if not recall.any():
-        return 100 * metric.compute_from(state)["odsF"]  # tells no match from no boundary
+        return 100 * metric.compute_from(state)["odsF"]  # distinguishes no match from no boundary
     return float(100 * (2 * precision * recall / np.maximum(precision + recall, 1e-300)).max())
 
 

@@ -1,4 +1,4 @@
-"""How far an engine's raw outputs are from the reference's, frame by frame and over all frames."""
+"""Measure the difference of an engine's raw outputs from the reference's, by frame and over all frames."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ class TensorResult:
 
     output: str
     unit: str
-    """Of `max_error` and `mean_error`; of edges: logit, or probability where the graph ends in it."""
+    """Unit of `max_error` and `mean_error`; for edges logit, or probability if the graph ends in it."""
     max_error: float
     mean_error: float
     psnr: float
-    """20 log10(range of the reference / root mean square error), dB; at most 138, where float32 ends. The range counts
-    as at least a quarter of the reference's root mean square: an output that hardly varies has none of its own."""
+    """20 log10(range of the reference / root mean square error), dB; at most 138, the limit of float32. The range is at
+    least a quarter of the reference's root mean square, for outputs that hardly vary."""
     psnr_interval: Interval
     cosine: float
     label_agreement: float | None
     """Semantics only: share of pixels with the same largest logit, 0..1."""
     nonfinite: int
-    """Values of the engine that are not numbers or infinite. They count as 0, and any of them makes PSNR 0."""
+    """Number of NaN and infinite values of the engine. They count as 0, and a single one makes PSNR 0."""
 
 
 def tensor_sums(output: str, reference: Output, engine: Output, nonfinite: int) -> Sums:
-    """One frame's sums, float64 (12,), of values (C, H, W), finite; `nonfinite`: how many of the engine's were not.
+    """Return one frame's sums, float64 (12,), of finite values (C, H, W); `nonfinite` is the engine's count.
 
-    Values; sums of the error, of its square, of the products ab, aa, bb; pixels of the same label; pixels; `nonfinite`;
-    then the reference's least and largest value and the largest error.
+    In order: number of values; sums of the error, of its square, of the products ab, aa, bb; pixels with the same
+    label; pixels; `nonfinite`; then the reference's smallest and largest value and the largest error.
     """
     a, b = reference.astype(np.float64).ravel(), engine.astype(np.float64).ravel()
     error = np.abs(a - b)
@@ -51,7 +51,7 @@ def tensor_sums(output: str, reference: Output, engine: Output, nonfinite: int) 
 
 
 class TensorComparison:
-    """Adds up one output over frames; memory grows by nine numbers a frame."""
+    """Add up one output over frames; memory grows by nine numbers per frame."""
 
     def __init__(self, output: str, unit: str) -> None:
         self.output, self.unit = output, unit
@@ -59,14 +59,14 @@ class TensorComparison:
         self._low, self._high, self._largest = np.inf, -np.inf, 0.0
 
     def add(self, sums: Sums) -> None:
-        """One frame, as `tensor_sums` gives it."""
+        """Add the sums of one frame, as returned by `tensor_sums`."""
         low, high, largest = (float(value) for value in sums[9:])
         self._sums.append(sums[:9])
         self._low, self._high = min(self._low, low), max(self._high, high)
         self._largest = max(self._largest, largest)
 
     def result(self, weights: NDArray[np.float64]) -> TensorResult:
-        """The figures of all frames; `weights` are the bootstrap's draws."""
+        """Return the figures of all frames; `weights` are the bootstrap's draws."""
         states = np.array(self._sums)
         total = states.sum(axis=0)
         size, error, _, ab, aa, bb, agree, pixels, nonfinite = (float(v) for v in total)

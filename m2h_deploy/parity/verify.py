@@ -1,4 +1,4 @@
-"""`verify`: reference and engine side by side over the same frames, once."""
+"""Compare reference and engine on the same frames and judge the differences by gates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from m2h_deploy.parity.locate import LocateResult
 from m2h_deploy.parity.result import DataInfo, VerifyResult, to_json
 from m2h_deploy.parity.tensors import TensorResult
 
-#: Finds the first diverging block of a bundle's engine beside a reference.
+#: Finds the first diverging block of a bundle's engine with respect to a reference.
 Locate = Callable[[Bundle, str], LocateResult]
 
 
@@ -50,34 +50,33 @@ def verify(
     result.passed, result.summary
     ```
 
-    Both sides see the same preprocessed input and pass the same postprocessing. A sensor bundle does both itself, so
-    there finished predictions are compared: of depth, normals and edges also value by value. Predictions are evaluated
-    at the images' own size, in the data's label convention. A task that the data has no labels of is measured against
-    the reference's own prediction, and its figure is the engine's agreement with it; a task that the engine does not
-    have is left out.
+    Both sides get the same preprocessed input and the same postprocessing. A sensor bundle includes both, so its final
+    predictions are compared: depth, normals and edges also value by value. Predictions are evaluated at the images' own
+    size, in the data's label convention. A task without labels in the data is measured against the reference's own
+    prediction, and its figure is the engine's agreement with it; a task that the engine does not have is left out.
 
     Args:
-        bundle_path: the bundle's folder.
-        reference: a checkpoint, the name of shipped weights, or the float32 .onnx file of m2h-deploy export.
-        data: a data set, or the path of one (see `open_dataset`).
-        gates: the limits; `Gates()` when None.
-        limit: use this many frames, spread evenly over the data, because neighbors in a data set are alike.
-        split: of a data set that is opened from a path.
-        pictures: keep pictures of this many worst frames a task.
-        resamples: of the bootstrap.
-        allow_other_weights: compare although the bundle was built from other weights.
-        executor: who measures the frames; `LocalExecutor()` when None.
-        locate: also find the first diverging block: `export.locate_difference`, or without torch `locate_in_bundle`
-            for a reference in ONNX.
-        record: write the result into the bundle's manifest, at the end: an interrupted run leaves the bundle as it was.
-        progress: called as frames are done.
-        notice: called with a line about each file that is not used.
-        on_result: called with the result as soon as there is one: before locating, which takes long, and again after
-            it, and before recording, so that a full disk costs no result.
+        bundle_path: The bundle's folder.
+        reference: A checkpoint, the name of shipped weights, or the float32 .onnx file of m2h-deploy export.
+        data: A data set, or the path of one (see `open_dataset`).
+        gates: The limits; `Gates()` if None.
+        limit: Use this many frames, spread evenly over the data, because neighbors in a data set are alike.
+        split: Split of a data set that is opened from a path.
+        pictures: Keep pictures of this many worst frames per task.
+        resamples: Number of bootstrap resamples.
+        allow_other_weights: Compare even if the bundle was built from other weights.
+        executor: Measures the frames; `LocalExecutor()` if None.
+        locate: Also find the first diverging block: `export.locate_difference`, or without torch `locate_in_bundle` for
+            a reference in ONNX.
+        record: Write the result into the bundle's manifest at the end: an interrupted run leaves the bundle unchanged.
+        progress: Called as frames are done.
+        notice: Called with a line about each file that is not used.
+        on_result: Called with the result as soon as it exists: before locating, which is slow, and again after it, and
+            before recording, so that a full disk does not lose the result.
 
     Raises:
-        M2HError: a bundle, a reference or data that is broken or does not fit. A failed gate raises nothing; see
-            `VerifyResult.passed`.
+        M2HError: The bundle, the reference or the data is damaged, or they do not fit. A failed gate raises nothing;
+            see `VerifyResult.passed`.
     """
     tell = notice or (lambda _: None)
     bundle = load_bundle(bundle_path)
@@ -132,7 +131,7 @@ def _conclude(request: Request, measured: Measured, name: str, gates: Gates, res
 
 
 def _frames_gate(frames: int) -> tuple[GateResult, ...]:
-    """Few frames have intervals too narrow to rely on, so they are inconclusive whatever they show."""
+    """Return a gate that is unsure with few frames, whose intervals are too narrow to rely on."""
     if frames >= FEW_FRAMES:
         return ()
     count = f"{frames} frame is" if frames == 1 else f"{frames} frames are"
@@ -152,12 +151,12 @@ def _psnr_gate(tensor: TensorResult, limit: float, frames: int) -> GateResult:
 
 
 def name_of(data: Dataset | str | os.PathLike[str]) -> str:
-    """What to call `data` in a result."""
+    """Return the name of `data` for a result."""
     return printable(Path(data).resolve().name) if isinstance(data, (str, os.PathLike)) else type(data).__name__
 
 
 def spread(available: int, limit: int | None, name: str) -> list[int]:
-    """`limit` indices spread evenly over `available` frames, all of them by default. Raises M2HError on none."""
+    """Return `limit` indices spread evenly over `available` frames, all by default. Raises M2HError without frames."""
     if not available:
         raise M2HError(f"{name} has no frames")
     if limit is not None and limit < 1:

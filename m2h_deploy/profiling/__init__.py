@@ -1,4 +1,4 @@
-"""Latency as a robot sees it: tails, frame age, what the machine did meanwhile, and where the time goes."""
+"""Latency for robotics: percentiles, frame age, the machine's state during the measurement, and time by layer."""
 
 from m2h_deploy.profiling.bench import BenchSettings, bench
 from m2h_deploy.profiling.camera_load import Camera, CameraRun, run_camera

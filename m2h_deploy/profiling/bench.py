@@ -1,4 +1,4 @@
-"""`bench`: bundles, and what they are compared with, measured side by side."""
+"""Measure bundles, and peers to compare them with, side by side."""
 
 from __future__ import annotations
 
@@ -38,23 +38,27 @@ from m2h_deploy.runtime.runtime import Runtime
 
 _log = logging.getLogger("m2h_deploy.profiling.bench")
 
-#: Different frames to measure on: one frame again and again would stay in the caches.
+#: Number of different frames to measure on: a single repeated frame would stay in the caches.
 _FRAMES = 8
 
-#: Told what is going on and which share of it is done (0 to 1).
+#: Called with the current step and the share of it that is done (0 to 1).
 Progress = Callable[[str, float], None]
 
-#: Makes subjects to compare the first bundle with.
+#: Makes the subjects that the first bundle is compared with.
 Peers = Callable[[Runtime], Iterable[Subject]]
 
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What to measure. Raises M2HError on invalid values."""
+    """What to measure.
+
+    Raises:
+        M2HError: A value is invalid.
+    """
 
     height: int = 480
     width: int = 640
-    """Of the frames, as the camera gives them."""
+    """Size of the camera's frames in pixels."""
     threads: int | None = None
     device: str | None = None
     duration_s: float | None = None
@@ -66,9 +70,9 @@ class BenchSettings:
     camera_rate: float | None = None
     policies: tuple[QueuePolicy, ...] = ("latest",)
     queue: int | None = None
-    """Frames that wait at most under the policy queue; None: any number."""
+    """Largest number of waiting frames with the policy queue; None: unlimited."""
     deadline_ms: float | None = None
-    """Camera: None is one period. LoadGen's server: None is 100 ms."""
+    """Deadline of the camera (None: one period) and of LoadGen's server scenario (None: 100 ms)."""
     layers: bool = True
     graphs: tuple[Path, ...] = ()
     """ONNX files that bundles were built from, to count what their blocks compute where the engine is a plan."""
@@ -87,18 +91,21 @@ class BenchSettings:
 
     @property
     def seconds(self) -> float:
+        """Duration of each measurement in seconds."""
         return 10.0 if self.duration_s is None else self.duration_s
 
     @property
     def warm_up_s(self) -> float:
-        """Seconds after which a warm-up that has not become stable is given up."""
+        """Seconds after which an unstable warm-up is given up."""
         return min(20.0, max(2.0, 2 * self.seconds))
 
     def load(self, scenario: Scenario, expected_ms: float) -> LoadSettings:
+        """Return LoadGen's settings of a scenario; `expected_ms` is the approximate time of a frame."""
         deadline = 100.0 if self.deadline_ms is None else self.deadline_ms
         return LoadSettings(scenario, self.duration_s, expected_ms, self.qps, deadline, self.streams)
 
     def camera(self, policy: QueuePolicy) -> Camera:
+        """Return the camera of a policy, with as many frames as it gives in the measurement's duration."""
         rate = self.camera_rate or 0.0
         frames = max(1, round(rate * self.seconds)) if 0 < rate < float("inf") else 1
         return Camera(rate, frames, policy, self.deadline_ms, self.queue if policy == "queue" else None)
@@ -119,10 +126,11 @@ def bench(
     result.subjects[0].summary["total"].p99, result.cameras[0].run.age.p99
     ```
 
-    `peers` makes more subjects from the first bundle's runtime. With `record`, each bundle's manifest gets its result
-    at the end: an interrupted run leaves the bundles as they were.
+    `peers` makes more subjects from the first bundle's runtime. With `record`, the result is written to each bundle's
+    manifest at the end: an interrupted run leaves the bundles unchanged.
 
-    Raises M2HError on bundles that cannot be read, run, compared (another image size) or, with `record`, written.
+    Raises:
+        M2HError: A bundle cannot be read, run, compared (another image size) or, with `record`, written.
     """
     settings = settings or BenchSettings()
     tell = progress or (lambda what, share: None)
@@ -165,7 +173,7 @@ def _costs(bundle: Bundle, settings: BenchSettings) -> Mapping[str, BlockCost] |
 
 
 def _open_bundles(paths: Sequence[str | os.PathLike[str]], settings: BenchSettings, record: bool) -> list[Bundle]:
-    """The bundles, and everything that could stop the result from being kept, before the first run."""
+    """Open the bundles, and check before the first run that the result can be stored."""
     if settings.scenarios:
         load_loadgen()
     if not paths:
@@ -196,7 +204,7 @@ def _open_bundles(paths: Sequence[str | os.PathLike[str]], settings: BenchSettin
 
 
 def _names(bundles: Sequence[Bundle]) -> list[str]:
-    """Short names that differ: the folder's, with a number where another has the same."""
+    """Return short unique names: the folder's, with a number if another bundle has the same."""
     names: list[str] = []
     for bundle in bundles:
         base = printable(bundle.path.resolve().name)
@@ -363,11 +371,11 @@ def _layers(
     costs: Sequence[Mapping[str, BlockCost] | None],
     tell: Progress,
 ) -> tuple[tuple[LayerProfile, ...], Roofline | None, tuple[str, ...]]:
-    """Profiles, the roofline, and why a bundle has no profile: the measurements are kept."""
+    """Return profiles, the roofline, and a note for each bundle that cannot be profiled."""
     on_cpu = not any(KINDS[bundle.manifest.engine.kind].needs_gpu for bundle in bundles)
     tell("measuring the roofline", 0.0)
     threads = subjects[0].threads or len(os.sched_getaffinity(0))
-    roofline = measure_roofline(threads) if on_cpu else None  # numpy's product says nothing of a GPU
+    roofline = measure_roofline(threads) if on_cpu else None  # numpy's product runs on the CPU
     profiles, notes = [], []
     for index, (bundle, subject) in enumerate(zip(bundles, subjects, strict=True)):
         tell(f"profiling the layers of {subject.name}", index / len(bundles))

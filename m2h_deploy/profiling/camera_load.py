@@ -1,9 +1,9 @@
-"""A camera of fixed rate in front of an engine: how old a frame is when its answer arrives, which frames never get one.
+"""Simulate a camera of fixed rate with an engine: the age of frames at delivery, and which frames are dropped.
 
-Frame i is there at i / rate, whether or not the last answer is. While the engine works, frames wait in a buffer:
-policy `latest` keeps one and puts every new frame in its place; policy `queue` keeps them in order and, where it is
-bounded, turns new ones away when it is full. Which frames arrived during a run is known from the clock alone, so
-camera and engine need no two threads, and on a virtual clock the outcome is exact.
+Frame i arrives at i / rate, whether or not the previous one is done. While the engine works, frames wait in a buffer:
+policy `latest` keeps one and replaces it with every new frame; policy `queue` keeps them in order and, if it is
+bounded, rejects new ones when it is full. Which frames arrived during a run follows from the clock alone, so camera and
+engine need no separate threads, and on a virtual clock the outcome is exact.
 """
 
 from __future__ import annotations
@@ -20,22 +20,26 @@ from m2h_deploy.profiling.statistics import Summary, summarize
 _SECOND = 1_000_000_000
 _MILLISECOND = 1_000_000
 
-#: Frames a second beyond which a camera is a mistake.
+#: Largest accepted camera rate, frames per second.
 _MOST = 100_000.0
 
 
 @dataclass(frozen=True)
 class Camera:
-    """What arrives, and what is kept of it. Raises M2HError on invalid values."""
+    """Frame rate, number of frames and buffering of a camera.
+
+    Raises:
+        M2HError: A value is invalid.
+    """
 
     rate: float
-    """Frames a second."""
+    """Frames per second."""
     frames: int
     policy: QueuePolicy = "latest"
     deadline_ms: float | None = None
-    """Oldest a frame may be at delivery; None: one period."""
+    """Largest age of a frame at delivery; None: one period."""
     capacity: int | None = None
-    """Frames that wait at most under `queue`; None: any number."""
+    """Largest number of waiting frames with `queue`; None: unlimited."""
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= _MOST:
@@ -50,16 +54,18 @@ class Camera:
 
     @property
     def period_ms(self) -> float:
+        """Milliseconds between two frames."""
         return 1000 / self.rate
 
     @property
     def limit_ms(self) -> float:
+        """Deadline in milliseconds."""
         return self.period_ms if self.deadline_ms is None else self.deadline_ms
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One answered frame; moments in nanoseconds of the clock."""
+    """One delivered frame; times in nanoseconds of the clock."""
 
     frame: int
     arrived: int
@@ -68,16 +74,18 @@ class Delivery:
 
     @property
     def age_ms(self) -> float:
+        """Milliseconds from arrival to delivery."""
         return (self.delivered - self.arrived) / _MILLISECOND
 
     @property
     def service_ms(self) -> float:
+        """Milliseconds that the engine took."""
         return (self.delivered - self.started) / _MILLISECOND
 
 
 @dataclass(frozen=True)
 class CameraRun:
-    """A run of the camera: what was delivered, in order."""
+    """A run of the camera, with the deliveries in order."""
 
     camera: Camera
     start: int
@@ -87,12 +95,12 @@ class CameraRun:
 
     @property
     def misses(self) -> int:
-        """Frames that were delivered after their deadline."""
+        """Number of frames delivered after their deadline."""
         return sum(delivery.age_ms > self.camera.limit_ms for delivery in self.deliveries)
 
     @property
     def in_time(self) -> float:
-        """Share of all frames that were delivered by their deadline; a dropped frame was not."""
+        """Share of all frames delivered by their deadline; dropped frames count as missed."""
         return (len(self.deliveries) - self.misses) / self.camera.frames
 
     @property
@@ -112,17 +120,17 @@ class CameraRun:
 
     @property
     def delivered_rate(self) -> float:
-        """Answers a second, from the first arrival to the last delivery."""
+        """Deliveries per second, from the first arrival to the last delivery."""
         return len(self.deliveries) * _SECOND / (self.deliveries[-1].delivered - self.start)
 
 
 def run_camera(
     camera: Camera, serve: Callable[[int], object], clock: Clock, progress: Callable[[int], None] | None = None
 ) -> CameraRun:
-    """Let `camera` run in front of `serve`, which answers frame i, until every frame is delivered or dropped.
+    """Run `camera` with `serve`, which processes frame i, until every frame is delivered or dropped.
 
-    A frame that arrives at the very moment of a delivery is there before the next one is taken. `progress` is told
-    how many frames have arrived.
+    A frame that arrives at the exact time of a delivery counts as present before the next one is taken. `progress` is
+    called with the number of arrived frames.
     """
     start = clock.now()
     arrivals = [start + round(index * _SECOND / camera.rate) for index in range(camera.frames)]
@@ -147,7 +155,7 @@ def run_camera(
 
 
 def _admit(frame: int, waiting: deque[int], camera: Camera) -> list[int]:
-    """Put an arrived frame where it waits; the frames that are dropped for it."""
+    """Add an arrived frame to the buffer and return the frames that are dropped for it."""
     if camera.policy == "latest":
         displaced = list(waiting)
         waiting.clear()

@@ -1,9 +1,9 @@
-"""What a graph computes and moves, node by node, from its shapes alone: nothing is run.
+"""Count the operations and memory traffic of a graph, node by node, from its shapes; nothing is run.
 
 A multiply-accumulate (MAC) is counted for every product that a Conv, ConvTranspose, Gemm, MatMul, Einsum or attention
-node adds up; everything else counts none. Bytes are those of a node's own tensors, read and written once each; nodes
-that only give a tensor another shape move none. An engine that fuses nodes moves less. Where the batch is free, the
-figures are for one frame.
+node adds up; other nodes have no MACs. Bytes are those of a node's own tensors, read and written once each; nodes that
+only change a tensor's shape move no bytes. An engine that fuses nodes moves less. If the batch is dynamic, the figures
+are for one frame.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PRECISIONS: dict[int, Precision] = {
     TensorProto.UINT8: "int8",
 }
 
-#: Operators that a runtime answers with a view of their input, or that only read a shape.
+#: Operators that a runtime implements as a view of their input, or that only read a shape.
 _FREE = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Shape", "Constant"}
 
 #: ONNX Runtime's fused operators whose output has the shape of their first input.
@@ -54,30 +54,32 @@ class Tensor:
 
     @property
     def size(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """Size in bytes."""
         return self.size * helper.tensor_dtype_to_np_dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
 class NodeCost:
-    """One node; `macs` and `nbytes` are None where its shapes are not known before it runs."""
+    """Cost of one node; `macs` and `nbytes` are None if its shapes are known only at run time."""
 
     name: str
     operator: str
     block: str
     precision: Precision
-    """What it computes in; `other` for index arithmetic."""
+    """Precision that it computes in; `other` for index arithmetic."""
     macs: int | None
     nbytes: int | None
     weights: tuple[Tensor, ...]
-    """Constants that it is the first to read."""
+    """Constants that no earlier node reads."""
 
 
 def node_costs(proto: onnx.ModelProto) -> tuple[NodeCost, ...]:
-    """Cost of every node of a graph, the bodies of its functions in the place of their calls."""
+    """Return the cost of every node of a graph, with function calls replaced by the functions' bodies."""
     flat, _ = inline_functions(proto)
     constants = _constants(flat)
     tensors = _infer(flat, constants) | constants
@@ -105,12 +107,12 @@ def node_costs(proto: onnx.ModelProto) -> tuple[NodeCost, ...]:
 
 
 def operator(node: onnx.NodeProto) -> str:
-    """`Conv`, or `m2h::WindowPartition` for an operator of another domain."""
+    """Return a node's operator: `Conv`, or `m2h::WindowPartition` for an operator of another domain."""
     return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
 
 
 def precision_of(dtype: int) -> Precision:
-    """Which precision an ONNX element type is."""
+    """Return the precision of an ONNX element type."""
     return _PRECISIONS.get(dtype, "other")
 
 
@@ -125,7 +127,7 @@ def _constants(proto: onnx.ModelProto) -> dict[str, Tensor]:
 
 
 def _infer(proto: onnx.ModelProto, constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Types and whole shapes of the values of a graph, at a batch of 1 where the batch is free."""
+    """Infer types and full shapes of the values of a graph, at batch 1 if the batch is dynamic."""
     skeleton = _skeleton(proto, constants)
     inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
     values = (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
@@ -138,7 +140,7 @@ def _infer(proto: onnx.ModelProto, constants: Mapping[str, Tensor]) -> dict[str,
 
 
 def _skeleton(proto: onnx.ModelProto, constants: Mapping[str, Tensor]) -> onnx.ModelProto:
-    """The graph without its large constants, in standard operators, for shape inference alone."""
+    """Return the graph without its large constants, in standard operators, for shape inference only."""
     result = onnx.ModelProto(ir_version=proto.ir_version)
     result.opset_import.extend(proto.opset_import)
     result.graph.name = proto.graph.name
@@ -173,7 +175,7 @@ def _at_batch_one(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
 
 
 def _standard(node: onnx.NodeProto, ranks: Mapping[str, int]) -> list[onnx.NodeProto]:
-    """A fused node of ONNX Runtime as standard ones of the same output shape; others as they are."""
+    """Convert a fused node of ONNX Runtime to standard ones of the same output shape; keep others."""
     if node.domain != "com.microsoft":
         return [node]
     if node.op_type in _SHAPED_LIKE_INPUT:
@@ -195,7 +197,10 @@ def _standard(node: onnx.NodeProto, ranks: Mapping[str, int]) -> list[onnx.NodeP
 
 
 def _blocks(proto: onnx.ModelProto) -> list[str]:
-    """Block of every node; one that a tool inserted belongs where its result is read, else where its input is made."""
+    """Return the block of every node.
+
+    A node that a tool inserted belongs to the block that reads its result, else to the one that makes its input.
+    """
     nodes = list(proto.graph.node)
     blocks = [block_of(node.name) for node in nodes]
     readers: dict[str, str] = {}
@@ -215,7 +220,7 @@ def _blocks(proto: onnx.ModelProto) -> list[str]:
 def _precision(
     node: onnx.NodeProto, tensors: Mapping[str, Tensor], producers: Mapping[str, onnx.NodeProto]
 ) -> Precision:
-    """A product of two dequantized tensors is int8, whatever type the graph gives it; others are what they read."""
+    """Return a node's precision: int8 for a product of two dequantized tensors, else the type that it reads."""
     if node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm") and all(
         name in producers and producers[name].op_type == "DequantizeLinear" for name in list(node.input)[:2]
     ):
@@ -235,7 +240,7 @@ def _moved(node: onnx.NodeProto, tensors: Mapping[str, Tensor]) -> int | None:
 
 
 def _macs(node: onnx.NodeProto, tensors: Mapping[str, Tensor]) -> int | None:
-    """Multiply-accumulates of a node, 0 for one that has none, None where a shape is missing."""
+    """Count a node's multiply-accumulates; 0 for other operators, None if a shape is missing."""
     kind = node.op_type
     try:
         if kind in ("Conv", "FusedConv", "ConvInteger"):
@@ -263,7 +268,7 @@ def _size(name: str, tensors: Mapping[str, Tensor]) -> int:
 
 
 def _einsum_macs(node: onnx.NodeProto, tensors: Mapping[str, Tensor]) -> int:
-    """One MAC for every combination of the indices that the operands have between them."""
+    """Count one MAC for every combination of the operands' indices."""
     equation = next(a.s.decode() for a in node.attribute if a.name == "equation").replace(" ", "")
     sides: dict[str, int] = {}
     for term, name in zip(equation.split("->")[0].split(","), node.input, strict=True):
@@ -277,7 +282,7 @@ def _einsum_macs(node: onnx.NodeProto, tensors: Mapping[str, Tensor]) -> int:
 
 
 def _attention_macs(shapes: Sequence[tuple[int, ...]], domain: str) -> int:
-    """Scores and weighted values: of Q, K, V as (batch, rows, width) or (batch, heads, rows, width)."""
+    """Count scores and weighted values, for Q, K, V as (batch, rows, width) or (batch, heads, rows, width)."""
     if domain == "com.microsoft" and len(shapes[1]) == 2:  # Attention with its projection: input, weight, bias
         rows, width = math.prod(shapes[0][:-1]), shapes[1][-1]
         return rows * math.prod(shapes[1]) + rows * shapes[0][-2] * (width // 3) * 2
@@ -290,12 +295,12 @@ def _integer(node: onnx.NodeProto, name: str) -> int:
 
 
 def total(values: Iterable[int | None]) -> int:
-    """Sum of what is known."""
+    """Sum the known values."""
     return sum(value or 0 for value in values)
 
 
 def uncounted(costs: Sequence[NodeCost]) -> dict[str, int]:
-    """Operators, and how many of each, whose shapes are not known before they run."""
+    """Count, by operator, the nodes whose shapes are known only at run time."""
     return dict(Counter(cost.operator for cost in costs if cost.macs is None or cost.nbytes is None))
 
 

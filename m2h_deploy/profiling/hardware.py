@@ -1,4 +1,4 @@
-"""CPU, memory and NVIDIA GPUs of this machine, as far as the system tells; what it does not tell is None or empty."""
+"""Read the CPU, memory and NVIDIA GPUs of this machine; unknown values are None or empty."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: Features of x86-64 and Arm CPUs that change which kernels an engine has, as Linux spells them.
+#: Features of x86-64 and Arm CPUs that affect an engine's choice of kernels, by their names in Linux.
 FEATURES = (
     "avx2",
     "avx512f",
@@ -33,13 +33,13 @@ _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True)
 class Cpu:
-    """The processor and the memory beside it."""
+    """The processor and the main memory."""
 
     model: str
     features: tuple[str, ...]
-    """Those of FEATURES that it has."""
+    """The supported ones of FEATURES."""
     cores: int
-    """Cores that this process may use, hyperthreads counted."""
+    """Cores that this process may use, including hyperthreads."""
     memory_bytes: int | None
 
 
@@ -54,16 +54,16 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Nvidia:
-    """The NVIDIA driver and its GPUs. A machine without is normal: None and none."""
+    """The NVIDIA driver and its GPUs; None and empty on a machine without them."""
 
     driver: str | None
     gpus: tuple[Gpu, ...]
     source: str
-    """What told: nvidia-ml-py, cuda-python, the driver's file, or nothing."""
+    """Source of the information: nvidia-ml-py, cuda-python, the driver's file, or a message that there is none."""
 
 
 def read_cpu() -> Cpu:
-    """This machine's CPU, from /proc/cpuinfo where there is one."""
+    """Read this machine's CPU, from /proc/cpuinfo if it exists."""
     text = _text(Path("/proc/cpuinfo"))
     flags = set(" ".join(re.findall(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)[:1]).split())
     names = re.findall(r"^(?:model name|Hardware|Model)\s*:\s*(.*)$", text, re.MULTILINE)
@@ -76,14 +76,14 @@ def read_cpu() -> Cpu:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_nvidia() -> Nvidia:
-    """Driver and GPUs, from the first that can tell: nvidia-ml-py, cuda-python, the driver's file in /proc."""
+    """Read driver and GPUs from the first working source: nvidia-ml-py, cuda-python, the driver's file in /proc."""
     for ask in (_ask_nvml, _ask_cuda):
-        # Libraries of a driver that is not there fail in their own ways, when imported or when called.
+        # Without the driver its libraries fail in different ways, when imported or when called.
         with suppress(Exception):
             return ask()
     driver = driver_of(_text(_DRIVER_FILE))
@@ -91,7 +91,7 @@ def read_nvidia() -> Nvidia:
 
 
 def driver_of(text: str) -> str | None:
-    """The driver's version in the text of /proc/driver/nvidia/version."""
+    """Parse the driver's version from the text of /proc/driver/nvidia/version."""
     found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", text)
     return found[1] if found else None
 

@@ -1,7 +1,7 @@
-"""Time by layer, from the engines' own profilers, summed up by the paper's blocks.
+"""Measure time by layer with the engines' own profilers, summed up by the paper's blocks.
 
-A profiled run is slower than a plain one, since every layer is timed: a block's share is to be trusted, its
-milliseconds a little less.
+A profiled run is slower than a plain one, since every layer is timed: the blocks' shares are more reliable than their
+milliseconds.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from m2h_deploy.blocks import UNKNOWN, block_of
 from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.profiling.roofline import Roofline
 
-#: Profiled runs, after as many as `WARM_UP` that do not count.
+#: Number of profiled runs, and of warm-up runs before them.
 RUNS, WARM_UP = 10, 2
 
 
 @dataclass(frozen=True)
 class BlockCost:
-    """What a block computes and moves a frame."""
+    """Operations and bytes of a block per frame."""
 
     macs: int
     nbytes: int
@@ -30,25 +30,25 @@ class BlockCost:
 
 @dataclass(frozen=True)
 class BlockTime:
-    """One block of the paper: medians over the profiled runs."""
+    """Times of one block of the paper: medians over the profiled runs."""
 
     block: str
     milliseconds: float
     share: float
-    """Of the time of all layers."""
+    """Share of the time of all layers, 0 to 1."""
     layers: int
     macs: int | None
-    """Multiply-accumulates; None where no graph was at hand to count them."""
+    """Multiply-accumulates; None if there was no graph to count them in."""
     nbytes: int | None
     least_ms: float | None
-    """What the roofline allows."""
+    """Least milliseconds that the roofline allows."""
     of_roofline: float | None
-    """`least_ms` over `milliseconds`: 1 is as fast as this machine can be."""
+    """`least_ms` over `milliseconds`; 1 is the fastest possible on this machine."""
 
 
 @dataclass(frozen=True)
 class LayerProfile:
-    """Where the time of an engine goes."""
+    """Time of an engine by block and by layer."""
 
     subject: str
     runs: int
@@ -60,18 +60,19 @@ class LayerProfile:
 
 
 def profile_layers(bundle: Bundle, *, threads: int | None = None, device: str | None = None) -> list[Run]:
-    """The layers of `RUNS` runs of a bundle's engine on an image of zeros, in the order of execution.
+    """Measure the layers of `RUNS` runs of a bundle's engine on an image of zeros, in the order of execution.
 
-    Raises M2HError where the engine cannot run.
+    Raises:
+        M2HError: The engine cannot run.
     """
     return profile_engine(bundle, BackendOptions(threads=threads, device=device), RUNS + WARM_UP)[WARM_UP:]
 
 
 def blocks_of_run(run: Run) -> list[str]:
-    """Block of every layer of a run.
+    """Return the block of every layer of a run.
 
-    Layers that an engine puts in (a change of layout, a reshape) have names of its own; they belong to the block whose
-    map they change, which is that of the layer before. The first layers belong to the first block that has a name.
+    Layers that an engine inserts (a layout change, a reshape) have names of its own; they count to the block whose map
+    they change, which is that of the previous layer. Leading unnamed layers count to the first named block.
     """
     named = [block_of(layer.name) for layer in run]
     current = next((block for block in named if block != UNKNOWN), UNKNOWN)
@@ -88,7 +89,7 @@ def summarize_layers(
     costs: Mapping[str, BlockCost] | None = None,
     roofline: Roofline | None = None,
 ) -> LayerProfile:
-    """Medians over `runs` by block, beside what each block costs and what the machine allows."""
+    """Return medians over `runs` by block, with each block's cost and the roofline's limit."""
     sums = [_sum_by_block(run) for run in runs]
     order = list(dict.fromkeys(block for total in sums for block in total))
     times = {block: statistics.median(total.get(block, 0.0) for total in sums) for block in order}

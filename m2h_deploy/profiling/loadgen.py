@@ -1,7 +1,7 @@
-"""MLPerf LoadGen as the load generator: it decides when queries come, how many a percentile needs, and what is valid.
+"""Measure with MLPerf LoadGen, which schedules queries, decides how many a percentile needs, and validates the run.
 
-LoadGen's own settings hold unless a shorter duration is asked for: 600 seconds in every scenario, 662 queries in
-multi-stream, early stopping for the percentiles. Frames wait for one engine, which answers them one by one.
+LoadGen's own settings apply unless a shorter duration is requested: 600 seconds in every scenario, 662 queries in
+multi-stream, early stopping for the percentiles. Frames wait for one engine, which processes them one by one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.files.atomic import make_folder, scratch_folder
 from m2h_deploy.profiling.measure import Samples, Subject, Timer
 
-#: What LoadGen's process asks with: the number of the query, the index of the sample. One byte answers it.
+#: Request of LoadGen's process: the number of the query, the index of the sample. The reply is one byte.
 MESSAGE = struct.Struct("qq")
 
 _SUMMARY = "mlperf_log_summary.txt"
@@ -38,19 +38,23 @@ _FIGURE = re.compile(
 
 @dataclass(frozen=True)
 class LoadSettings:
-    """What to ask of LoadGen. Raises M2HError on invalid values."""
+    """Settings of a LoadGen run.
+
+    Raises:
+        M2HError: A value is invalid.
+    """
 
     scenario: Scenario
     duration_s: float | None = None
-    """Shortens a trial; None: LoadGen's 600 seconds."""
+    """Duration of a shortened trial; None: LoadGen's 600 seconds."""
     expected_ms: float = 10.0
-    """About how long one frame takes: LoadGen plans its queries by it."""
+    """Approximate time of one frame, by which LoadGen plans its queries."""
     qps: float | None = None
-    """Server: queries a second, Poisson distributed; None: 0.7 of what `expected_ms` allows."""
+    """Server: queries per second, Poisson distributed; None: 0.7 of the rate that `expected_ms` allows."""
     deadline_ms: float = 100.0
-    """Server: 99 % of the queries must be answered in this time."""
+    """Server: 99 % of the queries must be completed in this time."""
     streams: int = 8
-    """Multi-stream: samples a query."""
+    """Multi-stream: samples per query."""
 
     def __post_init__(self) -> None:
         check_choice("scenario", self.scenario, Scenario)
@@ -65,13 +69,13 @@ class LoadSettings:
 
     @property
     def rate(self) -> float:
-        """Queries a second under `server`."""
+        """Queries per second in the server scenario."""
         return self.qps if self.qps is not None else 0.7 * 1000 / self.expected_ms
 
 
 @dataclass(frozen=True)
 class LoadSummary:
-    """What LoadGen's summary says."""
+    """Contents of LoadGen's summary."""
 
     valid: bool
     line: str
@@ -93,19 +97,19 @@ class LoadRun:
     settings: LoadSettings
     summary: LoadSummary
     samples: Samples
-    """Every answered frame with its stages, in the order of answering."""
+    """All processed frames with their stages, in order."""
     queries: int
     logs: str | None
-    """Folder that keeps LoadGen's logs."""
+    """Folder of LoadGen's logs; None if they are not kept."""
 
     @property
     def trial(self) -> bool:
-        """True where LoadGen's own duration and number of queries were shortened."""
+        """Whether LoadGen's own duration and number of queries were shortened."""
         return self.settings.duration_s is not None
 
 
 def load_loadgen() -> Any:
-    """LoadGen's module. Raises M2HError, naming the extra, where it is not installed."""
+    """Import LoadGen. Raises M2HError, naming the extra, if it is not installed."""
     try:
         import mlperf_loadgen  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
@@ -122,10 +126,13 @@ def run_scenario(
     images: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> LoadRun:
-    """Let LoadGen drive `subject`; its logs are written to the folder `logs`, atomically.
+    """Run a LoadGen scenario on `subject`; its logs are written to the folder `logs`, atomically.
 
-    `images` is how many different frames `timer` has, and `progress` is told how many were answered. Ctrl-C ends it
-    and leaves no logs. Raises M2HError where LoadGen is not installed or gives no result.
+    `images` is the number of different frames of `timer`, and `progress` is called with the number of processed frames.
+    Ctrl-C stops the run without writing logs.
+
+    Raises:
+        M2HError: LoadGen is not installed or gives no result.
     """
     load_loadgen()
     with scratch_folder("m2h-loadgen-") as folder:
@@ -141,11 +148,11 @@ def run_scenario(
 
 
 class _Driver:
-    """Starts LoadGen in a process of its own and answers every sample that it asks for.
+    """Run LoadGen in a separate process and process every sample that it requests.
 
-    LoadGen ends the process it runs in when a test is broken off, by Ctrl-C or by a failing engine, and it cannot be
-    told to stop. In a process of its own it can be ended, and its threads keep away from the engine's. The price, two
-    small messages a sample, is in LoadGen's figures and not in the stages' times.
+    LoadGen terminates its process when a test is interrupted, by Ctrl-C or by a failing engine, and it cannot be
+    stopped otherwise. A separate process can be killed, and its threads do not interfere with the engine's. The
+    overhead, two small messages per sample, is part of LoadGen's figures but not of the stages' times.
     """
 
     def __init__(self, subject: Subject, timer: Timer, progress: Callable[[int], None] | None) -> None:
@@ -164,7 +171,7 @@ class _Driver:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for this process
+            start_new_session=True,  # only this process receives Ctrl-C
         )
         try:
             for there in (asked_there, answer_there):
@@ -181,18 +188,18 @@ class _Driver:
             raise M2HError(f"LoadGen ended {settings.scenario} with an error: {lines[-1]}")
 
     def _answer(self, asked: int, answer: int) -> None:
-        """Serve until LoadGen closes its end."""
+        """Process requests until LoadGen closes its end of the pipe."""
         while len(message := os.read(asked, MESSAGE.size)) == MESSAGE.size:
             self.queries, index = MESSAGE.unpack(message)
             self._timer.run(self._subject, index, self.samples)
-            with contextlib.suppress(BrokenPipeError):  # it has ended: its exit code says why
+            with contextlib.suppress(BrokenPipeError):  # LoadGen has ended; its exit code is checked later
                 os.write(answer, b"!")
             if self._progress is not None:
                 self._progress(len(self.samples.total))
 
 
 def parse_summary(text: str) -> LoadSummary:
-    """What LoadGen's summary file says. Raises M2HError on a file that has no result."""
+    """Parse LoadGen's summary file. Raises M2HError on a file without a result."""
     result, figure = _RESULT.search(text), _FIGURE.search(text)
     if result is None or figure is None:
         raise M2HError("LoadGen's summary has no result line: keep its logs with --logs and look at them")
@@ -207,7 +214,7 @@ def parse_summary(text: str) -> LoadSummary:
 
 
 def check_logs_folder(logs: Path) -> None:
-    """Raises M2HError where logs cannot be kept at `logs`: a file, or a folder with something else in it."""
+    """Raise M2HError if logs cannot be written to `logs`: a file, or a folder with other files in it."""
     if logs.exists() and not logs.is_dir():
         raise M2HError(f"{logs} is a file: give --logs a folder")
     others = sorted(f.name for f in logs.iterdir() if not f.name.startswith("mlperf_log_")) if logs.is_dir() else []
@@ -216,7 +223,7 @@ def check_logs_folder(logs: Path) -> None:
 
 
 def _keep(source: Path, logs: Path) -> None:
-    """Put the logs of a finished run where they are wanted, in the place of older ones."""
+    """Move the logs of a finished run to `logs`, replacing older ones."""
     check_logs_folder(logs)
     make_folder(logs.parent)
     try:

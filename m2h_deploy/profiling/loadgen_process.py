@@ -1,4 +1,4 @@
-"""LoadGen's own process; see `m2h_deploy.profiling.loadgen`, which starts it and answers its samples."""
+"""LoadGen's separate process; `m2h_deploy.profiling.loadgen` starts it and processes its samples."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _NAMES = {
     "server": "Server",
 }
 
-#: LoadGen's configuration asks offline for as many samples as the data set has, and for no more than this.
+#: LoadGen's offline scenario needs as many samples as the data set has, up to this number.
 _OFFLINE_SAMPLES = 24_576
 
 
 def _test_settings(loadgen: Any, settings: LoadSettings, images: int) -> Any:
-    """LoadGen's own configuration for the scenario, then what was asked for."""
+    """Return LoadGen's own configuration for the scenario with the requested changes."""
     name = _NAMES[settings.scenario]
     test = loadgen.TestSettings()
     test.scenario = getattr(loadgen.TestScenario, name)
     test.mode = loadgen.TestMode.PerformanceOnly
-    test.FromConfig("", "m2h", name, 0)  # 0: the rules that are compiled into LoadGen
+    test.FromConfig("", "m2h", name, 0)  # 0: the rules compiled into LoadGen
     expected_ns = int(settings.expected_ms * 1e6)
     if settings.scenario == "single-stream":
         test.single_stream_expected_latency_ns = expected_ns
@@ -47,7 +47,7 @@ def _test_settings(loadgen: Any, settings: LoadSettings, images: int) -> Any:
 
 
 def run_test(settings: LoadSettings, images: int, folder: str, asked: int, answer: int) -> None:
-    """Run the scenario; each sample goes out at the file descriptor `asked` and is done when `answer` gives a byte."""
+    """Run the scenario; write each sample to the file descriptor `asked` and wait for a byte from `answer`."""
     loadgen = load_loadgen()
     queries = 0
 
@@ -57,7 +57,7 @@ def run_test(settings: LoadSettings, images: int, folder: str, asked: int, answe
         for sample in query:
             os.write(asked, MESSAGE.pack(queries, sample.index))
             if not os.read(answer, 1):
-                os._exit(0)  # the parent is gone
+                os._exit(0)  # the parent has ended
             loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(sample.id, 0, 0)])
 
     output = loadgen.LogOutputSettings()

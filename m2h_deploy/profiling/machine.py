@@ -1,4 +1,4 @@
-"""What a measurement ran on: processor, threads, affinity, versions."""
+"""Describe the machine of a measurement: processor, threads, affinity, versions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Packages whose version decides a latency.
+#: Packages whose version affects latency.
 _PACKAGES = (
     "numpy",
     "opencv-python-headless",
@@ -20,22 +20,22 @@ _PACKAGES = (
     "torch",
 )
 
-#: Threads of numerical libraries are often set here.
+#: Environment variables that often set the threads of numerical libraries.
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine, and what of it this process may use."""
+    """A machine and the resources that this process may use."""
 
     cpu: str
     cores: int
     affinity: tuple[int, ...]
     """Cores that this process may run on."""
     governor: str | None
-    """How the kernel chooses the CPU's clock; None where it is not told."""
+    """The kernel's CPU frequency governor; None if unknown."""
     load: float
-    """Load average of the last minute before the measurement: above 0, something else ran."""
+    """Load average of the last minute before the measurement; above 0 if other processes ran."""
     memory_gb: float | None
     system: str
     python: str
@@ -45,7 +45,7 @@ class Machine:
 
 
 def describe_machine(root: Path = Path("/"), gpu: str | None = None) -> Machine:
-    """This machine; `root` is where /proc and /sys are found."""
+    """Describe this machine; `root` is the parent of /proc and /sys."""
     return Machine(
         cpu=_cpu_name(root),
         cores=os.cpu_count() or 1,
@@ -62,7 +62,7 @@ def describe_machine(root: Path = Path("/"), gpu: str | None = None) -> Machine:
 
 
 def read_text(path: Path) -> str | None:
-    """A small file of the kernel's, without the line break; None where it cannot be read."""
+    """Read a small file of the kernel without its line break; None if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Timing several ways to run the network in turns, so that what else the machine does meets them all."""
+"""Time several ways to run the network in turns, so that other load on the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -24,40 +24,41 @@ class Subject:
 
     name: str
     description: str
-    """Engine, version, device and precision in words."""
+    """Engine, version, device and precision as text."""
     run: Callable[[Image], dict[str, float]] = field(repr=False)
-    """A frame, uint8 (H, W, 3), to the milliseconds of each stage."""
+    """Function of a frame, uint8 (H, W, 3), that returns the milliseconds of each stage."""
     threads: int | None = None
-    """Threads that it was told to use; None: its own choice."""
+    """Requested number of threads; None: its own choice."""
     peer: bool = False
-    """Something to compare with, not a bundle that was asked for."""
+    """Whether it is only a comparison, not one of the bundles to measure."""
     on_device: Callable[[int], list[float]] | None = field(default=None, repr=False)
-    """Runs the engine alone so many times: milliseconds by the device's own events, copies left out."""
+    """Function of a number of runs that returns the engine's milliseconds by the device's events, without copies."""
 
 
 @dataclass
 class Samples:
-    """Every run of one subject."""
+    """Times of every run of one subject."""
 
     started: list[float] = field(default_factory=list)
     """Seconds since the measurement began."""
     total: list[float] = field(default_factory=list)
-    """Milliseconds of the whole frame, by the clock around all stages."""
+    """Milliseconds of the whole frame, measured around all stages."""
     stages: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, started: float, total: float, stages: dict[str, float]) -> None:
+        """Add one run: its start in seconds, and milliseconds in total and by stage."""
         self.started.append(started)
         self.total.append(total)
         for name, value in stages.items():
             self.stages.setdefault(name, []).append(value)
 
     def summary(self) -> dict[str, Summary]:
-        """Milliseconds: `total`, then each stage."""
+        """Summarize the milliseconds: `total`, then each stage."""
         return {"total": summarize(self.total)} | {name: summarize(values) for name, values in self.stages.items()}
 
 
 class Timer:
-    """Runs subjects and keeps their times on one time axis."""
+    """Run subjects and record their times on a common time axis."""
 
     def __init__(self, images: Sequence[Image], clock: Clock | None = None) -> None:
         self.clock = clock or RealClock()
@@ -65,14 +66,14 @@ class Timer:
         self._start = self.clock.now()
 
     def run(self, subject: Subject, index: int, samples: Samples) -> None:
-        """One frame through `subject`; frames are taken in turn."""
+        """Run one frame through `subject`; `index` selects the frame cyclically."""
         before = self.clock.now()
         stages = subject.run(self._images[index % len(self._images)])
         after = self.clock.now()
         samples.add((before - self._start) / 1e9, (after - before) / 1e6, stages)
 
     def seconds(self) -> float:
-        """Seconds since the measurement began."""
+        """Return the seconds since the measurement began."""
         return (self.clock.now() - self._start) / 1e9
 
 
@@ -84,10 +85,10 @@ def interleave(
     min_rounds: int = 10,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, Samples]:
-    """Run all subjects in turns for `duration_s` seconds, and for `min_rounds` rounds however long they take.
+    """Run all subjects in turns for at least `duration_s` seconds and at least `min_rounds` rounds.
 
-    A round runs every subject once on the same frame and begins with another subject each time, since the first one
-    after a slower one finds other caches and clocks. `progress` is told the share that is done.
+    A round runs every subject once on the same frame and begins with a different subject each time, because a subject's
+    position in the round affects its caches and clocks. `progress` is called with the share that is done.
     """
     samples = {subject.name: Samples() for subject in subjects}
     begin, rounds = timer.seconds(), 0
@@ -102,20 +103,20 @@ def interleave(
 
 
 def frames(count: int, height: int, width: int) -> list[Image]:
-    """Rendered rooms to measure on, uint8 (height, width, 3) BGR."""
+    """Render `count` rooms to measure on, uint8 (height, width, 3) BGR."""
     from m2h_deploy.data.rooms.render import render_room
 
     return [render_room(0, index, height=height, width=width).image for index in range(count)]
 
 
 def subject_of(runtime: Any, name: str, *, threads: int | None = None, peer: bool = False) -> Subject:
-    """A runtime (see `m2h_deploy.Runtime`) as a subject."""
+    """Wrap a runtime (see `m2h_deploy.Runtime`) as a subject."""
 
     def run(image: Image) -> dict[str, float]:
         timings: dict[str, float] = runtime(image).timings
         return timings
 
-    events = getattr(runtime.backend, "gpu_milliseconds", None)  # what backends on a GPU have
+    events = getattr(runtime.backend, "gpu_milliseconds", None)  # only backends on a GPU have it
     batch = runtime.manifest.input.batch or 1
     on_device = None if events is None else partial(events, batch=batch)
     return Subject(name, runtime.backend.description, run, threads, peer, on_device)

@@ -10,18 +10,18 @@ _PROC = Path("/proc/self")
 
 @dataclass(frozen=True)
 class Memory:
-    """Megabytes (10^6) of resident memory; None where the machine does not tell."""
+    """Megabytes (10^6) of resident memory; None if unknown."""
 
     before: float | None
-    """With the frames in memory, before any engine was loaded."""
+    """With the frames in memory, before any engine is loaded."""
     loaded: float | None
     """With every engine loaded."""
     peak: float | None
-    """The most since before the engines were loaded, loading and warm-up included."""
+    """Peak since before the engines were loaded, including loading and warm-up."""
 
 
 def reset_peak() -> None:
-    """Let the kernel count the peak from now on. Where it does not, the peak is that of the whole process."""
+    """Reset the kernel's peak counter. If that is not possible, the peak is that of the whole process."""
     try:
         (_PROC / "clear_refs").write_text("5")
     except OSError:
@@ -29,12 +29,12 @@ def reset_peak() -> None:
 
 
 def resident_mb() -> float | None:
-    """Resident memory now."""
+    """Return the resident memory in megabytes (10^6), or None."""
     return _status("VmRSS")
 
 
 def peak_mb() -> float | None:
-    """Most resident memory since `reset_peak`."""
+    """Return the peak resident memory since `reset_peak` in megabytes (10^6), or None."""
     return _status("VmHWM")
 
 

@@ -1,4 +1,4 @@
-"""What `bench` measured, and its forms: JSON, CSV, the record in a bundle's manifest."""
+"""The result of `bench`, and its formats: JSON, CSV, the record in a bundle's manifest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from m2h_deploy.version import __version__
 
 @dataclass(frozen=True)
 class SubjectResult:
-    """One subject, frame after frame without a pause, in turns with the others."""
+    """One subject, run on frame after frame without a pause, in turns with the others."""
 
     name: str
     description: str
@@ -55,7 +55,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class CameraResult:
-    """A camera in front of a subject."""
+    """A camera run with a subject."""
 
     subject: str
     run: CameraRun
@@ -64,7 +64,7 @@ class CameraResult:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Everything that one `bench` measured."""
+    """All measurements of one `bench` run."""
 
     machine: Machine
     when: str
@@ -85,7 +85,7 @@ class BenchResult:
 
 
 def to_json(result: BenchResult) -> dict[str, Any]:
-    """The result as values that JSON takes, without the single samples; what is not finite is null."""
+    """Return the result as JSON-compatible values, without individual samples; non-finite numbers are null."""
     values: dict[str, Any] = {"tool": f"m2h-deploy {__version__}"}
     for field in dataclasses.fields(result):
         values[field.name] = _plain(getattr(result, field.name))
@@ -109,7 +109,7 @@ def _plain(value: Any) -> Any:
 
 
 def camera_figures(camera: CameraResult) -> dict[str, Any]:
-    """A camera's figures as plain values."""
+    """Return a camera's figures as JSON-compatible values."""
     run = camera.run
     return {
         "subject": camera.subject,
@@ -127,7 +127,7 @@ def camera_figures(camera: CameraResult) -> dict[str, Any]:
 
 
 def mean_readings(readings: tuple[Reading, ...]) -> dict[str, tuple[float, float, float]]:
-    """Least, mean and most of everything that was read, by name."""
+    """Return minimum, mean and maximum of every reading, by name."""
     series: dict[str, list[float]] = {}
     for reading in readings:
         for name, value in reading.values.items():
@@ -140,7 +140,7 @@ _CAMERA_COLUMNS = ("frame", "arrived_s", "delivered_s", "age_ms", "dropped")
 
 
 def write_csv(result: BenchResult, path: str | os.PathLike[str]) -> Path:
-    """Write every sample: a line a run, of a camera also a line a dropped frame. Raises M2HError when it cannot."""
+    """Write every sample: one line per run, and for a camera one per dropped frame. Raises M2HError on failure."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow((*_COLUMNS, *_CAMERA_COLUMNS))
@@ -177,7 +177,7 @@ def _camera_rows(camera: CameraResult) -> Iterator[list[Any]]:
 
 
 def latency_record(result: BenchResult, name: str) -> dict[str, Any]:
-    """What a bundle's manifest keeps of the subject `name`: where it was measured, and what came out."""
+    """Return the record of subject `name` for its bundle's manifest: the machine and the figures."""
     subject = next(subject for subject in result.subjects if subject.name == name)
     machine = result.machine
     record: dict[str, Any] = {

@@ -1,8 +1,8 @@
-"""What this machine can do at most, measured: the rate of a large matrix product and of a large copy.
+"""Measure the limits of this machine: the rate of a large matrix product and of a large copy.
 
 A block cannot be faster than its arithmetic at the first rate nor than its traffic at the second (Williams, Waterman
 and Patterson 2009, "Roofline"). The product is numpy's, so it is float32 on the CPU; an engine that computes in
-bfloat16 or INT8, or keeps its maps in the cache, may pass either roof.
+bfloat16 or INT8, or keeps its maps in the cache, can exceed either limit.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from time import perf_counter
 
 import numpy as np
 
-#: Sides of the matrices: large enough for full speed, small enough for a Raspberry Pi.
+#: Side length of the matrices: large enough for full speed, small enough for a Raspberry Pi.
 _SIDE = 1024
 
-#: Bytes that are copied: beyond the caches of one core.
+#: Number of bytes to copy: more than the caches of one core hold.
 _COPY = 1 << 27
 
 _REPEATS = 5
@@ -26,23 +26,23 @@ _REPEATS = 5
 
 @dataclass(frozen=True)
 class Roofline:
-    """The two roofs of this machine."""
+    """The two measured limits of this machine."""
 
     gflops: float
-    """10^9 float32 operations a second; a multiply-accumulate is two."""
+    """10^9 float32 operations per second; a multiply-accumulate is two."""
     gigabytes: float
-    """10^9 bytes a second, read and written."""
+    """10^9 bytes per second, read and written."""
     threads: int
     threads_held: bool
-    """False where numpy's threads could not be set (no threadpoolctl): the product used its own number."""
+    """Whether numpy's threads could be set, which needs threadpoolctl; otherwise the product used its own number."""
 
     def least_ms(self, macs: int, nbytes: int) -> float:
-        """Milliseconds below which this machine cannot compute `macs` and move `nbytes`."""
+        """Return the least milliseconds in which this machine can compute `macs` and move `nbytes`."""
         return max(2 * macs / self.gflops, nbytes / self.gigabytes) / 1e6
 
 
 def measure_roofline(threads: int) -> Roofline:
-    """The best of a few products and copies on `threads` threads; takes about a second."""
+    """Measure the best of a few products and copies on `threads` threads; takes about a second."""
     left, right = (np.random.default_rng(seed).random((_SIDE, _SIDE), np.float32) for seed in (0, 1))
     result = np.empty((_SIDE, _SIDE), np.float32)
     with _numpy_threads(threads) as held:
@@ -56,7 +56,7 @@ def measure_roofline(threads: int) -> Roofline:
 
 
 def _best(work: Callable[[], object]) -> float:
-    """Seconds of the fastest of a few runs, after one that warms up."""
+    """Return the seconds of the fastest of a few runs, after one warm-up run."""
     work()
     times = []
     for _ in range(_REPEATS):
@@ -68,7 +68,7 @@ def _best(work: Callable[[], object]) -> float:
 
 @contextlib.contextmanager
 def _numpy_threads(threads: int) -> Iterator[bool]:
-    """Hold numpy's linear algebra to `threads` threads; yields whether that could be done."""
+    """Limit numpy's linear algebra to `threads` threads; yield whether that is possible."""
     try:
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped, unused-ignore]
     except ModuleNotFoundError:

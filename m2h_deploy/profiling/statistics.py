@@ -1,4 +1,4 @@
-"""Percentiles, ratios and how sure they are: order statistics, which assume no shape of the distribution."""
+"""Percentiles and ratios with confidence intervals from order statistics, for any distribution."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from m2h_deploy.errors import M2HError
 
-#: Chance that an interval leaves out the true value, on each side.
+#: Probability that the true value lies outside the interval, on each side.
 _TAIL = 0.025
 
-#: A coefficient of variation above this share says that something disturbed the runs.
+#: A larger coefficient of variation indicates that something disturbed the runs.
 STEADY = 0.025
 
 Array = NDArray[np.float64]
@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95 % interval; an end is None where there are too few samples to bound it."""
+    """A value and its 95 % interval; an end is None if there are too few samples to bound it."""
 
     value: float
     low: float | None
@@ -31,7 +31,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a series of durations comes to, in the unit of its samples."""
+    """Statistics of a series of durations, in the unit of its samples."""
 
     count: int
     mean: float
@@ -45,23 +45,25 @@ class Summary:
 
     @property
     def steady(self) -> bool:
+        """Whether the coefficient of variation is at most `STEADY`."""
         return self.variation <= STEADY
 
 
 def percentile(samples: ArrayLike, share: float) -> Estimate:
-    """The smallest sample that a `share` (0 to 1, both excluded) of all samples do not exceed, with its interval.
+    """Return the smallest sample that at least a `share` (0 to 1, exclusive) of all samples do not exceed.
 
-    The interval's ends are samples too: B of n independent samples lie below the true percentile, B is binomial, so
-    the ranks that enclose B with 95 % enclose the percentile (David and Nagaraja 2003, "Order Statistics", 7.1).
-    Samples that depend on their predecessors, such as those of a machine that heats up, make it too narrow.
+    The interval's ends are samples too: B of n independent samples lie below the true percentile, B is binomial, so the
+    ranks that enclose B with 95 % enclose the percentile (David and Nagaraja 2003, "Order Statistics", 7.1). If samples
+    depend on their predecessors, as on a machine that heats up, the interval is too narrow.
 
-    Raises M2HError where there are no samples.
+    Raises:
+        M2HError: There are no samples.
     """
     values = np.sort(np.asarray(samples, np.float64).ravel())
     if not len(values):
         raise M2HError("no samples: nothing was measured")
     count = len(values)
-    below = _binomial(count, share)  # below[k]: chance that at most k samples lie below the percentile
+    below = _binomial(count, share)  # below[k]: probability that at most k samples lie below the percentile
     lower = int(np.searchsorted(below, _TAIL, side="right"))
     upper = int(np.searchsorted(below, 1 - _TAIL, side="left")) + 1
     return Estimate(
@@ -72,7 +74,7 @@ def percentile(samples: ArrayLike, share: float) -> Estimate:
 
 
 def _binomial(count: int, share: float) -> Array:
-    """Distribution function of the binomial distribution at 0 to `count`."""
+    """Return the distribution function of the binomial distribution at 0 to `count`."""
     logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, count + 1)))])
     k = np.arange(count + 1)
     chances = logs[count] - logs[k] - logs[count - k] + k * math.log(share) + (count - k) * math.log1p(-share)
@@ -80,7 +82,7 @@ def _binomial(count: int, share: float) -> Array:
 
 
 def summarize(samples: ArrayLike) -> Summary:
-    """Mean, extremes, variation and percentiles of durations. Raises M2HError where there are none."""
+    """Return mean, extremes, variation and percentiles of durations. Raises M2HError without samples."""
     values = np.asarray(samples, np.float64).ravel()
     p50 = percentile(values, 0.5)
     mean = float(values.mean())
@@ -97,10 +99,12 @@ def summarize(samples: ArrayLike) -> Summary:
 
 
 def speedup(baseline: Sequence[float], samples: Sequence[float]) -> Estimate:
-    """How many times faster `samples` are than `baseline`: the median over rounds of baseline over sample.
+    """Return how many times faster `samples` are than `baseline`: the median over rounds of baseline over sample.
 
-    Both were measured in turns, one each a round, so what slows the machine for a while meets both and cancels out.
-    Raises M2HError where their numbers differ.
+    Both were measured in turns, one each per round, so a temporary slowdown affects both and cancels out.
+
+    Raises:
+        M2HError: The numbers of samples differ.
     """
     if len(baseline) != len(samples):
         raise M2HError(f"{len(baseline)} runs cannot be paired with {len(samples)}: measure both in the same rounds")

@@ -1,4 +1,4 @@
-"""Clocks, temperatures, power and load while a measurement runs, from whatever the machine has."""
+"""Record clocks, temperatures, power and load during a measurement, from the sensors that the machine has."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import Any, Protocol
 
 from m2h_deploy.profiling.machine import read_text
 
-#: Seconds between two readings: often enough to see throttling, seldom enough not to disturb.
+#: Seconds between two readings: short enough to detect throttling, long enough not to disturb the measurement.
 INTERVAL = 0.5
 
 
 class Probe(Protocol):
-    """Something that can be read. What it cannot tell is left out; it never raises."""
+    """A source of readings. Unavailable values are left out; it never raises."""
 
     def read(self) -> dict[str, float]:
-        """Values by name, the unit in brackets: `CPU clock (MHz)`."""
+        """Return values by name, with the unit in brackets: `CPU clock (MHz)`."""
         ...
 
 
 @dataclass(frozen=True)
 class Reading:
-    """All probes at one moment."""
+    """Values of all probes at one time."""
 
     seconds: float
     values: dict[str, float]
@@ -41,6 +41,7 @@ class CpuClock:
         self._files = sorted(root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"))
 
     def read(self) -> dict[str, float]:
+        """Return the mean clock in MHz, empty if unknown."""
         clocks = [int(text) / 1000 for file in self._files if (text := read_text(file)) and text.isdecimal()]
         if not clocks:
             lines = (read_text(self._root / "proc/cpuinfo") or "").splitlines()
@@ -65,6 +66,7 @@ class OtherLoad:
         return sum(ticks) / hertz, (sum(ticks) - idle) / hertz, time.process_time()
 
     def read(self) -> dict[str, float]:
+        """Return the load in percent of all cores, empty if unknown."""
         last, self._last = self._last, self._state()
         if last is None or self._last is None or self._last[0] <= last[0]:
             return {}
@@ -79,6 +81,7 @@ class Thermal:
         self._zones = sorted(root.glob("sys/class/thermal/thermal_zone*"))
 
     def read(self) -> dict[str, float]:
+        """Return the temperatures in °C by zone type; the highest if several zones have one type."""
         values: dict[str, float] = {}
         for zone in self._zones:
             text = read_text(zone / "temp")
@@ -90,7 +93,7 @@ class Thermal:
 
 
 class Rapl:
-    """Power of the processor packages, from the energy that they count (Intel and AMD)."""
+    """Power of the processor packages, from their energy counters (Intel and AMD)."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._domains = sorted(root.glob("sys/class/powercap/intel-rapl:[0-9]*"))
@@ -98,6 +101,7 @@ class Rapl:
         self.read()
 
     def read(self, now: float | None = None) -> dict[str, float]:
+        """Return the mean power in watts since the last reading, by domain; `now` is in seconds."""
         now = time.monotonic() if now is None else now
         values = {}
         for domain in self._domains:
@@ -109,7 +113,7 @@ class Rapl:
             if last is None or now <= last[0]:
                 continue
             used = energy - last[1]
-            if used < 0:  # the counter has begun again
+            if used < 0:  # the counter wrapped around
                 used += int(read_text(domain / "max_energy_range_uj") or 0)
             values[f"{read_text(domain / 'name') or domain.name} (W)"] = used / 1e6 / (now - last[0])
         return values
@@ -128,6 +132,7 @@ class Nvml:
         self.name = name.decode() if isinstance(name, bytes) else str(name)
 
     def read(self) -> dict[str, float]:
+        """Return clocks in MHz, temperature in °C, power in watts and this process's memory in MB."""
         nvml, gpu = self._nvml, self._gpu
         asked = {
             "GPU clock (MHz)": lambda: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),
@@ -140,7 +145,7 @@ class Nvml:
         for name, ask in asked.items():
             try:
                 value = ask()
-            except nvml.NVMLError:  # a board that does not count this
+            except nvml.NVMLError:  # not supported by this GPU
                 continue
             if value is not None:
                 values[name] = float(value)
@@ -162,6 +167,7 @@ class Jetson:
         self.name = "Jetson"
 
     def read(self) -> dict[str, float]:
+        """Return temperatures in °C, the board's power in watts and the GPU's clock in MHz."""
         values: dict[str, float] = {}
         for name, zone in dict(self._jtop.temperature).items():
             if zone.get("online", True):
@@ -177,24 +183,24 @@ class Jetson:
 
 
 def find_probes(root: Path = Path("/")) -> tuple[Probe, ...]:
-    """The probes of this machine; those whose library or device is missing are left out."""
+    """Return the probes of this machine; those whose library or device is missing are left out."""
     probes: list[Probe] = [CpuClock(root), OtherLoad(root), Thermal(root), Rapl(root)]
     for kind in (Nvml, Jetson):
         try:
             probes.append(kind())
-        except Exception:  # no library, driver, device or permission, each with errors of its own
+        except Exception:  # a missing library, driver, device or permission raises different types
             continue
     return tuple(probes)
 
 
 def gpu_name(probes: Sequence[Probe]) -> str | None:
-    """Name of the GPU that a probe watches."""
+    """Return the name of the GPU that a probe watches, or None."""
     return next((probe.name for probe in probes if isinstance(probe, (Nvml, Jetson))), None)
 
 
 @contextmanager
 def watch(probes: Sequence[Probe], interval: float = INTERVAL) -> Iterator[list[Reading]]:
-    """Read `probes` every `interval` seconds while the block runs; the list grows and is whole after it."""
+    """Read `probes` every `interval` seconds while the block runs; the yielded list is complete after it."""
     readings: list[Reading] = []
     start = time.perf_counter()
     done = threading.Event()

@@ -1,4 +1,4 @@
-"""Runs before the first one that counts, until their times stop changing."""
+"""Warm up before a measurement until the times stop changing."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 
 from m2h_deploy.profiling.clock import Clock, RealClock
 
-#: Runs whose median is compared with the median of as many before them.
+#: Number of runs whose median is compared with that of as many runs before them.
 WINDOW = 8
 
-#: Two medians that differ by less than this share are the same.
+#: Largest relative difference of two medians that count as equal.
 TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """How the warm-up went."""
+    """Result of a warm-up."""
 
     runs: int
     seconds: float
     change: float
-    """Change between the medians of the last two windows, as a share of the earlier; inf where there were no two."""
+    """Change between the medians of the last two windows, as a share of the earlier; inf with fewer windows."""
     stable: bool
     window: int = WINDOW
 
@@ -44,7 +44,7 @@ def warm_up(
 ) -> WarmUp:
     """Call `run` until the median time of `window` calls is within `tolerance` of the `window` calls before.
 
-    Gives up, and says so, after `limit_s` seconds.
+    Gives up after `limit_s` seconds; the result is then marked as not stable.
     """
     clock = clock or RealClock()
     start = clock.now()

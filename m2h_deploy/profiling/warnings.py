@@ -8,15 +8,15 @@ from m2h_deploy.profiling.report.words import above_roofline
 from m2h_deploy.profiling.result import BenchResult, mean_readings
 from m2h_deploy.profiling.statistics import STEADY
 
-#: Share of the processor time that others may use before it is worth a word.
+#: Percentage of the processor time that other processes may use without a warning.
 _OTHERS = 5.0
 
-#: A clock that fell by more than this share was throttled, or not warm.
+#: A larger relative drop of a clock indicates throttling, or a missing warm-up.
 _CLOCK = 0.1
 
 
 def find_warnings(result: BenchResult) -> BenchResult:
-    """The result with its warnings, after those that it has."""
+    """Return the result with warnings appended to those that it has."""
     return dataclasses.replace(result, warnings=(*result.warnings, *_of_subjects(result), *_of_machine(result)))
 
 

@@ -1,4 +1,4 @@
-"""Network outputs to what a robot uses, at the image's own size or at the network's."""
+"""Convert network outputs to depth, labels, normals and edges, at the image's size or the network's."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Resolution = Literal["image", "network"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """One frame's answer, H x W as the image, or as the network where that was asked for.
+    """Results of one frame, H x W of the image, or of the network with `resolution="network"`.
 
-    A task that the engine does not have is None.
+    Tasks that the engine does not have are None.
     """
 
     depth: NDArray[np.float32] | None
@@ -37,7 +37,7 @@ class Prediction:
 
 
 def empty_prediction(tasks: Iterable[str], height: int, width: int) -> Prediction:
-    """A prediction of `tasks` with arrays of this size to write into, for `out=`."""
+    """Allocate a prediction of `tasks` with arrays of this size, for `out=`."""
     arrays: dict[str, NDArray[Any] | None] = dict.fromkeys(TASKS)
     for task in tasks:
         arrays[task] = np.empty((height, width, *TABLE[task].components), TABLE[task].dtype)
@@ -45,18 +45,18 @@ def empty_prediction(tasks: Iterable[str], height: int, width: int) -> Predictio
 
 
 def nonfinite_outputs(outputs: Mapping[str, NDArray[np.float32]]) -> list[str]:
-    """The outputs that hold NaN or infinity. One sum each, without a temporary array."""
-    # float32 sums overflow only where a value is as good as infinite.
+    """Return the outputs that contain NaN or infinity, found with one sum each and no temporary array."""
+    # A float32 sum overflows only if a value is practically infinite.
     with np.errstate(all="ignore"):
         return [name for name, value in outputs.items() if not np.isfinite(np.add.reduce(value, axis=None))]
 
 
 class Postprocess:
-    """Turns one frame's outputs (batch dimension removed) into arrays of the image's size, or the network's.
+    """Convert one frame's outputs (batch dimension removed) to arrays of the image's size, or the network's.
 
-    Labels are decided at the network's size and repeated to the image's, as the published node does; the others are
-    resized bilinearly, then depth is clamped and normals are normalized again. Not for two threads at once: the work
-    between is done in buffers that are kept, so that with `out` a frame costs no allocation.
+    Labels are computed at the network's size and resized by nearest neighbor, as in the published node; the others are
+    resized bilinearly, then depth is clamped and normals are normalized again. Not thread-safe: intermediate buffers
+    are reused, so that with `out` a frame allocates no memory.
     """
 
     def __init__(self, depth_range: tuple[float, float]) -> None:
@@ -66,10 +66,16 @@ class Postprocess:
     def __call__(
         self, outputs: Mapping[str, NDArray[np.float32]], height: int, width: int, out: Prediction | None = None
     ) -> Prediction:
-        """depth (1, h, w) meters, semantics (C, h, w) logits, normals (3, h, w), edges (1, h, w) logits.
+        """Convert the outputs of one frame to a prediction.
 
-        Written to the arrays of `out` where it is given, and else to new ones. Raises M2HError when `out` has another
-        size or lacks a task.
+        Args:
+            outputs: depth (1, h, w) meters, semantics (C, h, w) logits, normals (3, h, w), edges (1, h, w) logits.
+            height: Height of the results.
+            width: Width of the results.
+            out: Prediction to write to; by default a new one.
+
+        Raises:
+            M2HError: `out` has another size or lacks a task.
         """
         if out is None:
             out = empty_prediction(outputs, height, width)
@@ -103,8 +109,10 @@ class Postprocess:
             cv2.resize(labels, (out.shape[1], out.shape[0]), dst=out, interpolation=cv2.INTER_NEAREST)
 
     def _argmax(self, logits: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """argmax over the first axis, the first of equals. Pass by pass over whole planes, in OpenCV's loops: numpy's
-        own walks them pixel by pixel and takes several times as long."""
+        """Compute the argmax over the first axis; the first of equal values wins.
+
+        It takes one pass per plane in OpenCV's loops: numpy's own works pixel by pixel and takes several times as long.
+        """
         shape = logits.shape[1:]
         best, labels = self._buffer("best", shape, np.float32), self._buffer("labels", shape, np.uint8)
         better = self._buffer("better", shape, np.uint8)
@@ -133,7 +141,7 @@ class Postprocess:
         for channel in channels[1:]:
             np.add(length, np.multiply(channel, channel, out=square), out=length)
         np.sqrt(length, out=length)
-        # Opposite normals can cancel out between two pixels; a vector of no length stays one.
+        # Opposite normals can cancel out between two pixels; a zero vector stays zero.
         np.maximum(length, 1e-12, out=length)
         for channel in channels:
             np.divide(channel, length, out=channel)
@@ -149,18 +157,18 @@ class Postprocess:
 
 
 def check_out(out: Prediction, tasks: Iterable[str], height: int, width: int) -> None:
-    """Raises M2HError when `out` lacks a task or has an array of another size or type."""
+    """Raise M2HError if `out` lacks a task or has an array of another size or type."""
     for task in tasks:
         dtype, shape = TABLE[task].dtype, (height, width, *TABLE[task].components)
         array = getattr(out, task)
-        # OpenCV writes to a copy of what is not contiguous, and the caller would see nothing of it.
+        # OpenCV would write to a copy of a non-contiguous array, and the caller's would stay unchanged.
         if array is None or array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
             found = "missing" if array is None else f"{array.dtype} {array.shape}"
             raise M2HError(f"out.{task} is {found}: expected contiguous {dtype} {shape}")
 
 
 def _resize(array: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-    """Bilinear to the size of `out`."""
+    """Resize bilinearly to the size of `out`."""
     if array.shape[:2] == out.shape[:2]:
         np.copyto(out, array)
     else:
@@ -168,14 +176,22 @@ def _resize(array: NDArray[np.float32], out: NDArray[np.float32]) -> None:
 
 
 class SensorPostprocess:
-    """One frame's finished outputs (batch dimension removed) to a prediction of its own."""
+    """Copy a sensor graph's final outputs (batch dimension removed) to a prediction."""
 
     def __call__(
         self, outputs: Mapping[str, NDArray[Any]], height: int, width: int, out: Prediction | None = None
     ) -> Prediction:
-        """depth (H, W) meters or millimeters (uint16), labels (H, W), normals (H, W, 3), edges (H, W) probability.
+        """Copy the outputs of one frame to a prediction.
 
-        Written to the arrays of `out` where it is given, and else to new ones. Raises M2HError when `out` does not fit.
+        Args:
+            outputs: depth (H, W) meters or millimeters (uint16), labels (H, W), normals (H, W, 3), edges (H, W)
+                probability.
+            height: Height of the results.
+            width: Width of the results.
+            out: Prediction to write to; by default a new one.
+
+        Raises:
+            M2HError: `out` has another size or lacks a task.
         """
         tasks = [task_of(name) for name in outputs]
         if out is None:
@@ -192,5 +208,5 @@ class SensorPostprocess:
 
 
 def postprocess_for(manifest: Manifest) -> Postprocess | SensorPostprocess:
-    """Return what turns the outputs of a manifest's engine into a prediction."""
+    """Return the postprocess that converts the outputs of a manifest's engine to a prediction."""
     return SensorPostprocess() if manifest.sensor is not None else Postprocess(manifest.depth_range)

@@ -1,4 +1,4 @@
-"""Camera image to what an engine takes: the network's normalized input, or a sensor graph's raw pixels."""
+"""Convert a camera image to an engine's input: the network's normalized input, or a sensor graph's raw pixels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from m2h_deploy.errors import ImageError, M2HError, first_line
 if TYPE_CHECKING:
     from m2h_deploy.bundle.manifest import InputSpec
 
-#: Smallest side of an image that is taken for a picture.
+#: Smallest side of an image that is accepted.
 MIN_SIDE = 16
 
 #: Largest side: OpenCV's resize counts pixels of a row in 16 bits.
@@ -28,7 +28,8 @@ MAX_SIDE = 32766
 class Normalization:
     """How pixels were normalized in training: (value * scale - mean) / std, per channel in RGB order.
 
-    Raises M2HError unless `mean` and `std` are three finite numbers each, those of `std` above 0.
+    Raises:
+        M2HError: `mean` or `std` is not three finite numbers, or `std` is not positive.
     """
 
     mean: tuple[float, float, float]
@@ -43,12 +44,12 @@ class Normalization:
             raise M2HError(f"std {_words(self.std)}: must be above 0")
 
     def to_json(self) -> str:
-        """The text that an ONNX file's metadata holds."""
+        """Return the JSON text that is stored in an ONNX file's metadata."""
         return json.dumps({"mean": self.mean, "std": self.std})
 
     @staticmethod
     def from_json(text: str) -> Normalization:
-        """Inverse of `to_json`. Raises M2HError on anything else."""
+        """Parse the text of `to_json`. Raises M2HError on anything else."""
         try:
             values = json.loads(text)
             mean, std = (tuple(float(value) for value in values[name]) for name in ("mean", "std"))
@@ -57,7 +58,7 @@ class Normalization:
         return Normalization(mean, std)  # type: ignore[arg-type]
 
 
-#: `published` is what M2H's own node uses, `imagenet` what DINOv2 was trained with.
+#: `published` is the normalization of M2H's own node, `imagenet` that of DINOv2's training.
 PRESETS = {
     "published": Normalization((0.4803, 0.4800, 0.4723), (0.2594, 0.2573, 0.2641)),
     "imagenet": Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -65,9 +66,10 @@ PRESETS = {
 
 
 def parse_normalization(mean: str, std: str) -> Normalization:
-    """`0.485,0.456,0.406` and `0.229,0.224,0.225` as a normalization, in RGB order and units of 0 to 1.
+    """Parse `0.485,0.456,0.406` and `0.229,0.224,0.225` to a normalization, in RGB order and units of 0 to 1.
 
-    Raises M2HError on anything else; values above 1 are those of pixels of 0 to 255.
+    Raises:
+        M2HError: A text is not three numbers.
     """
     numbers: dict[str, tuple[float, ...]] = {}
     for name, text in (("mean", mean), ("std", std)):
@@ -85,9 +87,10 @@ def _words(values: Sequence[float]) -> str:
 
 
 def as_color_image(image: NDArray[Any], name: str = "image") -> NDArray[np.uint8]:
-    """`image` as uint8 (H, W, 3): gray is repeated, alpha is dropped, color order is kept.
+    """Return `image` as uint8 (H, W, 3): gray is repeated, alpha is dropped, color order is kept.
 
-    Raises ImageError on other types, more channels, or a side under 16 or over 32766 pixels.
+    Raises:
+        ImageError: The type or number of channels is wrong, or a side is under 16 or over 32766 pixels.
     """
     if not isinstance(image, np.ndarray) or image.ndim not in (2, 3):
         raise ImageError(f"{name}: expected an array of H x W x 3, got {getattr(image, 'shape', type(image).__name__)}")
@@ -107,10 +110,10 @@ def as_color_image(image: NDArray[Any], name: str = "image") -> NDArray[np.uint8
 
 
 class Preprocess:
-    """Resize, reorder and normalize into buffers that are reused from call to call. Not for two threads at once.
+    """Resize, reorder and normalize into buffers that are reused from call to call. Not thread-safe.
 
     The resize is bilinear with half-pixel centers and no antialias, on 8-bit pixels: within 1/255 of the published
-    node, which resizes in float. Contiguous uint8 (H, W, 3) costs no allocation.
+    node, which resizes in float. Contiguous uint8 (H, W, 3) input allocates no memory.
     """
 
     def __init__(
@@ -129,14 +132,14 @@ class Preprocess:
         self._out = self.new_tensor()
 
     def new_tensor(self, batch: int = 1) -> NDArray[Any]:
-        """An array for `out`: float32 (batch, 3, height, width)."""
+        """Allocate an array for `out`: float32 (batch, 3, height, width)."""
         return np.empty((batch, 3, self.size[1], self.size[0]), np.float32)
 
     def __call__(self, image: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """uint8 (H, W, 3) to float32 (1, 3, height, width).
+        """Convert uint8 (H, W, 3) to float32 (1, 3, height, width).
 
-        Written to `out` where it is given (C-contiguous; a batch of more is filled with repeats), and else to a buffer
-        that the next call overwrites.
+        The result is written to `out` if given (C-contiguous; if its batch is larger, the image is repeated), else to a
+        buffer that the next call overwrites.
         """
         image = as_color_image(image)
         tensor = self._out if out is None else out
@@ -144,7 +147,7 @@ class Preprocess:
             resized = image
         else:
             resized = cv2.resize(image, self.size, dst=self._resized, interpolation=cv2.INTER_LINEAR)
-        if not resized.flags.c_contiguous:  # such as RGB made of BGR by a slice
+        if not resized.flags.c_contiguous:  # such as RGB made from BGR by a slice
             np.copyto(self._resized, resized)
             resized = self._resized
         for plane, (channel, table) in enumerate(zip(self._planes, self._tables, strict=True)):
@@ -156,7 +159,7 @@ class Preprocess:
 
 
 def bgr_to_nv12(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W, 3) BGR of even sides to (3/2 H, W): the plane of Y above the plane of interleaved U and V."""
+    """Convert (H, W, 3) BGR of even sides to (3/2 H, W): the plane of Y above the plane of interleaved U and V."""
     height, width = image.shape[:2]
     planar = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2YUV_I420))
     chroma = planar[height:].reshape(2, height // 2, width // 2)
@@ -164,12 +167,12 @@ def bgr_to_nv12(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def nv12_to_bgr(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(3/2 H, W) NV12 to (H, W, 3) BGR, BT.601 from 16 to 235."""
+    """Convert (3/2 H, W) NV12 to (H, W, 3) BGR, BT.601 with luma from 16 to 235."""
     return np.asarray(cv2.cvtColor(raw, cv2.COLOR_YUV2BGR_NV12), np.uint8)
 
 
 class SensorPreprocess:
-    """A frame to the input of a sensor graph: nothing is computed but the color order. Not for two threads at once."""
+    """Copy a frame to the input of a sensor graph; only the color order is converted. Not thread-safe."""
 
     def __init__(self, spec: InputSpec, *, color: Literal["BGR", "RGB"] = "BGR") -> None:
         self.size = (spec.width, spec.height)
@@ -179,17 +182,18 @@ class SensorPreprocess:
         self._out = self.new_tensor()
 
     def new_tensor(self, batch: int = 1) -> NDArray[Any]:
-        """An array for `out`: uint8 (batch, H, W, 3) BGR or (batch, 3/2 H, W) NV12."""
+        """Allocate an array for `out`: uint8 (batch, H, W, 3) BGR or (batch, 3/2 H, W) NV12."""
         return np.empty((batch, *self._sides), np.uint8)
 
     def is_raw(self, image: Any) -> bool:
-        """True for NV12 as the camera gives it, (3/2 H, W), where the engine takes that."""
+        """Return whether `image` is NV12 from the camera, (3/2 H, W), and the engine takes NV12."""
         return self._nv12 and isinstance(image, np.ndarray) and image.shape == self._sides and image.dtype == np.uint8
 
     def __call__(self, image: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """uint8 (H, W, 3) in the caller's color order, gray or with alpha, or NV12 as `is_raw` says, to `out`.
+        """Copy uint8 (H, W, 3) in the caller's color order, gray or with alpha, or NV12 (see `is_raw`), to `out`.
 
-        Raises M2HError where the image has another size than the engine was made for.
+        Raises:
+            M2HError: The image has another size than the engine was made for.
         """
         tensor = self._out if out is None else out
         if self.is_raw(image):

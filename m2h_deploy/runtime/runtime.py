@@ -29,14 +29,14 @@ from m2h_deploy.runtime.worker import PATIENCE, FrameFuture, Worker
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """A backend and the lock that lets one thread at a time use it."""
+    """A backend, and the lock that only one thread at a time can hold to use it."""
 
     backend: Backend
     lock: threading.RLock = field(default_factory=threading.RLock)  # type: ignore[valid-type]
 
 
 class Runtime:
-    """Runs one bundle.
+    """Run one bundle.
 
     ```
     from m2h_deploy import Runtime
@@ -46,10 +46,10 @@ class Runtime:
     prediction.depth                     # float32 (H, W), meters
     ```
 
-    Threads: every method may be called from any thread. One lock lets one frame at a time through the whole of
-    preprocessing, inference and postprocessing, so two threads get right answers and no speed; overlap is what
-    `m2h_deploy.stream.stream.Stream` is for. Predictions belong to the caller, unless `out` says where they go. The
-    attributes `backend`, `preprocess` and `postprocess` have no lock.
+    Threads: every method may be called from any thread. One lock serializes preprocessing, inference and
+    postprocessing, so several threads get correct results but no speedup; use `m2h_deploy.stream.stream.Stream` to
+    overlap the stages. Predictions belong to the caller, except with `out`. The attributes `backend`, `preprocess` and
+    `postprocess` are not locked.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Runtime:
         color: Literal["BGR", "RGB"] = "BGR",
         reopen: Callable[[], Backend] | None = None,
     ) -> None:
-        """`reopen` opens the backend again, for a `Stream` whose engine is stuck."""
+        """Wrap an open backend; `reopen` opens it again, for a `Stream` whose engine is stuck."""
         self.bundle = bundle
         self.color: Literal["BGR", "RGB"] = color
         self.preprocess = preprocess_for(bundle.manifest.input, color)
         self.postprocess = postprocess_for(bundle.manifest)
         self.reopen = reopen
         self.engine = Engine(backend)
-        # An engine of a larger fixed batch sees a single frame repeated.
+        # An engine with a larger fixed batch gets a single frame repeated.
         self._tensor = self.preprocess.new_tensor(bundle.manifest.input.batch or 1)
         self._group_tensor = self._tensor
         self._worker = Worker()
@@ -84,13 +84,16 @@ class Runtime:
         color: Literal["BGR", "RGB"] = "BGR",
         plugins: Iterable[str | os.PathLike[str]] = (),
     ) -> Runtime:
-        """Open the bundle at `path`, check its files and, unless `self_test` is off, its numbers on this machine.
+        """Open the bundle at `path`, verify its files and, unless `self_test` is off, its results on this machine.
 
-        `plugins` are libraries that a TensorRT plan needs. Loading one runs its code, so a bundle only names them, with
-        their sha256, and the caller decides.
+        `plugins` are libraries that a TensorRT plan needs. Loading one executes its code, so a bundle only names them,
+        with their sha256, and the caller decides.
 
-        Raises BundleError when the bundle is damaged, MissingExtra or EngineError when its engine cannot be opened on
-        this machine, CheckFailed when it computes wrong numbers.
+        Raises:
+            BundleError: The bundle is damaged.
+            MissingExtra: The packages of the engine are not installed.
+            EngineError: The engine cannot be opened on this machine.
+            CheckFailed: The engine computes wrong results.
         """
         bundle = load_bundle(path)
         options = BackendOptions(threads=threads, device=device, plugins=tuple(Path(plugin) for plugin in plugins))
@@ -113,21 +116,24 @@ class Runtime:
 
     @property
     def manifest(self) -> Manifest:
+        """The bundle's manifest."""
         return self.bundle.manifest
 
     @property
     def backend(self) -> Backend:
+        """The open engine, without its lock."""
         return self.engine.backend
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks that the engine has, in its order."""
+        """The engine's tasks, in its order."""
         return self.manifest.tasks
 
     def self_test(self) -> None:
         """Run the bundle's golden self-test, if it has one.
 
-        Raises CheckFailed when the numbers are wrong, or the manifest is not what the test was made with.
+        Raises:
+            CheckFailed: The results are wrong, or the manifest was edited after the test was made.
         """
         test = self.manifest.self_test
         if test is not None:
@@ -146,12 +152,18 @@ class Runtime:
     def __call__(
         self, image: NDArray[Any], *, out: Prediction | None = None, resolution: Resolution = "image"
     ) -> Prediction:
-        """uint8 (H, W, 3) (gray and alpha are converted) to a prediction.
+        """Predict from uint8 (H, W, 3); gray is repeated and alpha is dropped.
 
-        Its arrays have the image's height and width, or with `resolution="network"` the network's own, which costs
-        less. They are new and the caller's to keep, or with `out` (see `new_prediction`) those of `out`: a contiguous
-        color image then costs no allocation. Raises ImageError on an image of a wrong shape or type, EngineError where
-        the engine fails and after `close`.
+        Args:
+            image: The image, in the runtime's color order.
+            out: Prediction to write to (see `new_prediction`); a contiguous color image then allocates no memory. By
+                default the arrays are new and the caller's.
+            resolution: "image" for results of the image's height and width, "network" for the network's own, which is
+                faster.
+
+        Raises:
+            ImageError: The image has a wrong shape or type.
+            EngineError: The engine fails, or the runtime is closed.
         """
         engine = self.engine
         with engine.lock:
@@ -171,11 +183,14 @@ class Runtime:
     def batch(
         self, images: Sequence[NDArray[Any]], *, resolution: Resolution = "image", at_once: int | None = None
     ) -> list[Prediction]:
-        """Predictions for several images, which may differ in size; as many at once as the engine takes.
+        """Predict several images, which may differ in size, in groups of the engine's batch size.
 
-        An engine of a fixed batch takes that many, and an incomplete last group is filled up; one of a free batch takes
-        `at_once`, all of them by default. The timings of a frame are those of its group, divided by its frames. Raises
-        M2HError like a single frame; nothing is returned then.
+        An engine with a fixed batch takes that many, and an incomplete last group is filled up; one with a dynamic
+        batch takes `at_once`, all of them by default. The timings of a frame are those of its group, divided by the
+        number of its frames.
+
+        Raises:
+            M2HError: As for a single frame; no results are returned then.
         """
         color = [self.color_image(image, f"image {index}") for index, image in enumerate(images)]
         size = self.manifest.input.batch or at_once or max(len(color), 1)
@@ -212,20 +227,20 @@ class Runtime:
         return [with_timings(prediction, preprocess, inference, postprocess) for prediction in predictions]
 
     def submit(self, image: NDArray[Any], *, resolution: Resolution = "image") -> FrameFuture:
-        """A future for the prediction of `image`, which must not change until the future is done.
+        """Queue `image` and return a future of its prediction; do not change `image` until the future is done.
 
-        One thread works the frames off in the order in which they were submitted; `future.frame_id` counts them from 0.
-        Nothing bounds the queue: a camera wants a `Stream`. `close` finishes the frame in work and cancels the others.
+        One thread processes the frames in the order in which they were submitted; `future.frame_id` counts them from 0.
+        The queue is unbounded: use a `Stream` for a camera. `close` finishes the current frame and cancels the others.
         """
         return self._worker.submit(lambda: self(image, resolution=resolution))
 
     def new_prediction(self, height: int | None = None, width: int | None = None) -> Prediction:
-        """Arrays for `out`, for images of this size; for `resolution="network"` without a size."""
+        """Allocate arrays for `out`, for images of this size; without a size, for `resolution="network"`."""
         spec = self.manifest.input
         return empty_prediction(self.tasks, height or spec.height, width or spec.width)
 
     def result_size(self, image: NDArray[Any], resolution: Resolution) -> tuple[int, int]:
-        """Height and width of the results of `image`."""
+        """Return height and width of the results of `image`."""
         check_choice("resolution", resolution, Resolution)
         spec = self.manifest.input
         if self.manifest.sensor is not None and resolution == "network":
@@ -234,14 +249,15 @@ class Runtime:
         return (spec.height, spec.width) if raw or resolution == "network" else image.shape[:2]
 
     def color_image(self, image: NDArray[Any], name: str = "image") -> NDArray[np.uint8]:
-        """`image` in color; NV12 stays as it is where the engine takes that."""
+        """Convert `image` to color; NV12 is returned unchanged if the engine takes it."""
         raw = isinstance(self.preprocess, SensorPreprocess) and self.preprocess.is_raw(image)
         return image if raw else as_color_image(image, name)
 
     def replace_engine(self, stuck: Engine) -> Engine:
-        """A fresh engine in the place of one that does not come back, which is left to its thread.
+        """Replace a stuck engine by a new one; the stuck one is left to its thread.
 
-        Raises EngineError where the runtime does not know how to open it again, or that fails.
+        Raises:
+            EngineError: The engine cannot be opened again.
         """
         if self.reopen is None:
             raise EngineTimeout(f"{self.bundle.path}: the engine is stuck and cannot be opened again")
@@ -250,9 +266,9 @@ class Runtime:
         return self.engine
 
     def close(self) -> None:
-        """Give back the engine: the frame in work is finished, submitted ones that wait are canceled.
+        """Release the engine: the current frame is finished, waiting submitted ones are canceled.
 
-        Harmless to call twice. An engine that is stuck is not waited for longer than two seconds.
+        Idempotent. Waits at most two seconds for a stuck engine.
         """
         self._closed = True
         deadline = monotonic() + PATIENCE
@@ -279,7 +295,7 @@ class Runtime:
 
 
 def _run(engine: Engine, tensor: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-    """Run the engine. Raises EngineError where it fails."""
+    """Run the engine. Raises EngineError if it fails."""
     try:
         return engine.backend.run(tensor)
     except M2HError as error:
@@ -287,6 +303,6 @@ def _run(engine: Engine, tensor: NDArray[Any]) -> dict[str, NDArray[np.float32]]
 
 
 def with_timings(prediction: Prediction, preprocess: float, inference: float, postprocess: float) -> Prediction:
-    """`prediction` with the seconds of its stages as milliseconds."""
+    """Return `prediction` with the seconds of its stages as milliseconds."""
     stages = {"preprocess": 1000 * preprocess, "inference": 1000 * inference, "postprocess": 1000 * postprocess}
     return dataclasses.replace(prediction, timings=stages)

@@ -1,4 +1,4 @@
-"""One thread that works off frames in the order in which they were given, with a future for each."""
+"""Process frames on one thread in the order of submission, with a future for each."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from time import monotonic
 from m2h_deploy.errors import EngineError, EngineTimeout
 from m2h_deploy.runtime.postprocess import Prediction
 
-#: Seconds that closing waits for the frame in work.
+#: Seconds that closing waits for the current frame.
 PATIENCE = 1.5
 
 
 class FrameFuture(Future[Prediction]):
-    """A prediction to come. `frame_id` counts a runtime's submitted frames from 0."""
+    """Future of a prediction. `frame_id` counts a runtime's submitted frames from 0."""
 
     def __init__(self, frame_id: int) -> None:
         super().__init__()
@@ -27,9 +27,10 @@ class FrameFuture(Future[Prediction]):
 
 
 class Worker:
-    """Runs submitted work on one thread, first come first served. Any thread may submit and close.
+    """Run submitted work on one thread, in order. Any thread may submit and close.
 
-    concurrent.futures' own pool works everything off before a program may end; here Ctrl-C cancels what has not begun.
+    A pool of concurrent.futures finishes all work before the program can exit; here Ctrl-C cancels work that has not
+    begun.
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,7 @@ class Worker:
         _open_workers.add(self)
 
     def submit(self, work: Callable[[], Prediction]) -> FrameFuture:
-        """A future for `work()`. Raises EngineError after `close`."""
+        """Queue `work()` and return its future. Raises EngineError after `close`."""
         with self._changed:
             if self._closed:
                 raise EngineError("the runtime is closed: it takes no more frames")
@@ -56,9 +57,9 @@ class Worker:
         return future
 
     def close(self, patience: float = PATIENCE) -> None:
-        """Cancel what waits and wait for the frame in work; if that is stuck, its future fails with EngineTimeout.
+        """Cancel waiting work and wait for the current frame; if that is stuck, its future fails with EngineTimeout.
 
-        Every future is then done. Harmless to call twice, also from a future's callback.
+        All futures are done afterwards. Idempotent; may be called from a future's callback.
         """
         with self._changed:
             self._closed = True
@@ -90,13 +91,13 @@ class Worker:
                 self._running = future
             _finish(future, work)
             self._running = None
-            del future, work  # an idle thread must keep no frame
+            del future, work  # an idle thread must not keep a frame alive
 
 
 def _finish(future: FrameFuture, work: Callable[[], Prediction]) -> None:
     try:
         result = work()
-    except BaseException as error:  # it belongs to whoever asks the future
+    except BaseException as error:  # passed on to the caller of the future
         with suppress(InvalidStateError):
             future.set_exception(error)
     else:
@@ -109,7 +110,7 @@ _open_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """An engine that runs while the interpreter goes away takes the process down."""
+    """Close all workers: an engine that runs during interpreter shutdown crashes the process."""
     deadline = monotonic() + PATIENCE
     for worker in list(_open_workers):
         worker.close(max(0.0, deadline - monotonic()))

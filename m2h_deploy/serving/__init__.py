@@ -1,10 +1,10 @@
-"""From one robot to a server: a bundle behind Triton Inference Server, which batches, schedules and speaks KServe v2.
+"""Serve a bundle with Triton Inference Server, which batches and schedules requests and implements KServe v2.
 
-- `server`: `serve` runs the server that nvidia-pytriton's wheel carries, and ends all of it.
-- `worker`: the process that serves, with the runtime in it; `infer`: what it does with a request.
-- `environment`: what the server needs of the interpreter, checked in words.
+- `server`: `serve` runs the server of nvidia-pytriton's wheel, and terminates all of its processes.
+- `worker`: the serving process with the runtime; `infer`: how it processes a request.
+- `environment`: the server's requirements on the interpreter, and their checks.
 
-`m2h_deploy.packaging.triton` writes a Triton model repository of a bundle, for a server that somebody else runs.
+`m2h_deploy.packaging.triton` writes a Triton model repository of a bundle, for an existing server.
 """
 
 from m2h_deploy.serving.options import ServeOptions

@@ -1,4 +1,4 @@
-"""What the server in nvidia-pytriton's wheel needs of this interpreter."""
+"""Check the requirements of nvidia-pytriton's server on this interpreter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from m2h_deploy.errors import M2HError, install_extra
 
 _VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
-#: What to do, for every reason.
+#: Remedy for all of the problems.
 ADVICE = (
     "make an environment of the distribution's own Python: apt install python3-venv libpython3-dev, "
     f"/usr/bin/python3 -m venv serving, . serving/bin/activate; {install_extra('serve,onnxruntime')}"
@@ -23,10 +23,10 @@ ADVICE = (
 
 
 def check_environment() -> None:
-    """Raises M2HError, in words, where nvidia-pytriton is missing or its server cannot run this interpreter.
+    """Raise M2HError, with the reason, if nvidia-pytriton is missing or its server cannot run this interpreter.
 
-    The server runs Python in a program of its own, linked against libpython: one of another patch version than the
-    interpreter, whose standard library it loads, fails when a model is loaded, and a missing one too.
+    The server runs Python in its own program, linked against libpython. It fails to load a model if libpython is
+    missing, or has another patch version than the interpreter, whose standard library it loads.
     """
     spec = find_spec("pytriton")
     if spec is None or spec.origin is None:
@@ -41,7 +41,7 @@ def check_environment() -> None:
 
 
 def _libpython_problem(stub: Path, libraries: Path) -> str | None:
-    """What is wrong with the libpython that the server would load; None where nothing is, or it cannot be told."""
+    """Return the problem with the libpython that the server would load; None if there is none or it is unknown."""
     ldd = shutil.which("ldd")
     if ldd is None:
         return None
@@ -60,7 +60,7 @@ def _libpython_problem(stub: Path, libraries: Path) -> str | None:
 
 
 def _version_of(library: str) -> str | None:
-    """The version of a libpython, asked in a process of its own: two in one are trouble."""
+    """Return the version of a libpython, read in a separate process: two in one process conflict."""
     code = (
         "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]); library.Py_GetVersion.restype = ctypes.c_char_p; "
         "print(library.Py_GetVersion().decode().split()[0])"

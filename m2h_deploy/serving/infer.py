@@ -1,4 +1,4 @@
-"""What a server does with the requests that Triton put together: the bundle's runtime, and nothing else."""
+"""Process the requests that Triton has batched with the bundle's runtime."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def infer_function(runtime: Runtime) -> Callable[[Sequence[Arrays]], list[dict[str, NDArray[Any]]]]:
-    """A function of requests, `image` uint8 (n, H, W, 3) BGR each, to the arrays of their n frames.
+    """Return a function from requests, `image` uint8 (n, H, W, 3) BGR each, to the arrays of their n frames.
 
-    `labels` (n, H, W) uint8, `depth` (n, H, W) meters, `normals` (n, H, W, 3), `edges` (n, H, W): the tasks that the
-    engine has, as `Runtime` gives them. All frames run as one batch where the engine takes that. The function raises
-    M2HError where a frame is not a picture.
+    The arrays are those of the engine's tasks, as `Runtime` returns them: `labels` (n, H, W) uint8, `depth` (n, H, W)
+    meters, `normals` (n, H, W, 3), `edges` (n, H, W). All frames run as one batch if the engine supports it. The
+    function raises M2HError if a frame is not a valid image.
     """
     names = output_names(runtime.manifest)
     at_once = engine_batch(runtime.manifest)
@@ -34,12 +34,12 @@ def infer_function(runtime: Runtime) -> Callable[[Sequence[Arrays]], list[dict[s
 
 
 def warm_up(runtime: Runtime, batch: int) -> None:
-    """Run a batch: the first one of a size makes the engine's buffers, which no client should wait for."""
+    """Run a batch, because the first one of a size allocates the engine's buffers, which would delay a client."""
     spec = runtime.manifest.input
     infer_function(runtime)([{IMAGE: np.zeros((batch, spec.height, spec.width, 3), np.uint8)}])
 
 
 def _stack(predictions: list[Prediction], names: Mapping[str, str]) -> dict[str, NDArray[Any]]:
-    if len(predictions) == 1:  # the usual one is not copied
+    if len(predictions) == 1:  # the usual case, without a copy
         return {name: getattr(predictions[0], task)[np.newaxis] for task, name in names.items()}
     return {name: np.stack([getattr(one, task) for one in predictions]) for task, name in names.items()}

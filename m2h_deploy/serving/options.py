@@ -1,4 +1,4 @@
-"""What is served, and where."""
+"""Options of a server, and the names and limits of its model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from m2h_deploy.bundle.manifest import Manifest
 from m2h_deploy.errors import M2HError
 from m2h_deploy.tasks import TABLE
 
-#: Frames that one call may carry; what a client may ask for in one request, too.
+#: Largest number of frames of one call, and of one client's request.
 MAX_BATCH = 1024
 
 #: The name of the input: raw pixels.
@@ -21,7 +21,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,49}")
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """A bundle, the name that it is served under, where the server listens and how it batches."""
+    """A bundle, the model name, the server's addresses and its batching."""
 
     bundle: Path
     name: str = "m2h"
@@ -30,9 +30,9 @@ class ServeOptions:
     grpc_port: int = 8001
     metrics_port: int = 8002
     max_batch: int = 8
-    """Frames that run together at most, and the largest batch of one request."""
+    """Largest batch, also of a single request."""
     delay_ms: float = 2.0
-    """Milliseconds that a frame waits for others; 0: no longer than for the frame in work."""
+    """Milliseconds that a frame waits for others; 0: only until the current batch is done."""
     threads: int | None = None
     """CPU threads of the engine."""
     device: str | None = None
@@ -52,17 +52,18 @@ class ServeOptions:
 
     @property
     def ports(self) -> dict[str, int]:
+        """The ports by their use."""
         return {"HTTP": self.http_port, "gRPC": self.grpc_port, "metrics": self.metrics_port}
 
 
 def check_name(name: str) -> None:
-    """Raise M2HError if the model name is not a plain folder name: Triton makes paths and addresses of it."""
+    """Raise M2HError if the model name is not a plain folder name: Triton uses it in paths and addresses."""
     if not _NAME.fullmatch(name):
         raise M2HError(f"model name '{name}': use letters, digits, '.', '_' and '-', at most 50, not '.' or '-' first")
 
 
 def check_batching(max_batch: int, delay_ms: float) -> None:
-    """Raises M2HError where the dynamic batcher cannot be set so."""
+    """Raise M2HError if the dynamic batcher does not support these values."""
     if not 1 <= max_batch <= MAX_BATCH:
         raise M2HError(f"largest batch {max_batch}: must be between 1 and {MAX_BATCH}")
     if not 0 <= delay_ms <= 60_000:
@@ -70,12 +71,12 @@ def check_batching(max_batch: int, delay_ms: float) -> None:
 
 
 def output_names(manifest: Manifest) -> dict[str, str]:
-    """The name of each task's output on the wire: the tasks' own, and `labels` for the semantics."""
+    """Return the server's name of each task's output: the task's own, and `labels` for semantics."""
     return {task: TABLE[task].result.name for task in manifest.tasks}
 
 
 def engine_batch(manifest: Manifest) -> int | None:
-    """Frames that the engine takes at once at most; None: any number."""
+    """Return the largest batch of the engine; None if it is unlimited."""
     if manifest.input.batch is not None:
         return manifest.input.batch
     largest = manifest.engine.options.get("max_batch")

@@ -1,4 +1,4 @@
-"""Processes of a group, by the system's own table."""
+"""List the processes of a process group from /proc."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _STAT = re.compile(r"(\d+) \((.*)\) (\S) \d+ (\d+) ", re.DOTALL)
 
 
 def group_members(group: int) -> dict[int, str]:
-    """The living processes of a process group and their names (15 characters at most)."""
+    """Return the living processes of a process group with their names (at most 15 characters)."""
     members: dict[int, str] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has ended

@@ -1,4 +1,4 @@
-"""A model for Triton's Python backend: the bundle beside this file, run by m2h_deploy.
+"""A model for Triton's Python backend that runs the bundle next to this file with m2h_deploy.
 
 `m2h-deploy package --triton` writes it as `model.py`. The server's Python needs m2h-deploy and the bundle's engine.
 """
@@ -19,6 +19,7 @@ class TritonPythonModel:
     """One instance of the model."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        """Load the bundle of the model's version; `args` are Triton's, with the model's configuration as JSON."""
         parameters = json.loads(args["model_config"])["parameters"]
         threads = int(parameters["threads"]["string_value"]) if "threads" in parameters else None
         folder = Path(args["model_repository"]) / args["model_version"] / "bundle"
@@ -26,6 +27,7 @@ class TritonPythonModel:
         self.infer = infer_function(self.runtime)
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        """Return one response per request; if the batch fails, the requests are run one by one."""
         images = [{"image": backend.get_input_tensor_by_name(one, "image").as_numpy()} for one in requests]
         try:
             return [_response(arrays) for arrays in self.infer(images)]
@@ -33,13 +35,14 @@ class TritonPythonModel:
             return [self._alone(image) for image in images]
 
     def _alone(self, image: dict[str, Any]) -> Any:
-        """One request by itself, after a batch failed: the others are not to blame."""
+        """Run one request separately after a batch failed, so that only faulty requests get an error."""
         try:
             return _response(self.infer([image])[0])
         except M2HError as error:
             return backend.InferenceResponse(error=backend.TritonError(str(error)))
 
     def finalize(self) -> None:
+        """Release the engine."""
         self.runtime.close()
 
 

@@ -1,7 +1,7 @@
-"""`serve`: starts the process that serves in a process group of its own, and ends all of the group, whatever happens.
+"""Start the serving process in its own process group, and terminate the whole group in every case.
 
-Triton is a tree of processes, and one that is left behind holds its port for ever. So the tree is a process group, and
-nothing of the group survives the call: not after a failed start, not after SIGTERM or Ctrl-C, not after an exception.
+Triton is a tree of processes, and a leftover process keeps its port occupied. So the tree is a process group that never
+outlives the call: not after a failed start, SIGTERM, Ctrl-C, or an exception.
 """
 
 from __future__ import annotations
@@ -36,25 +36,28 @@ from m2h_deploy.stdio import wanted_signals
 #: Seconds for the engine's self-test and Triton's start.
 START = 120.0
 
-#: Seconds from SIGTERM to SIGKILL: Triton's own limit for requests in flight, and some for the rest.
+#: Seconds from SIGTERM to SIGKILL: Triton's own limit for requests in flight, and a margin.
 PATIENCE = 60.0
 
-#: What a line of Triton's log that tells of its end looks like, the surest first.
+#: Patterns of lines in Triton's log that give the cause of its end, the most reliable first.
 _TELLING = (r"^error:", r"(?i)\berror\b", r"^E\d{4} ", "")
 
 
 def serve(options: ServeOptions, *, ready: Callable[[], None], log: Path | None = None) -> None:
-    """Serve a bundle over HTTP and gRPC until SIGTERM or SIGINT; then accepted requests are answered, and it returns.
+    """Serve a bundle over HTTP and gRPC until SIGTERM or SIGINT; accepted requests are completed before it returns.
 
-    `ready` is called once the server answers. `log` keeps what Triton writes. A second signal ends it at once. Call it
-    from the main thread: it handles signals. Raises M2HError where the environment, the bundle or a port does not fit,
-    the server does not start, or it ends on its own; CheckFailed where the engine computes wrong numbers.
+    `ready` is called once the server responds. Triton's output goes to `log`. A second signal stops the server
+    immediately. Call it from the main thread, because it handles signals.
+
+    Raises:
+        M2HError: The environment, the bundle or a port is unusable, the server does not start, or it ends by itself.
+        CheckFailed: The engine computes wrong results.
     """
     with _stop_signals() as stops:
         check_environment()
         load_bundle(options.bundle)
         check_ports(options)
-        # A short name: sockets lie in it, and their names have a limit.
+        # A short name: it contains sockets, whose paths have a length limit.
         with scratch_folder("m2h-serve-") as folder, _log_file(log or folder / "log") as stream:
             _serve(_Worker(options, folder / "triton", stream), stops, ready)
 
@@ -70,7 +73,10 @@ def _serve(worker: _Worker, stops: _Stops, ready: Callable[[], None]) -> None:
 
 
 def check_ports(options: ServeOptions) -> None:
-    """Raises M2HError where a port is taken: Triton would say so late, and another server there would answer for it."""
+    """Raise M2HError if a port is in use.
+
+    Triton would report it late, and another server on the port would respond in its place.
+    """
     for use, port in options.ports.items():
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -86,7 +92,7 @@ def check_ports(options: ServeOptions) -> None:
 
 @contextmanager
 def _stop_signals() -> Iterator[_Stops]:
-    """Counts SIGTERM, SIGINT and SIGHUP instead of ending the process while the block runs."""
+    """Count SIGTERM, SIGINT and SIGHUP instead of ending the process while the block runs."""
     stops = _Stops()
     numbers = wanted_signals((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     before = {number: signal.signal(number, stops.count) for number in numbers}
@@ -98,7 +104,7 @@ def _stop_signals() -> Iterator[_Stops]:
 
 
 class _Stops:
-    """How often the process was told to end. What comes within a second of another tells the same."""
+    """Number of stop signals. Signals within a second of each other count as one."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -106,7 +112,7 @@ class _Stops:
         self._told = threading.Event()
 
     def count(self, *_: object) -> None:
-        # A terminal and a program that passes signals on send two at once.
+        # A terminal and a program that forwards signals send two at once.
         now = time.monotonic()
         if now - self._last > 1:
             self.number += 1
@@ -114,7 +120,7 @@ class _Stops:
         self._told.set()
 
     def wait(self, seconds: float) -> None:
-        """Sleep, but not after the first signal came."""
+        """Sleep until the first signal; after it only briefly."""
         if self._told.wait(seconds) and self.number > 0:
             time.sleep(0.02)
 
@@ -140,7 +146,7 @@ class _Worker:
         os.set_blocking(self._report, False)
         command = [sys.executable, "-m", "m2h_deploy.serving.worker", values, str(folder), str(reported)]
         try:
-            # A terminal's Ctrl-C then reaches this process alone, which ends the others in order.
+            # A terminal's Ctrl-C then reaches only this process, which ends the others in order.
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -154,7 +160,7 @@ class _Worker:
         self.group = self._process.pid
 
     def wait_until_ready(self, stops: _Stops) -> bool:
-        """True when the server answers, False when the process is told to end before."""
+        """Return True when the server responds, False if a stop signal arrives first."""
         deadline = time.monotonic() + START
         while not stops.number:
             line = self._reported()
@@ -166,7 +172,7 @@ class _Worker:
         return False
 
     def wait(self, stops: _Stops) -> None:
-        """Until the process is told to end. Raises M2HError when the server ends before."""
+        """Wait for a stop signal. Raises M2HError if the server ends first."""
         while not stops.number:
             line = self._reported()
             if line or self._process.poll() is not None:
@@ -174,9 +180,10 @@ class _Worker:
             stops.wait(0.2)
 
     def stop(self, stops: _Stops) -> None:
-        """SIGTERM, and wait until what was accepted is answered; a second signal cuts that short.
+        """Send SIGTERM and wait until accepted requests are completed; a second signal cuts that short.
 
-        Raises M2HError where it was cut short, or did not end well.
+        Raises:
+            M2HError: It was cut short, or the server did not end cleanly.
         """
         deadline = time.monotonic() + PATIENCE
         self._process.terminate()
@@ -188,7 +195,7 @@ class _Worker:
             raise self._failure(self._reported(), "Triton did not stop cleanly")
 
     def kill(self) -> None:
-        """End what is left of the group, and its shared memory."""
+        """Kill the remaining processes of the group, and remove its shared memory."""
         deadline = time.monotonic() + 5
         with suppress(ProcessLookupError):
             os.killpg(self.group, signal.SIGKILL)
@@ -213,7 +220,7 @@ class _Worker:
 
 
 def _last_words(log: Path) -> str:
-    """The line of Triton's log that says most about its end."""
+    """Return the line of Triton's log that most likely gives the cause of its end."""
     text = log.read_text(encoding="utf-8", errors="replace").removeprefix(LOG_MARK)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     by_weight = ([line for line in lines if re.search(pattern, line)] for pattern in _TELLING)

@@ -1,10 +1,10 @@
-"""The process that serves: the runtime, and Triton through nvidia-pytriton. Started by `m2h_deploy.serving.server`.
+"""The serving process: the runtime, and Triton through nvidia-pytriton. Started by `m2h_deploy.serving.server`.
 
     python -m m2h_deploy.serving.worker OPTIONS FOLDER REPORT
 
-OPTIONS is JSON of `ServeOptions`, FOLDER a new folder for Triton's files, REPORT a file descriptor. A line is written
-there: `ready`, `failed CODE REASON`, or `ended` when Triton did so by itself. SIGTERM ends the process when the
-requests that were accepted are answered.
+OPTIONS is JSON of `ServeOptions`, FOLDER a new folder for Triton's files, REPORT a file descriptor. One of these lines
+is written to it: `ready`, `failed CODE REASON`, or `ended` if Triton ends by itself. On SIGTERM the process ends when
+the accepted requests are completed.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from m2h_deploy.serving.options import IMAGE, ServeOptions, output_names
 from m2h_deploy.serving.processes import group_members
 from m2h_deploy.tasks import TABLE
 
-#: Seconds for requests that were accepted, when told to end.
+#: Seconds for completing accepted requests after SIGTERM.
 DRAIN = 30.0
 
 #: Seconds that Triton then waits for connections to close: clients keep idle ones open.
 LINGER = 4
 
-#: Name of the process in which Triton runs a model of its Python backend, as far as the system keeps names.
+#: Name of the process in which Triton runs a model of its Python backend, truncated by the system.
 _STUB = "triton_python_b"
 
 _PR_SET_PDEATHSIG = 1
 
 
 def tensors(runtime: Runtime) -> tuple[list[Any], list[Any]]:
-    """The model's input and outputs for Triton, without the batch. A sensor graph takes its camera's size only."""
+    """Return the model's input and outputs for Triton, without the batch; a sensor graph has its camera's size."""
     from pytriton.model_config import Tensor  # type: ignore[import-not-found,import-untyped]
 
     spec = runtime.manifest.input
@@ -55,12 +55,12 @@ def tensors(runtime: Runtime) -> tuple[list[Any], list[Any]]:
 
 
 def make_server(options: ServeOptions, runtime: Runtime, folder: Path, ended: Callable[[], None]) -> Any:
-    """A Triton server, not yet started, with the bundle bound to it. `ended` is called when it ends by itself."""
+    """Make a Triton server, not yet started, with the bundle bound to it; `ended` is called if it ends by itself."""
     from pytriton.model_config import DynamicBatcher, ModelConfig
     from pytriton.triton import Triton, TritonConfig  # type: ignore[import-not-found,import-untyped]
 
     class Server(Triton):
-        def _on_tritonserver_exit(self, *_: Any) -> None:  # the wheel's own one waits two minutes where it starts
+        def _on_tritonserver_exit(self, *_: Any) -> None:  # the wheel's own method waits two minutes during the start
             ended()
 
     config = TritonConfig(
@@ -86,7 +86,7 @@ def make_server(options: ServeOptions, runtime: Runtime, folder: Path, ended: Ca
 
 
 def run(options: ServeOptions, folder: Path, report: Callable[[str], None]) -> None:
-    """Serve until SIGTERM. Raises M2HError where the server does not start, or ends on its own."""
+    """Serve until SIGTERM. Raises M2HError if the server does not start, or ends by itself."""
     end = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: end.set())
     with Runtime.load(options.bundle, threads=options.threads, device=options.device) as runtime:
@@ -104,16 +104,16 @@ def run(options: ServeOptions, folder: Path, report: Callable[[str], None]) -> N
 
 
 def drain(options: ServeOptions, server: Any) -> None:
-    """Take the model away: Triton refuses new requests from then on, and is done with it when the last one is answered.
+    """Unload the model: Triton rejects new requests from then on, and unloading ends with the last response.
 
-    Its own end serves on whatever comes over an open connection, and then cuts that off in the middle.
+    Triton's own shutdown continues to accept requests on open connections, and then aborts them.
     """
     from tritonclient.http import InferenceServerClient  # type: ignore[import-not-found,import-untyped]
 
     with InferenceServerClient(f"{options.host}:{options.http_port}") as client:
         client.unload_model(options.name, headers={"triton-access-token": server.get_access_token()})
     deadline = time.monotonic() + DRAIN
-    # Triton forgets the model's name at once; the process that runs it goes with the last request.
+    # Triton removes the model's name immediately; the process that runs it ends with the last request.
     while any(name.startswith(_STUB) for name in group_members(os.getpgrp()).values()):
         if time.monotonic() > deadline:
             raise M2HError(f"requests were still open after {DRAIN:g} s, and were dropped")
@@ -121,6 +121,7 @@ def drain(options: ServeOptions, server: Any) -> None:
 
 
 def main() -> int:
+    """Serve with the options of the command line; return 0, or 2 after reporting a failure."""
     end_with_parent()
     values, folder, descriptor = sys.argv[1:]
     fields = json.loads(values)
@@ -138,7 +139,7 @@ def main() -> int:
 
 
 def end_with_parent() -> None:
-    """SIGTERM when the parent dies, however it does: nothing else would stop the server then."""
+    """Request SIGTERM from the kernel when the parent ends for any reason: nothing else would stop the server."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

@@ -1,1 +1,1 @@
-"""Pictures and HTML pages of results."""
+"""Draw pictures and HTML pages of results."""

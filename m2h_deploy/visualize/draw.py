@@ -1,4 +1,4 @@
-"""Pictures of predictions: what a person looks at before trusting a number."""
+"""Draw predictions as pictures for visual inspection."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ _EDGE = (80, 230, 255)
 _AROUND = [(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1) if (x, y) != (0, 0)]
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
-#: Widest pane as a multiple of its height: a strip of 16 x 16384 pixels would get 300,000 columns. Narrowest in pixels.
+#: Largest width of a pane as a multiple of its height (a strip of 16 x 16384 pixels would get 300,000 columns), and the
+#: smallest in pixels.
 _WIDEST, _NARROWEST = 4, 160
 
 
 def draw_depth(depth: NDArray[np.float32], near: float, far: float) -> Picture:
-    """Turbo colors, red near and blue far, BGR (H, W, 3); pixels without depth are black."""
+    """Draw depth in turbo colors, red near and blue far, BGR (H, W, 3); pixels without depth are black."""
     share = np.clip((depth - near) / max(far - near, 1e-6), 0, 1)
     colored = cv2.applyColorMap((255 * (1 - share)).astype(np.uint8), cv2.COLORMAP_TURBO)
     colored[depth <= 0] = 0
@@ -30,26 +31,26 @@ def draw_depth(depth: NDArray[np.float32], near: float, far: float) -> Picture:
 
 
 def draw_semantics(labels: NDArray[np.uint8], classes: Classes) -> Picture:
-    """The classes' colors, BGR (H, W, 3); labels beyond the list are black."""
+    """Draw labels in the classes' colors, BGR (H, W, 3); labels beyond the list are black."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(classes.palette)] = np.array(classes.palette, np.uint8)[:, ::-1]
     return table[labels]
 
 
 def draw_normals(normals: NDArray[np.float32]) -> Picture:
-    """(n + 1) / 2 as red, green, blue, BGR (H, W, 3)."""
+    """Draw (n + 1) / 2 as red, green, blue; BGR (H, W, 3)."""
     return ((normals[:, :, ::-1] + 1) * 127.5).clip(0, 255).astype(np.uint8)
 
 
 def draw_edges(edges: NDArray[np.float32]) -> Picture:
-    """White on black, BGR (H, W, 3)."""
+    """Draw edges white on black, BGR (H, W, 3)."""
     return np.repeat((np.clip(edges, 0, 1) * 255).astype(np.uint8)[:, :, None], 3, axis=2)
 
 
 def draw_prediction(image: Picture, prediction: Prediction, classes: Classes) -> Picture:
-    """Input, depth, labels, normals, edges and the legend as one picture, BGR; absent tasks are left out.
+    """Draw input, depth, labels, normals, edges and the legend as one picture, BGR; absent tasks are left out.
 
-    `image` is uint8 (H, W, 3) BGR; a prediction of another size is drawn at its own.
+    `image` is uint8 (H, W, 3) BGR; a prediction of another size is scaled to the pane.
     """
     scaled = _resized(image, _pane_size(image, 330))
     panes = [_pane("input", scaled), *_task_panes(scaled, prediction, classes, None)]
@@ -66,16 +67,16 @@ def draw_panes(
     pane_height: int = 360,
     span: tuple[float, float] | None = None,
 ) -> Picture:
-    """The four tasks two by two for a video, BGR; absent tasks are black. Labels and edges are drawn over the input.
+    """Draw the four tasks in a 2 x 2 grid for a video, BGR; absent tasks are black.
 
-    The picture's size follows from `image` and `pane_height` alone. `span` is the depth in meters that the colors
-    cover; without it each frame has its own, and colors flicker.
+    Labels and edges are drawn over the input. The picture's size depends only on `image` and `pane_height`. `span` is
+    the depth range in meters of the colors; without it each frame has its own, and colors flicker.
     """
     scaled = _resized(image, _pane_size(image, pane_height))
     panes = _task_panes(scaled, prediction, classes, span, names=True)
     blank = np.full_like(_pane("", scaled), _BACKGROUND)
     picture = grid([*panes, *[blank] * (4 - len(panes))], columns=2)
-    # Video encoders want even sides.
+    # Video encoders need even sides.
     return picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
 
 
@@ -87,7 +88,7 @@ def _task_panes(
     *,
     names: bool = False,
 ) -> list[Picture]:
-    """One pane of the size of `scaled` a task that the prediction has; `names` writes the classes on their regions."""
+    """Draw one pane of the size of `scaled` per task of the prediction; `names` writes class names on their regions."""
     panes = []
     size = (scaled.shape[1], scaled.shape[0])
     if prediction.depth is not None:
@@ -111,7 +112,7 @@ def _task_panes(
 
 
 def depth_span(depth: NDArray[np.float32]) -> tuple[float, float]:
-    """Nearest and farthest depth worth a color: the 2nd and 98th percentile of the valid pixels, in meters."""
+    """Return the depth range of the colors: the 2nd and 98th percentile of the valid pixels, in meters."""
     valid = depth[depth > 0]
     if valid.size == 0:
         return 0.0, 1.0
@@ -120,7 +121,7 @@ def depth_span(depth: NDArray[np.float32]) -> tuple[float, float]:
 
 
 def grid(panes: list[Picture], columns: int = 3) -> Picture:
-    """Panes of one size in rows of `columns`."""
+    """Arrange panes of one size in rows of `columns`."""
     columns = min(columns, len(panes))
     blank = np.full_like(panes[0], _BACKGROUND)
     padded = panes + [blank] * (-len(panes) % columns)
@@ -129,7 +130,7 @@ def grid(panes: list[Picture], columns: int = 3) -> Picture:
 
 
 def fit(picture: Picture, height: int, width: int) -> tuple[int, int]:
-    """Width and height of `picture` scaled to `height` rows, or to `width` columns where it would be wider."""
+    """Return width and height of `picture` scaled to `height` rows, or to `width` columns if it would be wider."""
     rows, columns = picture.shape[:2]
     if columns * height <= width * rows:
         return max(1, round(columns * height / rows)), height
@@ -147,7 +148,7 @@ def _resized(picture: Picture, size: tuple[int, int]) -> Picture:
 
 
 def _pane(title: str, picture: Picture) -> Picture:
-    """`picture` under a bar with its title; a narrow one is padded, so that the title can be read."""
+    """Return `picture` below a title bar; a narrow one is padded, so that the title is readable."""
     right = 8 + max(0, _NARROWEST - picture.shape[1])
     bar = np.full((34, picture.shape[1], 3), _BACKGROUND, np.uint8)
     framed = np.pad(np.vstack([bar, picture]), ((0, 8), (0, right), (0, 0)), constant_values=_BACKGROUND[0])
@@ -156,15 +157,15 @@ def _pane(title: str, picture: Picture) -> Picture:
 
 
 def _text(picture: Picture, text: str, at: tuple[int, int], scale: float, *, outline: bool = True) -> None:
-    """White words, on a picture with a dark outline that keeps them legible on any color."""
-    # Shifted copies: a thicker stroke has other widths of letters.
+    """Write white text on a picture, by default with a dark outline that keeps it legible on any color."""
+    # Shifted copies, because a thicker stroke changes the widths of letters.
     for x, y in _AROUND if outline else ():
         cv2.putText(picture, text, (at[0] + x, at[1] + y), _FONT, scale, (0, 0, 0), 1, cv2.LINE_AA)
     cv2.putText(picture, text, at, _FONT, scale, _TEXT, 1, cv2.LINE_AA)
 
 
 def _with_scale(picture: Picture, near: float, far: float) -> Picture:
-    """`picture` with a bar of the depth colors at its right side: the nearest at the bottom, as on the floor."""
+    """Return `picture` with a bar of the depth colors at its right side, the nearest at the bottom as on the floor."""
     height, width = picture.shape[:2]
     bar, top, left = max(height - 60, 20), 30, width - 26
     if width < 120 or height < 90:
@@ -183,7 +184,7 @@ def _with_scale(picture: Picture, near: float, far: float) -> Picture:
 
 
 def _write_names(picture: Picture, labels: NDArray[np.uint8], classes: Classes) -> None:
-    """Each class's name in the widest part of its largest region; regions under 1 % of the picture stay without."""
+    """Write each class's name in the widest part of its largest region, except classes under 1 % of the picture."""
     counts = np.bincount(labels.reshape(-1), minlength=256)
     for label in np.flatnonzero(counts > 0.01 * labels.size):
         mask = np.pad((labels == label).astype(np.uint8), 1)
@@ -196,7 +197,7 @@ def _write_names(picture: Picture, labels: NDArray[np.uint8], classes: Classes) 
 
 
 def _legend(labels: NDArray[np.uint8], classes: Classes, height: int, width: int) -> Picture:
-    """The classes that cover most of the picture, with their share."""
+    """Draw the classes that cover most of the picture, with their share."""
     picture = np.full((height, width, 3), _BACKGROUND, np.uint8)
     _text(picture, "classes by area", (10, 23), 0.6, outline=False)
     counts = np.bincount(labels.reshape(-1), minlength=256)

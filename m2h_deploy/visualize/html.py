@@ -1,4 +1,4 @@
-"""Results as HTML pages that need no other file, from the templates beside this module."""
+"""Render results as self-contained HTML pages, from the templates of this package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from m2h_deploy.version import __version__
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a page's table that is more than its text; a plain cell is a str."""
+    """A table cell with a style or a drawing; a plain cell is a str."""
 
     text: str = ""
     style: str = ""
@@ -22,7 +22,7 @@ class Cell:
 
 
 def check_jinja() -> None:
-    """Raises M2HError, naming the extra, where pages cannot be made."""
+    """Raise M2HError, naming the extra, if jinja2 is not installed."""
     try:
         import jinja2  # noqa: F401
     except ImportError as error:
@@ -30,7 +30,7 @@ def check_jinja() -> None:
 
 
 def render_page(template: str, **values: Any) -> bytes:
-    """The page of a template, UTF-8; `version` is this package's. Raises M2HError where jinja2 is not installed."""
+    """Render a template to UTF-8; `version` is this package's. Raises M2HError if jinja2 is not installed."""
     check_jinja()
     import jinja2
 
@@ -47,7 +47,7 @@ def render_page(template: str, **values: Any) -> bytes:
 
 
 def _cell(value: Cell | str) -> dict[str, str]:
-    """A cell as the template shows it: an interval in brackets goes to a line of its own, which keeps tables narrow."""
+    """Return a cell for the template; an interval in brackets goes to a separate line, to keep tables narrow."""
     whole = value if isinstance(value, Cell) else Cell(value)
     text, bracket, rest = whole.text.partition(" (")
     apart = bool(bracket) and " to " in rest
@@ -60,5 +60,5 @@ def _cell(value: Cell | str) -> dict[str, str]:
 
 
 def data_url(kind: str, content: bytes) -> str:
-    """A picture as part of a page."""
+    """Return a picture as a data URL for embedding in a page."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

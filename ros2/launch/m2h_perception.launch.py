@@ -1,4 +1,7 @@
-"""ros2 launch m2h_perception m2h_perception.launch.py bundle:=/opt/bundle [image_topic:=...] [params_file:=...]"""
+"""Launch the perception node.
+
+ros2 launch m2h_perception m2h_perception.launch.py bundle:=/opt/bundle [image_topic:=...] [params_file:=...]
+"""
 
 from pathlib import Path
 
@@ -9,7 +12,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-#: Each lies over the parameter of its name in `params_file`, where it is given.
+#: Launch arguments that override the parameter of the same name in `params_file`.
 OVERRIDES = {
     "bundle": "Folder of the bundle.",
     "image_topic": "The camera's images.",
@@ -19,6 +22,7 @@ OVERRIDES = {
 
 
 def perception(context: LaunchContext) -> list[Node]:
+    """Make the node with the launch arguments that were given."""
     given = {name: LaunchConfiguration(name).perform(context) for name in OVERRIDES}
     overrides = {name: ParameterValue(value, value_type=str) for name, value in given.items() if value}
     sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
@@ -33,6 +37,7 @@ def perception(context: LaunchContext) -> list[Node]:
 
 
 def generate_launch_description() -> LaunchDescription:
+    """Declare the launch arguments and the node, as ros2 launch expects."""
     params = str(Path(get_package_share_directory("m2h_perception"), "config", "m2h_perception.yaml"))
     arguments = [DeclareLaunchArgument(name, default_value="", description=what) for name, what in OVERRIDES.items()]
     arguments += [

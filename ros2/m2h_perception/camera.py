@@ -1,4 +1,4 @@
-"""From a subscription to a `Stream` and back: each frame carries the message that it came in."""
+"""Feed a subscription's messages to a `Stream`; each frame keeps the message that it came from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Message = TypeVar("Message")
 
 
 class _Carrier(np.ndarray):
-    """Pixels with their message: both go when the stream lets go of the frame."""
+    """Pixels that hold a reference to their message: both are freed when the stream releases the frame."""
 
     message: Any
 
@@ -24,9 +24,9 @@ class _Carrier(np.ndarray):
 class Camera(Generic[Message]):
     """A queue of messages that a `Stream` reads as its source.
 
-    `capacity` messages wait at most; a newer one throws the oldest out, so capacity 1 is the newest alone. `to_image`
-    turns a message into contiguous uint8 (H, W, 3) BGR on the stream's thread; its M2HError costs that frame. `put` is
-    for one thread; `close` for any.
+    At most `capacity` messages wait; a newer one replaces the oldest, so capacity 1 keeps only the newest. `to_image`
+    converts a message to contiguous uint8 (H, W, 3) BGR on the stream's thread; if it raises M2HError, that frame is
+    lost. Call `put` from one thread only; `close` may be called from any.
     """
 
     def __init__(self, to_image: Callable[[Message], NDArray[np.uint8]], *, capacity: int = 1) -> None:
@@ -34,15 +34,18 @@ class Camera(Generic[Message]):
         self._waiting: Channel[Message] = Channel(capacity, replace=True)
 
     def put(self, message: Message) -> bool:
-        """Hand a message over; True where another one was thrown out for it."""
+        """Enqueue a message; return True if it replaced another one."""
         return self._waiting.put(message) is not None
 
     def close(self) -> None:
-        """The source ends, and what waits is forgotten."""
+        """End the source and discard waiting messages."""
         self._waiting.end(discard=True)
 
     def source(self) -> Source:
-        """The messages as frames. It is not `live`: a silent camera is waited for, and its end is `close`."""
+        """Return the messages as a source of frames.
+
+        It is not `live`: the stream waits for a silent camera, and the source ends with `close`.
+        """
         return Source(None, self._read)
 
     def _read(self) -> Iterator[Item]:
@@ -54,9 +57,9 @@ class Camera(Generic[Message]):
                 continue
             image.message = message
             yield SourceFrame("image", image)
-            del image, message  # while it waits for the next one, it keeps none
+            del image, message  # do not keep the frame alive while waiting for the next message
 
     @staticmethod
     def message_of(image: NDArray[np.uint8]) -> Message:
-        """The message that a frame of the stream came in."""
+        """Return the message that a frame of the stream came from."""
         return cast(Message, cast(_Carrier, image).message)

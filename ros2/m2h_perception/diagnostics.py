@@ -1,4 +1,4 @@
-"""What the node says about itself: the level, one line, and values, as diagnostic_msgs/DiagnosticStatus has them."""
+"""Diagnostics of the node: level, message and values of a diagnostic_msgs/DiagnosticStatus."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from m2h_deploy.stream.health import Health
 
 OK, WARN, ERROR = 0, 1, 2
 
-#: Counters of `Health` that mean that a frame was lost to a fault.
+#: Counters of `Health` for frames lost to a fault.
 _FAULTS = ("corrupt", "nonfinite", "failed", "stuck")
 
 
 @dataclass(frozen=True)
 class Report:
-    """One status."""
+    """One diagnostic status."""
 
     level: int
     message: str
@@ -27,7 +27,7 @@ class Report:
 
 @dataclass
 class _Period:
-    """What happened since the last report."""
+    """Events since the last report."""
 
     received: int = 0
     published: int = 0
@@ -37,9 +37,9 @@ class _Period:
 
 
 class Monitor:
-    """Collects what the node's threads see, and reports it. Any thread may call any method.
+    """Collect events of the node's threads and report them. Any thread may call any method.
 
-    `identity` are values that stay as they are. `clock` gives seconds.
+    `identity` are constant values of every report. `clock` returns seconds.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Monitor:
         self._failure: str | None = None
 
     def received(self, width: int, height: int, encoding: str) -> str | None:
-        """An image arrived. Returns what is new about it, where its size is another than before."""
+        """Count a received image; return a note if its size differs from the previous one."""
         with self._lock:
             self._last_image = self._clock()
             self._totals["received"] += 1
@@ -71,23 +71,23 @@ class Monitor:
             return note
 
     def count(self, fate: str) -> None:
-        """An image was `skipped`, `stale`, or `dropped before` the stream had it."""
+        """Count an image that was `skipped`, `stale`, or `dropped before` it reached the stream."""
         with self._lock:
             self._totals[fate] += 1
 
     def late(self, lag: float) -> None:
-        """An image was older than is well when it arrived."""
+        """Record an image that was `lag` seconds old on arrival, more than the warning limit."""
         with self._lock:
             self._period.late = max(lag, self._period.late or 0.0)
 
     def note(self, words: str) -> None:
-        """Something that the next report warns of, once."""
+        """Add a warning to the next report, once."""
         with self._lock:
             if words not in self._period.notes:
                 self._period.notes.append(words)
 
     def published(self, age: float | None, inference: float) -> None:
-        """A frame's outputs went out `age` seconds after its stamp; inference took milliseconds."""
+        """Record outputs published `age` seconds after the frame's stamp; `inference` is in milliseconds."""
         with self._lock:
             self._totals["published"] += 1
             self._period.published += 1
@@ -96,12 +96,12 @@ class Monitor:
                 self._period.max_age = max(age, self._period.max_age or 0.0)
 
     def failed(self, reason: str) -> None:
-        """The stream ended for good."""
+        """Record that the stream ended with an error."""
         with self._lock:
             self._failure = reason
 
     def silent(self) -> float | None:
-        """Seconds since the last image, where that is so long that the camera counts as dead."""
+        """Return the seconds since the last image if they exceed the camera timeout, else None."""
         with self._lock:
             return self._silence(self._clock())
 
@@ -110,7 +110,7 @@ class Monitor:
         return waited if waited > self._timeout else None
 
     def report(self, health: Health) -> Report:
-        """The status since the last report; `health` is the stream's."""
+        """Return the status since the last report; `health` is the stream's."""
         with self._lock:
             now = self._clock()
             period, self._period = self._period, _Period()
@@ -167,7 +167,10 @@ def _milliseconds(seconds: float | None) -> str:
 
 
 def identity(manifest: Manifest, self_test: bool) -> dict[str, str]:
-    """What the bundle is, and whether its golden self-test passed. A node whose self-test fails does not start."""
+    """Describe the bundle, and whether its golden self-test passed or was not run.
+
+    A node whose self-test fails does not start.
+    """
     passed = "passed" if self_test else "not run (parameter self_test)"
     engine = manifest.engine
     return {

@@ -1,7 +1,7 @@
 """Label remaps: from the network's classes to those of the program that uses them.
 
-Two kinds of YAML file are taken, as Mono-Hydra has them: `class_info/ID/labels: [a, b]`, where classes a and b become
-ID; and a list of `{sub_id: ID, super_id: a}`, where class a becomes ID. A class that is not named becomes 0.
+Two kinds of YAML file are supported, as in Mono-Hydra: `class_info/ID/labels: [a, b]`, where classes a and b become ID;
+and a list of `{sub_id: ID, super_id: a}`, where class a becomes ID. A class that is not named becomes 0.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from m2h_deploy.errors import M2HError
 
 
 def read_label_remap(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """uint8 (256,): the label of each class. Raises M2HError on a file of neither format."""
+    """Read a remap to the label of each class, uint8 (256,). Raises M2HError on a file of neither format."""
     import yaml
 
     path = Path(path).expanduser()

@@ -1,4 +1,4 @@
-"""sensor_msgs/Image to and from arrays, without cv_bridge and without ROS: any object with those fields will do."""
+"""Convert sensor_msgs/Image to and from arrays, without cv_bridge or ROS: any object with those fields works."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ _ENCODINGS: dict[str, tuple[int, int | None]] = {
     "yuyv": (2, cv2.COLOR_YUV2BGR_YUY2),
 }
 
-#: Encodings that do not say the order of their colors.
+#: Encodings that do not define the order of their colors.
 _UNORDERED = {"8uc3": {"rgb": "rgb8", "bgr": "bgr8"}, "8uc4": {"rgb": "rgba8", "bgr": "bgra8"}}
 
 
 def image_to_bgr(message: Any, color_order: str = "rgb") -> NDArray[np.uint8]:
-    """The pixels of an Image message as contiguous uint8 (H, W, 3) BGR; bgr8 without padding is not copied.
+    """Return the pixels of an Image message as contiguous uint8 (H, W, 3) BGR; bgr8 without padding is not copied.
 
-    `color_order` (rgb or bgr) is that of 8UC3 and 8UC4. Raises M2HError on an encoding without 8-bit channels, and
-    where the size, the step and the data do not fit.
+    `color_order` (rgb or bgr) is that of 8UC3 and 8UC4.
+
+    Raises:
+        M2HError: The encoding is not supported, or size, step and data are inconsistent.
     """
     encoding = str(message.encoding).lower()
     encoding = _UNORDERED.get(encoding, {}).get(color_order, encoding)
@@ -61,7 +63,7 @@ def image_to_bgr(message: Any, color_order: str = "rgb") -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Pixels:
-    """The fields of an Image message but its header."""
+    """The fields of an Image message except its header."""
 
     height: int
     width: int
@@ -73,41 +75,41 @@ class Pixels:
 
 def _pixels(values: NDArray[Any], encoding: str) -> Pixels:
     values = np.ascontiguousarray(values)
-    # rclpy looks at every element of anything but an array.array, which takes longer than the network.
+    # rclpy checks every element of any other type than array.array, which takes longer than the network.
     data = array.array("B")
     data.frombytes(values.data.cast("B"))
     return Pixels(values.shape[0], values.shape[1], encoding, values.strides[0], data)
 
 
 def depth_pixels(depth: NDArray[np.float32], scale: float = 1.0) -> Pixels:
-    """float32 (H, W) meters as 32FC1, multiplied by `scale`."""
+    """Convert float32 (H, W) meters, multiplied by `scale`, to 32FC1."""
     return _pixels(depth if scale == 1.0 else depth * np.float32(scale), "32FC1")
 
 
 def label_pixels(labels: NDArray[np.uint8], remap: NDArray[np.uint8] | None = None) -> Pixels:
-    """uint8 (H, W) class indices as mono8, looked up in `remap` (256 entries) where it is given."""
+    """Convert uint8 (H, W) class indices to mono8, mapped by `remap` (256 entries) if given."""
     return _pixels(labels if remap is None else cv2.LUT(labels, remap), "mono8")
 
 
 def color_pixels(labels: NDArray[np.uint8], palette: NDArray[np.uint8]) -> Pixels:
-    """uint8 (H, W) class indices as rgb8; `palette` is uint8 (256, 3) RGB."""
+    """Convert uint8 (H, W) class indices to rgb8; `palette` is uint8 (256, 3) RGB."""
     return _pixels(palette[labels], "rgb8")
 
 
 def float_pixels(values: NDArray[np.float32]) -> Pixels:
-    """float32 (H, W) as 32FC1 or (H, W, 3) as 32FC3."""
+    """Convert float32 (H, W) to 32FC1, or (H, W, 3) to 32FC3."""
     return _pixels(values, "32FC1" if values.ndim == 2 else "32FC3")
 
 
 def palette_table(palette: tuple[tuple[int, int, int], ...]) -> NDArray[np.uint8]:
-    """uint8 (256, 3) RGB: the classes' colors, and black beyond them."""
+    """Return the classes' colors, black for all other labels, as uint8 (256, 3) RGB."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = np.array(palette, np.uint8).reshape(-1, 3)[:256]
     return table
 
 
 def fill(message: Any, pixels: Pixels, header: Any) -> Any:
-    """Write `pixels` and `header` to an Image message. Returns it."""
+    """Write `pixels` and `header` to an Image message and return it."""
     message.header = header
     message.height, message.width = pixels.height, pixels.width
     message.encoding, message.is_bigendian = pixels.encoding, pixels.is_bigendian
@@ -116,10 +118,10 @@ def fill(message: Any, pixels: Pixels, header: Any) -> Any:
 
 
 def stamp_ns(header: Any) -> int:
-    """Nanoseconds of a header's stamp."""
+    """Return a header's stamp in nanoseconds."""
     return int(header.stamp.sec) * 1_000_000_000 + int(header.stamp.nanosec)
 
 
 def fits(info: Any, image: Any) -> bool:
-    """Whether a CameraInfo is about images of this size; one without a size says nothing."""
+    """Return whether a CameraInfo describes images of this size; True if it has no size."""
     return (info.width, info.height) in ((0, 0), (image.width, image.height))

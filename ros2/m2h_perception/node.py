@@ -1,4 +1,4 @@
-"""The node: images in, depth and labels out, each with the header of the image that it belongs to."""
+"""The node: images in, depth and labels out, each with the header of its input image."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ from m2h_perception.settings import Settings, defaults, unknown_parameters
 
 try:
     from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-except ImportError:  # then the log says what the status would
+except ImportError:  # then the status goes to the log
     DiagnosticArray = None
 
-#: Seconds between two warnings of one kind.
+#: Seconds between two warnings of the same kind.
 _THROTTLE = 5.0
 
-#: Turns a frame into the pixels of one topic.
+#: A topic's publisher, and the function from a frame to its pixels.
 _Output = tuple[Publisher, Callable[[StreamFrame], messages.Pixels]]
 
 
 class PerceptionNode(Node):
-    """Runs a bundle on a camera's topic.
+    """Run a bundle on a camera's topic.
 
-    The executor's thread takes images and hands the newest to a `Stream`; a thread of its own publishes what comes out.
-    Made, it has its parameters alone; `start` opens the bundle and the topics, and `close` is due in any case. Bad
-    parameters are an M2HError, or one of rclpy's exceptions, which `main` puts into words.
+    The executor's thread receives images and passes the newest to a `Stream`; a separate thread publishes the results.
+    The constructor only reads the parameters; `start` opens the bundle and the topics, and `close` must always be
+    called. Invalid parameters raise M2HError or one of rclpy's exceptions, which `main` reports.
     """
 
     def __init__(self) -> None:
         super().__init__("m2h_perception")
         values = {name: self._parameter(name, value) for name, value in defaults().items()}
         # Before the settings are checked: a misspelled name is often why one is missing. rclpy has no public list of
-        # what it was given; what it declares itself, such as use_sim_time, is known.
+        # the given parameters; those that it declares itself, such as use_sim_time, are known.
         given = getattr(self, "_parameter_overrides", {})
         for line in unknown_parameters(name for name in given if not self.has_parameter(name)):
             self.get_logger().warning(line)
@@ -68,15 +68,17 @@ class PerceptionNode(Node):
         self._ends = contextlib.ExitStack()
 
     def _parameter(self, name: str, default: Any) -> Any:
-        # ROS has 5 for an integer, and takes none where the default is 5.0. Read once, so setting one later is refused.
+        # ROS reads 5 as an integer and rejects it if the default is 5.0. Read once, so setting one later is rejected.
         descriptor = ParameterDescriptor(dynamic_typing=isinstance(default, float), read_only=True)
         return self.declare_parameter(name, default, descriptor).value
 
     def start(self) -> None:
         """Open the bundle and the topics.
 
-        Raises M2HError on a bundle that does not fit, CheckFailed where its self-test fails, ExternalShutdownException
-        where ROS was shut down meanwhile.
+        Raises:
+            M2HError: The bundle cannot be used.
+            CheckFailed: The bundle's self-test fails.
+            ExternalShutdownException: ROS was shut down in the meantime.
         """
         settings = self.settings
         self._remap = read_label_remap(settings.label_remap) if settings.label_remap else None
@@ -137,8 +139,8 @@ class PerceptionNode(Node):
 
     def _make_inputs(self) -> None:
         settings = self.settings
-        # Best effort fits publishers of either kind; a reliable subscription hears no sensor-data publisher, and alone
-        # loses none of a recording's images.
+        # A best-effort subscription matches publishers of either kind. A reliable one does not match a sensor-data
+        # publisher, but only a reliable one receives every image of a recording.
         best_effort, reliable = ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE
         profile = functools.partial(QoSProfile, history=HistoryPolicy.KEEP_LAST)
         depth = settings.output_queue_size
@@ -160,7 +162,7 @@ class PerceptionNode(Node):
             self.get_logger().warning("diagnostic_msgs is not installed: the log has the status instead")
         elif self.settings.diagnostics_topic:
             self._diagnostics = self.create_publisher(DiagnosticArray, self.settings.diagnostics_topic, 10)
-        # By the clock of a recording that stands still nothing would ever be said.
+        # With the clock of a paused recording the timer would never fire.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(self.settings.diagnostics_period_s, self._diagnose, clock=steady)
 
@@ -222,7 +224,7 @@ class PerceptionNode(Node):
                 self._publish(frame)
         except Exception as error:
             if self._closing or not self.context.ok():
-                return  # Ctrl-C takes the topics away below a frame that is on its way
+                return  # Ctrl-C removes the topics while a frame is being published
             self.failure = error if isinstance(error, M2HError) else M2HError(f"publishing failed: {error}")
             self._monitor.failed(str(self.failure))
             try:
@@ -255,7 +257,7 @@ class PerceptionNode(Node):
         publisher.publish(info)
 
     def close(self) -> None:
-        """Stop the stream, give back the engine and the topics. Harmless to call twice."""
+        """Stop the stream and release the engine and the topics. Idempotent."""
         self._closing = True
         self._ends.close()
 
@@ -265,7 +267,7 @@ class PerceptionNode(Node):
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Entry point: 0 after Ctrl-C or SIGTERM, 1 where the self-test or the stream failed, 2 on bad parameters."""
+    """Run the node; return 0 after Ctrl-C or SIGTERM, 1 if self-test or stream failed, 2 on invalid parameters."""
     node: PerceptionNode | None = None
     failure: M2HError | None = None
     try:
@@ -282,7 +284,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception:
         if rclpy.ok():
             raise
-        # SIGTERM takes the topics away below whatever is being done with them
+        # SIGTERM removes the topics while they are in use
     finally:
         _ignore_interrupts()
         if node is not None:
@@ -299,7 +301,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _init(args: Sequence[str] | None) -> None:
-    """Raises M2HError where ROS does not take the command line."""
+    """Initialize rclpy. Raises M2HError if ROS rejects the command line."""
     try:
         rclpy.init(args=None if args is None else list(args))
     except (RuntimeError, ValueError) as error:
@@ -307,9 +309,9 @@ def _init(args: Sequence[str] | None) -> None:
 
 
 class _Executor(SingleThreadedExecutor):
-    """An executor that SIGTERM may interrupt while it is made.
+    """An executor that SIGTERM may interrupt during construction.
 
-    rclpy's constructor fails where ROS was shut down just before, and its destructor then reads an attribute that the
+    rclpy's constructor fails if ROS was shut down just before, and its destructor then reads an attribute that the
     constructor did not set, and prints a traceback.
     """
 
@@ -326,22 +328,22 @@ def _spin(node: PerceptionNode) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    """What rclpy says, without the line that points at a character and without places in its sources."""
+    """Return rclpy's message without the line that marks a character and without locations in its sources."""
     lines = [line.strip() for line in re.sub(r", at \S+:\d+", "", str(error)).splitlines()]
     return " ".join(line for line in lines if line.strip("^"))
 
 
 def _ignore_interrupts() -> None:
-    """Ctrl-C under ros2 launch comes twice, from the terminal and from launch: the second finds the node closing."""
+    """Ignore further signals: under ros2 launch Ctrl-C arrives twice, from the terminal and from launch."""
     for _ in range(3):
-        with contextlib.suppress(KeyboardInterrupt):  # one that is pending
+        with contextlib.suppress(KeyboardInterrupt):  # a pending one
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
             return
 
 
 def _leave_stuck_engines(code: int) -> None:
-    """End at once where an engine does not come back: an interpreter that goes away below it aborts the process."""
+    """Exit immediately if an engine is stuck: a normal interpreter shutdown would abort the process."""
     if any(thread.daemon and thread.name.startswith("m2h-") for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()

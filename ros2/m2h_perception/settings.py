@@ -1,4 +1,4 @@
-"""The node's parameters. Names that mono_hydra_perception has too mean the same here."""
+"""The node's parameters. Names shared with mono_hydra_perception have the same meaning."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 from m2h_deploy.errors import M2HError
 
-#: Of seconds, of images, and of what depth is multiplied by: beyond it a parameter is a slip of the hand.
+#: Upper limit of numeric parameters; larger values are most likely typing errors.
 _MOST = 1_000_000
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One field a ROS parameter, with its default. An empty topic is off. A whole number does for a float."""
+    """The ROS parameters and their defaults, one field each. An empty topic is disabled; floats accept integers."""
 
     bundle: str = ""
     """Folder of the bundle."""
     device: str = ""
-    """Empty: what the bundle says."""
+    """Device of the engine; empty: the bundle's."""
     threads: int = 0
-    """Of the engine; 0: its own choice."""
+    """Threads of the engine; 0: its own choice."""
     self_test: bool = True
     """Run the bundle's golden self-test before the first frame."""
 
@@ -41,33 +41,33 @@ class Settings:
     publish_color_semantic: bool = False
     publish_synced_inputs: bool = True
     synced_rgb_topic: str = "/mono_hydra_perception/synced/image_raw"
-    """The image that the outputs belong to, as it came."""
+    """The unmodified image that the outputs belong to."""
     synced_camera_info_topic: str = "/mono_hydra_perception/synced/camera_info"
     """The camera's last CameraInfo with the image's header."""
 
     latest_only: bool = True
-    """Answer the newest image and forget what is older; else every image in turn, for a recording."""
+    """Process the newest image and discard older ones; else process every image in order, for a recording."""
     input_queue_size: int = 256
-    """Images that wait where `latest_only` is off; the oldest goes when it is full."""
+    """Number of images that may wait without `latest_only`; the oldest is dropped when the queue is full."""
     output_queue_size: int = 10
     skip_frequency: int = 1
-    """Take one image of this many."""
+    """Process one of this many images."""
     warn_output_lag_s: float = 5.0
-    """Say so when an image is this old when it arrives; 0: never."""
+    """Warn if an image is this old on arrival; 0: never."""
     max_output_lag_s: float = 0.0
-    """Drop an image that is this old when it arrives; 0: none."""
+    """Drop an image that is this old on arrival; 0: never."""
 
     input_color_order: str = "rgb"
-    """Of encodings that do not say it, such as 8UC3."""
+    """rgb or bgr: color order of encodings that do not define it, such as 8UC3."""
     depth_scale: float = 1.0
-    """Meters are multiplied by it."""
+    """Factor on the published depth, 1 for meters."""
     label_remap: str = ""
     """YAML file; see `m2h_perception.labels`."""
 
     camera_timeout_s: float = 2.0
-    """Without an image for this long the camera counts as dead."""
+    """Time without an image after which diagnostics report an error."""
     engine_timeout_s: float = 10.0
-    """An engine that takes longer is opened again."""
+    """An engine that takes longer is restarted."""
     diagnostics_topic: str = "/diagnostics"
     diagnostics_period_s: float = 1.0
 
@@ -99,7 +99,7 @@ class Settings:
 
 
 def unknown_parameters(names: Iterable[str]) -> list[str]:
-    """Return one line for each of `names` that is not a parameter, with the nearest parameter."""
+    """Return one line for each of `names` that is not a parameter, with the closest parameter name."""
     known = list(defaults())
     lines = []
     for name in sorted(set(names) - set(known)):
@@ -110,5 +110,5 @@ def unknown_parameters(names: Iterable[str]) -> list[str]:
 
 
 def defaults() -> dict[str, Any]:
-    """Every parameter's default, by name."""
+    """Return every parameter's default, by name."""
     return {field.name: field.default for field in fields(Settings)}

@@ -1,1 +1,1 @@
-"""Tables, charts and pages of measurements."""
+"""Tables, charts and pages of bench results."""

@@ -1,7 +1,7 @@
 """Charts of a bench result as SVG for a page.
 
-The drawings stretch to the width of the page, so they hold no text: axes are labeled in HTML around them, which stays
-legible on a phone.
+The drawings stretch to the width of the page, so they contain no text: axes are labeled in HTML around them, which
+stays legible on a phone.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 
 from m2h_deploy.profiling.report.words import number
 
-#: Coordinates of every drawing; the page gives it its size.
+#: Coordinates of every drawing; the page scales it.
 WIDTH, HEIGHT = 1000, 200
 
-#: Bars of a histogram at most; fewer where there are few runs.
+#: Largest number of bars of a histogram; fewer for few runs.
 _BINS = 80
 
-#: More points than this are thinned out: each stretch of time keeps its slowest run.
+#: Larger numbers of points are reduced: each time interval keeps its slowest run.
 _POINTS = 700
 
 
@@ -41,7 +41,7 @@ def _axis(low: float, high: float, unit: str) -> tuple[str, str, str]:
 
 
 def span(series: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """A common range for histograms: from the least to a little beyond the 99th percentiles."""
+    """Return a common range for histograms: from the minimum to slightly beyond the largest 99th percentile."""
     low = min(min(values) for values in series)
     high = max(float(np.percentile(values, 99)) for values in series)
     high += 0.08 * (high - low)
@@ -49,7 +49,7 @@ def span(series: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def histogram(values: Sequence[float], low: float, high: float, marks: Sequence[float]) -> Chart:
-    """How often each time occurs, with lines at `marks`. What lies beyond `high` is counted in the note."""
+    """Draw a histogram of times with lines at `marks`; values beyond `high` are counted in the note."""
     data = np.asarray(values, np.float64)
     bins = min(_BINS, max(12, len(data) // 4))
     counts, _ = np.histogram(data[data <= high], bins, (low, high))
@@ -76,7 +76,7 @@ def histogram(values: Sequence[float], low: float, high: float, marks: Sequence[
 
 
 def timeline(x: Sequence[float], y: Sequence[float], *, limit: float | None = None, top: float | None = None) -> Chart:
-    """Dots over time in seconds; `limit` is a dashed line, `top` where the y axis ends."""
+    """Draw dots over time in seconds; `limit` is a dashed line, `top` the end of the y axis."""
     xs, ys = _thin(np.asarray(x, np.float64), np.asarray(y, np.float64))
     low, high = float(xs.min()), float(xs.max())
     most = top if top is not None else float(ys.max()) * 1.05
@@ -92,7 +92,7 @@ def timeline(x: Sequence[float], y: Sequence[float], *, limit: float | None = No
 
 
 def sparkline(x: Sequence[float], y: Sequence[float]) -> str:
-    """A line over time, from its least to its most value."""
+    """Draw a line over time, scaled from its minimum to its maximum."""
     xs, ys = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if len(xs) < 2:
         return ""
@@ -105,7 +105,7 @@ def sparkline(x: Sequence[float], y: Sequence[float]) -> str:
 
 
 def _thin(xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most `_POINTS` points: of each stretch, its largest value."""
+    """Reduce to at most `_POINTS` points: the largest value of each interval."""
     if len(xs) <= _POINTS:
         return xs, ys
     keep = [piece[np.argmax(ys[piece])] for piece in np.array_split(np.arange(len(xs)), _POINTS)]

@@ -1,4 +1,4 @@
-"""A bench result as one HTML page."""
+"""Write a bench result as one HTML page."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from m2h_deploy.visualize.html import Cell, render_page
 
 
 def write_page(result: BenchResult, path: str | os.PathLike[str]) -> Path:
-    """Write the page: distribution, timeline, stages, camera, LoadGen, layers, machine. It needs no other file.
+    """Write the self-contained page: distribution, timeline, stages, camera, LoadGen, layers, machine.
 
-    Raises M2HError when it cannot be written or jinja2 is not installed.
+    Raises:
+        M2HError: The page cannot be written, or jinja2 is not installed.
     """
     page = render_page(
         "bench.html",
@@ -130,7 +131,7 @@ def _layers(result: BenchResult, index: int) -> dict[str, Any]:
 
 
 def _block_row(block: BlockTime, width: float) -> list[Cell | str]:
-    """The cells of a block, its share with a bar of `width` per cent."""
+    """Return the cells of a block, its share with a bar of `width` percent."""
     cells: list[Cell | str] = [*words.block_cells(block)]
     place = words.BLOCK_COLUMNS.index("share")
     cells[place] = Cell(str(cells[place]), drawing=f'<i class="share" style="width: {width:.1f}%"></i>')

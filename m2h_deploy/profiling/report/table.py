@@ -1,4 +1,4 @@
-"""A bench result in the terminal."""
+"""Print a bench result in the terminal."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from m2h_deploy.profiling.measure import STAGES
 from m2h_deploy.profiling.report import words
 from m2h_deploy.profiling.result import BenchResult
 
-#: Place of the coefficient of variation among `words.latency_cells`.
+#: Index of the coefficient of variation in `words.latency_cells`.
 _VARIATION = words.LATENCY_COLUMNS.index("variation") - 1
 
 
 def print_bench(result: BenchResult, console: Console) -> None:
-    """Print every table of the result, then its warnings."""
+    """Print all tables of the result, then its warnings."""
     height, width = result.image
     net_height, net_width = result.network
     console.print(Text(f"frames {width} x {height}, network {net_width} x {net_height}, {result.seconds:.0f} s"))

@@ -1,4 +1,4 @@
-"""Figures as the terminal and the page show them."""
+"""Format figures for the terminal and the page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from m2h_deploy.profiling.machine import Machine
 from m2h_deploy.profiling.result import BenchResult, SubjectResult, mean_readings
 from m2h_deploy.profiling.statistics import Estimate, Summary
 
-# Columns of the tables, the same in the terminal and on the page; the first is the subject's.
+# Columns of the tables, the same in the terminal and on the page; the first is for the subject.
 LATENCY_COLUMNS = ("ms", "runs", "p50", "p90", "p99", "most", "variation", "per second")
 RATIO_COLUMNS = ("times as fast", "whole frame", "inference")
 CAMERA_COLUMNS = (
@@ -21,7 +21,7 @@ MACHINE_COLUMNS = ("the machine meanwhile", "mean (least to most)")
 
 
 def number(value: float) -> str:
-    """Three digits that count, without an exponent: 0.0123, 1.23, 123."""
+    """Format with three significant digits, without an exponent: 0.0123, 1.23, 123."""
     if value == 0:
         return "0"
     size = abs(value)
@@ -30,20 +30,20 @@ def number(value: float) -> str:
 
 
 def interval(estimate: Estimate) -> str:
-    """`12.3 (12.1 to 12.9)`; an end that the samples do not bound is a question mark."""
+    """Format `12.3 (12.1 to 12.9)`; an unbounded end is a question mark."""
     low = "?" if estimate.low is None else number(estimate.low)
     high = "?" if estimate.high is None else number(estimate.high)
     return f"{number(estimate.value)} ({low} to {high})"
 
 
 def times(estimate: Estimate) -> str:
-    """A ratio with its interval: `1.23 (1.21 to 1.26)`."""
+    """Format a ratio with its interval: `1.23 (1.21 to 1.26)`."""
     low, high = ("?" if end is None else f"{end:.2f}" for end in (estimate.low, estimate.high))
     return f"{estimate.value:.2f} ({low} to {high})"
 
 
 def latency_cells(total: Summary) -> list[str]:
-    """Cells of LATENCY_COLUMNS after the subject."""
+    """Return the cells of LATENCY_COLUMNS after the subject."""
     return [
         str(total.count),
         *(interval(estimate) for estimate in (total.p50, total.p90, total.p99)),
@@ -54,7 +54,7 @@ def latency_cells(total: Summary) -> list[str]:
 
 
 def camera_cells(run: CameraRun, *, intervals: bool = True) -> list[str]:
-    """Cells of CAMERA_COLUMNS after the subject; a terminal has no room for `intervals`."""
+    """Return the cells of CAMERA_COLUMNS after the subject; a terminal is too narrow for `intervals`."""
     age = run.age
     percentiles = (age.p50, age.p90, age.p99)
     return [
@@ -70,7 +70,7 @@ def camera_cells(run: CameraRun, *, intervals: bool = True) -> list[str]:
 
 
 def load_cells(load: LoadRun) -> list[str]:
-    """Cells of LOAD_COLUMNS after the subject."""
+    """Return the cells of LOAD_COLUMNS after the subject."""
     total = load.samples.summary()["total"]
     return [
         load.settings.scenario,
@@ -84,20 +84,20 @@ def load_cells(load: LoadRun) -> list[str]:
 
 
 def load_figure(summary: LoadSummary) -> str:
-    """LoadGen's figure of a scenario: `p90 12.3 ms`, `98.5 samples/s`."""
+    """Format LoadGen's figure of a scenario: `p90 12.3 ms`, `98.5 samples/s`."""
     if "(ns)" in summary.figure:
         return f"p{float(summary.figure.split('th')[0]):g} {number(summary.value / 1e6)} ms"
     return f"{number(summary.value)} samples/s"
 
 
 def subject_facts(subject: SubjectResult) -> str:
-    """Engine, precision, threads and how the warm-up went."""
+    """Describe engine, precision, threads and the warm-up."""
     threads = "threads of its own choice" if subject.threads is None else f"threads {subject.threads}"
     return f"{subject.description}, {subject.precision}, {threads}; warm-up {subject.warm_up}"
 
 
 def machine_facts(machine: Machine) -> dict[str, str]:
-    """The machine, a fact a line."""
+    """Return facts about the machine by name, for one line each."""
     cores = f"{len(machine.affinity)} of {machine.cores} cores (affinity {_ranges(machine.affinity)})"
     memory = "" if machine.memory_gb is None else f", {machine.memory_gb:.0f} GB"
     facts = {"CPU": f"{machine.cpu}, {cores}{memory}"}
@@ -115,7 +115,7 @@ def machine_facts(machine: Machine) -> dict[str, str]:
 
 
 def _ranges(cores: tuple[int, ...]) -> str:
-    """`0-3, 8`."""
+    """Format core numbers as ranges: `0-3, 8`."""
     parts: list[list[int]] = []
     for core in cores:
         if parts and core == parts[-1][-1] + 1:
@@ -126,12 +126,12 @@ def _ranges(cores: tuple[int, ...]) -> str:
 
 
 def device_facts(times: Summary) -> str:
-    """The engine alone, by the GPU's events."""
+    """Format the times of the engine alone, by the GPU's events."""
     return f"engine alone on the GPU, by events: p50 {interval(times.p50)} ms, p99 {interval(times.p99)} ms"
 
 
 def memory_words(result: BenchResult) -> str:
-    """Resident memory of the process."""
+    """Format the resident memory of the process."""
     memory = result.memory
     parts = [
         f"{value:.0f} MB {when}"
@@ -146,7 +146,7 @@ def memory_words(result: BenchResult) -> str:
 
 
 def reading_words(result: BenchResult) -> dict[str, str]:
-    """Everything that the machine told: least, mean, most."""
+    """Format all readings: mean, minimum and maximum."""
     return {
         name: number(mean) if least == most else f"{number(mean)} ({number(least)} to {number(most)})"
         for name, (least, mean, most) in mean_readings(result.readings).items()
@@ -154,7 +154,7 @@ def reading_words(result: BenchResult) -> dict[str, str]:
 
 
 def machine_rows(result: BenchResult) -> dict[str, str]:
-    """Readings, memory and the measured roofline: cells of MACHINE_COLUMNS."""
+    """Return readings, memory and the measured roofline: cells of MACHINE_COLUMNS."""
     rows = {**reading_words(result), "resident memory": memory_words(result)}
     roof = result.roofline
     if roof is not None:
@@ -164,7 +164,7 @@ def machine_rows(result: BenchResult) -> dict[str, str]:
 
 
 def block_cells(block: BlockTime) -> list[str]:
-    """Cells of BLOCK_COLUMNS. A share above the roofline has no meaning as a number, see `above_roofline`."""
+    """Return the cells of BLOCK_COLUMNS; a share above 100 % of the roofline is shown without a number."""
     return [
         block.block,
         str(block.layers),
@@ -182,7 +182,7 @@ def _roofline_share(share: float) -> str:
 
 
 def above_roofline(result: BenchResult) -> str | None:
-    """Explain blocks that are faster than the roofline allows; None where there are none."""
+    """Explain blocks that are faster than the roofline allows; None without such blocks."""
     blocks = [block for profile in result.layers for block in profile.blocks]
     above = list(dict.fromkeys(block.block for block in blocks if (block.of_roofline or 0.0) > 1))
     if not above:

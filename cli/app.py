@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cli.console import say, show_log
+from m2h_deploy.backends import KINDS
 from m2h_deploy.causes import machine_words
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.stdio import end_on_signals, prepare_streams
@@ -26,8 +27,7 @@ app = typer.Typer(
 EXTRA_OF = {
     "onnx": "build",
     **dict.fromkeys(("torch", "onnxscript", "safetensors"), "export"),
-    "onnxruntime": "onnxruntime",
-    "openvino": "openvino",
+    **{kind.module: kind.extra for kind in KINDS.values()},
     **dict.fromkeys(("kornia", "tomli"), "train"),
     "rerun": "rerun",
     **dict.fromkeys(("h5py", "scipy"), "data"),

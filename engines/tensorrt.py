@@ -105,7 +105,7 @@ def build_tensorrt(
     found = graph_precision(proto, model)
     if found != precision:
         raise M2HError(f"{model} is {found}, not {precision}: convert it before it is compiled")
-    record = build_plan(model, folder / PLAN_FILE, flavor=flavor, options=options)
+    record = _compile(check_flavor(flavor, options), proto, model, folder / PLAN_FILE, flavor, options)
     if options.strip_weights:
         (folder / WEIGHTS_FILE).write_bytes(model.read_bytes())
     details = {key: value for key, value in asdict(options).items() if key not in ("targets", "plugins")}
@@ -135,14 +135,22 @@ def build_plan(model: Path, plan: Path, *, flavor: str, options: TensorRtOptions
     The network is strongly typed (the graph's casts and Q/DQ decide) and TF32 is off. Raises M2HError with TensorRT's
     own words, by node and block, when the graph cannot be parsed or built. `plan` is written atomically.
     """
-    from m2h_deploy.onnx_graph.files import onnx_sha256, read_onnx
-    from m2h_deploy.onnx_graph.precision import graph_precision
+    from m2h_deploy.onnx_graph.files import read_onnx
 
     options = options or TensorRtOptions()
     if not plan.absolute().parent.is_dir():
         raise M2HError(f"cannot write {plan}: its folder does not exist")
     trt = check_flavor(flavor, options)
-    proto = read_onnx(model)
+    return _compile(trt, read_onnx(model), model, plan, flavor, options)
+
+
+def _compile(
+    trt: Any, proto: onnx.ModelProto, model: Path, plan: Path, flavor: str, options: TensorRtOptions
+) -> BuildRecord:
+    """Compile the file `model`, which holds `proto`, to `plan` with the flavor's module `trt`; see `build_plan`."""
+    from m2h_deploy.onnx_graph.files import onnx_sha256
+    from m2h_deploy.onnx_graph.precision import graph_precision
+
     logger, messages = listen(flavor)
     builder = trt.Builder(logger)
     _load_plugins(builder, options.plugins)
@@ -154,11 +162,10 @@ def build_plan(model: Path, plan: Path, *, flavor: str, options: TensorRtOptions
     if serialized is None:
         raise M2HError(f"{NAMES[flavor]} {trt.__version__} cannot build {model}: {_reason(messages, flavor, options)}")
     write_bytes(plan, memoryview(serialized))
-    precision = graph_precision(proto)
     return BuildRecord(
         flavor=flavor,
         version=trt.__version__,
-        precision=precision,
+        precision=graph_precision(proto),
         options=options,
         onnx_sha256=onnx_sha256(model),
         plan_bytes=plan.stat().st_size,

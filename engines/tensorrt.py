@@ -27,10 +27,10 @@ from m2h_deploy.backends.cuda import missing_gpu
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
 from m2h_deploy.backends.tensorrt_log import Messages, listen
 from m2h_deploy.blocks import block_of
-from m2h_deploy.bundle.folder import file_sha256
 from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import library_path, write_bytes
+from m2h_deploy.files.digests import file_sha256
 
 if TYPE_CHECKING:
     import onnx

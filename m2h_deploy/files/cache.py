@@ -1,4 +1,4 @@
-"""What engines compile on a machine and keep for the next start: in the user's cache folder, never in a bundle."""
+"""Files in the user's cache folder: compiled kernels and calibration ranges, never part of a bundle."""
 
 from __future__ import annotations
 

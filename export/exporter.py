@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from export import graph
 from export.check import CheckReport, check_export
 from export.deploy_form import to_deploy
-from export.options import DEFAULT_OPSET, PUBLISHED, ExportOptions, Form, Windows
+from export.options import DEFAULT_OPSET, PUBLISHED, ExportOptions
 from export.raw_pixels import Sensor, add_sensor
 from export.raw_pixels_check import check_sensor
 from export.static_form import to_static
@@ -30,7 +30,7 @@ from m2h_deploy.errors import CheckFailed
 from m2h_deploy.files.atomic import check_writable, library_path, whole_file
 from m2h_deploy.model.checkpoint import weights_digest
 from m2h_deploy.model.network import M2H
-from m2h_deploy.onnx_graph.info import GraphInfo
+from m2h_deploy.onnx_graph.info import Form, GraphInfo, Windows
 from m2h_deploy.runtime.preprocess import Normalization
 from m2h_deploy.version import __version__
 

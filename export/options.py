@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from export.raw_pixels import Sensor
 from m2h_deploy.bundle.manifest import MAX_CLASSES, Classes
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model.config import ModelConfig
+from m2h_deploy.onnx_graph.info import Form, Windows
 from m2h_deploy.runtime.preprocess import PRESETS, Normalization
 from m2h_deploy.tasks import TASKS
 
@@ -20,8 +20,6 @@ OPSETS = range(18, 24)
 
 MIN_SIDE, MAX_SIDE = 14, 4096
 PUBLISHED = PRESETS["published"]
-Form = Literal["reference", "deploy"]
-Windows = Literal["standard", "functions"]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export import graph
 from m2h_deploy.errors import M2HError
 from m2h_deploy.onnx_graph.edit import copy_of, rename_values, replace_nodes
-from m2h_deploy.onnx_graph.info import GraphInfo, SensorGraphInfo
+from m2h_deploy.onnx_graph.info import GraphInfo, SensorDepth, SensorFormat, SensorGraphInfo
 from m2h_deploy.runtime.preprocess import MIN_SIDE, Normalization
 from m2h_deploy.tasks import RESULTS, TABLE
 
@@ -37,10 +37,10 @@ class Sensor:
 
     camera: tuple[int, int]
     """Width and height of the camera's image."""
-    format: Literal["uint8", "nv12"] = "uint8"
+    format: SensorFormat = "uint8"
     """uint8: (N, H, W, 3) BGR. nv12: (N, 3/2 H, W), the plane of Y above the plane of interleaved U and V."""
     outputs: tuple[str, ...] = tuple(RESULTS)
-    depth: Literal["float32", "uint16"] = "float32"
+    depth: SensorDepth = "float32"
     """float32: meters. uint16: millimeters, at most 65.535 m; TensorRT has no such type."""
 
     def __post_init__(self) -> None:

@@ -9,13 +9,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from pydantic import ValidationError
 
 from m2h_deploy.bundle.manifest import (
+    LARGEST_SIDE,
     MAX_CLASSES,
     CalibrationInfo,
     Classes,
@@ -26,6 +27,7 @@ from m2h_deploy.bundle.manifest import (
 )
 from m2h_deploy.errors import M2HError, first_line
 from m2h_deploy.runtime.preprocess import Normalization
+from m2h_deploy.tasks import TASKS
 
 if TYPE_CHECKING:
     import onnx
@@ -34,6 +36,16 @@ if TYPE_CHECKING:
 VERSION, VARIANT, PRECISION = "m2h.version", "m2h.variant", "m2h.precision"
 _OWN, _SENSOR, _LOWERED = "m2h.", "m2h.sensor", "m2h.lowered"
 
+#: How the network is written as a graph, and WMCA's windows in it; see `export.export_onnx`.
+Form = Literal["reference", "deploy"]
+Windows = Literal["standard", "functions"]
+
+#: A camera's pixels, and the depth that a sensor graph gives.
+SensorFormat = Literal["uint8", "nv12"]
+SensorDepth = Literal["float32", "uint16"]
+
+_PRECISIONS = ("fp32", "fp16", "int8")
+
 _R = TypeVar("_R", bound=Record)
 
 
@@ -41,10 +53,10 @@ _R = TypeVar("_R", bound=Record)
 class SensorGraphInfo:
     """What a sensor graph says about its camera and the network inside of it; sizes are width and height."""
 
-    format: Literal["uint8", "nv12"]
+    format: SensorFormat
     camera: tuple[int, int]
     network: tuple[int, int]
-    depth: Literal["float32", "uint16"] = "float32"
+    depth: SensorDepth = "float32"
 
 
 class Lowered(Record):
@@ -69,8 +81,8 @@ class GraphInfo:
     normalization: Normalization
     """Normalization of the input images."""
     classes: Classes
-    form: str
-    windows: str
+    form: Form
+    windows: Windows
     version: str | None = None
     """Version of m2h-deploy that exported the file."""
     torch: str | None = None
@@ -105,8 +117,8 @@ class GraphInfo:
                 tasks=tuple(metadata["m2h.tasks"].split(",")),
                 normalization=Normalization.from_json(metadata["m2h.normalization"]),
                 classes=_parse_record(Classes, metadata["m2h.classes"], "m2h.classes"),
-                form=metadata["m2h.form"],
-                windows=metadata["m2h.windows"],
+                form=metadata["m2h.form"],  # type: ignore[arg-type]
+                windows=metadata["m2h.windows"],  # type: ignore[arg-type]
                 version=metadata.get(VERSION),
                 torch=metadata.get("m2h.torch"),
                 sensor=_parse_sensor(metadata.get(_SENSOR)),
@@ -176,12 +188,29 @@ def _problem(info: GraphInfo) -> str | None:
         return "m2h.weights_sha256 is not a sha256"
     sensor = info.sensor
     if sensor is not None and not all(_is_size(size) for size in (sensor.camera, sensor.network)):
-        return "m2h.sensor has no sizes"
-    return None
+        return f"m2h.sensor has no sizes of 1 to {LARGEST_SIDE} pixels"
+    return next(_unknown_values(info), None)
+
+
+def _unknown_values(info: GraphInfo) -> Iterator[str]:
+    """Yield the entries that hold a value which this version does not know."""
+    expected: list[tuple[str, Any, tuple[str, ...]]] = [
+        ("m2h.form", info.form, get_args(Form)),
+        ("m2h.windows", info.windows, get_args(Windows)),
+        *(("m2h.tasks", task, TASKS) for task in info.tasks),
+    ]
+    if info.precision is not None:
+        expected.append((PRECISION, info.precision, _PRECISIONS))
+    if info.sensor is not None:
+        expected.append((f"the format in {_SENSOR}", info.sensor.format, get_args(SensorFormat)))
+        expected.append((f"the depth in {_SENSOR}", info.sensor.depth, get_args(SensorDepth)))
+    for entry, value, known in expected:
+        if value not in known:
+            yield f"{entry} is '{value!s:.40}', expected {' or '.join(known)}"
 
 
 def _is_size(size: tuple[int, ...]) -> bool:
-    return len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+    return len(size) == 2 and all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in size)
 
 
 def _parse_sensor(text: str | None) -> SensorGraphInfo | None:

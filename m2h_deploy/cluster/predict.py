@@ -190,7 +190,7 @@ class _Stamp:
             return content["digest"] == row.key and all(
                 _size_and_time(folder / name) == tuple(known) for name, known in content["files"].items()
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return False
 
     def write(self, row: Row, files: list[Path]) -> None:

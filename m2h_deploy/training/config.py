@@ -145,7 +145,7 @@ def parse_config(text: str, origin: str, *, training: bool = True) -> TrainConfi
     tomllib = _toml_reader()
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise M2HError(f"{origin} is not TOML: {error}") from None
     # A TOML array of tables is best read in the singular: [[stage]].
     if "stage" in values:

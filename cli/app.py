@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from cli.console import say, send_json_to, show_log
+from m2h_deploy.backends import KINDS
 from m2h_deploy.bundle.folder import MANIFEST, check_outside
 from m2h_deploy.causes import machine_words
 from m2h_deploy.errors import M2HError, missing_extra
@@ -54,8 +55,7 @@ app = typer.Typer(
 EXTRA_OF = {
     "onnx": "build",
     **dict.fromkeys(("torch", "onnxscript", "safetensors"), "export"),
-    "onnxruntime": "onnxruntime",
-    "openvino": "openvino",
+    **{kind.module: kind.extra for kind in KINDS.values()},
     **dict.fromkeys(("kornia", "tomli"), "train"),
     "rerun": "rerun",
     **dict.fromkeys(("h5py", "scipy"), "data"),

@@ -103,7 +103,7 @@ def _convert(
 ) -> PrecisionReport:
     from engines.precision.calibration import Calibration, select_frames
     from engines.precision.convert import to_fp16, to_int8
-    from m2h_deploy.backends.cache import user_cache_folder
+    from m2h_deploy.files.cache import user_cache_folder
 
     frames = None
     if pictures is not None:

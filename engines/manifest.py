@@ -7,7 +7,6 @@ from typing import Any
 
 import onnx
 
-from m2h_deploy.bundle.folder import file_sha256
 from m2h_deploy.bundle.manifest import (
     EngineInfo,
     InputSpec,
@@ -20,6 +19,7 @@ from m2h_deploy.bundle.manifest import (
     record_fields,
 )
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files.digests import file_sha256
 from m2h_deploy.onnx_graph.files import onnx_sha256
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.onnx_graph.interface import DTYPES, dims_of

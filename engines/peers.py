@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from engines.registry import ENGINES, options_of
 from m2h_deploy.backends import KINDS, Backend, BackendOptions, open_backend
-from m2h_deploy.bundle.folder import Bundle, file_sha256
+from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.causes import reason
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import scratch_folder
+from m2h_deploy.files.digests import file_sha256
 from m2h_deploy.profiling import Subject, subject_of
 from m2h_deploy.runtime.runtime import Runtime
 

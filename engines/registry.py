@@ -29,11 +29,8 @@ Options = TypeVar("Options", bound=EngineOptions)
 
 @dataclass(frozen=True)
 class DoctorRow:
-    """How `doctor` detects an engine."""
+    """How `doctor` finds the devices of an engine."""
 
-    distributions: tuple[str, ...]
-    """Python packages that provide it; the first installed one is used."""
-    module: str
     devices: Callable[[Any, Nvidia], tuple[str, ...]]
     """Function of (module, GPUs of this machine) to the devices that the engine can use here."""
     without_devices: str = ""
@@ -61,7 +58,7 @@ class EngineBuilder(Generic[Options]):
     """Check that the engine supports the graph of a file."""
 
 
-def _tensorrt(flavor: str, distributions: tuple[str, ...], without_devices: str) -> EngineBuilder[TensorRtOptions]:
+def _tensorrt(flavor: str, without_devices: str) -> EngineBuilder[TensorRtOptions]:
     return EngineBuilder(
         flavor,
         TensorRtOptions,
@@ -69,7 +66,7 @@ def _tensorrt(flavor: str, distributions: tuple[str, ...], without_devices: str)
         check_machine=partial(check_flavor, flavor),
         check_options=lambda options, precision: check_options(flavor, options),
         check_graph=check_graph,
-        doctor=DoctorRow(distributions, flavor.replace("-", "_"), _gpus, without_devices),
+        doctor=DoctorRow(_gpus, without_devices),
     )
 
 
@@ -87,7 +84,7 @@ _BUILDERS: tuple[EngineBuilder[Any], ...] = (
         OnnxRuntimeOptions,
         build=build_onnxruntime,
         check_machine=check_onnxruntime,
-        doctor=DoctorRow(("onnxruntime", "onnxruntime-gpu"), "onnxruntime", _providers),
+        doctor=DoctorRow(_providers),
     ),
     EngineBuilder(
         "openvino",
@@ -95,14 +92,10 @@ _BUILDERS: tuple[EngineBuilder[Any], ...] = (
         build=build_openvino,
         check_machine=lambda options: load_openvino(),
         check_options=check_hint,
-        doctor=DoctorRow(("openvino",), "openvino", lambda module, nvidia: tuple(module.Core().available_devices)),
+        doctor=DoctorRow(lambda module, nvidia: tuple(module.Core().available_devices)),
     ),
-    _tensorrt("tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "needs an NVIDIA GPU"),
-    _tensorrt(
-        "tensorrt-rtx",
-        ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
-        "builds here; running needs an NVIDIA GPU",
-    ),
+    _tensorrt("tensorrt", "needs an NVIDIA GPU"),
+    _tensorrt("tensorrt-rtx", "builds here; running needs an NVIDIA GPU"),
 )
 
 ENGINES = {builder.name: builder for builder in _BUILDERS}

@@ -27,10 +27,10 @@ from m2h_deploy.backends.cuda import missing_gpu
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
 from m2h_deploy.backends.tensorrt_log import Messages, listen
 from m2h_deploy.blocks import block_of
-from m2h_deploy.bundle.folder import file_sha256
 from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import library_path, write_bytes
+from m2h_deploy.files.digests import file_sha256
 
 if TYPE_CHECKING:
     import onnx
@@ -113,7 +113,7 @@ def build_tensorrt(
     found = graph_precision(proto, model)
     if found != precision:
         raise M2HError(f"{model} is {found}, not {precision}: convert it before it is compiled")
-    record = build_plan(model, folder / PLAN_FILE, flavor=flavor, options=options)
+    record = _compile(check_flavor(flavor, options), proto, model, folder / PLAN_FILE, flavor, options)
     if options.strip_weights:
         (folder / WEIGHTS_FILE).write_bytes(model.read_bytes())
     details = {key: value for key, value in asdict(options).items() if key not in ("targets", "plugins")}
@@ -145,14 +145,22 @@ def build_plan(model: Path, plan: Path, *, flavor: str, options: TensorRtOptions
     Raises:
         M2HError: The graph cannot be parsed or built; the message has TensorRT's own text, by node and block.
     """
-    from m2h_deploy.onnx_graph.files import onnx_sha256, read_onnx
-    from m2h_deploy.onnx_graph.precision import graph_precision
+    from m2h_deploy.onnx_graph.files import read_onnx
 
     options = options or TensorRtOptions()
     if not plan.absolute().parent.is_dir():
         raise M2HError(f"cannot write {plan}: its folder does not exist")
     trt = check_flavor(flavor, options)
-    proto = read_onnx(model)
+    return _compile(trt, read_onnx(model), model, plan, flavor, options)
+
+
+def _compile(
+    trt: Any, proto: onnx.ModelProto, model: Path, plan: Path, flavor: str, options: TensorRtOptions
+) -> BuildRecord:
+    """Compile the file `model`, which holds `proto`, to `plan` with the flavor's module `trt`; see `build_plan`."""
+    from m2h_deploy.onnx_graph.files import onnx_sha256
+    from m2h_deploy.onnx_graph.precision import graph_precision
+
     logger, messages = listen(flavor)
     builder = trt.Builder(logger)
     _load_plugins(builder, options.plugins)
@@ -164,11 +172,10 @@ def build_plan(model: Path, plan: Path, *, flavor: str, options: TensorRtOptions
     if serialized is None:
         raise M2HError(f"{NAMES[flavor]} {trt.__version__} cannot build {model}: {_reason(messages, flavor, options)}")
     write_bytes(plan, memoryview(serialized))
-    precision = graph_precision(proto)
     return BuildRecord(
         flavor=flavor,
         version=trt.__version__,
-        precision=precision,
+        precision=graph_precision(proto),
         options=options,
         onnx_sha256=onnx_sha256(model),
         plan_bytes=plan.stat().st_size,

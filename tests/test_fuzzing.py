@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from m2h_deploy import M2HError, Prediction, Runtime
-from m2h_deploy.bundle.folder import file_sha256, load_bundle
+from m2h_deploy.bundle.folder import load_bundle
+from m2h_deploy.files.digests import file_sha256
 from m2h_deploy.files.images import read_image
 from tests.engines_at_no_cost import NoCost
 

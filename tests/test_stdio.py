@@ -107,7 +107,7 @@ def test_a_user_without_a_home_or_an_entry(tiny_checkpoint, tiny_bundle, tmp_pat
     work = tmp_path / "work"
     assert {entry.name for entry in work.iterdir()} == {"o", "m.onnx", "b"}  # and no folder called ~
     assert {oct(file.stat().st_mode & 0o777) for file in work.rglob("*") if file.is_file()} == {"0o600"}
-    cache = "from m2h_deploy.backends.cache import user_cache_folder; print(user_cache_folder('x'))"
+    cache = "from m2h_deploy.files.cache import user_cache_folder; print(user_cache_folder('x'))"
     assert stranger(cache).strip() == "None"
 
 

@@ -47,9 +47,7 @@ def examine() -> dict[str, Any]:
         engines={engine.kind: engine.version for engine in engines if engine.version},
         capabilities=[gpu.compute_capability for gpu in nvidia.gpus if gpu.compute_capability],
         cpu_features=frozenset(cpu.features),
-        distributions=frozenset(
-            name for engine in ENGINES.values() for name in engine.doctor.distributions if _version(name)
-        ),
+        distributions=frozenset(name for kind in KINDS.values() for name in kind.distributions if _version(name)),
     )
     return {
         "m2h_deploy": __version__,
@@ -84,13 +82,13 @@ def _version(distribution: str) -> str | None:
 
 
 def _engine(kind: str, nvidia: Nvidia) -> EngineStatus:
-    row = ENGINES[kind].doctor
-    install = install_extra(KINDS[kind].extra)
-    version = next((found for name in row.distributions if (found := _version(name))), None)
+    engine, row = KINDS[kind], ENGINES[kind].doctor
+    install = install_extra(engine.extra)
+    version = next((found for name in engine.distributions if (found := _version(name))), None)
     if version is None:
         return EngineStatus(kind, None, (), install, f"not installed: {install}")
     try:
-        devices = row.devices(importlib.import_module(row.module), nvidia)
+        devices = row.devices(importlib.import_module(engine.module), nvidia)
     except Exception as error:  # a broken native library can raise any type
         return EngineStatus(kind, None, (), None, f"{version} is installed but does not load: {reason(error)}")
     return EngineStatus(kind, version, devices, None, ", ".join(devices) or row.without_devices)

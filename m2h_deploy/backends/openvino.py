@@ -14,11 +14,11 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from m2h_deploy.backends.base import Backend, BackendOptions, LayerTime, Run
-from m2h_deploy.backends.cache import user_cache_folder
 from m2h_deploy.backends.outputs import OutputArrays, Outputs, check_tensor
 from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import library_path
+from m2h_deploy.files.cache import user_cache_folder
 
 #: Virtual devices, which choose among others and so are not listed as available.
 _VIRTUAL_DEVICES = ("AUTO", "HETERO", "MULTI", "BATCH")

@@ -15,31 +15,108 @@ from m2h_deploy.errors import BundleError, M2HError, engine_error, missing_extra
 
 
 @dataclass(frozen=True)
+class TritonBackend:
+    """The backend of Triton that runs engine files of one kind."""
+
+    name: str
+    file: str
+    """Name of the engine file in a model repository."""
+
+
+@dataclass(frozen=True)
+class CppEngine:
+    """What building libm2h for one engine kind requires."""
+
+    needs: str
+    """Markdown: the engine's C++ libraries, and the CMake options that name them."""
+    cmake: str = "3.16"
+    """Lowest version of CMake."""
+
+
+@dataclass(frozen=True)
 class EngineKind:
     """How to run engines of one kind. Functions are written as `module:name`, below `m2h_deploy.backends`."""
 
     name: str
     extra: str
     """The extra of this project that installs the engine."""
+    module: str
+    """The engine's Python module."""
+    distributions: tuple[str, ...]
+    """Python packages that carry the module; the first that is installed counts."""
     open: str
     """(Bundle, BackendOptions) -> Backend."""
     profile: str
     """(Bundle, BackendOptions, number of runs) -> the layers of every run."""
     needs_gpu: bool = False
     """Whether it runs only on NVIDIA GPUs."""
+    triton: TritonBackend | None = None
+    """None: Triton has no backend for it."""
+    cpp: CppEngine | None = None
+    """None: libm2h does not run it."""
 
 
 KINDS = {
     kind.name: kind
     for kind in (
-        EngineKind("onnxruntime", "onnxruntime", "onnxruntime:OnnxRuntimeBackend", "onnxruntime:profile"),
-        EngineKind("openvino", "openvino", "openvino:OpenVINOBackend", "openvino:profile"),
-        EngineKind("tensorrt", "tensorrt", "tensorrt:TensorRTBackend", "tensorrt_profile:profile", needs_gpu=True),
         EngineKind(
-            "tensorrt-rtx", "tensorrt-rtx", "tensorrt:TensorRTBackend", "tensorrt_profile:profile", needs_gpu=True
+            "onnxruntime",
+            extra="onnxruntime",
+            module="onnxruntime",
+            distributions=("onnxruntime", "onnxruntime-gpu"),
+            open="onnxruntime:OnnxRuntimeBackend",
+            profile="onnxruntime:profile",
+            triton=TritonBackend("onnxruntime", "model.onnx"),
+            cpp=CppEngine(
+                "ONNX Runtime: its release archive with `-DONNXRUNTIME_ROOT=...`, or Debian's libonnxruntime-dev"
+            ),
+        ),
+        EngineKind(
+            "openvino",
+            extra="openvino",
+            module="openvino",
+            distributions=("openvino",),
+            open="openvino:OpenVINOBackend",
+            profile="openvino:profile",
+            cpp=CppEngine(
+                "OpenVINO: its archive or apt package with `-DOpenVINO_DIR=.../runtime/cmake`, or `pip install "
+                "openvino` and `-DM2H_PYTHON=$(which python3)`"
+            ),
+        ),
+        EngineKind(
+            "tensorrt",
+            extra="tensorrt",
+            module="tensorrt",
+            distributions=("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+            open="tensorrt:TensorRTBackend",
+            profile="tensorrt_profile:profile",
+            needs_gpu=True,
+            triton=TritonBackend("tensorrt", "model.plan"),
+            # CMake 3.17 is the first that finds CUDA.
+            cpp=CppEngine("TensorRT and CUDA: `-DTENSORRT_ROOT=...`", cmake="3.17"),
+        ),
+        EngineKind(
+            "tensorrt-rtx",
+            extra="tensorrt-rtx",
+            module="tensorrt_rtx",
+            distributions=("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
+            open="tensorrt:TensorRTBackend",
+            profile="tensorrt_profile:profile",
+            needs_gpu=True,
+            cpp=CppEngine(
+                "TensorRT-RTX and CUDA: `-DTENSORRT_ROOT=... -DM2H_TENSORRT_FLAVOR=tensorrt-rtx`", cmake="3.17"
+            ),
         ),
     )
 }
+
+
+def engine_kind(bundle: Bundle) -> EngineKind:
+    """Return the entry of a bundle's engine. Raise BundleError for an unknown kind."""
+    kind = bundle.manifest.engine.kind
+    if kind not in KINDS:
+        raise BundleError(f"{bundle.path}: unknown engine kind '{kind}': known are {', '.join(KINDS)}")
+    return KINDS[kind]
 
 
 def open_backend(bundle: Bundle, options: BackendOptions) -> Backend:
@@ -60,13 +137,11 @@ def profile_engine(bundle: Bundle, options: BackendOptions, runs: int) -> list[R
 
 
 def _call(role: Literal["open", "profile"], bundle: Bundle, *arguments: Any) -> Any:
-    kind = bundle.manifest.engine.kind
-    if kind not in KINDS:
-        raise BundleError(f"{bundle.path}: unknown engine kind '{kind}': known are {', '.join(KINDS)}")
-    module, _, name = getattr(KINDS[kind], role).partition(":")
+    kind = engine_kind(bundle)
+    module, _, name = getattr(kind, role).partition(":")
     try:
         return getattr(importlib.import_module(f"m2h_deploy.backends.{module}"), name)(bundle, *arguments)
     except ModuleNotFoundError as error:
-        raise missing_extra(str(error.name), KINDS[kind].extra, f"{bundle.path} (engine {kind})") from None
+        raise missing_extra(str(error.name), kind.extra, f"{bundle.path} (engine {kind.name})") from None
     except M2HError as error:
         raise engine_error(error) from None

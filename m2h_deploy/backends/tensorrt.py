@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 
 from m2h_deploy.backends.base import Backend, BackendOptions
 from m2h_deploy.backends.buffers import Placement, TensorSpec, plan_buffers
-from m2h_deploy.backends.cache import read_checked, user_cache_folder, write_checked
 from m2h_deploy.backends.cuda import Cuda, missing_gpu
 from m2h_deploy.backends.outputs import given_dtype
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
 from m2h_deploy.backends.tensorrt_log import listen
-from m2h_deploy.bundle.folder import Bundle, file_sha256
+from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.bundle.manifest import Manifest
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files.cache import read_checked, user_cache_folder, write_checked
+from m2h_deploy.files.digests import file_sha256
 
 #: Diagnostics of TensorRT-RTX's `get_engine_validity`, as text.
 DIAGNOSTICS = {

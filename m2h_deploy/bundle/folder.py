@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from m2h_deploy.bundle.manifest import SCHEMA_VERSION, Manifest, first_problem, 
 from m2h_deploy.causes import MachineError, failure, reason
 from m2h_deploy.errors import BundleError, M2HError, first_line
 from m2h_deploy.files.atomic import check_whole_folder, is_temporary, whole_folder, write_text
+from m2h_deploy.files.digests import file_sha256
 
 MANIFEST = "manifest.json"
 
@@ -96,15 +96,6 @@ def _check_file(folder: Path, name: str, expected: str) -> None:
         raise MachineError(f"cannot read {file}: {reason(error)}") from None
     if found != expected:
         raise BundleError(f"{folder}: {name} does not have the manifest's sha256 (damaged or replaced): build it again")
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def check_outside(bundle_path: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:

@@ -29,7 +29,8 @@ SCHEMA_VERSION = 1
 
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Side = Annotated[int, Field(ge=1, le=16384)]
+LARGEST_SIDE = 16384
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 Triple = tuple[float, float, float]
 
 

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from m2h_deploy.bundle.folder import file_sha256
 from m2h_deploy.bundle.manifest import Manifest
 from m2h_deploy.data.frame import Dataset, Frame
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files.digests import file_sha256
 from m2h_deploy.version import __version__
 
 

@@ -149,19 +149,38 @@ class FrameWorker(ABC):
 _FIELDS = ("name", "key", "source")
 
 
+@dataclass(frozen=True)
+class Job:
+    """Rows to work on, and the worker of each process of the pool: `worker(*arguments)`."""
+
+    worker: type[FrameWorker]
+    arguments: tuple[Any, ...]
+    rows: Sequence[Row]
+    reused: int = 0
+    """Frames that are done already, beside `rows`."""
+    task_frames: int = TASK_FRAMES
+    """Frames of one task of Ray's; more where there would be too many tasks."""
+
+    @property
+    def size(self) -> int:
+        """Frames of one task."""
+        return max(self.task_frames, math.ceil(len(self.rows) / _MOST_TASKS))
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks."""
+        return math.ceil(len(self.rows) / self.size)
+
+
 def run_job(
     connect: Callable[[], Session],
-    worker: type[FrameWorker],
-    arguments: tuple[Any, ...],
-    rows: Sequence[Row],
+    job: Job,
     *,
-    reused: int = 0,
-    task_frames: int = TASK_FRAMES,
     progress: Progress | None = None,
     complain: Complain | None = None,
     keep: Callable[[str, bytes], None] | None = None,
 ) -> JobResult:
-    """Process all `rows` with a pool of `worker(*arguments)`; Ray is started only if there are rows.
+    """Process all rows of `job` with a pool of workers; Ray is started only if there are rows.
 
     `keep` is called with the key and the data of each result.
 
@@ -172,14 +191,13 @@ def run_job(
     failed: list[str] = []
     skipped: list[str] = []
     seen: set[str] = set()
-    session = connect() if rows else None
-    size = max(task_frames, math.ceil(len(rows) / _MOST_TASKS))
-    workers = 0 if session is None else min(session.workers, math.ceil(len(rows) / size))
+    session = connect() if job.rows else None
+    workers = 0 if session is None else min(session.workers, job.tasks)
     start = time.perf_counter()
-    total = reused + len(rows)
+    total = job.reused + len(job.rows)
     if progress is not None:
-        progress(reused, total)
-    for answer in _answers(session, worker, arguments, rows, workers, size) if session is not None else ():
+        progress(job.reused, total)
+    for answer in _answers(session, job, workers) if session is not None else ():
         status, text = answer["status"], answer["text"]
         if status == "fatal":
             raise M2HError(text)
@@ -194,23 +212,16 @@ def run_job(
         elif keep is not None:
             keep(answer["key"], answer["value"])
         if progress is not None:
-            progress(reused + len(answered), total)
-    lost = [row.name for row in rows if row.key not in answered]
+            progress(job.reused + len(answered), total)
+    lost = [row.name for row in job.rows if row.key not in answered]
     if lost:
         raise M2HError(f"Ray returned no result for {len(lost)} frames ({lost[0]}, ...): run the same command again")
     frames = total - len(failed) - len(skipped)
     seconds = time.perf_counter() - start
-    return JobResult(frames, reused, tuple(skipped), tuple(failed), workers, max(0, len(seen) - workers), seconds)
+    return JobResult(frames, job.reused, tuple(skipped), tuple(failed), workers, max(0, len(seen) - workers), seconds)
 
 
-def _answers(
-    session: Session,
-    worker: type[FrameWorker],
-    arguments: tuple[Any, ...],
-    rows: Sequence[Row],
-    workers: int,
-    size: int,
-) -> Iterator[dict[str, Any]]:
+def _answers(session: Session, job: Job, workers: int) -> Iterator[dict[str, Any]]:
     """Run Ray Data: rows in blocks, a pool of actors, results one by one.
 
     Ray Data's default restarts a dead actor without limit, and passes its current task to another one.
@@ -218,12 +229,12 @@ def _answers(
     ray = session.ray
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    items = [{field: getattr(row, field) for field in _FIELDS} for row in rows]
-    frames = ray.data.from_items(items, override_num_blocks=math.ceil(len(rows) / size))
+    items = [{field: getattr(row, field) for field in _FIELDS} for row in job.rows]
+    frames = ray.data.from_items(items, override_num_blocks=job.tasks)
     answers = frames.map_batches(
-        worker,
-        fn_constructor_args=arguments,
-        batch_size=size,
+        job.worker,
+        fn_constructor_args=job.arguments,
+        batch_size=job.size,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=session.threads,

@@ -15,7 +15,7 @@ import cv2
 
 from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.cluster.digests import files_digest, job_digest
-from m2h_deploy.cluster.jobs import TASK_FRAMES, Complain, FrameWorker, JobResult, Progress, Row, Status, run_job
+from m2h_deploy.cluster.jobs import TASK_FRAMES, Complain, FrameWorker, Job, JobResult, Progress, Row, Status, run_job
 from m2h_deploy.cluster.parts import PART_FRAMES, part_row, settle_parts, write_part
 from m2h_deploy.cluster.session import Cluster, on_demand
 from m2h_deploy.cluster.state import State
@@ -100,16 +100,9 @@ def predict_folder(
         make_folder(results)
         state = State.begin(results / _STATE)
         left = settle_parts(results, rows) if parquet else [row for row in rows if not _stamp(state, row).fits(row)]
-        return run_job(
-            connect,
-            _ToParquet if parquet else _ToFiles,
-            (state, settings),
-            left,
-            reused=len(rows) - len(left),
-            task_frames=PART_FRAMES if parquet else TASK_FRAMES,
-            progress=progress,
-            complain=complain,
-        )
+        worker, task_frames = (_ToParquet, PART_FRAMES) if parquet else (_ToFiles, TASK_FRAMES)
+        job = Job(worker, (state, settings), left, reused=len(rows) - len(left), task_frames=task_frames)
+        return run_job(connect, job, progress=progress, complain=complain)
 
 
 def _rows(folder: Path, limit: int | None, job: str) -> list[Row]:
@@ -190,7 +183,7 @@ class _Stamp:
             return content["digest"] == row.key and all(
                 _size_and_time(folder / name) == tuple(known) for name, known in content["files"].items()
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return False
 
     def write(self, row: Row, files: list[Path]) -> None:

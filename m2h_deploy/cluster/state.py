@@ -49,7 +49,7 @@ class State:
         """Raise M2HError if this process cannot read the job's folder, or another job has begun in it."""
         try:
             token = json.loads(self._sign.read_text(encoding="utf-8"))["token"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise M2HError(
                 f"the worker on {socket.gethostname()} does not see {self.folder}: bundle, frames and results must lie "
                 "on storage that every node mounts at the same path"
@@ -88,7 +88,7 @@ def _check_own(folder: Path) -> None:
             raise M2HError(f"{other} (it holds {others[0]}): give another one")
         if names and "token" not in json.loads((folder / _SIGN).read_bytes()):
             raise M2HError(f"{other}: give another one")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise failure(error, f"cannot read {folder}", f"{other}: give another one") from None
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from m2h_deploy.causes import failure
 from m2h_deploy.cluster.digests import frame_digest, job_digest, reference_digest
-from m2h_deploy.cluster.jobs import Complain, FrameWorker, JobResult, Row, Status, run_job
+from m2h_deploy.cluster.jobs import Complain, FrameWorker, Job, JobResult, Row, Status, run_job
 from m2h_deploy.cluster.session import Cluster, Session, on_demand
 from m2h_deploy.cluster.state import State
 from m2h_deploy.data.frame import Dataset
@@ -92,10 +92,8 @@ class RayExecutor:
         with on_demand(self._cluster) as connect:
             state = State.begin(Path(self._work or f"{settings.bundle}.parity").resolve())
             left = [row for row in rows if not _file(state, row.key).is_file()]
-            self.job = run_job(
-                connect, _Measure, (state, settings), left,
-                reused=len(rows) - len(left), progress=progress, complain=self._complain,
-            )  # fmt: skip
+            job = Job(_Measure, (state, settings), left, reused=len(rows) - len(left))
+            self.job = run_job(connect, job, progress=progress, complain=self._complain)
             if self.job.failed:
                 count = f"{len(self.job.failed)} of {len(rows)} frames could not be measured"
                 raise M2HError(f"{count}: {self.job.failed[0]}")
@@ -195,7 +193,7 @@ def _pictures(
             drawn[key, values["task"]] = WorstFrame(**values, pictures=pictures)
 
     wanted = [dataclasses.replace(rows[index], name=",".join(names)) for index, names in tasks.items()]
-    run_job(connect, _Draw, (state, settings), wanted, keep=keep_pictures)
+    run_job(connect, Job(_Draw, (state, settings), wanted), keep=keep_pictures)
     order = [(rows[index].key, task) for task, frames in ranked.items() for index in frames]
     return tuple(drawn[place] for place in order if place in drawn)
 

@@ -119,7 +119,7 @@ class Cityscapes:
             k = stored["intrinsic"]
             camera = Intrinsics(float(k["fx"]), float(k["fy"]), float(k["u0"]), float(k["v0"]))
             baseline = float(stored["extrinsic"]["baseline"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             damaged = f"{path}: not a Cityscapes camera file ({error})"
             raise failure(error, f"cannot read {path}", damaged) from error
         if not all(0 < value < math.inf for value in (camera.fx, camera.fy, baseline)):

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import onnx
 
-from m2h_deploy.bundle.folder import file_sha256
 from m2h_deploy.causes import MachineError, failure, reason
 from m2h_deploy.errors import M2HError, first_line
+from m2h_deploy.files.digests import file_sha256
 
 #: Largest size of a protobuf message in bytes, and so of an ONNX file.
 _LARGEST = (1 << 31) - 1

@@ -9,13 +9,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
 from m2h_deploy.bundle.manifest import (
+    LARGEST_SIDE,
     MAX_CLASSES,
     CalibrationInfo,
     Classes,
@@ -24,9 +25,10 @@ from m2h_deploy.bundle.manifest import (
     SelfTest,
     first_problem,
 )
-from m2h_deploy.choices import DepthFormat, SensorFormat
+from m2h_deploy.choices import DepthFormat, Form, Precision, SensorFormat, Windows
 from m2h_deploy.errors import M2HError, first_line
 from m2h_deploy.runtime.preprocess import Normalization
+from m2h_deploy.tasks import TASKS
 
 if TYPE_CHECKING:
     import onnx
@@ -70,8 +72,8 @@ class GraphInfo:
     normalization: Normalization
     """Normalization of the input images."""
     classes: Classes
-    form: str
-    windows: str
+    form: Form
+    windows: Windows
     version: str | None = None
     """Version of m2h-deploy that exported the file."""
     torch: str | None = None
@@ -106,8 +108,8 @@ class GraphInfo:
                 tasks=tuple(metadata["m2h.tasks"].split(",")),
                 normalization=Normalization.from_json(metadata["m2h.normalization"]),
                 classes=_parse_record(Classes, metadata["m2h.classes"], "m2h.classes"),
-                form=metadata["m2h.form"],
-                windows=metadata["m2h.windows"],
+                form=metadata["m2h.form"],  # type: ignore[arg-type]
+                windows=metadata["m2h.windows"],  # type: ignore[arg-type]
                 version=metadata.get(VERSION),
                 torch=metadata.get("m2h.torch"),
                 sensor=_parse_sensor(metadata.get(_SENSOR)),
@@ -177,12 +179,29 @@ def _problem(info: GraphInfo) -> str | None:
         return "m2h.weights_sha256 is not a sha256"
     sensor = info.sensor
     if sensor is not None and not all(_is_size(size) for size in (sensor.camera, sensor.network)):
-        return "m2h.sensor has no sizes"
-    return None
+        return f"m2h.sensor has no sizes of 1 to {LARGEST_SIDE} pixels"
+    return next(_unknown_values(info), None)
+
+
+def _unknown_values(info: GraphInfo) -> Iterator[str]:
+    """Yield the entries that hold a value which this version does not know."""
+    expected: list[tuple[str, Any, tuple[str, ...]]] = [
+        ("m2h.form", info.form, get_args(Form)),
+        ("m2h.windows", info.windows, get_args(Windows)),
+        *(("m2h.tasks", task, TASKS) for task in info.tasks),
+    ]
+    if info.precision is not None:
+        expected.append((PRECISION, info.precision, get_args(Precision)))
+    if info.sensor is not None:
+        expected.append((f"the format in {_SENSOR}", info.sensor.format, get_args(SensorFormat)))
+        expected.append((f"the depth in {_SENSOR}", info.sensor.depth, get_args(DepthFormat)))
+    for entry, value, known in expected:
+        if value not in known:
+            yield f"{entry} is '{value!s:.40}', expected {' or '.join(known)}"
 
 
 def _is_size(size: tuple[int, ...]) -> bool:
-    return len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+    return len(size) == 2 and all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in size)
 
 
 def _parse_sensor(text: str | None) -> SensorGraphInfo | None:

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import onnx
 
+from m2h_deploy.bundle.manifest import LARGEST_SIDE
 from m2h_deploy.errors import M2HError
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.tasks import RESULTS, TASKS
-
-#: The manifest's limit.
-_LARGEST_SIDE = 16384
 
 #: Types of inputs and outputs, with their names in a manifest.
 DTYPES: dict[int, str] = {
@@ -80,7 +78,7 @@ def _input_problem(value: onnx.ValueInfoProto, info: GraphInfo) -> str | None:
     else:
         width, height = info.sensor.camera
         form, fits = f"N x {height} x {width} x 3", shape[1:] == [height, width, 3]
-    if not fits or "free" in shape or max(shape[1:]) > _LARGEST_SIDE:  # type: ignore[type-var, operator]
+    if not fits or "free" in shape or max(shape[1:]) > LARGEST_SIDE:  # type: ignore[type-var, operator]
         given = " x ".join(["N", *map(str, shape[1:])])
-        return f"its input {value.name} is {given}, expected {form}, all but N fixed and at most {_LARGEST_SIDE}"
+        return f"its input {value.name} is {given}, expected {form}, all but N fixed and at most {LARGEST_SIDE}"
     return None

@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+from m2h_deploy.backends import KINDS, engine_kind
+from m2h_deploy.backends.registry import CppEngine
 from m2h_deploy.bundle.folder import Bundle, check_outside, copy_bundle, load_bundle
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import whole_folder, write_text
@@ -27,7 +29,8 @@ def package_cpp(bundle_path: str | os.PathLike[str], out_dir: str | os.PathLike[
     """Write a new folder `out_dir` with libm2h's sources, the example, the sensor bundle and build instructions.
 
     Raises:
-        M2HError: `out_dir` exists or lies in the bundle, or the bundle's graph does not take raw pixels.
+        M2HError: `out_dir` exists or lies in the bundle, libm2h does not run the bundle's engine kind, or the bundle's
+            graph does not take raw pixels.
     """
     bundle = load_bundle(bundle_path)
     if bundle.manifest.sensor is None:
@@ -35,12 +38,16 @@ def package_cpp(bundle_path: str | os.PathLike[str], out_dir: str | os.PathLike[
             f"{bundle.path} takes normalized tensors, and libm2h runs sensor graphs only: make one with m2h-deploy "
             "export CHECKPOINT -o sensor.onnx --sensor uint8 --camera-size 640x480, then m2h-deploy build"
         )
+    engine = engine_kind(bundle)
+    if engine.cpp is None:
+        known = ", ".join(kind.name for kind in KINDS.values() if kind.cpp is not None)
+        raise M2HError(f"{bundle.path}: libm2h does not run engines of kind {engine.name}: build one of {known}")
     out = check_outside(bundle.path, out_dir)
     sources = cpp_sources()
     with whole_folder(out) as temporary:
         _copy(sources, temporary / "libm2h")
         copy_bundle(bundle, temporary / "bundle")
-        write_text(temporary / "README.md", _readme(bundle))
+        write_text(temporary / "README.md", _readme(bundle, engine.cpp))
     return out
 
 
@@ -53,20 +60,7 @@ def _copy(sources: Path, target: Path) -> None:
             shutil.copyfile(sources / part, target / part)
 
 
-#: Requirements of each engine on the target.
-_ENGINES = {
-    "openvino": "OpenVINO: its archive or apt package with `-DOpenVINO_DIR=.../runtime/cmake`, or `pip install "
-    "openvino` and `-DM2H_PYTHON=$(which python3)`",
-    "onnxruntime": "ONNX Runtime: its release archive with `-DONNXRUNTIME_ROOT=...`, or Debian's libonnxruntime-dev",
-    "tensorrt": "TensorRT and CUDA: `-DTENSORRT_ROOT=...`",
-    "tensorrt-rtx": "TensorRT-RTX and CUDA: `-DTENSORRT_ROOT=... -DM2H_TENSORRT_FLAVOR=tensorrt-rtx`",
-}
-
-#: CMake version that finds CUDA; 3.16 is enough for the others.
-_CMAKE = {"tensorrt": "3.17", "tensorrt-rtx": "3.17"}
-
-
-def _readme(bundle: Bundle) -> str:
+def _readme(bundle: Bundle, cpp: CppEngine) -> str:
     manifest = bundle.manifest
     spec, engine = manifest.input, manifest.engine
     pixels = "NV12" if spec.layout == "NV12" else "BGR or RGB"
@@ -76,8 +70,8 @@ def _readme(bundle: Bundle) -> str:
   {", ".join(output.name for output in manifest.outputs)}.
 - `libm2h/`: the library (`include/m2h/m2h.h` for C, `m2h.hpp` for C++17) and an example.
 
-Needs CMake {_CMAKE.get(engine.kind, "3.16")}, a C++17 compiler, nlohmann-json 3.7 (Debian: nlohmann-json3-dev), and
-{_ENGINES.get(engine.kind, engine.kind)}.
+Needs CMake {cpp.cmake}, a C++17 compiler, nlohmann-json 3.7 (Debian: nlohmann-json3-dev), and
+{cpp.needs}.
 
     cmake -S libm2h -B build -DCMAKE_INSTALL_PREFIX=$PWD/prefix
     cmake --build build

@@ -69,7 +69,7 @@ def _onnx_file(source: Path) -> Path:
     if not source.is_dir():
         return source
     bundle = load_bundle(source)
-    if bundle.manifest.engine.kind != "onnxruntime":
+    if bundle.engine_file.suffix != ".onnx":
         raise M2HError(
             f"{source} is a bundle of {bundle.manifest.engine.kind}, and Mono-Hydra's node runs ONNX files: "
             "give the file that m2h-deploy export wrote"

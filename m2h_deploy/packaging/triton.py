@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from m2h_deploy.backends import KINDS
+from m2h_deploy.backends.registry import TritonBackend
 from m2h_deploy.bundle.folder import Bundle, check_outside, copy_bundle, load_bundle
 from m2h_deploy.bundle.manifest import Manifest
 from m2h_deploy.errors import M2HError
@@ -22,8 +24,6 @@ from m2h_deploy.files.atomic import whole_folder, write_text
 from m2h_deploy.serving.options import IMAGE, check_batching, check_name, engine_batch, output_names
 from m2h_deploy.tasks import TABLE
 
-#: Engine kinds with a Triton backend, and the name of the file there.
-_BACKENDS = {"onnxruntime": ("onnxruntime", "model.onnx"), "tensorrt": ("tensorrt", "model.plan")}
 _TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8", "uint16": "TYPE_UINT16"}
 _MODEL = Path(__file__).parents[1] / "serving" / "python_model.py"
 
@@ -78,10 +78,10 @@ def write_repository(
     with whole_folder(out) as folder:
         version = folder / "1"
         version.mkdir()
-        if is_native(bundle.manifest):
-            engine = bundle.manifest.engine
+        backend = native_backend(bundle.manifest)
+        if backend is not None:
             for name in bundle.manifest.files:
-                target = _BACKENDS[engine.kind][1] if name == engine.file else name
+                target = backend.file if name == bundle.manifest.engine.file else name
                 shutil.copyfile(bundle.path / name, version / target)
         else:
             copy_bundle(bundle, version / "bundle")
@@ -90,26 +90,34 @@ def write_repository(
     return out
 
 
+def native_backend(manifest: Manifest) -> TritonBackend | None:
+    """Return the backend of Triton that runs the graph as it is; None where it does not take raw pixels."""
+    if manifest.sensor is None or manifest.engine.options.get("weights"):  # only our runtime restores stripped weights
+        return None
+    kind = KINDS.get(manifest.engine.kind)
+    return None if kind is None else kind.triton
+
+
 def is_native(manifest: Manifest) -> bool:
     """Return whether one of Triton's own backends can run the graph unchanged, and the graph takes raw pixels."""
-    bare = not manifest.engine.options.get("weights")  # only the runtime can restore the weights of a plan
-    return manifest.sensor is not None and manifest.engine.kind in _BACKENDS and bare
+    return native_backend(manifest) is not None
 
 
 def batches(manifest: Manifest) -> bool:
     """Return whether Triton batches requests: not for a fixed batch in one of Triton's own backends."""
-    return not is_native(manifest) or manifest.input.batch is None
+    return native_backend(manifest) is None or manifest.input.batch is None
 
 
 def config_text(bundle: Bundle, options: RepositoryOptions) -> str:
     """Return the text of `config.pbtxt`: Triton's ModelConfig in protobuf's text format."""
     manifest = bundle.manifest
-    native = is_native(manifest)
+    backend = native_backend(manifest)
+    native = backend is not None
     largest = min(options.max_batch, engine_batch(manifest) or options.max_batch) if native else options.max_batch
     inputs, outputs = _native_tensors(manifest) if native else _runtime_tensors(manifest)
     config: dict[str, Any] = {
         "name": options.name,
-        "backend": _BACKENDS[manifest.engine.kind][0] if native else "python",
+        "backend": "python" if backend is None else backend.name,
         "max_batch_size": largest if batches(manifest) else 0,
         "input": inputs,
         "output": outputs,
@@ -126,9 +134,11 @@ def config_text(bundle: Bundle, options: RepositoryOptions) -> str:
 
 def _device(manifest: Manifest, native: bool) -> str:
     """Return where Triton places the instances; a bundle in the Python backend opens its device itself."""
+    if not native:
+        return "KIND_CPU"
     engine = manifest.engine
-    on_gpu = engine.kind == "tensorrt" or engine.options.get("provider", "cpu") != "cpu"
-    return "KIND_GPU" if native and on_gpu else "KIND_CPU"
+    on_gpu = KINDS[engine.kind].needs_gpu or engine.options.get("provider", "cpu") != "cpu"
+    return "KIND_GPU" if on_gpu else "KIND_CPU"
 
 
 def _native_tensors(manifest: Manifest) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

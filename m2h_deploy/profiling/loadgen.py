@@ -14,7 +14,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 from m2h_deploy.choices import Scenario, check_choice
 from m2h_deploy.errors import M2HError, missing_extra
-from m2h_deploy.files.atomic import make_folder, scratch_folder
+from m2h_deploy.files.atomic import scratch_folder, whole_folder
 from m2h_deploy.profiling.measure import Samples, Subject, Timer
 
 #: Request of LoadGen's process: the number of the query, the index of the sample. The reply is one byte.
@@ -225,13 +224,6 @@ def check_logs_folder(logs: Path) -> None:
 def _keep(source: Path, logs: Path) -> None:
     """Move the logs of a finished run to `logs`, replacing older ones."""
     check_logs_folder(logs)
-    make_folder(logs.parent)
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{logs.name}.", dir=logs.parent) as waiting:
-            new = Path(waiting) / "new"
-            shutil.copytree(source, new)
-            if logs.exists():
-                logs.rename(Path(waiting) / "old")
-            new.rename(logs)
-    except OSError as error:
-        raise M2HError(f"cannot write {logs}: {error.strerror or error}") from None
+    with whole_folder(logs, replace=True) as new:
+        for file in source.iterdir():
+            shutil.copyfile(file, new / file.name)

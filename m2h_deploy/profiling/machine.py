@@ -8,15 +8,13 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from m2h_deploy.backends import KINDS
+
 #: Packages whose version affects latency.
 _PACKAGES = (
     "numpy",
     "opencv-python-headless",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
+    *(name for kind in KINDS.values() for name in kind.distributions),
     "torch",
 )
 

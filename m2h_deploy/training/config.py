@@ -152,7 +152,7 @@ def parse_config(text: str, origin: str, *, training: bool = True) -> TrainConfi
     tomllib = _toml_reader()
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise M2HError(f"{origin} is not TOML: {error}") from None
     # The file uses the singular, [[stage]], which reads better for a TOML array of tables.
     if "stage" in values:

@@ -13,7 +13,6 @@ import pytest
 
 from m2h_deploy.backends import BackendOptions, open_backend, tensorrt_api
 from m2h_deploy.backends.buffers import ALIGNMENT, TensorSpec, plan_buffers
-from m2h_deploy.backends.cache import read_checked, write_checked
 from m2h_deploy.backends.cuda import Cuda
 from m2h_deploy.backends.tensorrt import (
     cache_path,
@@ -24,8 +23,10 @@ from m2h_deploy.backends.tensorrt import (
     targets_in_words,
     words_for,
 )
-from m2h_deploy.bundle.folder import Bundle, file_sha256, load_bundle, write_manifest
+from m2h_deploy.bundle.folder import Bundle, load_bundle, write_manifest
 from m2h_deploy.errors import install_extra
+from m2h_deploy.files.cache import read_checked, write_checked
+from m2h_deploy.files.digests import file_sha256
 from tests.commands import refused
 from tests.engines.graphs import small_graph
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from m2h_deploy import CheckFailed, M2HError, Runtime
-from m2h_deploy.bundle.folder import file_sha256, load_bundle, new_bundle_folder, record_result
+from m2h_deploy.bundle.folder import load_bundle, new_bundle_folder, record_result
 from m2h_deploy.bundle.manifest import json_schema
+from m2h_deploy.files.digests import file_sha256
 from tests.commands import refused
 
 SCHEMA = Path(__file__).parents[2] / "m2h_deploy" / "bundle" / "manifest.schema.json"

@@ -15,7 +15,7 @@ import pytest
 
 from m2h_deploy import Runtime
 from m2h_deploy.cluster import Cluster, RayExecutor, predict_folder
-from m2h_deploy.cluster.jobs import FrameWorker, Row, run_job
+from m2h_deploy.cluster.jobs import FrameWorker, Job, Row, run_job
 from m2h_deploy.cluster.session import on_demand
 from m2h_deploy.cluster.state import MOST_TRIES, State
 from m2h_deploy.data.nyuv2_writer import write_multitask_folder
@@ -193,7 +193,7 @@ def test_a_frame_that_kills_its_workers_is_given_up_and_named(tmp_path):
     kept = {}
     with on_demand(TWO) as connect:
         state = State.begin(tmp_path / "work")
-        job = run_job(connect, Deadly, (state,), rows, task_frames=2, keep=kept.__setitem__)
+        job = run_job(connect, Job(Deadly, (state,), rows, task_frames=2), keep=kept.__setitem__)
     assert sorted(job.failed) == [
         f"deadly: {MOST_TRIES} workers died on it; not tried again in this job",
         "odd: ZeroDivisionError: by zero",

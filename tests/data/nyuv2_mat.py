@@ -12,6 +12,9 @@ from m2h_deploy.data.classes import IGNORE_LABEL, NYU40_CLASSES
 from m2h_deploy.data.nyuv2 import MAPPING_NAME, SPLITS_NAME
 from m2h_deploy.data.rooms.render import render_room_with_instances
 
+#: The rooms of the fixtures: seed, number, height and width.
+SEED, FRAMES, SIZE = 9, 3, (48, 64)
+
 
 def write_mat(path: str | Path, frames: int, seed: int = 0, height: int = 48, width: int = 64, train: int = 0) -> Path:
     """Write rooms 0..frames-1 of series `seed` to `path`, with splits.mat and classMapping40.mat beside it.

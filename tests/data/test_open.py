@@ -226,9 +226,10 @@ def test_cityscapes_labels_are_train_ids(tmp_path: Path) -> None:
 def test_cityscapes_without_camera_files_uses_the_published_camera(tmp_path: Path) -> None:
     name = _cityscapes(tmp_path)
     path = tmp_path / "camera" / "val" / "ulm" / f"{name}_camera.json"
-    path.write_text("{}")
-    with pytest.raises(M2HError, match="not a Cityscapes camera file"):
-        _ = open_dataset(tmp_path)[0]
+    for content in ("{}", '{"intrinsic":' * 100_000):
+        path.write_text(content)
+        with pytest.raises(M2HError, match="not a Cityscapes camera file"):
+            _ = open_dataset(tmp_path)[0]
     path.unlink()
     _png(tmp_path / "disparity" / "val" / "ulm" / f"{name}_disparity.png", np.full((16, 16), 65, np.uint16))
     frame = open_dataset(tmp_path)[0]

@@ -28,7 +28,7 @@ from m2h_deploy.backends import tensorrt_api
 from m2h_deploy.errors import M2HError
 from m2h_deploy.model import load_checkpoint, save_checkpoint
 from m2h_deploy.sinks.files import write_prediction
-from tests.commands import refused
+from tests.commands import mistake, refused
 from tests.engines.graphs import small_graph
 from tests.networks import random_network
 
@@ -178,6 +178,13 @@ def test_a_tensorrt_that_finds_no_gpu_says_so_before_any_work(small, tmp_path, n
     monkeypatch.setattr("engines.tensorrt.missing_gpu", lambda: "no CUDA device")
     said = refused_build(small, tmp_path / "bundle", engine="tensorrt")
     assert "builds for the GPU of this machine" in said
+
+
+def test_a_policy_that_is_nested_too_deeply_is_one_line(small, tmp_path):
+    policy = tmp_path / "policy.json"
+    policy.write_text('{"keep":' * 100_000)
+    said = mistake("build", small, "-o", tmp_path / "bundle", "--precision", "int8", "--policy", policy)
+    assert said.startswith(f"the policy {policy} is not JSON: ")
 
 
 def test_int8_of_a_float32_graph_needs_frames(small, tmp_path):

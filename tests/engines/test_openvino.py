@@ -20,10 +20,11 @@ from engines.openvino import OpenVinoOptions, build_openvino, preferred_precisio
 from engines.precision.convert import to_fp16
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.openvino import OpenVINOBackend, available_precision, cache_folder
-from m2h_deploy.bundle.folder import Bundle, file_sha256, load_bundle, write_manifest
+from m2h_deploy.bundle.folder import Bundle, load_bundle, write_manifest
 from m2h_deploy.bundle.manifest import Classes, OutputSpec
 from m2h_deploy.bundle.self_test import pattern
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files.digests import file_sha256
 from tests.engines.graphs import SIDE, quantize_elsewhere, small_graph
 
 ONE_THREAD = BackendOptions(threads=1)

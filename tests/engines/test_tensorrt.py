@@ -16,6 +16,7 @@ from engines.tensorrt import TensorRtOptions, build_plan, build_tensorrt, make_m
 from engines.trtexec import free_batch_of, trtexec_command
 from m2h_deploy.backends import tensorrt_api
 from m2h_deploy.errors import M2HError, install_extra
+from m2h_deploy.onnx_graph import files
 from tests.commands import refused
 from tests.engines.graphs import SIDE, small_graph
 
@@ -113,6 +114,14 @@ class TestBuilds:
         source = save(small_graph(), tmp_path)
         said = refused(build_tensorrt, source, tmp_path, flavor=RTX, precision="fp16")
         assert "is fp32, not fp16" in said
+
+    def test_the_graph_is_read_once(self, tmp_path, monkeypatch):
+        source = save(small_graph(), tmp_path)
+        read: list[Path] = []
+        monkeypatch.setattr(files, "read_onnx", lambda path: read.append(path) or onnx.load(path))
+        info = build_tensorrt(source, tmp_path, flavor=RTX, precision="fp32")
+        assert read == [source]
+        assert info.options["onnx_sha256"] == files.onnx_sha256(source)
 
     @pytest.mark.parametrize("functions", [False, True])
     def test_an_unsupported_operator_is_named_with_its_node_and_block(self, functions, tmp_path):

@@ -15,8 +15,9 @@ from engines import build_bundle
 from engines.inspect.inspect import inspect
 from engines.precision.convert import to_fp16
 from m2h_deploy import Runtime
-from m2h_deploy.bundle.folder import file_sha256, load_bundle
+from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files.digests import file_sha256
 from m2h_deploy.onnx_graph.files import as_single_file, external_files, onnx_sha256, read_onnx
 from m2h_deploy.packaging.mono_hydra import package_mono_hydra
 from m2h_deploy.parity.locate import locate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -32,6 +33,11 @@ def test_entries_of_other_tools_stay_and_entries_that_no_longer_hold_go():
     assert metadata_of(proto) == before
 
 
+def sensor(**changes: object) -> str:
+    """The entry of a sensor graph with other values."""
+    return json.dumps({"format": "uint8", "camera": [64, 48], "network": [16, 16], "depth": "float32"} | changes)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
@@ -39,6 +45,16 @@ def test_entries_of_other_tools_stay_and_entries_that_no_longer_hold_go():
         ("m2h.classes", "{}", "m2h.classes: names: Field required"),
         ("m2h.normalization", "[1]", "not a normalization"),
         ("m2h.lowered", "{}", "lower it again"),
+        ("m2h.form", "fast", "m2h.form is 'fast', expected reference or deploy): export it again"),
+        ("m2h.windows", "tiles", "m2h.windows is 'tiles', expected standard or functions"),
+        ("m2h.tasks", "depth,flow", "m2h.tasks is 'flow', expected depth or semantics or normals or edges"),
+        ("m2h.tasks", "", "m2h.tasks is '', expected depth"),
+        ("m2h.precision", "int4", "m2h.precision is 'int4', expected fp32 or fp16 or int8"),
+        ("m2h.sensor", sensor(format="rgb16"), "the format in m2h.sensor is 'rgb16', expected uint8 or nv12"),
+        ("m2h.sensor", sensor(format=["nv12"]), "the format in m2h.sensor is '['nv12']', expected uint8 or nv12"),
+        ("m2h.sensor", sensor(depth="float64"), "the depth in m2h.sensor is 'float64', expected float32 or uint16"),
+        ("m2h.sensor", sensor(network=[99999, 16]), "m2h.sensor has no sizes of 1 to 16384 pixels"),
+        ("m2h.sensor", sensor(camera=7), "metadata is damaged"),
     ],
 )
 def test_a_damaged_entry_is_named(key, value, said):
@@ -47,3 +63,4 @@ def test_a_damaged_entry_is_named(key, value, said):
     with pytest.raises(M2HError, match=r"^m\.onnx") as caught:
         GraphInfo.read(proto, "m.onnx")
     assert said in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -11,7 +11,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from m2h_deploy.bundle.folder import file_sha256, load_bundle, write_manifest
+from m2h_deploy.bundle.folder import load_bundle, write_manifest
+from m2h_deploy.files.digests import file_sha256
 
 Damage = Callable[[str], Path]
 

@@ -8,48 +8,25 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import pytest
 
-from m2h_deploy.bundle.folder import load_bundle, write_manifest
-from m2h_deploy.bundle.manifest import OutputSpec, SensorInfo
+from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.errors import M2HError
 from m2h_deploy.packaging.triton import RepositoryOptions, protobuf_text, write_repository
+from tests.manifests import as_sensor_bundle
 from tests.serving.conftest import PATIENCE, free_ports
 from tests.serving.test_server import check_parity
-
-
-def changed(path: Path, out: Path, **changes: Any) -> Path:
-    """A copy of a bundle with other manifest fields. Nobody runs it: only its manifest is read."""
-    shutil.copytree(path, out)
-    write_manifest(out, load_bundle(out).manifest.model_copy(update={"self_test": None, **changes}))
-    load_bundle(out)
-    return out
 
 
 @pytest.fixture(scope="module")
 def sensor(tiny_bundle, tmp_path_factory):
     """A function of engine kind, options and batch: a bundle whose manifest tells of a sensor graph for 64 x 48."""
-    manifest = load_bundle(tiny_bundle).manifest
 
     def make(kind: str = "onnxruntime", batch: int | None = None, **options: object) -> Path:
-        sides: dict[str, tuple[int | None, ...]] = dict.fromkeys(("depth", "labels", "edges"), (batch, 48, 64))
-        outputs = tuple(
-            OutputSpec(name=name, meaning=name, unit="1", dtype="uint8" if name == "labels" else "float32", shape=shape)
-            for name, shape in {**sides, "normals": (batch, 48, 64, 3)}.items()
-        )
-        raw = {"dtype": "uint8", "layout": "NHWC", "color": "BGR", "batch": batch, "height": 48, "width": 64}
-        return changed(
-            tiny_bundle,
-            tmp_path_factory.mktemp("sensor") / "bundle",
-            sensor=SensorInfo(format="uint8", network_height=112, network_width=140),
-            input=manifest.input.model_copy(update=raw),
-            outputs=outputs,
-            engine=manifest.engine.model_copy(update={"kind": kind, "options": options}),
-        )
+        return as_sensor_bundle(tiny_bundle, tmp_path_factory.mktemp("sensor") / "bundle", kind, batch, **options)
 
     return make
 

@@ -55,6 +55,7 @@ def test_tables_lists_and_options_are_read() -> None:
         ("stage = 3", "stages is 3"),
         ("stage = []", "no .*stage"),
         ("a = = 1", "is not TOML"),
+        pytest.param(f"a = {'[' * 10_000}", "is not TOML", id="nested too deeply"),
     ],
 )
 def test_mistakes_are_named_in_one_line(text: str, message: str) -> None:

@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engines.inspect.inspect import compare, inspect, render, render_comparison
 from engines.precision.convert import to_fp16
-from m2h_deploy.bundle.folder import file_sha256, load_bundle, write_manifest
+from m2h_deploy.bundle.folder import load_bundle, write_manifest
+from m2h_deploy.files.digests import file_sha256
 from m2h_deploy.model import build_model
 from m2h_deploy.profiling.costs import node_costs, total, uncounted
 from tests.engines.graphs import SIDE, quantize_elsewhere, small_graph

@@ -1,4 +1,4 @@
-"""Store data that engines compile on a machine in the user's cache folder, never in a bundle."""
+"""Store what engines compile and calibration ranges in the user's cache folder, never in a bundle."""
 
 from __future__ import annotations
 

@@ -1,0 +1,46 @@
+"""Frames, an engine that waits, and what holds once a stream has ended."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+
+from m2h_deploy.sources import Source, SourceFrame
+from m2h_deploy.stream.stream import Stream
+from tests.engines_at_no_cost import NoCost
+
+
+def picture(index: int, side: int = 32) -> np.ndarray:
+    """A picture that tells its number: the mean of the network's input grows with it."""
+    return np.full((side, side, 3), index % 256, np.uint8)
+
+
+def frames(count: int, *, live: bool = False, pause: float = 0.0, side: int = 32) -> Source:
+    def read():
+        for index in range(count):
+            if pause:
+                time.sleep(pause)
+            yield SourceFrame(f"f{index}", picture(index, side))
+
+    return Source(None if live else count, read, live)
+
+
+class Gate(NoCost):
+    """An engine that waits until it is let go, frame by frame."""
+
+    def __init__(self, bundle):
+        super().__init__(bundle)
+        self.entered, self.leave = threading.Semaphore(0), threading.Semaphore(0)
+
+    def run(self, image, out=None):
+        self.entered.release()
+        self.leave.acquire()
+        return super().run(image, out)
+
+
+def settled(stream: Stream, canceled: int = 0) -> None:
+    """Every frame that was read had its fate before the stream was closed, but for those that closing canceled."""
+    assert stream.health.in_work == 0
+    assert stream.health.canceled == canceled

@@ -16,7 +16,7 @@ from engines.tensorrt import TensorRtOptions
 
 if TYPE_CHECKING:
     from engines.build import build_bundle, trtexec_of
-    from engines.lowered import Lowering
+    from engines.precision.lowering import Lowering
     from engines.precision.quantization import QuantPolicy, load_policy
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("build_bundle", "trtexec_of"), "engines.build"),
-    "Lowering": "engines.lowered",
+    "Lowering": "engines.precision.lowering",
     **dict.fromkeys(("QuantPolicy", "load_policy"), "engines.precision.quantization"),
 }
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import onnx
 
-from engines.lowered import Float32Graph, Lowering, lower, self_test_of, with_rounding
 from engines.manifest import input_spec, make_manifest
 from engines.options import EngineOptions
 from engines.precision.frames import Pictures
+from engines.precision.lowering import Float32Graph, Lowering, lower, self_test_of, with_rounding
 from engines.registry import engine_builder
 from engines.request import BuildRequest
 from engines.tensorrt import PLAN_FILE, TensorRtOptions

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.lowered import Lowering
 from engines.options import EngineOptions
 from engines.precision.frames import Pictures
+from engines.precision.lowering import Lowering
 from engines.registry import EngineBuilder
 from m2h_deploy.bundle.folder import check_outside
 from m2h_deploy.choices import Precision, check_choice

@@ -1,10 +1,12 @@
-"""File names that a file system takes."""
+"""File names that a file system takes, and checks whether a file is there."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from pathlib import Path
+
+from m2h_deploy.errors import M2HError
 
 #: Bytes of a file name that Linux file systems take.
 NAME_BYTES = 255
@@ -37,3 +39,14 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:
         return False
+
+
+def require_file(path: Path, what: str) -> Path:
+    """Return `path` where it is a file.
+
+    Raises:
+        M2HError: it is not; the message says that `what` is missing.
+    """
+    if not is_file(path):
+        raise M2HError(f"{path}: {what} is missing")
+    return path

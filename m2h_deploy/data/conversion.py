@@ -1,4 +1,4 @@
-"""Read one label from one file, check it, and bring it into the form that `Frame` documents."""
+"""Check labels as files store them, and convert them to the form that `Frame` documents."""
 
 from __future__ import annotations
 
@@ -9,59 +9,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from m2h_deploy.causes import failure
 from m2h_deploy.data.classes import IGNORE_LABEL
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files.arrays import DAMAGED_ARRAY
-from m2h_deploy.files.images import decode, read_content
+from m2h_deploy.files.images import read_pixels
 
 Size = tuple[int, int]
-
-
-def require_file(path: Path, what: str) -> Path:
-    """`path`, if it is a file.
-
-    Raises:
-        M2HError: it is not; the message says `what` is missing.
-    """
-    if not path.is_file():
-        raise M2HError(f"{path}: {what} is missing")
-    return path
-
-
-def read_plane(path: Path, what: str) -> npt.NDArray[Any]:
-    """A one-channel image as stored, (H, W), uint8 or uint16; `what` names it in an error."""
-    plane = _decode(path, cv2.IMREAD_UNCHANGED, what)
-    if plane.ndim == 3 and (plane[..., :1] == plane).all():
-        plane = plane[..., 0]
-    if plane.ndim != 2:
-        raise M2HError(f"{path}: {what} has {plane.shape[2]} color channels, expected one")
-    return plane
-
-
-def read_array(path: Path, what: str) -> npt.NDArray[Any]:
-    """An array from a .npy file; nothing in it is unpickled."""
-    require_file(path, what)
-    try:
-        array = np.load(path, allow_pickle=False)
-    except DAMAGED_ARRAY as error:
-        damaged = f"{path}: {what} is not a readable .npy file ({type(error).__name__})"
-        # A damaged header can ask for more memory than there is.
-        if isinstance(error, MemoryError) and not _holds_array(path):
-            raise M2HError(damaged) from error
-        raise failure(error, f"cannot read {path}", damaged) from error
-    if not isinstance(array, np.ndarray):
-        raise M2HError(f"{path}: {what} is an archive of arrays, expected one array (.npy)")
-    return array
-
-
-def _holds_array(path: Path) -> bool:
-    """Whether the file is as long as its header says."""
-    try:
-        np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, OverflowError):
-        return False
-    return True
 
 
 def check_size(array: npt.NDArray[Any], size: Size, where: str, what: str) -> None:
@@ -187,9 +139,5 @@ def as_edges(array: npt.NDArray[Any], size: Size, where: str) -> npt.NDArray[np.
 
 def decode_normals(path: Path) -> npt.NDArray[np.float32]:
     """Normals from an RGB image that stores (n + 1) / 2 * 255, x in red, y in green, z in blue."""
-    colors = _decode(path, cv2.IMREAD_COLOR, "normals")
+    colors = read_pixels(path, cv2.IMREAD_COLOR, "normals")
     return colors[..., ::-1].astype(np.float32) * (2.0 / 255.0) - 1.0
-
-
-def _decode(path: Path, flags: int, what: str) -> npt.NDArray[Any]:
-    return decode(path, read_content(path, what), flags, what)

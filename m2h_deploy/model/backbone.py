@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m2h_deploy.model.attention import self_attention
 from m2h_deploy.model.config import BackboneConfig
 
 #: DINOv2 resizes position embeddings by scale factors that carry this offset (no antialias). Weights trained
@@ -29,11 +30,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, length, dim = x.shape
-        heads = (n, length, self.heads, dim // self.heads)
-        q, k, v = (part.reshape(heads).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).reshape(n, length, dim))
+        return self.proj(self_attention(self.qkv(x), self.heads))
 
 
 class LayerScale(nn.Module):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import platform
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from m2h_deploy.profiling.hardware import cpu_name, read_cpu
 from m2h_deploy.profiling.machine import describe_machine
 from m2h_deploy.profiling.memory import peak_mb, reset_peak, resident_mb
 from m2h_deploy.profiling.telemetry import CpuClock, OtherLoad, Rapl, Thermal, find_probes, watch
@@ -62,6 +65,16 @@ def test_a_machine_without_any_sensor_is_read_without_a_word(tmp_path):
     machine = describe_machine(tmp_path)
     assert machine.governor is None
     assert machine.memory_gb is None
+
+
+def test_a_board_is_named_before_its_processor(tmp_path):
+    assert cpu_name(tmp_path) == platform.machine()
+    put(tmp_path / "proc/cpuinfo", "processor\t: 0\nmodel name\t: A Processor\nflags\t\t: fpu avx2 sse")
+    put(tmp_path / "proc/meminfo", "MemTotal:       16000 kB\nMemFree:         1 kB")
+    assert read_cpu(tmp_path) == replace(read_cpu(), model="A Processor", features=("avx2",), memory_bytes=16_384_000)
+    assert describe_machine(tmp_path).memory_gb == pytest.approx(0.016384)
+    put(tmp_path / "proc/device-tree/model", "A Board\0")
+    assert describe_machine(tmp_path).cpu == read_cpu(tmp_path).model == "A Board"
 
 
 def test_this_machine_is_read_while_a_block_runs():

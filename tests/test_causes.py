@@ -15,8 +15,8 @@ import pytest
 
 from m2h_deploy import M2HError
 from m2h_deploy.causes import NO_MEMORY, NO_SPACE, MachineError, failure, machine_fault, reason
-from m2h_deploy.data.reading import read_array
 from m2h_deploy.data.rooms.render import render_room
+from m2h_deploy.files.arrays import read_array
 from tests.commands import COMMAND, ROOT, environment, one_line, shell_with_mounts
 
 
@@ -76,8 +76,8 @@ from pathlib import Path
 from m2h_deploy import M2HError
 from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.data.nyuv2 import NYUv2
-from m2h_deploy.data.reading import read_array, read_plane
-from m2h_deploy.files.images import read_image
+from m2h_deploy.files.arrays import read_array
+from m2h_deploy.files.images import read_image, read_plane
 from m2h_deploy.model import load_checkpoint
 from m2h_deploy.sources import open_source
 from m2h_deploy.onnx_graph.files import read_onnx

@@ -12,9 +12,9 @@ LINES, PARAMETERS, FILE_LINES = 60, 8, 400
 SOURCES = ("m2h_deploy", "export", "engines", "cli", "benchmarks", "ros2")
 
 #: What does not keep the limits, as `file: function` or `file`. An entry that keeps them now must go. These three are
-#: the documented entry points: a caller writes `verify(bundle, reference, data, limit=8)`, and an object of options in
-#: between would have to be imported and built for every call. Each keyword has its line in the docstring, which makes
-#: the function long, and none of them is passed on as such: below the entry points, options travel as dataclasses.
+#: documented entry points: a caller writes `verify(bundle, reference, data, limit=8)`, and a record of options would
+#: have to be imported and built for every call. Each keyword has its lines in the docstring, which makes the function
+#: long. Below the entry points, options travel as dataclasses.
 EXCEPTIONS = {
     "export/exporter.py: export_onnx",
     "m2h_deploy/cluster/predict.py: predict_folder",

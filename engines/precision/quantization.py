@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from m2h_deploy.blocks import KEPT_IN_FLOAT, check_patterns, matches
 from m2h_deploy.causes import reason
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import scratch_folder
+from m2h_deploy.files.text import read_json
 from m2h_deploy.onnx_graph.edit import copy_of, drop_unused_initializers, replace_nodes
 
 #: Operators that INT8 speeds up; their weight is a constant second input.
@@ -52,12 +52,7 @@ def load_policy(path: str | os.PathLike[str]) -> QuantPolicy:
     Raises:
         M2HError: The file cannot be read or is not a policy; names the file.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise M2HError(f"cannot read the policy {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise M2HError(f"the policy {path} is not JSON: {error}") from None
+    content = read_json(path, "the policy")
     if not isinstance(content, dict) or not all(_fits(key, value) for key, value in content.items()):
         raise M2HError(f"the policy {path}: expected {{'quantize': [...], 'keep': [...]}} with blocks or globs")
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}

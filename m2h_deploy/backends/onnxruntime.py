@@ -13,6 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from m2h_deploy.backends.base import Backend, BackendOptions, LayerTime, Run
+from m2h_deploy.backends.inputs import InputArray
 from m2h_deploy.backends.outputs import OutputArrays, Outputs, check_image, check_tensor
 from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.causes import failure, reason
@@ -55,20 +56,18 @@ class OnnxRuntimeBackend(Backend):
         self.description = f"ONNX Runtime {ort.__version__}, {provider}"
         self._where = os.fspath(bundle.path)
         self._spec = manifest.input
-        self._dtype = np.dtype(manifest.input.dtype)
+        self._image = InputArray(manifest.input.dtype)
         self._outputs = OutputArrays(
             {spec.name: tuple(int(side or 1) for side in spec.shape[1:]) for spec in manifest.outputs},
             {spec.name: np.dtype(spec.dtype) for spec in manifest.outputs},
         )
-        self._bound: NDArray[Any] | None = None
-        self._converted: NDArray[Any] | None = None
 
     def run(self, image: NDArray[np.float32], out: Outputs | None = None) -> Outputs:
         """Run the session on `image`, (N, 3, H, W) or raw pixels for a sensor graph; see `Backend.run`."""
         if self._session is None:
             raise M2HError(f"{self._where}: the engine is closed")
         check_image(image, self._spec.batch, self._spec.sides, self._where)
-        self._bind_input(image)
+        self._image.give(image, self._bind_input)
         if self._outputs.take(len(image), out):
             for name, array in self._outputs.raw.items():
                 self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
@@ -80,14 +79,7 @@ class OnnxRuntimeBackend(Backend):
 
     def _bind_input(self, image: NDArray[Any]) -> None:
         """Bind `image` to the session without a copy; rebinds only if the array changes."""
-        if image.dtype != self._dtype or not image.flags.c_contiguous:
-            if self._converted is None or self._converted.shape != image.shape:
-                self._converted = np.empty(image.shape, self._dtype)
-            np.copyto(self._converted, image, casting="same_kind")
-            image = self._converted
-        if image is not self._bound:
-            self._binding.bind_input(self._spec.name, "cpu", 0, image.dtype, image.shape, image.ctypes.data)
-            self._bound = image  # ONNX Runtime borrows the memory: it must live as long as the binding
+        self._binding.bind_input(self._spec.name, "cpu", 0, image.dtype, image.shape, image.ctypes.data)
 
     def new_outputs(self, batch: int = 1) -> Outputs:
         """Allocate arrays for `out`, by output name."""
@@ -95,7 +87,8 @@ class OnnxRuntimeBackend(Backend):
 
     def close(self) -> None:
         """Release the session and its buffers. Idempotent."""
-        self._session = self._binding = self._bound = self._converted = None
+        self._session = self._binding = None
+        self._image.clear()
         self._outputs.clear()
 
 

@@ -14,6 +14,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from m2h_deploy.backends.base import Backend, BackendOptions, LayerTime, Run
+from m2h_deploy.backends.inputs import InputArray
 from m2h_deploy.backends.outputs import OutputArrays, Outputs, check_tensor
 from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.errors import M2HError
@@ -45,8 +46,7 @@ class OpenVINOBackend(Backend):
         self._outputs = OutputArrays(
             {name: port.sides for name, port in ports.items()}, {name: port.dtype for name, port in ports.items()}
         )
-        self._bound: NDArray[Any] | None = None
-        self._converted: NDArray[Any] | None = None
+        self._image = InputArray(self._input.dtype)
         self.precision = precision_used(self._compiled)
         note = f" ({wanted} is not available here)" if self.precision == "f32" != wanted else ""
         self.description = f"OpenVINO {ov.__version__.split('-')[0]}, {device}, {self.precision}{note}"
@@ -55,7 +55,9 @@ class OpenVINOBackend(Backend):
         """Run the model on `image`, (N, 3, H, W) or raw pixels for a sensor graph; see `Backend.run`."""
         if self._request is None:
             raise M2HError(f"{self._where}: the engine is closed")
-        self._bind_input(image)
+        if not self._input.takes(image.shape):
+            raise M2HError(f"{self._where} takes images {self._input.words}, got an array of {image.shape}")
+        self._image.give(image, self._bind_input)
         if self._outputs.take(len(image), out):
             for name, array in self._outputs.raw.items():
                 self._request.set_tensor(self._ports[name].port, ov.Tensor(array, shared_memory=True))
@@ -67,16 +69,7 @@ class OpenVINOBackend(Backend):
 
     def _bind_input(self, image: NDArray[Any]) -> None:
         """Bind `image` to the request without a copy; rebinds only if the array changes."""
-        if not self._input.takes(image.shape):
-            raise M2HError(f"{self._where} takes images {self._input.words}, got an array of {image.shape}")
-        if image.dtype != self._input.dtype or not image.flags.c_contiguous:
-            if self._converted is None or self._converted.shape != image.shape:
-                self._converted = np.empty(image.shape, self._input.dtype)
-            np.copyto(self._converted, image, casting="same_kind")
-            image = self._converted
-        if image is not self._bound:
-            self._request.set_input_tensor(ov.Tensor(image, shared_memory=True))
-            self._bound = image  # OpenVINO borrows the memory: it must live as long as the binding
+        self._request.set_input_tensor(ov.Tensor(image, shared_memory=True))
 
     def new_outputs(self, batch: int = 1) -> Outputs:
         """Allocate arrays for `out`, by output name."""
@@ -84,7 +77,8 @@ class OpenVINOBackend(Backend):
 
     def close(self) -> None:
         """Release the model and its buffers. Idempotent."""
-        self._request = self._compiled = self._bound = self._converted = None
+        self._request = self._compiled = None
+        self._image.clear()
         self._outputs.clear()
 
 

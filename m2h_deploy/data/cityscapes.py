@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from m2h_deploy.causes import failure
 from m2h_deploy.data.classes import CITYSCAPES_CLASSES, IGNORE_LABEL
+from m2h_deploy.data.conversion import as_depth, check_median, check_size
 from m2h_deploy.data.frame import Frame, Intrinsics
 from m2h_deploy.data.labels import boundaries
-from m2h_deploy.data.reading import as_depth, check_median, check_size, read_plane
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files.images import read_image
+from m2h_deploy.files.images import read_image, read_plane
 
 #: Depth beyond this is treated as unknown.
 MAX_DEPTH_M = 80.0

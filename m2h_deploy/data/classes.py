@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ import numpy.typing as npt
 
 from m2h_deploy.bundle.manifest import Classes
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files.text import read_json
 
 #: NYUv2's 40 classes in the order of classMapping40.mat (its spelling kept); index 0 here is NYU class 1.
 NYU40_CLASSES: tuple[str, ...] = (
@@ -84,12 +83,7 @@ def load_classes(path: str | os.PathLike[str]) -> Classes:
     Raises:
         M2HError: the file cannot be read or has another form; the message names the file and the entry.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise M2HError(f"cannot read the classes {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise M2HError(f"the classes {path} are not JSON: {' '.join(str(error).split())}") from None
+    content = read_json(path, "the classes")
     if not isinstance(content, list) or not content:
         raise M2HError(f'the classes {path}: expected a JSON list of names, or of {{"name": ..., "color": [R, G, B]}}')
     names: list[str] = []

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from m2h_deploy.data.conversion import as_depth
 from m2h_deploy.data.frame import NYU_INTRINSICS, Frame, Intrinsics
-from m2h_deploy.data.reading import as_depth, read_plane
 from m2h_deploy.errors import M2HError, one_line
-from m2h_deploy.files.images import decode_picture, image_files, may_be_map, read_image
+from m2h_deploy.files.images import decode_picture, image_files, may_be_map, read_image, read_plane
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,19 +13,12 @@ import numpy.typing as npt
 
 from m2h_deploy.causes import failure
 from m2h_deploy.data.classes import NYU40_CLASSES
+from m2h_deploy.data.conversion import as_depth, as_normals, as_semantics, check_median, check_meters, check_size
 from m2h_deploy.data.frame import Frame, Intrinsics
 from m2h_deploy.data.labels import boundaries
-from m2h_deploy.data.reading import (
-    as_depth,
-    as_normals,
-    as_semantics,
-    check_median,
-    check_meters,
-    check_size,
-    require_file,
-)
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.files.images import read_image
+from m2h_deploy.files.names import require_file
 
 #: Depth beyond this is treated as unknown.
 MAX_DEPTH_M = 20.0

@@ -20,20 +20,13 @@ import numpy.typing as npt
 
 from m2h_deploy.causes import failure
 from m2h_deploy.data.classes import NYU40_CLASSES
+from m2h_deploy.data.conversion import as_depth, as_edges, as_normals, as_semantics, decode_normals
 from m2h_deploy.data.frame import NYU_INTRINSICS, Frame, Intrinsics
 from m2h_deploy.data.labels import boundaries, normals_from_depth
 from m2h_deploy.data.mat5 import read_numbers
-from m2h_deploy.data.reading import (
-    as_depth,
-    as_edges,
-    as_normals,
-    as_semantics,
-    decode_normals,
-    read_array,
-    read_plane,
-)
 from m2h_deploy.errors import M2HError, missing_extra
-from m2h_deploy.files.images import read_image
+from m2h_deploy.files.arrays import read_array
+from m2h_deploy.files.images import read_image, read_plane
 
 #: Names of the official files.
 MAT_NAME, SPLITS_NAME, MAPPING_NAME = "nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat"

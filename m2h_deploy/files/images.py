@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from m2h_deploy.causes import NO_MEMORY, MachineError, reason
 from m2h_deploy.errors import ImageError, M2HError
-from m2h_deploy.files.names import is_file
+from m2h_deploy.files.names import require_file
 from m2h_deploy.runtime.preprocess import MAX_SIDE, as_color_image
 
 #: Suffixes of files that are read as images.
@@ -89,6 +89,32 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return as_color_image(pixels, str(path))
 
 
+def read_plane(path: Path, what: str) -> NDArray[Any]:
+    """Read a one-channel image as stored.
+
+    Args:
+        path: the image; three equal channels are accepted.
+        what: name of the image in messages.
+
+    Returns:
+        uint8 or uint16 (H, W).
+
+    Raises:
+        M2HError: the file cannot be read, or its channels differ.
+    """
+    plane = read_pixels(path, cv2.IMREAD_UNCHANGED, what)
+    if plane.ndim == 3 and (plane[..., :1] == plane).all():
+        plane = plane[..., 0]
+    if plane.ndim != 2:
+        raise M2HError(f"{path}: {what} has {plane.shape[2]} color channels, expected one")
+    return plane
+
+
+def read_pixels(path: Path, flags: int, what: str) -> NDArray[Any]:
+    """Read the image file at `path` with OpenCV's `flags`; `what` names it in an error. Raises as `decode`."""
+    return decode(path, read_content(path, what), flags, what)
+
+
 def decode_picture(path: Path) -> tuple[NDArray[Any], str | None]:
     """Decode an image file with its EXIF orientation; also return its kind of map, None for a picture."""
     content = read_content(path, "image")
@@ -114,8 +140,7 @@ def read_content(path: Path, what: str) -> bytes:
     Raises:
         M2HError: The file is missing or unreadable.
     """
-    if not is_file(path):
-        raise M2HError(f"{path}: {what} is missing")
+    require_file(path, what)
     try:
         return path.read_bytes()
     except OSError as error:

@@ -1,10 +1,12 @@
-"""Keep file names within the limits of file systems."""
+"""Keep file names within the limits of file systems, and check whether a file exists."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from pathlib import Path
+
+from m2h_deploy.errors import M2HError
 
 #: Largest number of bytes of a file name on Linux file systems.
 NAME_BYTES = 255
@@ -37,3 +39,14 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:
         return False
+
+
+def require_file(path: Path, what: str) -> Path:
+    """Return `path` where it is a file.
+
+    Raises:
+        M2HError: it is not; the message says that `what` is missing.
+    """
+    if not is_file(path):
+        raise M2HError(f"{path}: {what} is missing")
+    return path

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m2h_deploy.model.attention import self_attention
 from m2h_deploy.model.config import BackboneConfig
 
 #: Offset that DINOv2 adds to the grid size when it computes the scale factors for resizing position embeddings
@@ -30,11 +31,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend from every token to every token: (N, L, C) to (N, L, C)."""
-        n, length, dim = x.shape
-        heads = (n, length, self.heads, dim // self.heads)
-        q, k, v = (part.reshape(heads).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).reshape(n, length, dim))
+        return self.proj(self_attention(self.qkv(x), self.heads))
 
 
 class LayerScale(nn.Module):

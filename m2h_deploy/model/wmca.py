@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m2h_deploy.model.attention import self_attention
 from m2h_deploy.model.config import WMCA_TASKS, ModelConfig
 from m2h_deploy.model.layers import upsample2
 
@@ -63,11 +64,7 @@ class CrossTaskAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over the tokens of all tasks in a window: (B, L, C) to (B, L, C)."""
-        batch, length, channels = x.shape
-        heads = (batch, length, self.heads, channels // self.heads)
-        q, k, v = (part.reshape(heads).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.out(out.transpose(1, 2).reshape(batch, length, channels))
+        return self.out(self_attention(self.qkv(x), self.heads))
 
 
 class CrossTaskLayer(nn.Module):

@@ -62,17 +62,40 @@ class Nvidia:
     """Source of the information: nvidia-ml-py, cuda-python, the driver's file, or a message that there is none."""
 
 
-def read_cpu() -> Cpu:
-    """Read this machine's CPU, from /proc/cpuinfo if it exists."""
-    text = _text(Path("/proc/cpuinfo"))
+def read_cpu(root: Path = Path("/")) -> Cpu:
+    """Read this machine's CPU; `root` is the parent of /proc."""
+    text = read_text(root / "proc/cpuinfo") or ""
     flags = set(" ".join(re.findall(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)[:1]).split())
-    names = re.findall(r"^(?:model name|Hardware|Model)\s*:\s*(.*)$", text, re.MULTILINE)
     return Cpu(
-        model=names[0].strip() if names else platform.processor() or platform.machine(),
+        model=cpu_name(root),
         features=tuple(feature for feature in FEATURES if feature in flags),
         cores=usable_cores(),
-        memory_bytes=_memory(),
+        memory_bytes=memory_bytes(root),
     )
+
+
+def cpu_name(root: Path) -> str:
+    """Return the name of the board, such as a Jetson's, or of the CPU; its architecture where neither is told."""
+    board = read_text(root / "proc/device-tree/model")
+    if board:
+        return board.rstrip("\x00")
+    text = read_text(root / "proc/cpuinfo") or ""
+    names = re.findall(r"^(?:model name|Hardware|Model)\s*:\s*(.*)$", text, re.MULTILINE)
+    return names[0].strip() if names else platform.machine()
+
+
+def memory_bytes(root: Path) -> int | None:
+    """Return the size of the main memory; None where it is not told."""
+    found = re.search(r"^MemTotal:\s*(\d+) kB", read_text(root / "proc/meminfo") or "", re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
+def read_text(path: Path) -> str | None:
+    """Return the text of a small file of the kernel's, stripped; None where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except (OSError, ValueError):
+        return None
 
 
 def usable_cores() -> int:
@@ -86,7 +109,7 @@ def read_nvidia() -> Nvidia:
         # Without the driver its libraries fail in different ways, when imported or when called.
         with suppress(Exception):
             return ask()
-    driver = driver_of(_text(_DRIVER_FILE))
+    driver = driver_of(read_text(_DRIVER_FILE) or "")
     return Nvidia(driver, (), str(_DRIVER_FILE) if driver else "nothing here tells of an NVIDIA driver")
 
 
@@ -123,22 +146,8 @@ def _ask_cuda() -> Nvidia:
         _, properties = runtime.cudaGetDeviceProperties(index)
         capability = f"{properties.major}.{properties.minor}"
         gpus.append(Gpu(_string(properties.name).rstrip("\0"), capability, int(properties.totalGlobalMem)))
-    return Nvidia(driver_of(_text(_DRIVER_FILE)), tuple(gpus), "cuda-python")
+    return Nvidia(driver_of(read_text(_DRIVER_FILE) or ""), tuple(gpus), "cuda-python")
 
 
 def _string(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

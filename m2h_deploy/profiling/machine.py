@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2h_deploy.backends import KINDS
+from m2h_deploy.profiling.hardware import cpu_name, memory_bytes, read_text
 
 #: Packages whose version affects latency.
 _PACKAGES = (
@@ -44,41 +45,20 @@ class Machine:
 
 def describe_machine(root: Path = Path("/"), gpu: str | None = None) -> Machine:
     """Describe this machine; `root` is the parent of /proc and /sys."""
+    memory = memory_bytes(root)
     return Machine(
-        cpu=_cpu_name(root),
+        cpu=cpu_name(root),
         cores=os.cpu_count() or 1,
         affinity=tuple(sorted(os.sched_getaffinity(0))),
         governor=read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         load=os.getloadavg()[0],
-        memory_gb=_memory_gb(root),
+        memory_gb=None if memory is None else memory / 1e9,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         packages=_versions(),
         variables={name: os.environ[name] for name in _VARIABLES if name in os.environ},
         gpu=gpu,
     )
-
-
-def read_text(path: Path) -> str | None:
-    """Read a small file of the kernel without its line break; None if it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except (OSError, ValueError):
-        return None
-
-
-def _cpu_name(root: Path) -> str:
-    board = read_text(root / "proc/device-tree/model")  # a Jetson, a Raspberry Pi
-    if board:
-        return board.rstrip("\x00")
-    lines = (read_text(root / "proc/cpuinfo") or "").splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _memory_gb(root: Path) -> float | None:
-    lines = (read_text(root / "proc/meminfo") or "").splitlines()
-    found = next((line.split()[1] for line in lines if line.startswith("MemTotal:")), None)
-    return None if found is None else int(found) * 1024 / 1e9
 
 
 def _versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from m2h_deploy.profiling.machine import read_text
+from m2h_deploy.profiling.hardware import read_text
 
 #: Seconds between two readings: short enough to detect throttling, long enough not to disturb the measurement.
 INTERVAL = 0.5

@@ -146,7 +146,7 @@ def test_figures_are_those_of_one_process_and_a_new_frame_is_one_frames_work(tin
     listing.write_text("\n".join(names[1:]))
     bundle, work = shutil.copytree(tiny_bundle, tmp_path / "bundle"), tmp_path / "work"
     alone, _ = one_process(bundle, tiny_onnx, data)
-    result, job = verify_on_ray(bundle, tiny_onnx, data, work)
+    result, job = verify_on_ray(bundle, tiny_onnx, data, work, record=True)
     assert (job.frames, job.reused) == (9, 0)
     assert_same(to_json(result), alone)
     assert_same(json.loads((bundle / "manifest.json").read_text())["parity"], alone)
@@ -161,7 +161,7 @@ def test_figures_are_those_of_one_process_and_a_new_frame_is_one_frames_work(tin
 
     sorted((work / "frames").glob("*/*.npz"))[0].write_bytes(b"PK cut short")
     with pytest.raises(M2HError, match=r"\.npz is damaged: remove it and run again"):
-        verify_on_ray(bundle, tiny_onnx, data, work)
+        verify_on_ray(bundle, tiny_onnx, data, work, record=True)
 
 
 def test_what_one_worker_cannot_open_is_one_line(tiny_bundle, tiny_onnx, tmp_path):

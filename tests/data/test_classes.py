@@ -34,8 +34,8 @@ def test_colors_may_be_given_for_some(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("no json", "are not JSON"),
-        ("[" * 100_000, "are not JSON"),
+        ("no json", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ({"road": 1}, "expected a JSON list"),
         ([], "expected a JSON list"),
         (["road", 3], "entry 1 is neither a name nor"),
@@ -68,7 +68,7 @@ def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path):
     with pytest.raises(M2HError, match=r"cannot read the classes .*none\.json"):
         load_classes(tmp_path / "none.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(M2HError, match=r"bytes\.json are not JSON"):
+    with pytest.raises(M2HError, match=r"bytes\.json: not JSON"):
         load_classes(tmp_path / "bytes.json")
 
 

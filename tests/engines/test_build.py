@@ -184,7 +184,7 @@ def test_a_policy_that_is_nested_too_deeply_is_one_line(small, tmp_path):
     policy = tmp_path / "policy.json"
     policy.write_text('{"keep":' * 100_000)
     said = mistake("build", small, "-o", tmp_path / "bundle", "--precision", "int8", "--policy", policy)
-    assert said.startswith(f"the policy {policy} is not JSON: ")
+    assert said.startswith(f"the policy {policy}: not JSON: ")
 
 
 def test_int8_of_a_float32_graph_needs_frames(small, tmp_path):

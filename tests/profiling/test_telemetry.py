@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
+import platform
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from m2h_deploy.profiling.hardware import cpu_name, read_cpu
 from m2h_deploy.profiling.machine import describe_machine
 from m2h_deploy.profiling.memory import peak_mb, reset_peak, resident_mb
 from m2h_deploy.profiling.telemetry import CpuClock, OtherLoad, Rapl, Thermal, find_probes, watch
@@ -64,6 +68,16 @@ def test_a_machine_without_any_sensor_is_read_without_a_word(tmp_path):
     assert machine.memory_gb is None
 
 
+def test_a_board_is_named_before_its_processor(tmp_path):
+    assert cpu_name(tmp_path) == platform.machine()
+    put(tmp_path / "proc/cpuinfo", "processor\t: 0\nmodel name\t: A Processor\nflags\t\t: fpu avx2 sse")
+    put(tmp_path / "proc/meminfo", "MemTotal:       16000 kB\nMemFree:         1 kB")
+    assert read_cpu(tmp_path) == replace(read_cpu(), model="A Processor", features=("avx2",), memory_bytes=16_384_000)
+    assert describe_machine(tmp_path).memory_gb == pytest.approx(0.016384)
+    put(tmp_path / "proc/device-tree/model", "A Board\0")
+    assert describe_machine(tmp_path).cpu == read_cpu(tmp_path).model == "A Board"
+
+
 def test_this_machine_is_read_while_a_block_runs():
     with watch(find_probes(), interval=0.01) as readings:
         sum(range(10_000))
@@ -79,9 +93,9 @@ def test_peak_memory_sees_what_was_given_back():
     if resident_mb() is None:
         pytest.skip("this machine does not tell")
     reset_peak()
-    block = np.ones(300_000_000, np.uint8)
-    during = resident_mb()
-    del block
+    with mmap.mmap(-1, 300_000_000) as block:  # not from an allocator, which may keep it
+        np.frombuffer(block, np.uint8)[:] = 1
+        during = resident_mb()
     peak, after = peak_mb(), resident_mb()
     assert during is not None and peak is not None and after is not None
     assert peak > during - 10 > after + 200

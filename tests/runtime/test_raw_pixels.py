@@ -125,7 +125,7 @@ def test_verify_compares_finished_results(bundle, tiny_checkpoint, tmp_path):
     from m2h_deploy.parity import verify
 
     copy = shutil.copytree(bundle, tmp_path / "bundle")
-    result = verify(copy, tiny_checkpoint, Rooms(8, height=CAMERA[1], width=CAMERA[0]))
+    result = verify(copy, tiny_checkpoint, Rooms(8, height=CAMERA[1], width=CAMERA[0]), record=True)
     assert result.passed, result.summary
     assert [tensor.output for tensor in result.tensors] == ["depth", "normals", "edges"]
     assert [task.task for task in result.tasks] == ["depth", "semantics", "normals", "edges"]

@@ -1,4 +1,4 @@
-"""Read one label from a file, check it, and convert it to the conventions of `Frame`."""
+"""Check labels as stored in files, and convert them to the conventions of `Frame`."""
 
 from __future__ import annotations
 
@@ -9,82 +9,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from m2h_deploy.causes import failure
 from m2h_deploy.data.classes import IGNORE_LABEL
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files.arrays import DAMAGED_ARRAY
-from m2h_deploy.files.images import decode, read_content
+from m2h_deploy.files.images import read_pixels
 
 Size = tuple[int, int]
-
-
-def require_file(path: Path, what: str) -> Path:
-    """Return `path` if it is a file.
-
-    Args:
-        path: the file.
-        what: name of the file in the message.
-
-    Raises:
-        M2HError: the file does not exist.
-    """
-    if not path.is_file():
-        raise M2HError(f"{path}: {what} is missing")
-    return path
-
-
-def read_plane(path: Path, what: str) -> npt.NDArray[Any]:
-    """Read a one-channel image as stored.
-
-    Args:
-        path: the image; three equal channels are accepted.
-        what: name of the image in messages.
-
-    Returns:
-        uint8 or uint16 (H, W).
-
-    Raises:
-        M2HError: the file cannot be read, or its channels differ.
-    """
-    plane = _decode(path, cv2.IMREAD_UNCHANGED, what)
-    if plane.ndim == 3 and (plane[..., :1] == plane).all():
-        plane = plane[..., 0]
-    if plane.ndim != 2:
-        raise M2HError(f"{path}: {what} has {plane.shape[2]} color channels, expected one")
-    return plane
-
-
-def read_array(path: Path, what: str) -> npt.NDArray[Any]:
-    """Read the array of a .npy file, without unpickling.
-
-    Args:
-        path: the file.
-        what: name of the array in messages.
-
-    Raises:
-        M2HError: the file is missing or damaged, or is an archive of arrays.
-    """
-    require_file(path, what)
-    try:
-        array = np.load(path, allow_pickle=False)
-    except DAMAGED_ARRAY as error:
-        damaged = f"{path}: {what} is not a readable .npy file ({type(error).__name__})"
-        # A damaged header can request more memory than is available.
-        if isinstance(error, MemoryError) and not _holds_array(path):
-            raise M2HError(damaged) from error
-        raise failure(error, f"cannot read {path}", damaged) from error
-    if not isinstance(array, np.ndarray):
-        raise M2HError(f"{path}: {what} is an archive of arrays, expected one array (.npy)")
-    return array
-
-
-def _holds_array(path: Path) -> bool:
-    """Return whether the file is as long as its header says."""
-    try:
-        np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, OverflowError):
-        return False
-    return True
 
 
 def check_size(array: npt.NDArray[Any], size: Size, where: str, what: str) -> None:
@@ -267,9 +196,5 @@ def decode_normals(path: Path) -> npt.NDArray[np.float32]:
     Returns:
         float32 (H, W, 3), -1..1, not normalized.
     """
-    colors = _decode(path, cv2.IMREAD_COLOR, "normals")
+    colors = read_pixels(path, cv2.IMREAD_COLOR, "normals")
     return colors[..., ::-1].astype(np.float32) * (2.0 / 255.0) - 1.0
-
-
-def _decode(path: Path, flags: int, what: str) -> npt.NDArray[Any]:
-    return decode(path, read_content(path, what), flags, what)

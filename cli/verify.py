@@ -19,7 +19,7 @@ from cli.app import (
     ray_option,
     result_option,
 )
-from cli.console import err, out, print_json, say
+from cli.console import err, out, print_json
 from cli.on_ray import RayGpusOption, RayOption, RayWorkersOption, cluster_of, reporting, tell
 from m2h_deploy.errors import CheckFailed, M2HError
 
@@ -99,7 +99,6 @@ def verify(
             locate=_locate() if locate else None,
             record=record,
             progress=report.advance,
-            notice=lambda text: say(text, "yellow"),
             on_result=give,
         )
     if not result.passed:

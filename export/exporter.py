@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -19,21 +20,21 @@ from torch import Tensor, nn
 from export import graph
 from export.check import CheckReport, check_export
 from export.deploy_form import to_deploy
-from export.options import DEFAULT_OPSET, PUBLISHED, ExportOptions
-from export.raw_pixels import Sensor, add_sensor
+from export.options import ExportKeywords, ExportOptions
+from export.raw_pixels import add_sensor
 from export.raw_pixels_check import check_sensor
 from export.static_form import to_static
 from export.windows import add_function_bodies, use_functions
-from m2h_deploy.bundle.manifest import Classes
-from m2h_deploy.choices import Form, Windows
 from m2h_deploy.data.classes import default_classes
 from m2h_deploy.errors import CheckFailed
 from m2h_deploy.files.atomic import check_writable, library_path, whole_file
 from m2h_deploy.model.checkpoint import weights_digest
 from m2h_deploy.model.network import M2H
 from m2h_deploy.onnx_graph.info import GraphInfo
-from m2h_deploy.runtime.preprocess import Normalization
 from m2h_deploy.version import __version__
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class _Outputs(nn.Module):
@@ -62,28 +63,18 @@ def export_onnx(
     model: M2H,
     path: str | os.PathLike[str],
     *,
-    height: int = 224,
-    width: int = 224,
-    batch: int = 1,
-    dynamic_batch: bool = False,
-    opset: int = DEFAULT_OPSET,
-    tasks: Sequence[str] | None = None,
-    windows: Windows = "standard",
-    form: Form = "deploy",
-    normalization: Normalization = PUBLISHED,
-    classes: Classes | None = None,
-    sensor: Sensor | None = None,
     images: Sequence[np.ndarray] = (),
+    **options: Unpack[ExportKeywords],
 ) -> ExportResult:
     """Write `model` as ONNX and check the file against it.
 
+    ```python
+    export_onnx(model, "model.onnx", height=480, width=640)
+    ```
+
     The graph has one input `image` (batch, 3, height, width) float32, normalized, and one output per task, in the order
-    of TASKS. Height and width are static, the batch too unless `dynamic_batch`; `windows="functions"` keeps WMCA's
-    partition as ONNX functions (see `export.windows`). `form="deploy"` is the network rewritten to do less work (see
-    `export.deploy_form`), the same function up to rounding; "reference" is the network as published. `normalization` is
-    how images were normalized in training, `classes` names and colors the semantic classes (if None, those of the data
-    set with as many classes): both are recorded in the file. With `sensor` the graph takes a camera's raw pixels and
-    returns final results (see `export.raw_pixels.add_sensor`); its outputs determine the tasks.
+    of TASKS. Height and width are static, the batch too unless it is dynamic. The options are the fields of
+    `ExportOptions`.
 
     The check compares names, shapes and values with `model` on `images` (uint8 BGR, H x W x 3; a rendered room by
     default) and on noise; a sensor graph is then compared with the plain one between Python's preprocess and
@@ -93,18 +84,15 @@ def export_onnx(
         M2HError: The options do not describe a valid graph.
         CheckFailed: A check failed; the error carries the report.
     """
-    path = check_writable(path)
-    options = ExportOptions(
-        height, width, batch, dynamic_batch, opset, tasks, windows, form, normalization, classes, sensor
-    )
-    options.check_model(model.config)
-    proto = _trace(model, options)
+    path, chosen = check_writable(path), ExportOptions(**options)
+    chosen.check_model(model.config)
+    proto = _trace(model, chosen)
     graph.name_by_module(proto)
-    if dynamic_batch:
+    if chosen.dynamic_batch:
         graph.free_batch(proto)
     proto.producer_name, proto.producer_version = "m2h-deploy", __version__
     del proto.metadata_props[:]
-    _graph_info(model, options).write(proto)
+    _graph_info(model, chosen).write(proto)
     proto = graph.infer_shapes(proto)
 
     with whole_file(path) as temporary:
@@ -112,9 +100,9 @@ def export_onnx(
         with library_path(temporary) as file:
             report = check_export(model, file, images=images)
         _require(report, "the exported graph", "the checkpoint")
-        if sensor is not None:
+        if chosen.sensor is not None:
             plain = proto.SerializeToString()
-            onnx.save(add_sensor(proto, sensor), temporary)
+            onnx.save(add_sensor(proto, chosen.sensor), temporary)
             with library_path(temporary) as file:
                 report = report.joined(check_sensor(plain, file, images=images))
             _require(report, "the sensor graph", "preprocess, network and postprocess")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from export.raw_pixels import Sensor
 from m2h_deploy.bundle.manifest import MAX_CLASSES, Classes
@@ -22,25 +23,52 @@ MIN_SIDE, MAX_SIDE = 14, 4096
 PUBLISHED = PRESETS["published"]
 
 
+class ExportKeywords(TypedDict, total=False):
+    """The options of an export as keywords of `export_onnx`: the fields of `ExportOptions`."""
+
+    height: int
+    width: int
+    batch: int
+    dynamic_batch: bool
+    opset: int
+    tasks: Sequence[str] | None
+    windows: Windows
+    form: Form
+    normalization: Normalization
+    classes: Classes | None
+    sensor: Sensor | None
+
+
 @dataclass(frozen=True)
 class ExportOptions:
-    """Options of an export, documented in `export_onnx`.
+    """Options of an export.
 
     Raises:
         M2HError: The options do not describe a valid graph, or one of them makes another one ineffective.
     """
 
     height: int = 224
+    """Height of the network's input in pixels, 14 to 4096."""
     width: int = 224
+    """Width of the network's input in pixels, 14 to 4096."""
     batch: int = 1
+    """Frames in a batch, 1 to 64."""
     dynamic_batch: bool = False
+    """Leave the batch size free."""
     opset: int = DEFAULT_OPSET
     tasks: Sequence[str] | None = None
+    """Outputs to keep; None: all. With `sensor` its outputs determine them."""
     windows: Windows = "standard"
+    """"functions" keeps WMCA's partition as ONNX functions (see `export.windows`)."""
     form: Form = "deploy"
+    """"deploy": rewritten to do less work (see `export.deploy_form`), the same function up to rounding; "reference": as
+    published."""
     normalization: Normalization = PUBLISHED
+    """How images were normalized in training; recorded in the file."""
     classes: Classes | None = None
+    """Names and colors of the semantic classes, recorded in the file; None: those of the data set with as many."""
     sensor: Sensor | None = None
+    """Take a camera's raw pixels and return final results (see `export.raw_pixels.add_sensor`)."""
 
     def __post_init__(self) -> None:
         for name, side in (("height", self.height), ("width", self.width)):

@@ -6,26 +6,21 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from export.options import ExportKeywords, ExportOptions
+from m2h_deploy.cluster.predict import PredictKeywords, PredictOptions
+from m2h_deploy.parity.verify import VerifyKeywords, VerifyOptions
 from tests.commands import ROOT
 
 LINES, PARAMETERS, FILE_LINES = 60, 8, 400
 SOURCES = ("m2h_deploy", "export", "engines", "cli", "benchmarks", "ros2")
 
-#: What does not keep the limits, as `file: function` or `file`. An entry that keeps them now must go. These three are
-#: documented entry points: a caller writes `verify(bundle, reference, data, limit=8)`, and a record of options would
-#: have to be imported and built for every call. Each keyword has its lines in the docstring, which makes the function
-#: long. Below the entry points, options travel as dataclasses.
-EXCEPTIONS = {
-    "export/exporter.py: export_onnx",
-    "m2h_deploy/cluster/predict.py: predict_folder",
-    "m2h_deploy/parity/verify.py: verify",
-}
-
 
 def test_functions_and_files_are_short_and_take_few_parameters() -> None:
     files = [path for folder in (*SOURCES, "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
     assert len(files) > 300
-    assert {found for path in files for found in violations(path)} == EXCEPTIONS
+    assert [found for path in files for found in violations(path)] == []
 
 
 def violations(path: Path) -> Iterator[str]:
@@ -40,3 +35,17 @@ def violations(path: Path) -> Iterator[str]:
             size = (node.end_lineno or node.lineno) - node.lineno + 1
             if size > LINES or (count > PARAMETERS and not name.startswith("tests/")):
                 yield f"{name}: {node.name}"
+
+
+@pytest.mark.parametrize(
+    ("keywords", "options"),
+    [
+        (ExportKeywords, ExportOptions),
+        (VerifyKeywords, VerifyOptions),
+        (PredictKeywords, PredictOptions),
+    ],
+)
+def test_the_keywords_of_a_function_are_the_fields_of_its_options(keywords, options) -> None:
+    assert keywords.__annotations__.keys() == options.__annotations__.keys()
+    texts = {name: getattr(kind, "__forward_arg__", kind) for name, kind in keywords.__annotations__.items()}
+    assert texts == options.__annotations__

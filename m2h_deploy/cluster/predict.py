@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import cv2
 
@@ -27,6 +27,9 @@ from m2h_deploy.runtime.runtime import Runtime
 from m2h_deploy.sinks.files import ResultFiles, check_results
 from m2h_deploy.sources import SourceFrame, folder_images, read_item
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 #: Subfolder of the results' folder; Parquet readers ignore names that begin with a dot.
 _STATE = ".m2h"
 
@@ -43,20 +46,44 @@ class PredictSettings:
     plugins: tuple[Path, ...] = ()
 
 
+class PredictKeywords(TypedDict, total=False):
+    """The options of `predict_folder` as keywords: the fields of `PredictOptions`."""
+
+    parquet: bool
+    npz: bool
+    limit: int | None
+    self_test: bool
+    plugins: Sequence[str | os.PathLike[str]]
+    overwrite: bool
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What a job writes."""
+
+    parquet: bool = False
+    """Write Parquet instead of files."""
+    npz: bool = False
+    """Also write all outputs as npz, as a file or a column."""
+    limit: int | None = None
+    """Process only this many images, the first by name."""
+    self_test: bool = True
+    """Run the engine's self-test on each worker before its first frame."""
+    plugins: Sequence[str | os.PathLike[str]] = ()
+    """Libraries that a TensorRT plan needs."""
+    overwrite: bool = True
+    """Also replace files in the results' folder that m2h-deploy did not write."""
+
+
 def predict_folder(
     bundle: str | os.PathLike[str],
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
     cluster: Cluster | None = None,
-    parquet: bool = False,
-    npz: bool = False,
-    limit: int | None = None,
-    self_test: bool = True,
-    plugins: Sequence[str | os.PathLike[str]] = (),
-    overwrite: bool = True,
     progress: Progress | None = None,
     complain: Complain | None = None,
+    **options: Unpack[PredictKeywords],
 ) -> JobResult:
     """Predict on every image of the folder `source`; results of the same job that `output` has already are kept.
 
@@ -70,37 +97,39 @@ def predict_folder(
         source: Folder of images.
         output: Folder of the results: files as `write_prediction` makes them, or with `parquet` parts (see `parts`).
         cluster: The cluster to use; a local one by default.
-        parquet: Write Parquet.
-        npz: Also write all outputs as npz, as a file or a column.
-        limit: Process only this many images, the first by name.
-        self_test: Run the engine's self-test on each worker before its first frame.
-        plugins: Libraries that a TensorRT plan needs.
-        overwrite: Also replace files in `output` that m2h-deploy did not write.
         progress: Called as frames are done.
         complain: Called with the reason of each frame without a result.
+        options: The fields of `PredictOptions`.
 
     Raises:
         M2HError: Ray is missing or unreachable, a bundle or a folder is damaged, or a file blocks the output. A frame
             that cannot be read is in `JobResult.failed`.
     """
-    cluster = cluster or Cluster()
+    cluster, chosen = cluster or Cluster(), PredictOptions(**options)
     folder, results = Path(source).resolve(), Path(output).resolve()
     if not folder.is_dir():
         raise M2HError(f"{source} is not a folder: a job on Ray takes a folder of images")
     if folder == results:
         raise M2HError(f"{output} is the source itself: results could overwrite its files; give another folder")
     manifest = load_bundle(bundle).manifest
-    rows = _rows(folder, limit, job_digest(manifest, {"kind": "parquet" if parquet else "files", "npz": npz}))
+    kind = "parquet" if chosen.parquet else "files"
+    rows = _rows(folder, chosen.limit, job_digest(manifest, {"kind": kind, "npz": chosen.npz}))
     check_folder(results)
-    if not parquet and not overwrite:
-        check_results(results, {row.name for row in rows}, npz=npz)
-    libraries = tuple(Path(plugin).resolve() for plugin in plugins)
-    settings = PredictSettings(Path(bundle).resolve(), results, npz, cluster.threads, self_test, libraries)
+    if not chosen.parquet and not chosen.overwrite:
+        check_results(results, {row.name for row in rows}, npz=chosen.npz)
+    libraries = tuple(Path(plugin).resolve() for plugin in chosen.plugins)
+    settings = PredictSettings(
+        Path(bundle).resolve(), results, chosen.npz, cluster.threads, chosen.self_test, libraries
+    )
     with on_demand(cluster) as connect:
         make_folder(results)
         state = State.begin(results / _STATE)
-        left = settle_parts(results, rows) if parquet else [row for row in rows if not _stamp(state, row).fits(row)]
-        worker, task_frames = (_ToParquet, PART_FRAMES) if parquet else (_ToFiles, TASK_FRAMES)
+        worker: type[FrameWorker]
+        if chosen.parquet:
+            left, worker, task_frames = settle_parts(results, rows), _ToParquet, PART_FRAMES
+        else:
+            left = [row for row in rows if not _stamp(state, row).fits(row)]
+            worker, task_frames = _ToFiles, TASK_FRAMES
         job = Job(worker, (state, settings), left, reused=len(rows) - len(left), task_frames=task_frames)
         return run_job(connect, job, progress=progress, complain=complain)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from m2h_deploy.bundle.folder import Bundle, check_recordable, load_bundle, record_result
 from m2h_deploy.data.frame import Dataset
@@ -21,8 +23,45 @@ from m2h_deploy.parity.locate import LocateResult
 from m2h_deploy.parity.result import DataInfo, VerifyResult, to_json
 from m2h_deploy.parity.tensors import TensorResult
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_log = logging.getLogger("m2h_deploy.parity.verify")
+
 #: Finds the first diverging block of a bundle's engine with respect to a reference.
 Locate = Callable[[Bundle, str], LocateResult]
+
+
+class VerifyKeywords(TypedDict, total=False):
+    """The options of `verify` as keywords: the fields of `VerifyOptions`."""
+
+    gates: Gates
+    limit: int | None
+    split: str
+    pictures: int
+    resamples: int
+    allow_other_weights: bool
+    record: bool
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What to compare, and how to judge it."""
+
+    gates: Gates = field(default_factory=Gates)
+    """The limits."""
+    limit: int | None = None
+    """Use this many frames, spread evenly over the data, because neighbors in a data set are alike; None: all."""
+    split: str = "val"
+    """Split of a data set that is opened from a path."""
+    pictures: int = 2
+    """Keep pictures of this many worst frames per task."""
+    resamples: int = RESAMPLES
+    """Number of bootstrap resamples."""
+    allow_other_weights: bool = False
+    """Compare even if the bundle was built from other weights."""
+    record: bool = False
+    """Write the result into the bundle's manifest at the end: an interrupted run leaves the bundle unchanged."""
 
 
 def verify(
@@ -30,18 +69,11 @@ def verify(
     reference: str | os.PathLike[str],
     data: Dataset | str | os.PathLike[str],
     *,
-    gates: Gates | None = None,
-    limit: int | None = None,
-    split: str = "val",
-    pictures: int = 2,
-    resamples: int = RESAMPLES,
-    allow_other_weights: bool = False,
     executor: Executor | None = None,
     locate: Locate | None = None,
-    record: bool = False,
     progress: Progress | None = None,
-    notice: Callable[[str], None] | None = None,
     on_result: Callable[[VerifyResult], None] | None = None,
+    **options: Unpack[VerifyKeywords],
 ) -> VerifyResult:
     """Compare the engine of a bundle with its reference on data, and judge it by `gates`.
 
@@ -59,38 +91,24 @@ def verify(
         bundle_path: The bundle's folder.
         reference: A checkpoint, the name of shipped weights, or the float32 .onnx file of m2h-deploy export.
         data: A data set, or the path of one (see `open_dataset`).
-        gates: The limits; `Gates()` if None.
-        limit: Use this many frames, spread evenly over the data, because neighbors in a data set are alike.
-        split: Split of a data set that is opened from a path.
-        pictures: Keep pictures of this many worst frames per task.
-        resamples: Number of bootstrap resamples.
-        allow_other_weights: Compare even if the bundle was built from other weights.
         executor: Measures the frames; `LocalExecutor()` if None.
         locate: Also find the first diverging block: `export.locate_difference`, or without torch `locate_in_bundle` for
             a reference in ONNX.
-        record: Write the result into the bundle's manifest at the end: an interrupted run leaves the bundle unchanged.
         progress: Called as frames are done.
-        notice: Called with a line about each file that is not used.
         on_result: Called with the result as soon as it exists: before locating, which is slow, and again after it, and
             before recording, so that a full disk does not lose the result.
+        options: The fields of `VerifyOptions`.
 
     Raises:
         M2HError: The bundle, the reference or the data is damaged, or they do not fit. A failed gate raises nothing;
             see `VerifyResult.passed`.
     """
-    tell = notice or (lambda _: None)
-    bundle = load_bundle(bundle_path)
-    if record:
+    chosen, bundle = VerifyOptions(**options), load_bundle(bundle_path)
+    if chosen.record:
         check_recordable(bundle)
-    path = Path(data) if isinstance(data, (str, os.PathLike)) else None
-    source = open_dataset(path, split) if path is not None else cast(Dataset, data)
-    for reason in getattr(source, "skipped", ()):
-        tell(reason)
-    indices = spread(len(source), limit, name_of(data))
-    targets = choose_targets(bundle.manifest, source[indices[0]], source)
-    request = Request(bundle, str(reference), source, path, split, indices, targets, pictures, allow_other_weights)
+    request = _request(bundle, str(reference), data, chosen)
     measured = (executor or LocalExecutor()).measure(request, progress)
-    result = _conclude(request, measured, name_of(data), gates or Gates(), resamples)
+    result = _conclude(request, measured, name_of(data), chosen.gates, chosen.resamples)
     recorded = to_json(result)
     if on_result is not None:
         on_result(result)
@@ -98,9 +116,29 @@ def verify(
         result = dataclasses.replace(result, located=locate(bundle, str(reference)))
         if on_result is not None:
             on_result(result)
-    if record:
+    if chosen.record:
         record_result(bundle, parity=recorded)
     return result
+
+
+def _request(bundle: Bundle, reference: str, data: Dataset | str | os.PathLike[str], options: VerifyOptions) -> Request:
+    """Open the data, warn of files in it that are not used, and choose the frames and what they are judged by."""
+    path = Path(data) if isinstance(data, (str, os.PathLike)) else None
+    source = open_dataset(path, options.split) if path is not None else cast(Dataset, data)
+    for reason in getattr(source, "skipped", ()):
+        _log.warning(reason)
+    indices = spread(len(source), options.limit, name_of(data))
+    return Request(
+        bundle,
+        reference,
+        source,
+        path,
+        options.split,
+        indices,
+        choose_targets(bundle.manifest, source[indices[0]], source),
+        options.pictures,
+        options.allow_other_weights,
+    )
 
 
 def _conclude(request: Request, measured: Measured, name: str, gates: Gates, resamples: int) -> VerifyResult:

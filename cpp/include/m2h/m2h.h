@@ -117,7 +117,7 @@ M2H_API const uint8_t* m2h_class_color(const m2h_runtime* runtime, int index);
 /* Milliseconds of the last m2h_run of this runtime: the whole call, and the engine's own part of it. */
 M2H_API m2h_status m2h_timings(const m2h_runtime* runtime, double* total, double* engine);
 
-/* Gives back what the runtime holds. NULL is harmless. */
+/* Gives back what the runtime holds. Does nothing for NULL. */
 M2H_API void m2h_close(m2h_runtime* runtime);
 
 /* What went wrong in this thread's last failed call, in one line; never NULL. Valid until its next failed call. */

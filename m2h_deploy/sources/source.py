@@ -19,8 +19,8 @@ from m2h_deploy.errors import M2HError, one_line
 from m2h_deploy.files.atomic import library_path
 from m2h_deploy.files.images import decode_picture, image_files, read_image
 from m2h_deploy.files.names import NAME_BYTES, is_file, is_folder, shorten
-from m2h_deploy.files.videos import is_cut_short, states_frames
 from m2h_deploy.runtime.preprocess import as_color_image
+from m2h_deploy.sources.videos import is_cut_short, states_frames
 
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
 STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://")

@@ -34,7 +34,7 @@ from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.files.images import read_image
 from m2h_deploy.profiling.machine import describe_machine
 from m2h_deploy.sinks.files import write_prediction
-from m2h_deploy.sources import folder_images
+from m2h_deploy.sources.source import folder_images
 
 
 @dataclasses.dataclass(frozen=True)

@@ -89,6 +89,7 @@ def bench(
 
     Earlier results of the same kind are replaced by --csv, --html and --logs.
     """
+    from m2h_deploy.camera import parse_camera_size
     from m2h_deploy.files.provenance import check_outputs
     from m2h_deploy.profiling import BenchSettings, to_json, write_csv
     from m2h_deploy.profiling import bench as measure
@@ -99,7 +100,7 @@ def bench(
         raise M2HError("--peers needs the checkpoint that the bundle was made from: give --reference")
     if camera is None and (camera_policy or camera_queue is not None):
         raise M2HError("--camera-policy and --camera-queue apply only to a camera: give --camera RATE too")
-    height, width = _size(size)
+    width, height = parse_camera_size(size)
     settings = BenchSettings(
         height=height,
         width=width,
@@ -138,14 +139,6 @@ def bench(
         write_csv(result, csv)
     if html is not None:
         write_page(result, html)
-
-
-def _size(text: str) -> tuple[int, int]:
-    """Return the height and width of a text such as `640x480`."""
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal()):
-        raise M2HError(f"size '{text}': give WIDTHxHEIGHT, such as 640x480")
-    return int(height), int(width)
 
 
 def _check_places(bundles: list[Path], files: list[Path], html: Path | None) -> None:

@@ -132,7 +132,8 @@ def make_sensor(
             if value is not None:
                 raise M2HError(f"{name} applies only to a sensor graph: give --sensor uint8 or nv12 too")
         return None
-    from export import Sensor, parse_camera_size
+    from export import Sensor
+    from m2h_deploy.camera import parse_camera_size
 
     given: dict[str, Any] = {"depth": depth_format} if depth_format is not None else {}
     if outputs is not None:

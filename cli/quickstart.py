@@ -37,7 +37,7 @@ def quickstart(
     from m2h_deploy.files.provenance import check_output
     from m2h_deploy.predict import predict_source
     from m2h_deploy.sinks.files import ResultFiles, check_results
-    from m2h_deploy.sources import Source, SourceFrame
+    from m2h_deploy.sources.source import Source, SourceFrame
 
     check_folder(output)
     check_bundle_place(output / "bundle")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from m2h_deploy.cluster import JobResult
     from m2h_deploy.predict import FrameOutcome
     from m2h_deploy.sinks import Sink
-    from m2h_deploy.sources import Source
+    from m2h_deploy.sources.source import Source
 
 
 rerun_option = partial(typer.Option, rich_help_panel="Rerun")
@@ -80,7 +80,7 @@ def run(
     from m2h_deploy.files.provenance import check_outputs
     from m2h_deploy.predict import predict_source
     from m2h_deploy.sinks.files import ResultFiles, check_results
-    from m2h_deploy.sources import open_source
+    from m2h_deploy.sources.source import open_source
 
     cluster = cluster_of(ray, ray_workers, threads, ray_gpus, device)
     for place in (output if files else None, video, rerun):

@@ -4,7 +4,7 @@ from export.check import CheckReport, check_export
 from export.exporter import ExportResult, export_onnx
 from export.locate import locate_difference
 from export.options import ExportOptions
-from export.raw_pixels import Sensor, add_sensor, parse_camera_size
+from export.raw_pixels import Sensor, add_sensor
 from export.raw_pixels_check import check_sensor
 
 __all__ = [
@@ -17,5 +17,4 @@ __all__ = [
     "check_sensor",
     "export_onnx",
     "locate_difference",
-    "parse_camera_size",
 ]

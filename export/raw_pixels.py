@@ -62,14 +62,6 @@ class Sensor:
         return tuple(RESULTS[name] for name in RESULTS if name in self.outputs)
 
 
-def parse_camera_size(text: str) -> tuple[int, int]:
-    """Parse a camera size such as `640x480` to (width, height). Raises M2HError on anything else."""
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise M2HError(f"camera size '{text}': give width and height as in 640x480")
-    return int(parts[0]), int(parts[1])
-
-
 def add_sensor(proto: onnx.ModelProto, sensor: Sensor) -> onnx.ModelProto:
     """Add preprocess and postprocess to a graph of `export_onnx`; `proto` is not modified.
 

@@ -1,4 +1,4 @@
-"""Parse a camera's intrinsics as users give them."""
+"""Parse a camera's image size and intrinsics as users give them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ def parse_intrinsics(text: str) -> Intrinsics:
     if not (all(math.isfinite(value) for value in (fx, fy, cx, cy)) and fx > 0 and fy > 0):
         raise M2HError(f"intrinsics '{text}': focal lengths must be above 0")
     return Intrinsics(fx, fy, cx, cy)
+
+
+def parse_camera_size(text: str) -> tuple[int, int]:
+    """Parse a camera size such as `640x480` to (width, height). Raises M2HError on anything else."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise M2HError(f"camera size '{text}': give width and height as in 640x480")
+    return int(parts[0]), int(parts[1])
 
 
 def intrinsics_of_view(fov: float, height: int, width: int) -> Intrinsics:

@@ -12,7 +12,7 @@ from m2h_deploy.runtime.postprocess import Prediction
 from m2h_deploy.runtime.runtime import Runtime
 from m2h_deploy.sinks import Sink
 from m2h_deploy.sinks.files import all_finite
-from m2h_deploy.sources import Item, Skipped, Source, SourceFrame
+from m2h_deploy.sources.source import Item, Skipped, Source, SourceFrame
 
 #: Function of one frame and its prediction, such as `Sink.add`.
 Write = Callable[[SourceFrame, Prediction], None]

@@ -79,7 +79,7 @@ from m2h_deploy.data.nyuv2 import NYUv2
 from m2h_deploy.files.arrays import read_array
 from m2h_deploy.files.images import read_image, read_plane
 from m2h_deploy.model import load_checkpoint
-from m2h_deploy.sources import open_source
+from m2h_deploy.sources.source import open_source
 from m2h_deploy.onnx_graph.files import read_onnx
 from m2h_deploy.parity.locate import _load as load_reference
 import m2h_deploy.training.state as state

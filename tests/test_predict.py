@@ -8,7 +8,7 @@ import pytest
 from m2h_deploy import M2HError, Prediction
 from m2h_deploy.predict import predict_source, timing_summary
 from m2h_deploy.sinks import Sink
-from m2h_deploy.sources import Skipped, Source, SourceFrame
+from m2h_deploy.sources.source import Skipped, Source, SourceFrame
 
 IMAGE = np.zeros((16, 16, 3), np.uint8)
 TIMINGS = {"preprocess": 1.0, "inference": 8.0, "postprocess": 1.0}

@@ -14,7 +14,7 @@ from m2h_deploy.data.open import open_dataset
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.names import is_file, is_folder
 from m2h_deploy.runtime.preprocess import Normalization, Preprocess
-from m2h_deploy.sources import VIDEOS, SourceFrame, open_source
+from m2h_deploy.sources.source import VIDEOS, SourceFrame, open_source
 
 
 @dataclass(frozen=True)

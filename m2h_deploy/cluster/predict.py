@@ -25,7 +25,7 @@ from m2h_deploy.predict import predict_item
 from m2h_deploy.runtime.postprocess import Prediction
 from m2h_deploy.runtime.runtime import Runtime
 from m2h_deploy.sinks.files import ResultFiles, check_results
-from m2h_deploy.sources import SourceFrame, folder_images, read_item
+from m2h_deploy.sources.source import SourceFrame, folder_images, read_item
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from m2h_deploy.runtime.postprocess import Prediction
-from m2h_deploy.sources import SourceFrame
+from m2h_deploy.sources.source import SourceFrame
 
 
 class Sink(ABC):

@@ -17,7 +17,7 @@ from m2h_deploy.files.atomic import write_bytes
 from m2h_deploy.files.provenance import Kind, check_output, mark_npz, mark_png
 from m2h_deploy.runtime.postprocess import Prediction
 from m2h_deploy.sinks import Sink
-from m2h_deploy.sources import SourceFrame
+from m2h_deploy.sources.source import SourceFrame
 from m2h_deploy.tasks import TASKS
 from m2h_deploy.visualize.draw import draw_prediction
 

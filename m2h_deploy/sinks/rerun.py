@@ -15,7 +15,7 @@ from m2h_deploy.data.frame import Intrinsics
 from m2h_deploy.files.atomic import NewFile, check_space, check_writable, library_path
 from m2h_deploy.runtime.postprocess import Prediction
 from m2h_deploy.sinks import Sink
-from m2h_deploy.sources import SourceFrame
+from m2h_deploy.sources.source import SourceFrame
 from m2h_deploy.visualize.draw import draw_edges, draw_normals
 
 #: Approximate number of points per frame: every pixel of a small image, a regular grid of pixels of a large one.

@@ -18,7 +18,7 @@ from m2h_deploy.files.atomic import NewFile, check_space, check_writable, librar
 from m2h_deploy.files.provenance import mark_mp4
 from m2h_deploy.runtime.postprocess import Prediction
 from m2h_deploy.sinks import Sink
-from m2h_deploy.sources import SourceFrame
+from m2h_deploy.sources.source import SourceFrame
 from m2h_deploy.visualize.draw import depth_span, draw_panes
 
 #: Weight of the previous depth span in the smoothed one. Colors adapt to a scene within a second and do not flicker.

@@ -19,7 +19,7 @@ from m2h_deploy.errors import EngineTimeout, M2HError, first_line
 from m2h_deploy.runtime.postprocess import Prediction, Resolution, nonfinite_outputs, postprocess_for
 from m2h_deploy.runtime.preprocess import preprocess_for
 from m2h_deploy.runtime.runtime import Engine, Runtime, with_timings
-from m2h_deploy.sources import Skipped, Source, SourceFrame, open_source
+from m2h_deploy.sources.source import Skipped, Source, SourceFrame, open_source
 from m2h_deploy.stream.channel import Channel
 from m2h_deploy.stream.health import Health, HealthRecord
 from m2h_deploy.stream.watchdog import Watch

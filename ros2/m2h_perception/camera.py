@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.errors import M2HError
-from m2h_deploy.sources import Item, Source, SourceFrame
+from m2h_deploy.sources.source import Item, Source, SourceFrame
 from m2h_deploy.stream.channel import Channel
 
 Message = TypeVar("Message")

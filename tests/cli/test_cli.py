@@ -143,7 +143,7 @@ def test_a_signal_ends_a_run_and_keeps_what_it_wrote(tiny_bundle, tmp_path, numb
 
 def test_a_picture_is_turned_as_its_camera_says(tmp_path):
     """Orientation 6 in EXIF: the camera was held upright, the picture is to be turned clockwise."""
-    from m2h_deploy.sources import open_source
+    from m2h_deploy.sources.source import open_source
 
     image = render_room(0, 0, height=48, width=64).image
     encoded = cv2.imencode(".jpg", image)[1].tobytes()

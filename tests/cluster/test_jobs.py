@@ -24,7 +24,7 @@ from m2h_deploy.files.images import read_image
 from m2h_deploy.files.provenance import mark_png
 from m2h_deploy.parity import to_json, verify
 from m2h_deploy.sinks.files import write_prediction
-from m2h_deploy.sources import folder_images
+from m2h_deploy.sources.source import folder_images
 from tests.cluster.processes import add_picture, kill, workers_of
 
 ray = pytest.importorskip("ray", reason="needs the extra ray")

@@ -10,8 +10,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from export import Sensor, add_sensor, check_sensor, export_onnx, parse_camera_size
+from export import Sensor, add_sensor, check_sensor, export_onnx
 from export.raw_pixels import resize_table
+from m2h_deploy.camera import parse_camera_size
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.errors import M2HError
 from m2h_deploy.runtime.postprocess import Postprocess

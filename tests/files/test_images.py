@@ -20,7 +20,7 @@ from m2h_deploy.files.images import is_truncated_jpeg, read_image
 from m2h_deploy.runtime.postprocess import Prediction
 from m2h_deploy.runtime.preprocess import PRESETS
 from m2h_deploy.sinks.files import write_prediction
-from m2h_deploy.sources import Skipped, SourceFrame, open_source
+from m2h_deploy.sources.source import Skipped, SourceFrame, open_source
 
 ROOM = render_room(2, 0, 120, 160)
 GRAY = np.asarray(cv2.cvtColor(ROOM.image, cv2.COLOR_BGR2GRAY), np.uint8)

@@ -14,7 +14,7 @@ import pytest
 
 from m2h_deploy import Runtime
 from m2h_deploy.bundle.folder import load_bundle
-from m2h_deploy.sources import Source, SourceFrame
+from m2h_deploy.sources.source import Source, SourceFrame
 from m2h_deploy.stream.stream import Stream
 from tests.engines_at_no_cost import NoCost
 

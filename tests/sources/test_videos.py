@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from m2h_deploy.errors import M2HError
-from m2h_deploy.sources import Source, SourceFrame, open_source
+from m2h_deploy.sources.source import Source, SourceFrame, open_source
 from m2h_deploy.sources.videos import is_cut_short
 
 FRAMES = 20

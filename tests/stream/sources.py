@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from m2h_deploy.sources import Source, SourceFrame
+from m2h_deploy.sources.source import Source, SourceFrame
 from m2h_deploy.stream.stream import Stream
 from tests.engines_at_no_cost import NoCost
 

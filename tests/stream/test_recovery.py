@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from m2h_deploy import M2HError, Runtime
-from m2h_deploy.sources import Skipped, Source, SourceFrame
+from m2h_deploy.sources.source import Skipped, Source, SourceFrame
 from m2h_deploy.stream.stream import Stream
 from tests.engines_at_no_cost import NoCost
 from tests.stream.sources import Gate, frames, picture, settled

@@ -15,7 +15,7 @@ import pytest
 from m2h_deploy import Runtime
 from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.data.rooms.render import render_room
-from m2h_deploy.sources import Source, SourceFrame
+from m2h_deploy.sources.source import Source, SourceFrame
 from m2h_deploy.stream.stream import Stream
 from tests.engines_at_no_cost import NoCost
 
@@ -103,7 +103,7 @@ import sys
 import numpy as np
 from m2h_deploy import Runtime
 from m2h_deploy.bundle.folder import load_bundle
-from m2h_deploy.sources import Source, SourceFrame
+from m2h_deploy.sources.source import Source, SourceFrame
 from m2h_deploy.stream.stream import Stream
 from tests.engines_at_no_cost import NoCost
 

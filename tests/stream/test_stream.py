@@ -12,7 +12,7 @@ import pytest
 
 from m2h_deploy import M2HError, Runtime
 from m2h_deploy.data.rooms.render import render_room
-from m2h_deploy.sources import Source, SourceFrame, without_password
+from m2h_deploy.sources.source import Source, SourceFrame, without_password
 from m2h_deploy.stream.stream import Stream
 from tests.engines_at_no_cost import NoCost
 from tests.stream.sources import Gate, frames, picture, settled

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 from export.options import ExportKeywords, ExportOptions
@@ -49,3 +51,10 @@ def test_the_keywords_of_a_function_are_the_fields_of_its_options(keywords, opti
     assert keywords.__annotations__.keys() == options.__annotations__.keys()
     texts = {name: getattr(kind, "__forward_arg__", kind) for name, kind in keywords.__annotations__.items()}
     assert texts == options.__annotations__
+
+
+def test_imports_have_no_cycles_lazy_ones_included() -> None:
+    graph = grimp.build_graph("m2h_deploy", "export", "engines", exclude_type_checking_imports=True, cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert len(imports) > 200
+    TopologicalSorter(imports).prepare()  # raises CycleError, which names the modules

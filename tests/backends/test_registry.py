@@ -30,7 +30,7 @@ def test_the_functions_of_a_kind_exist(kind):
         assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
-def test_packaging_measuring_and_serving_name_no_engine_kind():
+def test_packaging_profiling_and_serving_hard_code_no_engine_kind():
     """Strings that are an engine kind, or a package that carries one."""
     names = {*KINDS, *(name for kind in KINDS.values() for name in (kind.module, *kind.distributions))}
     for folder in ("bundle", "cluster", "packaging", "profiling", "runtime", "serving", "stream"):
@@ -71,7 +71,7 @@ def test_an_entry_decides_whether_libm2h_runs_a_kind(new_kind, tmp_path):
     assert "the new engine: `-DNEW_ROOT=...`." in text
 
 
-def test_an_unknown_kind_is_one_line(new_kind, monkeypatch):
+def test_an_unknown_kind_gives_a_one_line_error(new_kind, monkeypatch):
     monkeypatch.delitem(KINDS, "new")
     with pytest.raises(BundleError, match="unknown engine kind 'new': known are onnxruntime, openvino"):
         engine_kind(new_kind[0])

@@ -91,7 +91,7 @@ def test_every_import_of_another_project_is_a_dependency_or_in_an_extra():
     assert others - base - HANDLED <= set(EXTRA_OF)
 
 
-def test_a_package_that_is_there_but_broken_is_not_called_missing():
+def test_a_broken_package_is_not_reported_as_missing():
     gone = missing_extra("onnx", "export", "this", error=ModuleNotFoundError("No module named 'onnx'"))
     broken = missing_extra("onnx", "export", "this", error=ImportError("libfoo.so.1: cannot open\nmore"))
     assert str(gone) == f"this needs onnx, which is not installed: {install_extra('export')}"
@@ -104,7 +104,7 @@ def commands_of(page: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_of_a_page_is_one_that_the_command_line_takes(page):
+def test_every_command_on_a_page_is_accepted_by_the_command_line(page):
     """Names, options, arguments and the types of their values; nothing is run."""
     command = typer.main.get_command(app)
     for words in commands_of(page):
@@ -152,7 +152,7 @@ def test_every_path_that_a_page_names_exists(page):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
-def test_every_option_that_a_page_mentions_is_an_option(page):
+def test_every_option_that_a_page_mentions_exists(page):
     """In running text, beside the command's name."""
     command = typer.main.get_command(app)
     for name, rest in re.findall(r"`m2h-deploy ([a-z]+)([^`]*)`", page.read_text()):
@@ -180,13 +180,13 @@ def test_readme_s_python_runs(tiny_bundle, tmp_path):
     names["runtime"].close()
 
 
-def test_the_public_names_are_there():
+def test_the_public_names_exist():
     from m2h_deploy import Bundle, Prediction, Runtime, Stream, load_bundle
 
     assert {Bundle, Prediction, Runtime, Stream, load_bundle} <= {getattr(m2h_deploy, n) for n in m2h_deploy.__all__}
 
 
-def test_importing_the_runtime_is_light():
+def test_importing_the_runtime_loads_no_heavy_package():
     heavy = ("torch", "onnx", "onnxruntime", "openvino", "scipy", "matplotlib", "rich", "typer", "h5py")
     program = f"import sys, m2h_deploy; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY)

@@ -53,7 +53,7 @@ def test_results_as_json_are_a_flag_everywhere():
     )
 
 
-def test_recording_is_asked_for_alike():
+def test_only_verify_and_bench_have_the_option_record():
     assert [command for command in COMMANDS if "--record" in options(command)] == ["verify", "bench"]
 
 
@@ -62,7 +62,7 @@ def test_a_command_that_opens_an_engine_takes_its_device():
     assert {command for command in COMMANDS if "--device" in options(command)} == opening | {"train", "evaluate"}
 
 
-def test_choices_name_what_the_library_has():
+def test_choices_match_the_library():
     assert set(get_args(Engine)) == set(ENGINES) == set(KINDS)
     assert set(get_args(Provider)) == set(PROVIDERS)
     assert set(get_args(Preset)) == set(PRESETS)
@@ -80,7 +80,7 @@ def test_choices_name_what_the_library_has():
         (("fly",), "No such command 'fly'"),
     ],
 )
-def test_a_wrong_option_is_one_line(words, says, tmp_path):
+def test_an_invalid_option_gives_a_one_line_error(words, says, tmp_path):
     assert says in one_line(m2h(*words, cwd=tmp_path))
     assert list(tmp_path.iterdir()) == []
 

@@ -77,7 +77,7 @@ def by_hand(network, image: np.ndarray) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", ["plain", "sensor"])
-def test_the_runtime_sees_what_the_network_was_trained_on(network, folder, kind):
+def test_the_runtime_normalizes_as_in_training(network, folder, kind):
     image = render_room(5, 0, 48, 64).image
     expected = by_hand(network, image)
     with Runtime.load(folder / kind, threads=1) as runtime:
@@ -99,7 +99,7 @@ def test_run_draws_the_labels_in_the_colors_that_were_given(folder, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["plain", pytest.param("sensor", marks=pytest.mark.slow)])
-def test_verify_passes_and_locates_no_jump(folder, kind, tmp_path):
+def test_verify_passes_and_locates_no_diverging_block(folder, kind, tmp_path):
     common = ("--reference", folder / "own.safetensors", "--data", folder / "pictures", "--locate")
     result = json.loads(run_here("verify", folder / kind, *common, "--json").stdout)
     assert result["located"]["block"] is None
@@ -173,12 +173,12 @@ def test_a_data_set_of_other_classes_is_refused(folder):
         (("--opset", "0"), "opset 0"),
     ],
 )
-def test_options_that_are_none_are_refused_before_the_checkpoint_is_looked_for(options, says, tmp_path):
+def test_invalid_options_are_refused_before_the_checkpoint_is_opened(options, says, tmp_path):
     assert says in mistake("export", tmp_path / "no.pt", "-o", tmp_path / "m.onnx", *options)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_class_list_of_another_length_names_both(folder, tmp_path):
+def test_a_class_list_of_another_length_gives_an_error_with_both_lengths(folder, tmp_path):
     (tmp_path / "twelve.json").write_text(json.dumps(NAMES[:12]))
     said = mistake(
         "export", folder / "own.safetensors", "-o", tmp_path / "m.onnx", "--classes", tmp_path / "twelve.json"
@@ -198,6 +198,6 @@ def test_one_option_chooses_the_outputs_of_both_kinds_of_graph(folder, sensor, n
     assert outputs == ["labels" if sensor else "semantics", "edges"]
 
 
-def test_a_normalization_is_written_and_read_to_the_last_bit():
+def test_a_normalization_round_trips_bit_for_bit():
     odd = Normalization((1 / 3, math.pi / 10, 0.1), (0.1 + 0.2, 1e-3, 1.0))
     assert Normalization.from_json(odd.to_json()) == odd

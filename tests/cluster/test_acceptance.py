@@ -85,7 +85,7 @@ def measured(folder: Path) -> int:
     return len(list((folder / "work" / "frames").glob("*/*.npz")))
 
 
-def test_a_cluster_of_two_nodes_is_used_and_left_running_and_a_lost_node_loses_nothing(bundle, graph, tmp_path):
+def test_a_job_on_two_nodes_survives_a_lost_node_and_leaves_the_cluster_up(bundle, graph, tmp_path):
     from ray.cluster_utils import Cluster
 
     rooms = write_multitask_folder(tmp_path / "rooms", 300, height=32, width=40)

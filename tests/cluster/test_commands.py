@@ -17,7 +17,7 @@ pytest.importorskip("ray", reason="needs the extra ray")
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_no_process_and_the_same_command_goes_on_from_there(tiny_bundle, pictures, tmp_path):
+def test_ctrl_c_leaves_no_process_and_the_same_command_resumes(tiny_bundle, pictures, tmp_path):
     for index in range(11, 80):
         shutil.copy(pictures / "room00.png", pictures / f"room{index:02d}.png")
     run = launch("run", tiny_bundle, pictures, "-o", tmp_path / "out", "--ray", "local", "--ray-workers", 2, "--json")
@@ -61,7 +61,7 @@ def alive(pids: list[int]) -> list[int]:
         (("SOURCE", "--ray", "local", "--video", "v.mp4"), "run without --ray"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, words, tiny_bundle, pictures, tmp_path):
+def test_a_mistake_gives_a_one_line_error(arguments, words, tiny_bundle, pictures, tmp_path):
     given = [argument.replace("SOURCE", str(pictures)) for argument in arguments]
     result = subprocess.run(
         launch("run", tiny_bundle, *given, "-o", tmp_path / "out"), capture_output=True, text=True, check=False

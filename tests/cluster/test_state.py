@@ -25,7 +25,7 @@ def test_a_second_job_in_one_folder_ends_the_first(tmp_path):
         first.check()
 
 
-def test_a_frame_is_given_up_when_too_many_workers_died_on_it(tmp_path):
+def test_a_frame_is_skipped_after_too_many_workers_died_on_it(tmp_path):
     state = State.begin(tmp_path / "work")
 
     def die() -> None:
@@ -42,7 +42,7 @@ def test_a_frame_is_given_up_when_too_many_workers_died_on_it(tmp_path):
 
 
 @pytest.mark.parametrize("reason", [None, M2HError("unreadable"), ValueError("unexpected")])
-def test_a_frame_that_has_an_answer_leaves_no_mark(reason, tmp_path):
+def test_a_finished_frame_leaves_no_mark(reason, tmp_path):
     state = State.begin(tmp_path / "work")
     for _ in range(MOST_TRIES + 1):
         with contextlib.suppress(M2HError, ValueError), state.attempt("frame"):

@@ -175,7 +175,7 @@ def test_the_pages_commands_gave_results_for_each_picture(built, runtime):
 
 
 @pytest.mark.cpp
-def test_the_example_takes_neither_half_a_picture_nor_a_depth_map(built, tmp_path):
+def test_the_example_refuses_truncated_pictures_and_depth_maps(built, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), room(0))
     cv2.imwrite(str(tmp_path / "b.png"), np.full((480, 640), 2000, np.uint16))
     said = built.call("build/examples/m2h_run", built.bundle, tmp_path, tmp_path / "out")
@@ -198,7 +198,7 @@ def test_without_opencv_the_example_writes_pgm(built, runtime):
 
 
 @pytest.mark.cpp
-def test_results_are_pythons_on_rooms_in_every_layout(built, runtime):
+def test_results_equal_pythons_on_rooms_in_every_layout(built, runtime):
     image = room(0)
     expected = runtime(image)
     assert_pythons(frame(built, built.bundle, image, "bgr"), expected)
@@ -209,14 +209,14 @@ def test_results_are_pythons_on_rooms_in_every_layout(built, runtime):
 
 
 @pytest.mark.cpp
-def test_results_are_pythons_on_the_real_frames(built, runtime, shared):
+def test_results_equal_pythons_on_the_real_frames(built, runtime, shared):
     for file in sorted((shared / "nyuv2_frames").glob("rgb_*.jpg")):
         image = cv2.imread(str(file))
         assert_pythons(frame(built, built.bundle, image, "bgr"), runtime(image))
 
 
 @pytest.mark.cpp
-def test_nv12_in_and_millimeters_out_are_pythons_too(built, tmp_path):
+def test_nv12_input_and_millimeter_output_equal_pythons(built, tmp_path):
     import onnx
 
     from engines import build_bundle
@@ -241,33 +241,33 @@ def test_nv12_in_and_millimeters_out_are_pythons_too(built, tmp_path):
 
 
 @pytest.mark.cpp
-def test_a_hundred_frames_leave_no_error_of_memory(built):
+def test_a_hundred_frames_cause_no_memory_error(built):
     built.driver("soak", built.bundle, 100)
 
 
 @pytest.mark.cpp
-def test_two_threads_with_a_runtime_each_get_what_one_gets(built):
+def test_two_threads_with_a_runtime_each_get_the_results_of_one(built):
     assert "ok" in built.driver("threads", built.bundle, 4)
 
 
 @pytest.mark.cpp
-def test_misuse_gives_an_error_in_words(built):
+def test_misuse_gives_an_error_message(built):
     built.driver("misuse", built.bundle)
 
 
 @pytest.mark.cpp
-def test_the_header_is_c(built):
+def test_the_header_compiles_as_c(built):
     assert "m2h-tiny" in built.call("tools/m2h_c_interface", built.bundle)
 
 
 @pytest.mark.cpp
-def test_matrices_of_opencv_go_in_and_come_out(built):
+def test_opencv_matrices_are_taken_and_returned(built):
     assert "ok" in built.call("tools/m2h_matrices", built.bundle)
 
 
 @pytest.mark.cpp
 @pytest.mark.parametrize("size", [0, 1, 55, 56, 63, 64, 65, 119, 120, 1000, 100_003])
-def test_sha256_is_the_standards(built, tmp_path, size):
+def test_sha256_matches_the_standard(built, tmp_path, size):
     content = np.random.default_rng(size).integers(0, 256, size, np.uint8).tobytes()
     (tmp_path / "file").write_bytes(content)
     assert built.call("tools/m2h_sha256", tmp_path / "file").strip() == hashlib.sha256(content).hexdigest()
@@ -340,14 +340,14 @@ def test_a_file_that_the_manifest_does_not_name_is_refused(damaged):
         (lambda m: m.update(outputs={}), "expected a list"),
     ],
 )
-def test_a_field_that_does_not_fit_is_named(damaged, edit, said):
+def test_an_invalid_field_is_named(damaged, edit, said):
     bundle, opened = damaged
     change(bundle, edit)
     assert said in opened()
 
 
 @pytest.mark.cpp
-def test_an_engine_that_is_not_the_manifests_is_refused_before_it_runs(damaged):
+def test_an_engine_that_contradicts_the_manifest_is_refused_before_it_runs(damaged):
     bundle, opened = damaged
 
     def swap(manifest):
@@ -371,7 +371,7 @@ def test_wrong_numbers_fail_the_self_test(damaged):
 
 
 @pytest.mark.cpp
-def test_a_broken_engine_file_with_a_sum_that_fits_is_an_error(damaged):
+def test_a_broken_engine_file_with_a_correct_checksum_is_an_error(damaged):
     bundle, opened = damaged
     for content in (b"", b"<net", b"<net><layers></net>", (bundle / "model.xml").read_bytes()[:5000]):
         (bundle / "model.xml").write_bytes(content)
@@ -380,7 +380,7 @@ def test_a_broken_engine_file_with_a_sum_that_fits_is_an_error(damaged):
 
 
 @pytest.mark.cpp
-def test_manifests_cut_anywhere_are_errors(damaged):
+def test_a_manifest_truncated_anywhere_is_an_error(damaged):
     bundle, opened = damaged
     text = (bundle / "manifest.json").read_bytes()
     for length in np.linspace(0, len(text) - 2, 12).astype(int):

@@ -238,7 +238,7 @@ def test_cityscapes_without_camera_files_uses_the_published_camera(tmp_path: Pat
         open_dataset(tmp_path, "train")
 
 
-def test_an_unknown_path_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_path_lists_the_known_layouts(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent", tmp_path / "file.txt"):
         if path.suffix:
             path.write_text("")

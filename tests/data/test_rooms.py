@@ -57,7 +57,7 @@ def test_visible_surfaces_never_face_away_from_the_camera(rooms: list[Frame]) ->
         assert ((frame.normals * frame.intrinsics.rays(*SIZE)).sum(-1) > 0).all()
 
 
-def test_floor_is_one_plane_at_the_height_that_its_normal_says(rooms: list[Frame]) -> None:
+def test_the_floor_is_one_plane_at_a_constant_height(rooms: list[Frame]) -> None:
     floor = nyu_class("floor")
     seen = 0
     for frame in rooms:
@@ -139,7 +139,7 @@ def test_every_class_of_the_rooms_occurs() -> None:
     assert seen | always == set(ROOM_CLASSES)
 
 
-def test_cameras_stand_free_in_the_room() -> None:
+def test_cameras_are_outside_all_solids() -> None:
     intrinsics = render_room(0, 0, 16, 16).intrinsics
     assert intrinsics is not None
     for index in range(15):

@@ -94,7 +94,7 @@ def test_a_progress_callback_that_raises_cancels_the_build(stop, small, tmp_path
     assert everything_in(tmp_path) == before
 
 
-def test_a_kept_graph_is_whole_or_not_there(small, tmp_path, monkeypatch):
+def test_a_kept_graph_is_written_atomically(small, tmp_path, monkeypatch):
     before = everything_in(tmp_path)
     in_the_lowering(monkeypatch)
     with pytest.raises(KeyboardInterrupt):

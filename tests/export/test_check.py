@@ -128,7 +128,7 @@ def test_an_edited_file_is_refused(edit, references, tiny_onnx, tmp_path):
     assert all(" float32" in failure and "\n" not in failure for failure in report.failures)
 
 
-def test_the_report_tells_float32s_own_error(references, tiny_onnx):
+def test_the_report_has_the_error_of_float32_itself(references, tiny_onnx):
     report = check_against(references, tiny_onnx)
     assert report.passed
     assert {row.output for row in report.differences} == {"depth", "semantics", "normals", "edges"}

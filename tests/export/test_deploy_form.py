@@ -186,7 +186,7 @@ def test_upsample_block(network):
     assert_same(upsample2(deployed(x)) if pending else deployed(x), block(x))
 
 
-def test_last_upsample_block_takes_the_head_in(network):
+def test_last_upsample_block_absorbs_the_head(network):
     head = network.heads["normals"]
     dense = isinstance(head.upsample2, UpsampleBlock)
     deployed = upsample_blocks.last_block(head.upsample2, head.final, (3, 4))
@@ -226,7 +226,7 @@ def test_network_with_every_option(options, height, width, batch):
         assert_same(actual[task], expected[task])
 
 
-def test_the_model_is_left_as_it_is(tiny_model):
+def test_the_model_is_not_modified(tiny_model):
     before = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
     deployed = to_deploy(tiny_model, 28, 42)
     for tensor in deployed.parameters():
@@ -261,7 +261,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("variant", "height", "width", "batch"), CASES)
-def test_float32_error_is_that_of_float32(variant, height, width, batch, tmp_path):
+def test_float32_error_is_as_small_as_the_references(variant, height, width, batch, tmp_path):
     """The deploy form in float32 is as close to the float64 reference as the reference in float32 is."""
     model = random_network(variant) if variant == "m2h-tiny" else published(variant, tmp_path)
     image = filler.image(batch, height, width)

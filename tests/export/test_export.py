@@ -58,7 +58,7 @@ def test_position_embeddings_and_padding_are_constants(tiny_onnx):
     assert "backbone.pos_embed" not in names
 
 
-def test_nodes_are_named_after_the_papers_blocks_and_say_nothing_of_source_files(tiny_onnx):
+def test_nodes_are_named_after_the_papers_blocks_without_source_files(tiny_onnx):
     proto = onnx.load(tiny_onnx)
     blocks = {node.name.split("/")[1].split(".")[0] for node in proto.graph.node}
     assert {"backbone", "mstr", "msf", "wmca", "context", "heads"} <= blocks
@@ -107,7 +107,7 @@ def test_windows_as_functions_give_the_same_numbers(tiny_onnx, functions_onnx):
         np.testing.assert_allclose(functions, standard, rtol=1e-3, atol=1e-4 * standard.std())
 
 
-def test_a_free_batch_gives_each_frame_what_it_gives_alone(functions_onnx):
+def test_a_dynamic_batch_gives_the_results_of_single_frames(functions_onnx):
     session = ort.InferenceSession(functions_onnx, providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == ["batch", 3, 112, 140]
     images = np.random.default_rng(1).standard_normal((3, 3, 112, 140), dtype=np.float32)
@@ -166,7 +166,7 @@ def test_a_failed_check_leaves_no_file(tiny_model, tmp_path, monkeypatch):
         {"path": "missing/folder/m.onnx"},
     ],
 )
-def test_options_that_make_no_graph_are_refused_before_any_work(tiny_model, tmp_path, options):
+def test_invalid_options_are_refused_before_any_work(tiny_model, tmp_path, options):
     path = tmp_path / options.pop("path", "m.onnx")
     with pytest.raises(M2HError) as error:
         export_onnx(tiny_model, path, **options)
@@ -174,7 +174,7 @@ def test_options_that_make_no_graph_are_refused_before_any_work(tiny_model, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_more_classes_than_labels_of_8_bits_hold_are_refused(tmp_path):
+def test_more_classes_than_fit_into_8_bit_labels_are_refused(tmp_path):
     for classes in (256, 300):
         with pytest.raises(M2HError, match=f"{classes} classes: labels have 8 bits, which hold at most 255"):
             export_onnx(random_network(num_classes=classes), tmp_path / "m.onnx", height=28, width=28)
@@ -189,7 +189,7 @@ def test_functions_of_a_network_without_windows_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_mean_of_a_large_map_keeps_its_digits(tmp_path):
+def test_the_mean_of_a_large_map_is_precise(tmp_path):
     """A mean over a million values in one step is off by 1e-4 in ONNX Runtime; 640x480 has such means."""
 
     class Mean(torch.nn.Module):

@@ -128,7 +128,7 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_a_map_is_not_a_picture(name, tmp_path):
+def test_a_map_is_not_taken_for_a_picture(name, tmp_path):
     content, kind = MAPS[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(M2HError, match=f"{name} is a {kind}, not a picture"):
@@ -136,12 +136,12 @@ def test_a_map_is_not_a_picture(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_is_a_picture(name, tmp_path):
+def test_a_picture_is_not_taken_for_a_map(name, tmp_path):
     (tmp_path / name).write_bytes(PICTURES[name])
     assert read_image(tmp_path / name).shape == ROOM.image.shape
 
 
-def test_the_folder_of_a_map_may_name_it(tmp_path):
+def test_a_map_is_recognized_by_its_folder(tmp_path):
     for folder, refused in (("depth", True), ("depth of field", False)):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "1.png").write_bytes(PICTURES["gray.png"])
@@ -195,7 +195,7 @@ def test_a_picture_of_16_bits_a_color_is_refused_everywhere(tmp_path):
 
 
 @pytest.mark.parametrize(("suffix", "at", "order"), [(".png", 16, "big"), (".bmp", 18, "little")])
-def test_a_header_that_states_a_huge_size_takes_no_memory(suffix, at, order, tmp_path):
+def test_a_header_that_states_a_huge_size_allocates_no_memory(suffix, at, order, tmp_path):
     content = bytearray(encoded(suffix, ROOM.image))
     content[at : at + 4] = (1_000_000).to_bytes(4, order)
     (tmp_path / f"huge{suffix}").write_bytes(bytes(content))
@@ -203,7 +203,7 @@ def test_a_header_that_states_a_huge_size_takes_no_memory(suffix, at, order, tmp
         read_image(tmp_path / f"huge{suffix}")
 
 
-def test_a_link_that_leads_nowhere_is_reported(tmp_path):
+def test_a_dangling_link_is_reported(tmp_path):
     (tmp_path / "a.png").write_bytes(PICTURES["color.png"])
     (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
     (tmp_path / "c.png").symlink_to(tmp_path / "nothing.png")
@@ -229,7 +229,7 @@ def test_a_picture_of_any_name_has_results_of_its_own(tmp_path):
     assert len(list((tmp_path / "out").iterdir())) == 4 * len(NAMES)
 
 
-def test_a_name_with_control_characters_is_said_in_one_line(tmp_path):
+def test_a_name_with_control_characters_is_printed_on_one_line(tmp_path):
     (tmp_path / "a\nb\x1b[31m.png").write_bytes(b"no picture")
     (tmp_path / "depth\n.png").write_bytes(MAPS["a.png"][0])
     broken, skipped = open_source(str(tmp_path)).read()

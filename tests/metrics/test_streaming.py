@@ -52,7 +52,7 @@ def seen(request: pytest.FixtureRequest) -> tuple[str, np.ndarray, np.ndarray, n
     return request.param, predictions, targets, states
 
 
-def test_a_batch_is_its_frames(seen: tuple) -> None:
+def test_a_batch_equals_its_frames(seen: tuple) -> None:
     kind, predictions, targets, states = seen
     for cut in (1, 5, FRAMES):
         metric = make(kind)
@@ -103,7 +103,7 @@ def test_inputs_are_left_unchanged(seen: tuple) -> None:
     assert np.array_equal(targets, before[1])
 
 
-def test_a_bad_frame_in_a_batch_adds_none_of_it(seen: tuple) -> None:
+def test_a_bad_frame_rejects_its_whole_batch(seen: tuple) -> None:
     kind, predictions, targets, _ = seen
     broken = predictions.astype(np.float64)
     broken[-1] = np.nan

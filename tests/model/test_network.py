@@ -99,7 +99,7 @@ def test_larger_backbones_are_dinov2s():
         {"min_depth": 5.0, "max_depth": 1.0},
     ],
 )
-def test_options_that_make_no_network_are_refused_in_one_line(options):
+def test_invalid_options_give_a_one_line_error(options):
     with pytest.raises(M2HError) as error:
         make_config(**options)
     assert "\n" not in str(error.value)

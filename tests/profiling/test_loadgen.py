@@ -102,7 +102,7 @@ def test_older_logs_are_replaced_and_other_files_are_not(tmp_path):
         check_logs_folder(logs / "notes.txt")
 
 
-def test_nothing_stays_open_after_a_run():
+def test_a_run_leaves_no_file_open():
     open_files = Path(f"/proc/{os.getpid()}/fd")
     before = {file.name for file in open_files.iterdir()}
     run(LoadSettings("single-stream", 0.1, expected_ms=1.0))
@@ -119,12 +119,12 @@ def test_nothing_stays_open_after_a_run():
         {"scenario": "multi-stream", "streams": 0},
     ],
 )
-def test_what_loadgen_cannot_be_asked_is_refused_in_one_line(options):
+def test_invalid_loadgen_settings_give_a_one_line_error(options):
     with pytest.raises(M2HError) as error:
         LoadSettings(**options)
     assert "\n" not in str(error.value)
 
 
-def test_a_summary_without_a_result_is_no_summary():
+def test_a_summary_without_a_result_is_refused():
     with pytest.raises(M2HError, match="no result"):
         parse_summary("MLPerf Results Summary\nSUT name : PySUT\n")

@@ -121,7 +121,7 @@ def test_a_stream_that_reuses_allocates_no_array(tiny_bundle):
     assert peak < 480 * 640, "the smallest array of an answer is its labels"
 
 
-def test_the_allocator_sees_no_array_either(tiny_bundle, tmp_path):
+def test_the_c_library_allocates_no_array_either(tiny_bundle, tmp_path):
     """OpenCV and the engine allocate past Python: a library before the C library's counts them."""
     compiler = shutil.which("cc")
     if compiler is None:

@@ -88,7 +88,7 @@ def test_postprocess_decides_labels_like_argmax():
     assert prediction.depth is None
 
 
-def test_postprocess_clamps_depth_and_survives_opposite_normals():
+def test_postprocess_clamps_depth_and_handles_opposite_normals():
     outputs = {
         "depth": np.array([[[-1.0, 50.0], [2.0, 3.0]]], np.float32),
         "normals": np.zeros((3, 2, 2), np.float32),
@@ -115,7 +115,7 @@ def same(a, b) -> bool:
 
 
 @pytest.mark.parametrize("resolution", ["image", "network"])
-def test_results_go_where_the_caller_says(runtime, room, resolution):
+def test_results_are_written_into_the_callers_arrays(runtime, room, resolution):
     size = room.shape[:2] if resolution == "image" else ()
     out = runtime.new_prediction(*size)
     expected = runtime(room, resolution=resolution)
@@ -125,7 +125,7 @@ def test_results_go_where_the_caller_says(runtime, room, resolution):
     assert same(given, expected)
 
 
-def test_the_networks_size_is_what_the_images_is_made_of(runtime, room):
+def test_results_of_the_images_size_are_resized_from_the_networks(runtime, room):
     native = runtime(room, resolution="network")
     assert native.depth.shape == (112, 140)
     resized = cv2.resize(native.semantics, (160, 120), interpolation=cv2.INTER_NEAREST)
@@ -170,7 +170,7 @@ class Mean(NoCost):
 
 
 @pytest.mark.parametrize(("batch", "sizes"), [(1, [1] * 5), (2, [2, 2, 2]), (4, [4, 4]), (None, [5])])
-def test_a_batch_is_cut_to_what_the_engine_takes(tiny_bundle, batch, sizes):
+def test_a_batch_is_split_to_the_engines_batch_size(tiny_bundle, batch, sizes):
     bundle = load_bundle(tiny_bundle)
     spec = bundle.manifest.input.model_copy(update={"batch": batch})
     bundle = Bundle(bundle.path, bundle.manifest.model_copy(update={"input": spec}))
@@ -188,7 +188,7 @@ def test_a_batch_is_cut_to_what_the_engine_takes(tiny_bundle, batch, sizes):
             assert engine.sizes == [2, 2, 1]
 
 
-def test_submitted_frames_are_answered_in_their_order(runtime, room):
+def test_submitted_frames_are_answered_in_order(runtime, room):
     order: list[int] = []
     images = [np.roll(room, 10 * index, axis=1) for index in range(4)]
     futures = [runtime.submit(image) for image in images]
@@ -264,7 +264,7 @@ def test_threads_may_share_a_runtime(runtime, room):
     assert wrong == []
 
 
-def test_an_engine_whose_numbers_are_wrong_is_given_back(tiny_bundle, monkeypatch):
+def test_an_engine_that_fails_its_self_test_is_closed(tiny_bundle, monkeypatch):
     bundle = load_bundle(tiny_bundle)
     engine = NoCost(bundle)
     monkeypatch.setattr("m2h_deploy.runtime.runtime.open_backend", lambda *_: engine)
@@ -273,7 +273,7 @@ def test_an_engine_whose_numbers_are_wrong_is_given_back(tiny_bundle, monkeypatc
     assert engine.closed
 
 
-def test_a_closed_engine_says_so(tiny_bundle, room):
+def test_a_call_of_a_closed_engine_reports_that_it_is_closed(tiny_bundle, room):
     runtime = Runtime.load(tiny_bundle, threads=1)
     backend, tensor = runtime.backend, runtime.preprocess(room)
     runtime.close()
@@ -290,7 +290,7 @@ def test_an_engine_refuses_another_input(runtime, shape):
         runtime.backend.run(np.zeros(shape, np.float32))
 
 
-def test_an_engine_writes_where_it_is_told(runtime, room):
+def test_an_engine_writes_into_the_given_arrays(runtime, room):
     tensor = runtime.preprocess(room).copy()
     expected = {name: value.copy() for name, value in runtime.backend.run(tensor).items()}
     first, second = runtime.backend.new_outputs(), runtime.backend.new_outputs()
@@ -323,7 +323,7 @@ def test_the_manifests_scale_is_used(room):
         None,
     ],
 )
-def test_what_is_no_image_is_refused_in_one_line(runtime, image):
+def test_an_invalid_image_gives_a_one_line_error(runtime, image):
     with pytest.raises(M2HError) as error:
         runtime(image)
     assert "\n" not in str(error.value)

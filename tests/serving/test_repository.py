@@ -77,7 +77,7 @@ def test_a_plan_runs_on_the_gpu_up_to_the_batch_it_was_built_for(sensor, tmp_pat
     assert "instance_group { count: 2 kind: KIND_GPU }" in words(folder)
 
 
-def test_every_other_bundle_goes_through_the_runtime(tiny_bundle, sensor, tmp_path):
+def test_every_other_bundle_is_served_by_the_runtime(tiny_bundle, sensor, tmp_path):
     folder = write_repository(tiny_bundle, tmp_path / "repository")
     assert names(folder) == ["1/bundle/manifest.json", "1/bundle/model.onnx", "1/model.py", "config.pbtxt"]
     text = words(folder)
@@ -101,7 +101,7 @@ def test_a_repository_may_hold_several_models_and_none_is_overwritten(tiny_bundl
     assert names(repository) == before
 
 
-def test_a_damaged_bundle_leaves_no_half_model(tiny_bundle, tmp_path):
+def test_a_damaged_bundle_leaves_no_partial_model(tiny_bundle, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(tiny_bundle, broken)
     (broken / "model.onnx").write_bytes(b"")
@@ -122,7 +122,7 @@ def test_a_damaged_bundle_leaves_no_half_model(tiny_bundle, tmp_path):
         ({"threads": 5000}, "threads 5000"),
     ],
 )
-def test_options_that_make_no_sense_are_refused_in_one_line(values, said):
+def test_invalid_options_give_a_one_line_error(values, said):
     with pytest.raises(M2HError, match=re.escape(said)) as error:
         RepositoryOptions(**values)
     assert "\n" not in str(error.value)

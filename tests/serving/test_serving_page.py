@@ -50,7 +50,7 @@ def test_the_page_s_client_gets_labels_and_meters(triton, folder):
             assert urlopen(url, timeout=PATIENCE).status == 200
 
 
-def test_every_option_of_the_page_is_one_of_the_command():
+def test_every_option_on_the_page_exists():
     import typer
 
     from cli import app

@@ -35,7 +35,7 @@ def test_corrupt_frames_are_counted_and_the_others_answered(bundle):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("task", ["depth", "semantics", "normals", "edges"])
-def test_outputs_that_are_no_numbers_are_not_delivered(bundle, task, value):
+def test_non_finite_outputs_are_not_delivered(bundle, task, value):
     class Sick(NoCost):
         count = 0
 
@@ -52,7 +52,7 @@ def test_outputs_that_are_no_numbers_are_not_delivered(bundle, task, value):
     settled(stream)
 
 
-def test_an_engine_that_raises_costs_the_frame(bundle):
+def test_an_engine_error_fails_only_its_frame(bundle):
     class Raises(NoCost):
         count = 0
 
@@ -87,7 +87,7 @@ def test_a_stuck_engine_is_opened_again(bundle):
         assert runtime(picture(0)).depth is not None
 
 
-def test_an_engine_that_comes_back_while_another_is_opened_makes_room_for_it(bundle):
+def test_a_stuck_engine_that_returns_does_not_run_beside_the_new_one(bundle):
     gate = Gate(bundle)
     working: list[int] = []
 
@@ -109,7 +109,7 @@ def test_an_engine_that_comes_back_while_another_is_opened_makes_room_for_it(bun
         settled(stream)
 
 
-def test_waiting_for_another_caller_is_not_being_stuck(bundle):
+def test_waiting_for_another_caller_does_not_count_as_stuck(bundle):
     with Runtime(bundle, NoCost(bundle), reopen=lambda: NoCost(bundle)) as runtime:
         stream = Stream(runtime, frames(3), timeout=0.1)
         answers: list[int] = []
@@ -128,7 +128,7 @@ def test_an_engine_that_is_always_stuck_ends_the_stream_in_one_line(bundle):
         list(Stream(runtime, frames(20), timeout=0.05))
 
 
-def test_an_engine_that_cannot_be_opened_again_is_waited_for(bundle):
+def test_a_stuck_engine_that_cannot_be_reopened_is_awaited(bundle):
     engine = Gate(bundle)
     with Runtime(bundle, engine) as runtime:
         stream = Stream(runtime, frames(3), timeout=0.05)
@@ -165,7 +165,7 @@ def test_a_camera_that_dies_is_opened_again(bundle, short_backoff):
     assert stream.health.canceled == stream.health.read - 6
 
 
-def test_a_camera_that_stays_away_ends_the_stream_after_what_it_gave(bundle, short_backoff):
+def test_a_camera_that_does_not_return_ends_the_stream_after_its_frames(bundle, short_backoff):
     opened = []
 
     def read():
@@ -183,7 +183,7 @@ def test_a_camera_that_stays_away_ends_the_stream_after_what_it_gave(bundle, sho
     assert len(opened) == 3
 
 
-def test_a_source_that_breaks_ends_the_stream_after_what_it_gave(bundle):
+def test_a_source_that_fails_ends_the_stream_after_its_frames(bundle):
     def read():
         yield SourceFrame("f", picture(0))
         raise ValueError("surprise")

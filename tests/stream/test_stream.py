@@ -58,7 +58,7 @@ def test_a_stream_computes_what_a_call_computes(tiny_bundle, tmp_path):
     assert stream.health.delivered == 4
 
 
-def test_latest_answers_the_newest_frame_and_counts_what_it_threw_out(bundle):
+def test_latest_answers_the_newest_frame_and_counts_dropped_ones(bundle):
     engine = Gate(bundle)
     with Runtime(bundle, engine) as runtime:
         stream = Stream(runtime, frames(30), policy="latest")
@@ -78,7 +78,7 @@ def test_latest_answers_the_newest_frame_and_counts_what_it_threw_out(bundle):
     settled(stream)
 
 
-def test_the_policy_follows_the_source(bundle):
+def test_the_default_policy_depends_on_the_source(bundle):
     with Runtime(bundle, NoCost(bundle)) as runtime:
         assert Stream(runtime, frames(1)).policy == "queue"
         assert Stream(runtime, frames(1, live=True)).policy == "latest"
@@ -96,7 +96,7 @@ def test_a_queue_is_bounded(bundle):
     assert stream.health.canceled == stream.health.read - 1
 
 
-def test_closing_early_cancels_what_is_on_its_way(bundle):
+def test_closing_early_cancels_frames_in_flight(bundle):
     with Runtime(bundle, NoCost(bundle)) as runtime, Stream(runtime, frames(1000)) as stream:
         for answer in stream:
             if answer.id == 10:
@@ -136,7 +136,7 @@ def test_results_of_the_networks_size(bundle):
 
 
 @pytest.mark.parametrize("options", [{"timeout": 0}, {"policy": "newest"}])
-def test_options_that_make_no_stream_are_refused(bundle, options):
+def test_invalid_options_are_refused(bundle, options):
     with Runtime(bundle, NoCost(bundle)) as runtime, pytest.raises(M2HError):
         Stream(runtime, frames(1), **options)
 
@@ -168,7 +168,7 @@ def test_a_video_is_a_stream(bundle, tmp_path):
     assert told == [f"{tmp_path / 'v.avi'} is cut short: it has {len(answers)} of 5 frames; copy it again"]
 
 
-def test_a_network_stream_that_is_not_there_is_named_without_its_password(bundle):
+def test_an_unreachable_network_stream_is_named_without_its_password(bundle):
     with Runtime(bundle, NoCost(bundle)) as runtime, pytest.raises(M2HError) as error:
         Stream(runtime, "rtsp://user:secret@127.0.0.1:9/room")
     assert str(error.value) == "cannot open stream rtsp://127.0.0.1:9/room"

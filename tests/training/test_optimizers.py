@@ -68,7 +68,7 @@ def test_muon_leaves_depthwise_kernels_norms_and_outer_layers_to_adamw():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_restored_optimizer_goes_on_to_the_same_bits(optimizer):
+def test_a_restored_optimizer_continues_bit_for_bit(optimizer):
     whole, first = with_gradients(network()), with_gradients(network())
     steps, before = Optimizer(whole, stage(optimizer=optimizer)), Optimizer(first, stage(optimizer=optimizer))
     steps.step(RATE)

@@ -171,7 +171,7 @@ def test_the_loss_under_quantization_falls(whole: Path) -> None:
     assert np.mean(totals[-3:]) < 0.95 * np.mean(totals[:3])
 
 
-def test_the_evaluation_tells_of_before_and_after(whole: Path) -> None:
+def test_the_evaluation_reports_before_and_after(whole: Path) -> None:
     result = json.loads((whole / "evaluation.json").read_text())
     assert result["before"]["frames"] == result["frames"] == 2
     assert result["before"]["depth"]["rmse"] != result["depth"]["rmse"]
@@ -181,7 +181,7 @@ def test_the_evaluation_tells_of_before_and_after(whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_equals_undisturbed(
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
     whole: Path, config: TrainConfig, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from m2h_deploy.training import loop
@@ -217,7 +217,7 @@ def test_without_a_checkpoint_there_is_nothing_to_fine_tune(frames: Path, tmp_pa
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
-def test_what_is_not_installed_is_named_with_its_extra(
+def test_a_missing_package_is_named_with_its_extra(
     config: TrainConfig, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in [name for name in sys.modules if name.split(".")[0] == "modelopt"]:

@@ -100,7 +100,7 @@ def test_an_interpreter_that_does_not_fit_fails_the_test(monkeypatch, python, wo
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_every_group_has_a_mark_a_target_and_its_turn(pytestconfig, group):
+def test_every_group_has_a_mark_and_a_target_that_ci_runs(pytestconfig, group):
     assert any(mark.startswith(f"{group}: ") for mark in pytestconfig.getini("markers"))
     assert f"\ntest-{group}:" in (REPOSITORY / "Makefile").read_text()
     assert f" test-{group}" in (REPOSITORY / ".ci" / "run").read_text()
@@ -153,7 +153,7 @@ def test_a_target_without_results_is_named_and_fails(tmp_path):
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 @pytest.mark.parametrize("broken", [None, "test", "test-cpp"])
-def test_all_targets_run_even_if_one_fails_and_the_last_line_is_over_all(tmp_path, broken):
+def test_all_targets_run_even_if_one_fails_and_the_last_line_sums_up(tmp_path, broken):
     """The real script on a Makefile whose targets write one result each."""
     shutil.copytree(REPOSITORY / ".ci", tmp_path / ".ci")
     (tmp_path / ".ci" / "system-packages").write_text("#!/bin/sh\n")  # the tests install nothing

@@ -161,7 +161,7 @@ def test_manifests_on_the_real_engine(broken, tiny_bundle):
         (lambda m: m["engine"]["options"].update(provider_options=["x"]), "provider_options is not an object"),
     ],
 )
-def test_fields_that_do_not_fit_each_other_are_named(broken, tiny_bundle, change, words):
+def test_inconsistent_fields_are_named(broken, tiny_bundle, change, words):
     manifest = json.loads((tiny_bundle / "manifest.json").read_text())
     change(manifest)
     (broken / "manifest.json").write_text(json.dumps(manifest))
@@ -343,6 +343,6 @@ def test_thousands_of_metadata(tiny_onnx, tmp_path):
     fuzz_metadata(tiny_onnx, tmp_path, settings(THOUSANDS, max_examples=1000))
 
 
-def test_a_digest_is_of_what_is_there(tiny_bundle):
+def test_the_digests_of_the_manifest_match_the_files(tiny_bundle):
     manifest = load_bundle(tiny_bundle).manifest
     assert {name: file_sha256(tiny_bundle / name) for name in manifest.files} == manifest.files

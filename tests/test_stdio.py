@@ -27,7 +27,7 @@ def test_marks_are_plain_where_the_encoding_lacks_them(encoding):
     assert "?" not in text
 
 
-def test_closed_streams_are_no_hindrance(tiny_bundle, tmp_path):
+def test_commands_work_with_closed_streams(tiny_bundle, tmp_path):
     shutil.copytree(tiny_bundle, tmp_path / "b")
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))
     run = "m2h run b a.png -o o --json"
@@ -38,7 +38,7 @@ def test_closed_streams_are_no_hindrance(tiny_bundle, tmp_path):
         shutil.rmtree(tmp_path / "o")
 
 
-def test_a_reader_that_goes_ends_no_work(tiny_bundle, tmp_path):
+def test_a_closed_pipe_does_not_stop_the_work(tiny_bundle, tmp_path):
     """`| head -c 0` closes the pipe long before the result: files are written all the same, and the exit code is 0."""
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))
     script = 'set -o pipefail; m2h run "$B" a.png -o o --json | head -c 0; m2h doctor 2>&1 | head -c 1 > /dev/null'
@@ -89,7 +89,7 @@ def test_strange_environments(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_user_without_a_home_or_an_entry(tiny_checkpoint, tiny_bundle, tmp_path):
+def test_a_user_without_a_home_or_a_passwd_entry(tiny_checkpoint, tiny_bundle, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))
     (tmp_path / "work").mkdir()
     env = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
@@ -142,7 +142,7 @@ def test_a_locale_with_a_decimal_comma(tiny_onnx, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_terminal_that_hangs_up_leaves_a_whole_recording(tiny_bundle, tmp_path, number):
+def test_a_terminal_that_hangs_up_leaves_a_complete_recording(tiny_bundle, tmp_path, number):
     program = started(tiny_bundle, tmp_path)
     program.send_signal(number)
     _, errors = program.communicate()
@@ -152,7 +152,7 @@ def test_a_terminal_that_hangs_up_leaves_a_whole_recording(tiny_bundle, tmp_path
     assert cv2.VideoCapture(str(tmp_path / "o.mp4")).read()[0]
 
 
-def test_nohup_is_obeyed(tiny_bundle, tmp_path):
+def test_nohup_is_respected(tiny_bundle, tmp_path):
     program = started(tiny_bundle, tmp_path, frames=4, ignored=True)
     program.send_signal(signal.SIGHUP)
     _, errors = program.communicate()

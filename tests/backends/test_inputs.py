@@ -1,4 +1,4 @@
-"""An engine on the CPU reads the caller's image where it can, and is bound again only to another array."""
+"""Test that a CPU engine reads the caller's image in place if possible, and is rebound only to another array."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registries hold what the rest of the code needs to know of an engine kind."""
+"""Test that the registries hold everything that the other code needs to know about an engine kind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_functions_of_a_kind_exist(kind):
 
 
 def test_packaging_profiling_and_serving_hard_code_no_engine_kind():
-    """Strings that are an engine kind, or a package that carries one."""
+    """No string constant is an engine kind, or a package that provides one."""
     names = {*KINDS, *(name for kind in KINDS.values() for name in (kind.module, *kind.distributions))}
     for folder in ("bundle", "cluster", "packaging", "profiling", "runtime", "serving", "stream"):
         for path in (ROOT / "m2h_deploy" / folder).rglob("*.py"):
@@ -41,7 +41,7 @@ def test_packaging_profiling_and_serving_hard_code_no_engine_kind():
 
 @pytest.fixture
 def new_kind(tiny_bundle, tmp_path, monkeypatch):
-    """A bundle for raw pixels whose engine kind only a registry entry describes, and a function to change that."""
+    """Return a raw-pixel bundle of an engine kind known only to the registry, and a function to change its entry."""
 
     def describe(**fields: object) -> None:
         entry = dataclasses.replace(KINDS["onnxruntime"], name="new", **fields)

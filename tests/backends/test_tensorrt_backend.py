@@ -1,4 +1,4 @@
-"""What the TensorRT runner does before and around the GPU. The GPU part itself has not run here."""
+"""Test what the TensorRT backend does before and around the GPU. The GPU part itself has not been run."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_the_version_of_a_tensorrt_prerelease_is_read(manifest):
 
 
 class TestPlugins:
-    """A bundle names the libraries that its plan needs; it never brings them, and the caller decides."""
+    """A bundle names the plug-in libraries of its plan, without containing them; the caller decides about loading."""
 
     @pytest.fixture
     def library(self, tmp_path):
@@ -173,7 +173,7 @@ def test_a_device_other_than_a_gpu_is_refused():
 
 
 class Driver:
-    """The CUDA runtime without a GPU: every call succeeds, and a name that cuda-python lacks is an error."""
+    """A fake CUDA runtime: every call succeeds, and a name that cuda-python lacks is an error."""
 
     def __init__(self, runtime):
         self._runtime, self._last, self.live = runtime, 0, {}
@@ -217,7 +217,7 @@ def test_closing_frees_each_cuda_resource_once(monkeypatch):
 
 
 class TestOpening:
-    """A real plan in a bundle, opened on a machine without a GPU."""
+    """Open a bundle with a real plan on a machine without a GPU."""
 
     @pytest.fixture
     def bundle(self, tiny_bundle, tmp_path):

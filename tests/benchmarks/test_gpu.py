@@ -1,4 +1,4 @@
-"""The GPU benchmark, as far as it goes without a GPU."""
+"""Test the parts of the GPU benchmark that need no GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bundle: easy to specify, hard to abuse."""
+"""Test the manifest, its checks against damage and abuse, and writing a bundle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCHEMA = Path(__file__).parents[2] / "m2h_deploy" / "bundle" / "manifest.schema.
 
 @pytest.fixture
 def bundle(tiny_bundle, tmp_path) -> Path:
-    """A copy that a test may damage."""
+    """Return a copy that a test may damage."""
     return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
 
 
@@ -149,7 +149,7 @@ def test_the_self_test_catches_wrong_numbers_and_can_be_turned_off(bundle):
     ],
 )
 def test_an_edited_field_is_named_with_its_former_value(bundle, path, value, was):
-    """Whether or not the numbers are wrong by it: the mistake is not this machine's."""
+    """Also if the outputs stay correct: the cause is the edit, not this machine."""
 
     def change(manifest):
         *parents, last = path.split(".")

@@ -1,4 +1,4 @@
-"""The golden self-test tells rounding from a broken engine, also where outputs hardly vary."""
+"""Test that the self-test distinguishes rounding from a broken engine, also for nearly constant outputs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_error_of_a_low_precision_suggests_fp32():
 
 
 def test_the_tolerance_depends_on_the_precision():
-    """Four times the error of the rounded graph, and never as much as a broken engine has."""
+    """The tolerance is four times the error of the rounded graph, and below that of a broken engine."""
     expected = outputs(0.0, 1.0)
     off = {factor: {"edges": expected["edges"] + np.float32(factor)} for factor in (0.1, 0.3, 0.45, 0.6)}
     test = make_self_test(expected, off[0.1])

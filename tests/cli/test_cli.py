@@ -1,4 +1,4 @@
-"""The commands as a user types them: results on stdout, one line for a mistake, the documented exit codes."""
+"""Test the commands as a user types them: results on stdout, one-line errors, the documented exit codes."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_signal_ends_a_run_and_keeps_what_it_wrote(tiny_bundle, tmp_path, numb
         stderr=subprocess.PIPE,
         text=True,
     )
-    while len(list(tmp_path.glob("out/*_overlay.png"))) < 2:  # then the first frame counts
+    while len(list(tmp_path.glob("out/*_overlay.png"))) < 2:  # then the first frame is timed
         assert program.poll() is None
         time.sleep(0.02)
     program.send_signal(number)
@@ -142,7 +142,7 @@ def test_a_signal_ends_a_run_and_keeps_what_it_wrote(tiny_bundle, tmp_path, numb
 
 
 def test_a_picture_is_rotated_by_its_exif_orientation(tmp_path):
-    """Orientation 6 in EXIF: the camera was held upright, the picture is to be turned clockwise."""
+    """EXIF orientation 6: the picture must be rotated clockwise."""
     from m2h_deploy.sources import open_source
 
     image = render_room(0, 0, height=48, width=64).image
@@ -157,7 +157,7 @@ def test_a_picture_is_rotated_by_its_exif_orientation(tmp_path):
 
 
 def test_piped_tables_are_not_truncated(tiny_onnx):
-    """80 columns cut a table that goes to a file."""
+    """A table in a file must not be cut at 80 columns."""
     long = "x" * 300
     program = f"from cli.console import out, print_values; print_values({{'name': '{long}'}})"
     command = [sys.executable, "-c", program]
@@ -300,7 +300,7 @@ def test_a_device_without_onnx_inspects_its_bundle(tiny_bundle):
 
 
 def test_verify_checks_its_output_paths_first(tiny_bundle, tmp_path):
-    """Before the reference is even opened: there is none."""
+    """The paths are checked before the reference, which does not exist, is opened."""
     common = ("verify", tiny_bundle, "--reference", "none.pt", "--data", tmp_path)
     for option in ("--junit", "--html"):
         assert "there is no folder" in mistake(*common, option, tmp_path / "none" / "file")

@@ -1,4 +1,4 @@
-"""What the command line shows: bars of a training, warnings of the library."""
+"""Test what the command line shows: progress of a training run, warnings of the library."""
 
 from __future__ import annotations
 

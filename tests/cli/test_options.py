@@ -1,4 +1,4 @@
-"""The options of all commands: whole names in the help, one meaning each, one line where they are wrong."""
+"""Test the options of all commands: full names in the help, one meaning each, one-line errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.commands import done, m2h, mistake, one_line
 
 COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 
-#: Options that take other values in two commands and still mean the same: a file or a folder to write; the device of an
+#: Options that have one meaning and different values in two commands: a file or a folder to write; the device of an
 #: engine or of PyTorch; any split of a data set, or one that `rooms` makes.
 OF_TWO_KINDS = {"--output", "--device", "--split"}
 

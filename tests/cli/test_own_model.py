@@ -1,4 +1,4 @@
-"""A network of one's own, with its classes and its normalization, all the way from checkpoint to robot."""
+"""Test a custom network, with its own classes and normalization, from checkpoint to robot."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEIGHT, WIDTH = 56, 70
 
 @pytest.fixture(scope="module")
 def network():
-    """m2h-tiny with 13 classes and random weights."""
+    """Return m2h-tiny with 13 classes and random weights."""
     from tests.networks import random_network
 
     return random_network("m2h-tiny", num_classes=13)
@@ -38,7 +38,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def folder(network, tmp_path_factory) -> Path:
-    """The checkpoint, its class list, both kinds of graph and bundle, and pictures, all by the commands."""
+    """Return a folder of checkpoint, class list, both kinds of graph and bundle, and pictures, made by the commands."""
     from m2h_deploy.model import save_checkpoint
 
     folder = tmp_path_factory.mktemp("own")
@@ -67,7 +67,7 @@ def test_the_manifest_holds_what_was_given(folder, kind):
 
 
 def by_hand(network, image: np.ndarray) -> dict[str, np.ndarray]:
-    """The network's outputs on a BGR image that is normalized as its training was."""
+    """Return the network's outputs on a BGR image that is normalized as in training."""
     import torch
 
     rgb = cv2.resize(image, (WIDTH, HEIGHT))[:, :, ::-1].astype(np.float64) / 255

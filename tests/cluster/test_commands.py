@@ -1,4 +1,4 @@
-"""The commands as they are typed: what is on stdout, what Ctrl-C leaves, and what a mistake says."""
+"""Test the commands as a user types them: output, Ctrl-C, and errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_ctrl_c_leaves_no_process_and_the_same_command_resumes(tiny_bundle, pict
     while len(list(done.glob("*.json"))) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     family = descendants(process.pid)
-    assert len(family) > 3  # Ray is there
+    assert len(family) > 3  # Ray is installed
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

@@ -1,4 +1,4 @@
-"""What a result depends on changes its digest, and nothing else does."""
+"""Test that a digest changes exactly with what the result depends on."""
 
 from __future__ import annotations
 

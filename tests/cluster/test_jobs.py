@@ -1,4 +1,4 @@
-"""What a pool of workers gives is what one process gives, whatever happens to the workers."""
+"""Test that a pool of workers gives the results of one process, also when workers die."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def test_files_equal_those_of_one_process_and_only_new_frames_are_redone(tiny_bu
     (pictures / "depth.png").unlink()
     add_picture(pictures, 11)  # new
     shutil.copy(pictures / "room03.png", pictures / "room02.png")  # another content
-    (out / "room05_labels.png").unlink()  # a result that somebody took away
-    (out / "room06_depth.png").write_bytes(b"")  # and one that somebody changed
+    (out / "room05_labels.png").unlink()  # a removed result
+    (out / "room06_depth.png").write_bytes(b"")  # a changed result
     again = predict_folder(tiny_bundle, pictures, out, cluster=TWO)
     assert (again.frames, again.reused) == (12, 8)
     assert contents(out)["room02_depth.png"] == contents(out)["room03_depth.png"]
@@ -107,7 +107,7 @@ def test_a_killed_worker_loses_nothing(tiny_bundle, pictures, tmp_path):
 
 
 def assert_same(value, expected):
-    """Equal to 1e-9. Commands give the same bits; in this process other tests' libraries have moved the last ones."""
+    """Equal to 1e-9. Commands are bitwise identical; in this process libraries of other tests change the last bits."""
     if isinstance(expected, dict):
         assert value.keys() == expected.keys()
         for key in expected:
@@ -123,7 +123,7 @@ def assert_same(value, expected):
 
 
 def one_process(bundle, reference, data, pictures=0):
-    """`verify` in a process of its own, as workers are."""
+    """Run `verify` in a separate process, as workers do."""
     code = (
         "import pickle, sys; from m2h_deploy.parity import LocalExecutor, to_json, verify\n"
         "result = verify(*sys.argv[1:4], executor=LocalExecutor(threads=1), pictures=int(sys.argv[4]))\n"
@@ -174,7 +174,7 @@ def test_a_failure_in_a_worker_gives_a_one_line_error(tiny_bundle, tiny_onnx, tm
 
 
 class Deadly(FrameWorker):
-    """Die on one frame, and raise an unexpected error on another."""
+    """A worker that dies on one frame and raises an unexpected error on another."""
 
     def open(self):
         pass
@@ -188,7 +188,7 @@ class Deadly(FrameWorker):
 
 
 def test_a_frame_that_kills_its_workers_is_skipped_and_named(tmp_path):
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
     rows = [Row(name, f"key-{name}", "") for name in ("a", "b", "odd", "deadly", "c")]
     kept = {}
     with on_demand(TWO) as connect:

@@ -1,4 +1,4 @@
-"""Without Ray the commands say what to install, in one line; what belongs to Ray is refused without --ray."""
+"""Test that commands without Ray name the extra in one line, and that Ray's options require --ray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder that a job's workers share."""
+"""Test the folder that a job's workers share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_frame_is_skipped_after_too_many_workers_died_on_it(tmp_path):
 
     def die() -> None:
         with state.attempt("frame"):
-            raise SystemExit  # as a process that dies, it leaves the mark
+            raise SystemExit  # like a process that dies, it leaves the mark
 
     for _ in range(MOST_TRIES):
         with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""libm2h gives Python's numbers, survives damage and misuse, and its page's commands work.
+"""Test that libm2h gives Python's numbers, handles damage and misuse, and that its page's commands work.
 
 Everything is built once, by the commands of docs/cpp.md, with AddressSanitizer and UndefinedBehaviorSanitizer:
 `make test-cpp`.
@@ -26,7 +26,7 @@ from tests.pages import REPOSITORY, Page, shell_environment
 
 PAGE = Page("cpp.md")
 
-#: The engine's own libraries, OpenVINO and its TBB, keep a few things until the process ends.
+#: OpenVINO and its TBB keep some allocations until the process ends.
 SUPPRESSIONS = "leak:libopenvino\nleak:libtbb\nleak:libhwloc\n"
 
 
@@ -42,7 +42,7 @@ class Built:
         return self.folder / "robot" / "bundle"
 
     def call(self, *words: object, expect: int = 0) -> str:
-        """stdout and stderr of a program that ends with `expect`."""
+        """Run a program that must end with `expect`, and return its stdout and stderr."""
         command = [str(word) for word in words]
         done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
         said = done.stdout + done.stderr
@@ -56,7 +56,7 @@ class Built:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory) -> Built:
-    """The page from top to bottom, then the tests' own programs against what it installed."""
+    """Run the page from top to bottom, then build the tests' programs against the installed library."""
     folder = tmp_path_factory.mktemp("cpp")
     (folder / "suppressions").write_text(SUPPRESSIONS)
     flags = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
@@ -65,8 +65,8 @@ def built(tmp_path_factory) -> Built:
         "CFLAGS": flags,
         "CXXFLAGS": flags,
         "ASAN_OPTIONS": "detect_leaks=1",
-        # TBB opens its helper with RTLD_DEEPBIND, at which AddressSanitizer ends the process. OpenVINO's own TBB can be
-        # told not to; an older one, which OpenCV may bring from the system, cannot.
+        # TBB opens its helper with RTLD_DEEPBIND, at which AddressSanitizer ends the process. OpenVINO's own TBB has an
+        # option to avoid that; an older system TBB, which OpenCV may load, has not.
         "TBB_ENABLE_SANITIZERS": "1",
         "LD_LIBRARY_PATH": str(Path(str(importlib.util.find_spec("openvino").origin)).parent / "libs"),
         "LSAN_OPTIONS": f"suppressions={folder / 'suppressions'}:print_suppressions=0",
@@ -78,7 +78,7 @@ def built(tmp_path_factory) -> Built:
     (folder / "pictures").mkdir()
     for index in range(2):
         cv2.imwrite(str(folder / "pictures" / f"room{index}.ppm"), room(index))
-    # The wheel's own `python` would find its packages through the link's folder.
+    # `python` is a wrapper script on this path; CMake gets the interpreter itself.
     script = "set -e\n" + "\n".join(PAGE.blocks("bash")).replace("$(which python)", sys.executable)
     done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
@@ -233,7 +233,7 @@ def test_nv12_input_and_millimeter_output_equal_pythons(built, tmp_path):
     with Runtime.load(bundle) as opened:
         expected = opened(raw)
     assert set(given) == {"depth", "labels"}
-    built.driver("misuse", bundle)  # this one has results that cannot be asked for
+    built.driver("misuse", bundle)  # this bundle lacks results, and misuse requests them
     assert "m2h-tiny" in built.call("tools/m2h_c_interface", bundle)
     np.testing.assert_array_equal(given["labels"], expected.semantics.ravel())
     np.testing.assert_allclose(given["depth"], expected.depth.ravel(), atol=1e-6)
@@ -275,7 +275,7 @@ def test_sha256_matches_the_standard(built, tmp_path, size):
 
 @pytest.fixture
 def damaged(built, tmp_path):
-    """A copy of the bundle; and what libm2h says when it is opened."""
+    """Return a copy of the bundle, and a function that returns libm2h's message when it opens the copy."""
     copy = shutil.copytree(built.bundle, tmp_path / "bundle")
 
     def opened(expect: int = 2) -> str:

@@ -1,4 +1,4 @@
-"""Class lists of one's own: JSON in, names and colors out, one line for every mistake."""
+"""Test custom class lists: names and colors from JSON, and one-line errors."""
 
 from __future__ import annotations
 

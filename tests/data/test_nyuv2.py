@@ -1,4 +1,4 @@
-"""NYUv2 in both layouts: what one writes, either reads."""
+"""Test that NYUv2 round-trips in both layouts."""
 
 from __future__ import annotations
 

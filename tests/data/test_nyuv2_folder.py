@@ -1,4 +1,4 @@
-"""NYUv2 as a folder of files: older forms are read, and what is broken is named in one line."""
+"""Test NYUv2 as a folder of files: older forms are read, and one-line errors name what is damaged."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _negative_depth(folder: Path) -> Path:
 
 
 def _scaled_depth(dtype: type, factor: float) -> Callable[[Path], Path]:
-    """The depth in another unit."""
+    """Write the depth in another unit."""
 
     def spoil(folder: Path) -> Path:
         path = _first(folder, "depth", ".npy")

@@ -1,4 +1,4 @@
-"""NYUv2 as the official .mat file and its side files: what is broken is named in one line."""
+"""Test NYUv2 as the official .mat file and its side files: one-line errors name what is damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `build_bundle` refuses, and that it does so before it starts."""
+"""Test what `build_bundle` refuses, and that it does so before it starts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def small(tmp_path) -> Path:
 
 @pytest.fixture
 def no_work(monkeypatch) -> None:
-    """Fails a test whose mistake is found after the graph was loaded."""
+    """Fail a test whose mistake is detected only after the graph was loaded."""
 
     def load(path):
         raise AssertionError("the graph was loaded before the mistake was found")
@@ -51,7 +51,7 @@ def no_work(monkeypatch) -> None:
 
 
 def refused_build(source: Path, out: Path, **options) -> str:
-    """Return the message of a refusal that leaves nothing behind."""
+    """Return the message of a refused build, which must leave no files."""
     before = sorted(out.parent.iterdir())
     message = refused(build_bundle, source, out, **options)
     assert sorted(out.parent.iterdir()) == before
@@ -173,7 +173,7 @@ def test_an_engine_on_the_cpu_that_is_not_installed_is_refused_before_any_work(
 
 
 def test_tensorrt_without_a_gpu_is_refused_before_any_work(small, tmp_path, no_work, monkeypatch):
-    """TensorRT itself ends with a null pointer there."""
+    """TensorRT itself crashes with a null pointer in this case."""
     monkeypatch.setattr("engines.tensorrt.load_tensorrt", lambda flavor: object())
     monkeypatch.setattr("engines.tensorrt.missing_gpu", lambda: "no CUDA device")
     said = refused_build(small, tmp_path / "bundle", engine="tensorrt")
@@ -207,7 +207,7 @@ def test_tensorrt_rtx_runs_on_the_capabilities_of_its_support_matrix():
 @pytest.mark.slow
 def test_a_bfloat16_checkpoint_with_255_classes_runs_from_export_to_labels(tmp_path):
     model = random_network(num_classes=255)
-    # The last class wins everywhere.
+    # The last class is predicted everywhere.
     model.state_dict()["heads.semantics.final.bias"][-1] = 1e6
     checkpoint = save_checkpoint(model, tmp_path / "c.safetensors", dtype=torch.bfloat16)
     export_onnx(load_checkpoint(checkpoint), tmp_path / "m.onnx", height=28, width=42)

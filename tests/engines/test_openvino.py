@@ -1,4 +1,4 @@
-"""OpenVINO bundles compute what the network computes, in the precision that they say."""
+"""Test that OpenVINO bundles give the network's outputs, in the recorded precision."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ONE_THREAD = BackendOptions(threads=1)
 
 @pytest.fixture(scope="module")
 def tiny_ir(tiny_onnx, tiny_bundle, tmp_path_factory) -> Bundle:
-    """`tiny_onnx` (112 x 140) as an OpenVINO bundle. Read only."""
+    """Convert `tiny_onnx` (112 x 140) to OpenVINO's IR. Read-only."""
     folder = tmp_path_factory.mktemp("openvino")
     info = build_openvino(tiny_onnx, folder, "fp32", OpenVinoOptions(threads=1))
     return _bundle(folder, load_bundle(tiny_bundle).manifest.model_copy(update={"engine": info}))
@@ -45,7 +45,7 @@ def _bundle(folder: Path, manifest) -> Bundle:
 
 
 def _small_bundle(folder: Path, like: Path, graph: Path, **options) -> Bundle:
-    """A bundle of `small_graph`: depth and semantics of a 16 x 16 image."""
+    """Return a bundle of `small_graph`: depth and semantics of a 16 x 16 image."""
     folder.mkdir()
     manifest = load_bundle(like).manifest
     outputs = tuple(
@@ -75,7 +75,7 @@ def _expected(graph: Path, image: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _error(value: np.ndarray, expected: np.ndarray) -> float:
-    """Root mean square error as a share of the expected output's deviation."""
+    """Return the root mean square error as a share of the expected output's standard deviation."""
     return float(np.sqrt(np.mean(np.square(value - expected, dtype=np.float64))) / expected.std())
 
 
@@ -150,7 +150,7 @@ def test_fp16_graphs_load_with_half_the_weights(tmp_path, tiny_bundle, hint):
     assert sizes[0] < 0.6 * sizes[1]
     backend = OpenVINOBackend(half, ONE_THREAD)
     assert _error(backend.run(_images(1))["semantics"], _expected(graph, _images(1))["semantics"]) < 0.05
-    # On any processor: what the bundle says, or float32; never a low precision that the engine chose by itself.
+    # On any processor: the recorded precision or float32, never a lower precision that the engine chose by itself.
     recorded = half.manifest.engine.options["inference_precision"]
     assert recorded == hint or hint is None
     assert backend.precision == available_precision(ov.Core(), "CPU", recorded)
@@ -159,7 +159,7 @@ def test_fp16_graphs_load_with_half_the_weights(tmp_path, tiny_bundle, hint):
 
 
 class Processor:
-    """What OpenVINO says of a processor."""
+    """A fake OpenVINO core that reports a processor's capabilities."""
 
     def __init__(self, *capabilities: str) -> None:
         self.get_property = lambda device, name: [*capabilities, "EXPORT_IMPORT"]

@@ -1,4 +1,4 @@
-"""What a bundle is compared with computes the same as the bundle."""
+"""Test that the peers of a bundle give the same outputs as the bundle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorRT-RTX compiles real plans here, without a GPU; what TensorRT shares with it is tested on it."""
+"""Compile real plans with TensorRT-RTX, without a GPU; the code that TensorRT shares with it is tested on it."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class TestBuilds:
     @pytest.mark.parametrize("functions", [False, True])
     def test_an_unsupported_operator_is_named_with_its_node_and_block(self, functions, tmp_path):
         proto = small_graph(functions=functions)
-        if functions:  # inside of a function the call is named too
+        if functions:  # inside a function, the call is named too
             proto.functions[0].node[0].op_type = "Odd"
         else:
             node = next(node for node in proto.graph.node if node.name == "/wmca/Relu")
@@ -186,7 +186,7 @@ class TestBuilds:
         try:
             build_plan(source, tmp_path / "m.plan", flavor=RTX)
             assert made == [], "without a plug-in library the function's own body is compiled"
-            # The creator makes no plug-in, so the build ends where TensorRT asked for it.
+            # The creator returns no plug-in, so the build stops there.
             said = refused(
                 build_plan, source, tmp_path / "m.plan", flavor=RTX, options=TensorRtOptions(plugins=(source,))
             )

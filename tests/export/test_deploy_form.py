@@ -1,4 +1,4 @@
-"""Each rewrite of the deploy form is the block it replaces, in float64, and the whole network stays M2H."""
+"""Test that each rewrite of the deploy form, and the whole network, equal the original in float64."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZE = (32, 48)  # the heads' maps
 
 @pytest.fixture(scope="module", params=[True, False], ids=["separable", "dense"])
 def network(request):
-    """A small network of either kind in float64: (module tree, channels)."""
+    """Return a small network of either kind in float64: (module tree, channels)."""
     model = random_network(
         "m2h-tiny", separable=request.param, channels=32, backbone=None, head_channels=(16, 8), num_classes=5
     )
@@ -147,7 +147,7 @@ def test_window_attention_needs_no_key_bias(network):
 
 
 def test_wmca_keeps_every_task(network):
-    """Height and width are not multiples of the window, so that padding between the layers matters."""
+    """Height and width are not multiples of the window, so the padding between the layers affects the result."""
     maps = maps_of(network)
     local = wmca.LocalPath(network.wmca)
     actual, expected = local(maps), network.wmca(maps)
@@ -156,7 +156,7 @@ def test_wmca_keeps_every_task(network):
 
 
 def test_wmca_clears_padding_between_layers(network):
-    """Without the clearing the result is another one: the test above can fail."""
+    """Without the clearing, the result differs, so the comparison above is meaningful."""
     maps = maps_of(network)
     local = wmca.LocalPath(network.wmca)
     local.exchange.clear_padding = lambda windows, height, width: windows

@@ -1,4 +1,4 @@
-"""The exported file: names, order, numbers, no shape arithmetic, and what a consumer picks from it."""
+"""Test the exported file: names, order, numbers, no shape arithmetic, and what consumers read from it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_inputs_and_outputs_are_the_documented_ones(tiny_onnx):
 
 
 def test_the_ros_node_picks_depth_and_semantics_by_shape_and_position(tiny_onnx):
-    """Its rule: depth is the first output of shape (1, 1, H, W), semantics the first of the others."""
+    """The node takes the first output of shape (1, 1, H, W) as depth, and the first of the others as semantics."""
     session = ort.InferenceSession(tiny_onnx, providers=["CPUExecutionProvider"])
     outputs = session.run(None, {"image": np.zeros((1, 3, 112, 140), np.float32)})
     depth = next(i for i, value in enumerate(outputs) if value.shape[:2] == (1, 1))
@@ -84,7 +84,7 @@ def test_the_static_form_computes_the_same(tiny_model):
 
 @pytest.fixture(scope="module")
 def functions_onnx(tiny_model, tmp_path_factory):
-    """Windows as functions, batch free: 10 x 12 maps do not fill 7 x 7 windows."""
+    """Export windows as functions with a dynamic batch: 10 x 12 maps do not fill 7 x 7 windows."""
     path = tmp_path_factory.mktemp("functions") / "f.onnx"
     return export_onnx(tiny_model, path, height=112, width=140, windows="functions", dynamic_batch=True).path
 
@@ -96,7 +96,7 @@ def test_windows_as_functions_give_the_same_numbers(tiny_onnx, functions_onnx):
         ("m2h", "WindowReverse", ("window_size", "height", "width")),
     }
     calls = [node for node in proto.graph.node if node.domain == "m2h"]
-    assert len(calls) == 2  # the deploy form goes there and back once, for both layers and all tasks
+    assert len(calls) == 2  # the deploy form partitions and reverses once, for both layers and all tasks
     assert all(a.i == 7 for node in calls for a in node.attribute if a.name == "window_size")
     image = np.random.default_rng(0).standard_normal((1, 3, 112, 140), dtype=np.float32)
     values = [
@@ -190,7 +190,7 @@ def test_functions_of_a_network_without_windows_are_refused(tmp_path):
 
 
 def test_the_mean_of_a_large_map_is_precise(tmp_path):
-    """A mean over a million values in one step is off by 1e-4 in ONNX Runtime; 640x480 has such means."""
+    """A one-step mean over a million values has an error of 1e-4 in ONNX Runtime; 640x480 has such means."""
 
     class Mean(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

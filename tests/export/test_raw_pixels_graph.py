@@ -1,4 +1,4 @@
-"""A sensor graph gives the numbers of preprocess, network and postprocess, whatever the camera and the engine."""
+"""Test that a sensor graph equals preprocess, network and postprocess for any camera and engine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.commands import done
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """The trained network: random weights answer a rounding of float32 with millimeters."""
+    """Export the trained network: with random weights, float32 rounding changes depth by millimeters."""
     from m2h_deploy.model import load_checkpoint
 
     path = tmp_path_factory.mktemp("plain") / "tiny.onnx"
@@ -74,7 +74,7 @@ def test_the_tables_equal_opencvs_fixed_point_resize_bit_by_bit(camera, network)
 
 @pytest.mark.parametrize("camera", [(640, 480), (140, 112), (96, 64), (281, 223), (140, 480)])
 def test_the_network_gets_the_same_pixels(plain, camera):
-    """Noise is the hardest picture for a resize; normalized values differ by float32 rounding alone."""
+    """Noise is the hardest image to resize; normalized values differ only by float32 rounding."""
     image = np.random.default_rng(1).integers(0, 256, (camera[1], camera[0], 3), np.uint8)
     graph = add_sensor(plain, Sensor(camera, outputs=("depth",)))
     graph.graph.output.append(onnx.ValueInfoProto(name="network/image"))

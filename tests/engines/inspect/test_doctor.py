@@ -1,4 +1,4 @@
-"""The doctor tells what is there, what installs the rest, and which known issues touch it."""
+"""Test that the doctor reports what is installed, how to install the rest, and which known issues apply."""
 
 from __future__ import annotations
 

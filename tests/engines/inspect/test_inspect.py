@@ -1,4 +1,4 @@
-"""The figures of a graph agree with what its network computes, and reports say what was not read."""
+"""Test that the figures of a graph agree with its network's, and that reports name what could not be read."""
 
 from __future__ import annotations
 

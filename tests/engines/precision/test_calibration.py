@@ -1,4 +1,4 @@
-"""Calibration: frames are chosen reproducibly, ranges are what the calibrators promise, and are measured once."""
+"""Test that calibration chooses frames reproducibly, computes correct ranges, and measures them once."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_frames_of_another_size_are_refused_by_every_calibrator(method):
 
 def test_ranges_are_measured_once_for_a_graph_and_frames(calibration):
     first = measure_ranges(small_graph(), "0" * 64, ["b"], calibration)
-    broken = onnx.ModelProto()  # would raise if it were run
+    broken = onnx.ModelProto()  # an invalid graph: running it would raise
     assert measure_ranges(broken, "0" * 64, ["b"], calibration) == first
     with pytest.raises(M2HError):
         measure_ranges(broken, "1" * 64, ["b"], calibration)

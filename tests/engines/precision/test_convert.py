@@ -1,4 +1,4 @@
-"""FP16 and INT8 are in the graph: the tests read it, run it on CPUs, and compare."""
+"""Test FP16 and INT8 graphs: read them, run them on CPUs, and compare."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytest.importorskip("modelopt.onnx.quantization")
 
 @pytest.fixture(scope="module")
 def room_frames():
-    """Rooms as the network of `tiny_onnx` sees them: three to calibrate on and two to check on."""
+    """Return rooms as inputs of `tiny_onnx`: three for calibration and two for the check."""
     from m2h_deploy.data.rooms.render import render_room
 
     preprocess = Preprocess(PRESETS["published"], 112, 140)
@@ -35,14 +35,14 @@ def room_frames():
 
 @pytest.fixture(scope="module")
 def fp16(tiny_onnx, room_frames, tmp_path_factory):
-    """`tiny_onnx` in FP16: the file and its report."""
+    """Convert `tiny_onnx` to FP16; return the file and its report."""
     path = tmp_path_factory.mktemp("fp16") / "tiny.onnx"
     return path, to_fp16(tiny_onnx, path, frames=room_frames)
 
 
 @pytest.fixture(scope="module")
 def int8(tmp_path_factory):
-    """The small graph in INT8: the file and its report."""
+    """Convert the small graph to INT8; return the file and its report."""
     folder = tmp_path_factory.mktemp("int8")
     onnx.save(small_graph(), folder / "small.onnx")
     calibration = Calibration(select_frames(frames(6), count=4), "max")
@@ -138,7 +138,7 @@ def test_int8_of_the_shipped_network_passes_the_gate_of_verify(tmp_path):
 
 @pytest.fixture(scope="module", params=["m2h_small", "m2h"])
 def published(request, shared, tmp_path_factory):
-    """The published network with reproducible weights as ONNX, and two real frames as it sees them."""
+    """Return the published network with reproducible weights as ONNX, and two real frames as its inputs."""
     import cv2
     import torch
 
@@ -178,7 +178,7 @@ def test_the_published_network_in_int8_is_within_25_decibels_on_an_unseen_frame(
 
 
 def check_int8(proto: onnx.ModelProto, report) -> None:
-    """Q/DQ feeds the quantized layers and nothing else; weights are int8 per channel; the rest is half precision."""
+    """Check that only the quantized layers have Q/DQ, with int8 weights per channel, and the rest is half precision."""
     types = element_types(proto)
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     producers = {output: node for node in proto.graph.node for output in node.output}
@@ -333,7 +333,7 @@ def test_an_invalid_policy_gives_a_one_line_error(small, tmp_path, content, said
 
 def test_blocks_that_lose_too_much_accuracy_stay_in_half():
     proto = small_graph()
-    ranges = {"b": 3.0, "e": 0.05}  # the Linear's input saturates: useless in INT8
+    ranges = {"b": 3.0, "e": 0.05}  # the Linear's input saturates, so INT8 is inaccurate
     layers = ["/msf.depth/resize/Conv", "/context/ffn/MatMul"]
     chosen = choose_blocks(proto, layers, ranges, frames(1), 30)
     assert chosen == ("/msf.depth/resize/Conv",)

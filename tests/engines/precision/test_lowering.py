@@ -1,4 +1,4 @@
-"""A lowered graph is known by its nodes and weights, and brings what a bundle needs of the float32 one."""
+"""Test that a lowered graph is recognized by nodes and weights, and carries what a bundle needs of the float32 one."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def pictures(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", params=["fp16", "int8"])
 def lowered(request, exported, pictures, tmp_path_factory) -> tuple[str, Path, Path]:
-    """The precision, the bundle that was built of the float32 graph, and the lowered graph that was kept."""
+    """Return the precision, the bundle built from the float32 graph, and the lowered graph that was kept."""
     pytest.importorskip("modelopt.onnx.quantization")
     folder = tmp_path_factory.mktemp(request.param)
     count = 4 if request.param == "int8" else None
@@ -161,7 +161,7 @@ def test_a_device_without_onnx_runtime_compiles_it_too(lowered, tmp_path):
 
 
 def test_the_lowered_graph_is_checked_by_the_float32_self_test(lowered, tmp_path):
-    """Weights that were changed since are found, whatever the file says."""
+    """Weights changed after the export are detected, regardless of the metadata."""
     _, _, graph = lowered
     proto = onnx.load(graph)
     for tensor in proto.graph.initializer:
@@ -202,7 +202,7 @@ def test_a_lowered_graph_is_refused_as_reference(lowered):
 
 @pytest.fixture
 def foreign(lowered, tmp_path) -> Path:
-    """The lowered graph as another tool would have left it."""
+    """Return the lowered graph as another tool would have written it."""
     proto = onnx.load(lowered[2])
     set_metadata(proto, "m2h.lowered", None)
     set_metadata(proto, "m2h.precision", None)

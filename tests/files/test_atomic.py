@@ -1,4 +1,4 @@
-"""Check atomic file writes, also when several threads write the same file."""
+"""Test atomic file writes, also when several threads write the same file."""
 
 from __future__ import annotations
 

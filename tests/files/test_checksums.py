@@ -1,4 +1,4 @@
-"""A file's checksum is that of its bytes, however large it is."""
+"""Test that a file's checksum covers all of its bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image files: a truncated one is refused, and a depth map or a label map is not taken for a picture."""
+"""Test that truncated images are refused, and that depth and label maps are not taken for pictures."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def jpeg(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", JPEGS)
 def test_a_jpeg_without_an_end_is_truncated(kind, tmp_path):
-    """Judged by the bytes: OpenCV before 4.11 gives a picture for them."""
+    """Detected from the bytes, because OpenCV before 4.11 decodes such files."""
     content = jpeg(kind)
-    # A camera's thumbnail has an end of its own, before the picture's; a phone's file goes on after the end.
+    # A camera's thumbnail has its own end marker before the picture's; a phone's file continues after the end marker.
     thumbnail = b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
     for whole in (content, content + b"\0" * 100, content + b"more", content[:2] + thumbnail + content[2:]):
         assert not is_truncated_jpeg(whole)
@@ -73,7 +73,7 @@ def test_a_truncated_file_of_any_format_is_refused(suffix, tmp_path):
 
 
 def palette_png(indices: np.ndarray, colors: list[int]) -> bytes:
-    """A PNG of 8-bit indices into a palette, which OpenCV does not write."""
+    """Return a PNG of 8-bit palette indices, which OpenCV cannot write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -86,7 +86,7 @@ def palette_png(indices: np.ndarray, colors: list[int]) -> bytes:
 
 
 def voc_palette() -> list[int]:
-    """Bits 0 to 2 of an index are the highest bits of red, green and blue, bits 3 to 5 the next, and so on."""
+    """Return VOC's palette: bits 0 to 2 of an index are the highest bits of red, green, blue, bits 3 to 5 the next."""
     return [
         sum((index >> (3 * bit + c) & 1) << (7 - bit) for bit in range(3)) for index in range(256) for c in range(3)
     ]
@@ -154,7 +154,7 @@ def test_a_map_is_recognized_by_its_folder(tmp_path):
 
 @pytest.fixture
 def mixed(tmp_path) -> Path:
-    """Two pictures, a broken one, and all kinds of maps."""
+    """Return a folder with two pictures, a damaged one, and all kinds of maps."""
     for name, content in ((name, content) for name, (content, _) in MAPS.items()):
         (tmp_path / name).write_bytes(content)
     for name in ("color.png", "gray.png"):

@@ -1,4 +1,4 @@
-"""Where results go: mount points, read-only places, files that cannot be renamed over, folders that are not empty."""
+"""Test where results can be written: mount points, read-only paths, pipes and devices, folders that are not empty."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_libraries_get_file_names_that_they_can_open(tmp_path):
         with library_path(file) as given:
             assert given.encode()
             assert Path(given).suffix == ".txt"
-            Path(given).write_text("through", encoding="utf-8")  # also where the file is new
+            Path(given).write_text("through", encoding="utf-8")  # also if the file is new
         assert file.read_text(encoding="utf-8") == "through"
     with library_path(tmp_path / "ö.txt") as given:
         assert given == str(tmp_path / "ö.txt")

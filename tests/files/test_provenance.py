@@ -1,4 +1,4 @@
-"""Results replace earlier results of their kind, and no other file."""
+"""Test that results replace earlier results of their kind, and no other file."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_run_keeps_data_set_files_beside_a_picture(tiny_bundle, picture):
     assert truth.read_bytes() == b"the data set's own depth"
     assert {file.name for file in picture.parent.iterdir()} == {"room.png", "room_depth.png"}  # before the work
     assert m2h(*command, "--overwrite").returncode == 0
-    assert m2h(*command).returncode == 0  # and its own again, without a word
+    assert m2h(*command).returncode == 0  # and replaces its own files without --overwrite
 
 
 def test_commands_check_existing_files_before_they_work(tiny_checkpoint, tiny_onnx, tiny_bundle, picture, tmp_path):

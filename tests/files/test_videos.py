@@ -1,4 +1,4 @@
-"""Videos: one that is cut short says so, and its name may be any that the file system takes."""
+"""Test that a truncated video is an error, and that a video may have any file name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_video(path: Path, codec: str = "MJPG") -> Path:
 
 
 def frames(source: Source) -> tuple[list[SourceFrame], list[str]]:
-    """What came, and what was said."""
+    """Return the frames that were read, and the messages."""
     items = list(source.read())
     good = [item for item in items if isinstance(item, SourceFrame)]
     return good, [str(item) for item in items if not isinstance(item, SourceFrame)]

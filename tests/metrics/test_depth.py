@@ -1,4 +1,4 @@
-"""Depth figures against a pixel loop, pooling, invalid pixels, clamping, bad input."""
+"""Test depth metrics: a pixel loop, pooling, invalid pixels, clamping, bad input."""
 
 from __future__ import annotations
 

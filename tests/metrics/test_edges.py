@@ -1,4 +1,4 @@
-"""odsF against a slow, independent evaluation; perfect, shifted and wrong boundaries; bad input."""
+"""Test odsF: a slow, independent evaluation; perfect, shifted and wrong boundaries; bad input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from m2h_deploy.metrics.thinning import suppress_non_maxima
 
 
 def polygons(seed: int, height: int = 120, width: int = 160, margin: int = 12) -> np.ndarray:
-    """Boundaries of random polygons, uint8 (H, W), none within `margin` of the border."""
+    """Return boundaries of random polygons, uint8 (H, W), at least `margin` pixels from the border."""
     rng = np.random.default_rng(seed)
     segments = np.zeros((height, width), np.uint8)
     for label in range(1, 9):
@@ -29,7 +29,7 @@ def polygons(seed: int, height: int = 120, width: int = 160, margin: int = 12) -
 
 
 def soft(edges: np.ndarray, seed: int) -> np.ndarray:
-    """What a network might give for these boundaries: blurred, with noise, float32 0..1."""
+    """Return a plausible network output for these boundaries: blurred, with noise, float32 0..1."""
     rng = np.random.default_rng(seed)
     blurred = cv2.GaussianBlur(edges.astype(np.float32), (0, 0), 1.5)
     noise = cv2.GaussianBlur(rng.standard_normal(edges.shape).astype(np.float32), (0, 0), 1.0)

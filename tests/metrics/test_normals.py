@@ -1,4 +1,4 @@
-"""Angular error against another formula, its precision, the median's bound, bad input."""
+"""Test angular error: another formula, its precision, the median's bound, bad input."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from m2h_deploy.metrics.normals import MEDIAN_BIN, angles_between
 
 
 def angle_of(first: np.ndarray, second: np.ndarray) -> float:
-    """Degrees, from the chord between unit vectors."""
+    """Return the angle in degrees, from the chord between unit vectors."""
     a = [float(x) / math.hypot(*map(float, first)) for x in first]
     b = [float(x) / math.hypot(*map(float, second)) for x in second]
     minus, plus = math.dist(a, b), math.hypot(*(x + y for x, y in zip(a, b, strict=True)))

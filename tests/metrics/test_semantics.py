@@ -1,4 +1,4 @@
-"""mIoU against a pixel loop, ignored and unknown pixels, absent classes, bad input."""
+"""Test mIoU: a pixel loop, ignored and unknown pixels, absent classes, bad input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from m2h_deploy.metrics import SemanticsMetric
 
 
 def by_pixel(prediction: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """The figures from per-class sets of pixels, with data's labels on both sides (-1: unknown)."""
+    """Compute the metrics from per-class sets of pixels, with the data's labels on both sides (-1: unknown)."""
     ious, accuracies, right, labeled = [], [], 0, 0
     pixels = [(int(p), int(t)) for p, t in zip(prediction.ravel(), target.ravel(), strict=True) if t != 255]
     for c in range(40):

@@ -1,4 +1,4 @@
-"""Checkpoints are read strictly, safely, and named precisely when they do not fit."""
+"""Test that checkpoints are read strictly and safely, and that errors name what does not fit."""
 
 from __future__ import annotations
 
@@ -303,7 +303,7 @@ def test_an_onnx_file_is_recognized(tiny_onnx):
 
 
 def test_a_pointer_of_git_lfs_says_how_to_get_the_file(tmp_path):
-    """What a clone of the published repository holds where Git LFS is not installed."""
+    """A clone of the published repository contains such a pointer if Git LFS is not installed."""
     pointer = tmp_path / "m2h_indoor.pt"
     pointer.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 326476753\n")
     with pytest.raises(M2HError, match=r"m2h_indoor\.pt is a pointer of Git LFS.*run git lfs pull"):

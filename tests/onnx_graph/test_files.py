@@ -1,4 +1,4 @@
-"""ONNX files with their weights in other files are as good as single ones; truncated and foreign ones are named."""
+"""Test ONNX files with external weights: all commands read them, and errors name invalid ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from m2h_deploy.parity.reference import open_reference
 
 @pytest.fixture
 def external(tiny_onnx, tmp_path) -> Path:
-    """`tiny_onnx` as most tools write large models: the weights in a file beside the graph."""
+    """Save `tiny_onnx` as most tools save large models: with the weights in a file beside the graph."""
     path = tmp_path / "m" / "e.onnx"
     path.parent.mkdir()
     onnx.save(onnx.load(tiny_onnx), path, save_as_external_data=True, location="e.data", size_threshold=0)
@@ -92,7 +92,7 @@ def test_inspect_package_and_verify_read_external_weights(external, tiny_onnx, t
 
 
 def test_links_to_weights_are_followed(external, tiny_onnx, tmp_path):
-    """As the cache of a model hub has them."""
+    """The cache of a model hub has such links."""
     hub = tmp_path / "hub"
     hub.mkdir()
     for file in external.parent.iterdir():

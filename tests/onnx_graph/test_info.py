@@ -1,4 +1,4 @@
-"""The metadata of an ONNX file is read and written by one type."""
+"""Test reading and writing the metadata of an ONNX file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_entries_of_other_tools_are_kept_and_outdated_ones_removed():
 
 
 def sensor(**changes: object) -> str:
-    """The entry of a sensor graph with other values."""
+    """Return the entry of a sensor graph with changed values."""
     return json.dumps({"format": "uint8", "camera": [64, 48], "network": [16, 16], "depth": "float32"} | changes)
 
 

@@ -1,4 +1,4 @@
-"""A graph that another tool has changed is built, or refused in one line that names the file and what does not fit."""
+"""Test that a graph changed by another tool is built, or refused in one line that names the file and the mismatch."""
 
 from __future__ import annotations
 

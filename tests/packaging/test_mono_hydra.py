@@ -1,4 +1,4 @@
-"""What is packaged for Mono-Hydra's ONNX node gives the network's numbers by that node's own steps."""
+"""Test that the package for Mono-Hydra's ONNX node gives the network's outputs by that node's own steps."""
 
 from __future__ import annotations
 

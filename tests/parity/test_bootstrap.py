@@ -1,4 +1,4 @@
-"""The bootstrap's intervals hold the truth about as often as they say."""
+"""Test that the bootstrap's intervals have about their nominal coverage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from m2h_deploy.parity.bootstrap import FEW_FRAMES, draws, interval, resample
 
 
 def depth_states(generator: np.random.Generator, frames: int, error: float) -> np.ndarray:
-    """States of frames whose squared error varies from frame to frame about `error` squared."""
+    """Return states of frames whose squared error varies between frames around `error` squared."""
     metric = DepthMetric()
     truth = np.full((4, 4), 2.0)
     scales = error * np.sqrt(generator.gamma(4.0, 0.25, frames))

@@ -1,4 +1,4 @@
-"""Gates are judged by the whole interval."""
+"""Test that gates are judged by the whole interval."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_an_inconclusive_gate_estimates_how_many_frames_are_enough():
     ("value", "interval", "frames", "needed"),
     [
         (0.3, (-math.inf, math.inf), 1, 8),  # one frame has no interval
-        (0.3, (0.0, 0.51), 2, 8),  # few frames have none to rely on
+        (0.3, (0.0, 0.51), 2, 8),  # few frames have no reliable interval
         (0.5, (0.0, 1.0), 100, None),  # the limit itself
         (0.4999, (0.0, 0.6), 654, 660_000_000),
         (0.3, (0.1, 0.5), 30, 31),
@@ -60,7 +60,7 @@ def test_the_estimate_exceeds_the_measured_frames_and_has_two_digits(value, inte
 
 
 def test_with_the_estimated_frames_the_interval_ends_at_the_limit():
-    """Frames of a normal distribution whose width is known: half the interval is then the distance to the limit."""
+    """For a normal distribution of known width, half of the interval then equals the distance to the limit."""
     generator = np.random.default_rng(0)
     ratios = []
     for _ in range(30):

@@ -1,4 +1,4 @@
-"""The block where an engine goes wrong is named."""
+"""Test that the first diverging block of an engine is named."""
 
 from __future__ import annotations
 

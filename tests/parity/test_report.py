@@ -1,4 +1,4 @@
-"""A result reads the same in the terminal, on the page and on a build server."""
+"""Test that terminal, page and JUnit file show the same result."""
 
 from __future__ import annotations
 

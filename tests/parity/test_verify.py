@@ -1,4 +1,4 @@
-"""A good engine passes, a damaged one does not, and the bundle keeps its manifest until there is a result."""
+"""Test that a correct engine passes and a damaged one fails, and that the manifest changes only with a result."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def bundle(tiny_bundle, tmp_path):
 
 @dataclasses.dataclass(frozen=True)
 class Unlabeled:
-    """Rooms as plain images."""
+    """Rooms as images without labels."""
 
     rooms: Rooms = ROOMS
     class_names: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class Unlabeled:
 
 
 def good(result) -> bool:
-    """Every gate passed but the one on the number of frames: few frames never pass."""
+    """Check that every gate passed except that on the number of frames, which few frames never pass."""
     return {gate.name for gate in result.gates if gate.verdict != "pass"} == {"frames"} and not result.passed
 
 
@@ -90,7 +90,7 @@ def test_without_labels_the_reference_replaces_them(bundle, tiny_onnx):
 
 @pytest.mark.parametrize("strength", [1.0, 0.3, 1e-3])
 def test_edges_equal_to_the_references_agree_completely(tiny_bundle, strength):
-    """Whatever their strength: agreement with the reference's own boundaries is 100 %, not 65 %."""
+    """At any edge strength, the agreement with the reference's own boundaries is 100 %, not 65 %."""
     grid = np.hypot(*np.mgrid[-30:30, -40:40]).astype(np.float32)
     edges = (strength * np.exp(-((grid - 18) ** 2) / 4)).astype(np.float32)
     same, moved, gone = (Prediction(None, None, None, e) for e in (edges, np.roll(edges, 12, 1), np.zeros_like(edges)))
@@ -109,7 +109,7 @@ def test_edges_equal_to_the_references_agree_completely(tiny_bundle, strength):
 
 
 def test_a_loss_is_positive_in_the_table_and_in_the_gate(bad_head, tiny_onnx):
-    """mIoU falls, RMSE does not: both columns count what became worse."""
+    """mIoU drops and RMSE does not: both columns are positive for a loss."""
     result = verify(bad_head, tiny_onnx, ROOMS)
     semantics = next(task for task in result.tasks if task.task == "semantics")
     gate = next(gate for gate in result.gates if gate.name == "semantics.miou_drop")

@@ -1,4 +1,4 @@
-"""`bench` measures bundles side by side and keeps what it measured; a mistake is one line before the first run."""
+"""Test that `bench` measures bundles interleaved, saves its results, and reports mistakes before the first run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def result(tiny_bundle):
     settings = BenchSettings(**QUICK, camera_rate=50, policies=("latest", "queue"), deadline_ms=1.0)
 
     def device(runtime) -> list[Subject]:
-        """A runtime whose engine also tells its own time, as one on a GPU does."""
+        """A runtime whose engine also measures its own time, as on a GPU."""
         ours = subject_of(runtime, "events", peer=True)
         return [dataclasses.replace(ours, on_device=lambda runs: [float(run) for run in range(1, runs + 1)])]
 
@@ -150,7 +150,7 @@ def test_the_page_and_the_terminal_have_the_same_columns(result, tmp_path):
 
 
 def test_no_table_of_a_page_is_wider_than_the_page(result, tmp_path):
-    """Cells wrap and nothing scrolls; on a narrow screen each cell stands beside the name of its column."""
+    """Cells wrap without scrolling; on a narrow screen each cell is beside the name of its column."""
     page = write_page(result, tmp_path / "page.html").read_text()
     style = page[page.index("<style>") : page.index("</style>")]
     for rule in re.findall(r"([^{}]*)\{([^{}]*)\}", style):

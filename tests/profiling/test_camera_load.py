@@ -1,4 +1,4 @@
-"""Behind a camera of fixed rate, age, drops and misses come out as queueing theory computes them.
+"""Test age, drops and misses behind a camera of fixed rate against queueing theory.
 
 A camera of period T in front of an engine of time S is the queue D/D/1. The expectations below are closed forms in
 whole nanoseconds; the simulation runs on a virtual clock that only the engine and the waiting move.
@@ -109,7 +109,7 @@ def test_a_given_deadline_determines_which_frames_are_late():
 
 
 def test_one_slow_frame_makes_those_behind_it_late_until_the_queue_is_empty():
-    """S = T / 2 after one frame of 4 T: the backlog of 3.5 T falls by T / 2 a frame."""
+    """With S = T / 2 after one frame of 4 T, the backlog of 3.5 T falls by T / 2 per frame."""
     clock, period = VirtualClock(), 20 * MS
     camera = Camera(rate=50, frames=20, policy="queue")
     run = run_camera(camera, lambda frame: clock.advance(4 * period if frame == 0 else period // 2), clock)
@@ -119,7 +119,7 @@ def test_one_slow_frame_makes_those_behind_it_late_until_the_queue_is_empty():
 
 
 def test_on_the_real_clock_a_slow_engine_is_always_late_and_drops_no_frame():
-    """Whatever the machine does meanwhile only makes it later."""
+    """Other load on the machine can only delay the frames further."""
     run = run_camera(Camera(rate=200, frames=20, policy="queue"), lambda frame: time.sleep(0.01), RealClock())
     assert [d.frame for d in run.deliveries] == list(range(20))
     assert all(d.service_ms >= 10 for d in run.deliveries)

@@ -1,4 +1,4 @@
-"""An engine's layers add up to the paper's blocks."""
+"""Test that an engine's layers are summed by the paper's blocks."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_figures_are_medians_with_the_machines_limits():
     assert (a.milliseconds, a.share, a.layers) == (4.0, 0.8, 1)
     assert a.least_ms == pytest.approx(2.0)  # 2e8 operations at 1e11 a second; its bytes need only 0.1 ms
     assert a.of_roofline == pytest.approx(0.5)
-    assert b.least_ms == pytest.approx(0.5)  # nothing but bytes
+    assert b.least_ms == pytest.approx(0.5)  # bytes only
     assert summarize_layers("s", runs, None, roof).blocks[0].of_roofline is None
 
 

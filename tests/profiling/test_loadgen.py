@@ -1,4 +1,4 @@
-"""LoadGen drives a subject by its own rules; its verdict is shown as it is, its logs are whole or not there."""
+"""Test that LoadGen's verdict is shown unchanged and its logs are written atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Percentiles and their intervals hold what they promise, whatever the distribution."""
+"""Test percentiles and the coverage of their intervals for any distribution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the machine tells is read in its units; what it does not tell is left out."""
+"""Test that sensors are read in their units, and that missing sensors are omitted."""
 
 from __future__ import annotations
 

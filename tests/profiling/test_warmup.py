@@ -1,4 +1,4 @@
-"""The warm-up ends when times stop changing, and says in numbers when they do not."""
+"""Test that the warm-up ends when times are stable, and reports the change if they are not."""
 
 from __future__ import annotations
 

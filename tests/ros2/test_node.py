@@ -1,4 +1,4 @@
-"""The node with real messages over real DDS on loopback: `make test-ros2`."""
+"""Test the node with real messages over real DDS on loopback: `make test-ros2`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOPICS = ("depth", "labels", "color", "normals", "edges", "synced")
 
 @dataclass(frozen=True)
 class Walk:
-    """One node that was led through all that a camera does, then interrupted."""
+    """Run one node through every kind of image and failure, then interrupt it."""
 
     result: dict[str, Any]
     pixels: dict[str, np.ndarray]
@@ -212,7 +212,7 @@ def test_a_float_parameter_accepts_an_integer_and_an_empty_topic_is_off(ros, tin
 
 @pytest.mark.parametrize("delay", [0.0, 0.3, 1.0, None])
 def test_sigterm_ends_the_node_cleanly_while_it_starts_and_afterwards(ros, tiny_bundle, delay):
-    """Seconds after ROS has its signal handlers; None: when the node is ready."""
+    """`delay` is in seconds after ROS has installed its signal handlers; None: when the node is ready."""
     with ros.node(tiny_bundle, ready=delay is None, diagnostics_period_s=0.01) as node:
         if delay is not None:
             ros.wait_for_handler(node)
@@ -252,7 +252,7 @@ def test_five_minutes_at_30_hz_grow_neither_memory_nor_queue(ros, tiny_bundle):
     assert result["heard"] > 0
     assert result["wrong"] == 0
     assert int(result["last"]["values"]["in work"]) <= 6
-    # DDS fills the histories of the topics in steps, the slower the machine the later. A leak grows all the time.
+    # DDS fills the histories of the topics in steps, later on slower machines. A leak grows continuously.
     parts = np.array_split(np.array(result["memory"][60:], float), 6)
     growth = np.diff([np.median(part) for part in parts])
     images = int(result["last"]["values"]["received"]) * len(parts[0]) / len(result["memory"])

@@ -1,4 +1,4 @@
-"""What the ROS node does with messages, labels, lag and diagnostics, without ROS."""
+"""Test the ROS node's messages, labels, lag and diagnostics, without ROS."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_frames_keep_their_messages_and_bad_ones_do_not_affect_others(tiny_bundl
     for item in (good[0], message(ROOM, "mono16"), *good[1:]):
         assert not camera.put(item)
     with Runtime.load(tiny_bundle, threads=1) as runtime:
-        # A busy machine may take long for a frame; one that was given up on would be waited for without end.
+        # A busy machine may take long for a frame, and a frame that timed out would never arrive.
         stream = Stream(runtime, camera.source(), policy="queue", timeout=600)
         labels = []
         for frame in stream:

@@ -1,4 +1,4 @@
-"""A sensor bundle from end to end: built, proven, run, verified, converted; and what it refuses."""
+"""Test a sensor bundle from end to end: build, self-test, run, verify, conversion, and refused inputs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def room():
 
 
 def assert_same(given, expected):
-    """The network has random weights, which answer a rounding of float32 with millimeters."""
+    """The network has random weights, so float32 rounding changes depth by millimeters."""
     assert np.mean(given.semantics == expected.semantics) > 0.999
     np.testing.assert_allclose(given.depth, expected.depth, atol=5e-3)
     np.testing.assert_allclose(given.normals, expected.normals, atol=2e-2)
@@ -180,7 +180,7 @@ def test_fp16_does_not_change_the_types_of_pixels_meters_and_labels(tiny_onnx, g
     ):
         given, expected = sensor(room), plain(room)
     assert np.mean(given.semantics == expected.semantics) > 0.999
-    assert np.abs(given.depth - expected.depth).mean() < 1e-2  # of random weights, whose depth FP16 moves by as much
+    assert np.abs(given.depth - expected.depth).mean() < 1e-2  # large, as the weights are random
 
 
 def test_a_sensor_graph_keeps_the_types_of_inputs_and_outputs(graph, tmp_path):

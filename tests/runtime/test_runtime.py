@@ -1,4 +1,4 @@
-"""The runtime gives what the reference gives, at the image's own size, and lets nothing else in."""
+"""Test that the runtime equals the reference at the image's own size, and refuses invalid images."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_batch_gives_what_single_frames_give(runtime, room):
 
 
 class Mean(NoCost):
-    """The mean of a frame's input is its depth, whatever its place in the batch."""
+    """A frame's depth is the mean of its input, at any index of the batch."""
 
     def __init__(self, bundle, batch):
         super().__init__(bundle)

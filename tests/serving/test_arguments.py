@@ -1,4 +1,4 @@
-"""What `serve` and `package --triton` refuse, each in one line, before anything is started."""
+"""Test that `serve` and `package --triton` refuse invalid options in one line before they start a process."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_the_most_informative_line_of_tritons_log_is_shown(tmp_path):
 def test_the_members_of_a_process_group_exclude_dead_processes():
     process = subprocess.Popen(["sh", "-c", "sleep 600 & sleep 0; wait"], start_new_session=True)
     try:
-        end = time.monotonic() + PATIENCE  # a child is called as its parent until it becomes another program
+        end = time.monotonic() + PATIENCE  # a child has its parent's name until it executes another program
         while sorted(group_members(process.pid).values()) != ["sh", "sleep"] and time.monotonic() < end:
             time.sleep(0.01)
         assert sorted(group_members(process.pid).values()) == ["sh", "sleep"]

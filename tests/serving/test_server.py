@@ -1,4 +1,4 @@
-"""A bundle behind a real Triton server, through tritonclient: the same numbers, nothing lost, nothing left behind."""
+"""Test a bundle on a real Triton server through tritonclient: same numbers, no lost requests, no leftovers."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_killed_client_does_not_affect_other_requests(triton, server, small_bu
 def test_the_server_listens_on_one_address_alone(server):
     for port in (server.http, server.grpc, server.metrics):
         socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
-        with pytest.raises(ConnectionRefusedError):  # every address of 127/8 is this machine's
+        with pytest.raises(ConnectionRefusedError):  # every address of 127/8 belongs to this machine
             socket.create_connection(("127.0.0.2", port), timeout=PATIENCE)
 
 
@@ -149,14 +149,14 @@ def test_a_taken_port_is_named_in_one_line_before_anything_starts(triton, server
 def test_two_signals_at_once_count_as_one_and_a_later_one_ends_it_at_once(triton, small_bundle):
     with triton.served(small_bundle) as server:
         group = server.worker_group()
-        os.kill(server.pid, signal.SIGSTOP)  # both are there when it goes on
+        os.kill(server.pid, signal.SIGSTOP)  # both are pending when it continues
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
             server.process.send_signal(number)
         assert triton.wait(server)[0] == 0
     assert triton.left_behind(server, group) == []
     with triton.served(small_bundle) as server:
         group = server.worker_group()
-        os.kill(group, signal.SIGSTOP)  # what would hold it up
+        os.kill(group, signal.SIGSTOP)  # a stopped worker delays the shutdown
         server.process.send_signal(signal.SIGTERM)
         time.sleep(1.2)
         server.process.send_signal(signal.SIGTERM)
@@ -204,7 +204,7 @@ def test_a_triton_that_dies_later_gives_a_one_line_error_and_leaves_nothing(trit
     with triton.served(small_bundle) as server:
         group = server.worker_group()
         kill_one(group, name)
-        if name == "triton_python_b":  # Triton starts it again by itself, or ends: either way the command ends well
+        if name == "triton_python_b":  # Triton restarts it or ends: the command must end cleanly
             time.sleep(1)
             code, said = triton.end(server)
         else:
@@ -227,7 +227,7 @@ def test_the_server_stops_if_the_command_is_killed(triton, small_bundle):
 
 
 def running(triton, server, group) -> list[str]:
-    """Return what was left behind except files, which no process was left to remove."""
+    """Return what was left behind except files, which no remaining process could remove."""
     return [one for one in triton.left_behind(server, group) if not one.startswith("m2h-serve-")]
 
 

@@ -1,4 +1,4 @@
-"""The commands of docs/serving.md work, and so does its client."""
+"""Test the commands and the client of docs/serving.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE = Page("serving.md")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where every `bash` block of the page was run, from top to bottom."""
+    """Run every `bash` block of the page, from top to bottom, and return the folder."""
     folder = tmp_path_factory.mktemp("page")
     PAGE.run(folder, count=3)
     return folder

@@ -1,4 +1,4 @@
-"""Pictures, videos and recordings show what was predicted, where it was predicted."""
+"""Test that pictures, videos and recordings show the predictions at the right places."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_tasks_are_drawn_in_their_colors(room, prediction, classes):
 
 
 def test_frames_of_unusual_shape_and_content_are_drawn(classes):
-    """Slim images, no depth, labels beyond the list."""
+    """Frames that are very narrow, without depth, or with labels beyond the list."""
     for height, width in ((16, 16), (16, 200), (200, 16)):
         image = np.zeros((height, width, 3), np.uint8)
         nothing = Prediction(

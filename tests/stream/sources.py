@@ -1,4 +1,4 @@
-"""Frames, an engine that waits, and what holds once a stream has ended."""
+"""Frames, an engine that waits, and checks after a stream has ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.engines_at_no_cost import NoCost
 
 
 def picture(index: int, side: int = 32) -> np.ndarray:
-    """A picture that tells its number: the mean of the network's input grows with it."""
+    """Return a picture that encodes its number: the mean of the network's input grows with it."""
     return np.full((side, side, 3), index % 256, np.uint8)
 
 
@@ -28,7 +28,7 @@ def frames(count: int, *, live: bool = False, pause: float = 0.0, side: int = 32
 
 
 class Gate(NoCost):
-    """An engine that waits until it is let go, frame by frame."""
+    """An engine that waits until it is released, frame by frame."""
 
     def __init__(self, bundle):
         super().__init__(bundle)
@@ -41,6 +41,6 @@ class Gate(NoCost):
 
 
 def settled(stream: Stream, canceled: int = 0) -> None:
-    """Every frame that was read had its fate before the stream was closed, but for those that closing canceled."""
+    """Check that no frame is in flight, and that closing canceled `canceled` frames."""
     assert stream.health.in_work == 0
     assert stream.health.canceled == canceled

@@ -1,4 +1,4 @@
-"""A stream survives frames, engines and sources that fail, and says when it cannot."""
+"""Test that a stream recovers from failing frames, engines and sources, and reports when it cannot."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_stuck_engine_that_returns_does_not_run_beside_the_new_one(bundle):
     def reopen():
         for _ in range(10):
             gate.leave.release()
-        time.sleep(0.3)  # time enough for the thread to return, and to take another frame if it did
+        time.sleep(0.3)  # enough time for the thread to return, and to take another frame if it were wrong
         return Counted(bundle)
 
     with Runtime(bundle, gate, reopen=reopen) as runtime:

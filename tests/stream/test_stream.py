@@ -1,4 +1,4 @@
-"""A stream answers frames in order, and ends when it is told to."""
+"""Test that a stream answers frames in order and ends on request."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_queue_answers_every_frame_in_order(bundle):
 
 
 def test_the_answer_belongs_to_its_frame(bundle):
-    """The engine gives the mean of its input as depth: what was read, computed and delivered is one frame."""
+    """The engine returns the mean of its input as depth, which identifies the frame."""
 
     class Mean(NoCost):
         def run(self, image, out=None):
@@ -66,7 +66,7 @@ def test_latest_answers_the_newest_frame_and_counts_dropped_ones(bundle):
         first: list[int] = []
         reader = threading.Thread(target=lambda: first.extend(answer.id for answer in answers))
         reader.start()
-        engine.entered.acquire()  # the engine has a frame, and the source runs on to its end
+        engine.entered.acquire()  # the engine has a frame, and the source continues to its end
         while stream.health.read < 30:
             time.sleep(0.001)
         for _ in range(3):
@@ -90,7 +90,7 @@ def test_a_queue_is_bounded(bundle):
         stream = Stream(runtime, frames(10_000))
         answers = iter(stream)
         next(answers)
-        time.sleep(0.2)  # time enough to read it all, were there no bound
+        time.sleep(0.2)  # enough time to read all frames if there were no bound
         assert stream.health.read < 30
         answers.close()
     assert stream.health.canceled == stream.health.read - 1

@@ -1,4 +1,4 @@
-"""Labels follow the image through resizing and augmentation."""
+"""Test that labels match the image after resizing and augmentation."""
 
 from __future__ import annotations
 

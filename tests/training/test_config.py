@@ -1,4 +1,4 @@
-"""The TOML file of a run: the paper's defaults, and one line for every mistake."""
+"""Test the TOML file of a run: the paper's defaults, and one-line errors."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_paths_are_relative_to_the_config_and_then_to_the_working_directory(
         folder.mkdir()
         for name in names:
             (folder / name).write_text("")
-    (recipe / "m2h-tiny").mkdir()  # a folder of a run, which must not hide the shipped weights
+    (recipe / "m2h-tiny").mkdir()  # a run's folder of that name must not hide the shipped weights
     (recipe / "run.toml").write_text(ROOMS)
     monkeypatch.chdir(elsewhere)
     config = load_config("../recipe/run.toml")
@@ -108,7 +108,7 @@ def test_paths_are_relative_to_the_config_and_then_to_the_working_directory(
 
 
 def test_a_run_does_not_depend_on_the_folder_of_its_config(tmp_path: Path) -> None:
-    """So that a run that was moved with its config is resumed."""
+    """A run that was moved with its config can be resumed."""
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "run.toml").write_text(ROOMS)

@@ -1,4 +1,4 @@
-"""Evaluate a network on labeled frames: the figures, their table and the command that prints them."""
+"""Test the evaluation on labeled frames: the metrics, their table and the command that prints them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rearranged forward pass is the network's own, to rounding, outputs and gradients alike."""
+"""Test that the rearranged forward pass equals the network's, outputs and gradients, up to rounding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each loss on a case small enough to work out by hand."""
+"""Test each loss on a case small enough to compute by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOG2 = math.log(2)
 
 
 def maps(*rows: list[float]) -> Tensor:
-    """One image of one channel: (1, 1, H, W)."""
+    """Return one image of one channel: (1, 1, H, W)."""
     return torch.tensor([[list(rows)]])
 
 

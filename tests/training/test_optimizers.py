@@ -1,4 +1,4 @@
-"""The optimizers: AdamW as PyTorch has it, Muon on matrices and on kernels seen as matrices."""
+"""Test the optimizers: PyTorch's AdamW, and Muon on matrices and on kernels reshaped to matrices."""
 
 from __future__ import annotations
 

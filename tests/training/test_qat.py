@@ -1,4 +1,4 @@
-"""Fine-tuning for INT8 trains with the build's rounding and ends in an ordinary checkpoint."""
+"""Test that fine-tuning for INT8 trains with the build's rounding and gives an ordinary checkpoint."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def whole(modelopt: None, config: TrainConfig, frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing disturbed."""
+    """Return the folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("qat") / "run"
     train(config, folder, cache=frames, device="cpu", qat=True)
     return folder
@@ -67,7 +67,7 @@ def images() -> list[Tensor]:
 
 
 def rounding(model: M2H) -> dict[str, nn.Module]:
-    """Layers of which both the input and the weight are rounded."""
+    """Return the layers whose input and weight are both rounded."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -88,7 +88,7 @@ def test_the_layers_are_those_that_the_int8_build_quantizes(tmp_path: Path) -> N
         read_onnx(export_onnx(model, tmp_path / "m.onnx", height=42, width=42, form="reference").path)
     )
     chosen = set(chosen_layers(proto, QuantPolicy()))
-    # A unit that two maps share is one module and two nodes with one weight.
+    # A unit shared by two maps is one module, but two nodes with one weight.
     built = {(block_of(node.name).split(".")[0], node.input[1]) for node in proto.graph.node if node.name in chosen}
     trained = Counter(name.split(".")[0] for name in quantized_layers(model))
     assert trained == Counter(block for block, _ in built)
@@ -187,7 +187,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
     from m2h_deploy.training import loop
 
     class Killed(BaseException):
-        """No handler of the program sees this one: to the run it is the power going off."""
+        """Raise an exception that the program does not handle, like a power failure."""
 
     original = loop._step
 

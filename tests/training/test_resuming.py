@@ -1,4 +1,4 @@
-"""A run that is killed and resumed ends in the same bits as one that is not."""
+"""Test that a killed and resumed run is bitwise identical to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def digest(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def whole(frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing disturbed."""
+    """Return the folder of an uninterrupted run."""
     from tests.training.conftest import SMALL
 
     folder = tmp_path_factory.mktemp("whole") / "run"
@@ -63,7 +63,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
     from m2h_deploy.training import loop
 
     class Killed(BaseException):
-        """No handler of the program sees this one: to the run it is the power going off."""
+        """Raise an exception that the program does not handle, like a power failure."""
 
     original = loop._step
 

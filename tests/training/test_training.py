@@ -1,4 +1,4 @@
-"""Training does what it is for: losses fall, a frozen backbone stays, a student comes nearer to its teacher."""
+"""Test training: losses fall, a frozen backbone does not change, a student approaches its teacher."""
 
 from __future__ import annotations
 

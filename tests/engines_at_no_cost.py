@@ -1,4 +1,4 @@
-"""An engine that costs nothing: what remains is the runtime itself."""
+"""A fake engine that takes no time, to test the runtime alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from m2h_deploy.errors import M2HError
 
 
 class NoCost:
-    """A backend of a bundle's shapes that gives zeros."""
+    """A backend with a bundle's shapes that returns zeros."""
 
     description = "an engine at no cost"
 

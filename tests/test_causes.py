@@ -1,4 +1,4 @@
-"""A full disk, no memory, no permission and too many open files are named as such, and never as a bad file."""
+"""Test that a full disk, no memory, no permission and too many open files are not reported as a damaged file."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_damaged_file_content_is_not_a_machine_fault():
         assert str(failure(error, "cannot read x", "x is damaged")) == "x is damaged"
     assert reason(EOFError()) == "EOFError"
     context = ValueError("bad")
-    context.__context__ = PermissionError(errno.EACCES, "Permission denied")  # of something else, handled before
+    context.__context__ = PermissionError(errno.EACCES, "Permission denied")  # unrelated, handled before
     assert machine_fault(context) is None
     context.__context__ = OSError(errno.ENOSPC, NO_SPACE)
     assert machine_fault(context) == NO_SPACE
@@ -125,7 +125,7 @@ except OSError:
 
 @pytest.fixture
 def files(tiny_bundle, tiny_onnx, tmp_path) -> Path:
-    """Good files of every kind that is read, each of which only its owner may read."""
+    """Return valid files of every kind that is read, each readable only by its owner."""
     cv2.imwrite(str(tmp_path / "picture.png"), np.zeros((64, 64, 3), np.uint8))
     writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 64))
     writer.write(np.zeros((64, 64, 3), np.uint8))

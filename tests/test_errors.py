@@ -1,4 +1,4 @@
-"""A supervisor tells a bad image from a dead engine by the kind of error."""
+"""Test that a supervisor can distinguish a bad image from a failed engine by the error's type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rounding is told from wrong numbers, also where a few pixels are unstable or an output hardly varies."""
+"""Test that rounding is distinguished from wrong numbers, also with unstable pixels or a nearly constant output."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_instability_of_float32_itself_passes():
     value[:, :, 30:40, 30:40] += 2e-2
     assert judge(value, EXACT, unstable).passed
     assert not judge(value, EXACT, own).passed
-    value[:, :, 5:9, 5:9] += 2e-2  # elsewhere it is not
+    value[:, :, 5:9, 5:9] += 2e-2  # at another place it fails
     assert not judge(value, EXACT, unstable).passed
 
 
@@ -80,7 +80,7 @@ def test_a_constant_output_is_judged_by_its_magnitude(constant):
 
 
 def test_psnr_of_a_constant_output_is_relative_to_its_magnitude():
-    """FP16 rounds 10 m to 4 mm: fine, and no share of a deviation of zero."""
+    """FP16 rounds 10 m to within 4 mm, which passes although the standard deviation is zero."""
     comparison = TensorComparison("depth", "m")
     exact = np.full((1, 8, 8), 10.0, np.float32)
     comparison.add(tensor_sums("depth", exact, exact + np.float32(0.004), 0))

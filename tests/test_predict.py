@@ -1,4 +1,4 @@
-"""The frame loop tells what became of each frame, and a bad frame costs no other."""
+"""Test that the frame loop reports the outcome of each frame, and that a bad frame does not affect others."""
 
 from __future__ import annotations
 

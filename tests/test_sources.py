@@ -1,4 +1,4 @@
-"""What a stream takes for a source: a camera's index, a path, an address; anything else is refused in one line."""
+"""Test which sources a stream accepts: a camera's index, a path, an address; others are refused in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of tasks says what the network, the manifest and the runtime do."""
+"""Test that the table of tasks matches the network, the manifest and the runtime."""
 
 from __future__ import annotations
 

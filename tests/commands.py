@@ -120,7 +120,7 @@ def _can_mount() -> bool:
         return False
 
 
-def as_stranger() -> list[str]:
+def as_user_without_passwd_entry() -> list[str]:
     """Return the start of a command for a user without a passwd entry. Skips the test if that is impossible."""
     start = ["unshare", "--user", "--map-user=4242", "--map-group=4242"]
     try:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.commands import COMMAND, ROOT, as_stranger, environment, m2h, one_line, shell
+from tests.commands import COMMAND, ROOT, as_user_without_passwd_entry, environment, m2h, one_line, shell
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252", "utf-8"])
@@ -95,7 +95,7 @@ def test_a_user_without_a_home_or_a_passwd_entry(tiny_checkpoint, tiny_bundle, t
     env = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
 
     def stranger(program: str, *arguments: object) -> str:
-        command = [*as_stranger(), sys.executable, "-c", program, *map(str, arguments)]
+        command = [*as_user_without_passwd_entry(), sys.executable, "-c", program, *map(str, arguments)]
         ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "work", env=env, check=False)
         assert ran.returncode == 0, ran.stderr
         return ran.stdout

@@ -37,7 +37,7 @@ def test_the_manifest_follows_the_schema_in_the_repository(bundle):
     jsonschema.validate(json.loads((bundle / "manifest.json").read_text()), schema)
 
 
-def test_the_manifest_alone_tells_how_to_use_the_engine(bundle):
+def test_the_manifest_alone_describes_how_to_use_the_engine(bundle):
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["schema_version"] == 1
     spec = manifest["input"]
@@ -209,7 +209,7 @@ def test_a_failed_build_leaves_nothing_and_keeps_the_old_bundle(bundle):
     assert (bundle / "manifest.json").read_bytes() == manifest
 
 
-def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path):
+def test_a_folder_that_is_not_a_bundle_is_never_replaced(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.jpg").write_text("precious")
     with pytest.raises(M2HError, match="not a bundle"), new_bundle_folder(tmp_path / "photos"):

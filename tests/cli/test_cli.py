@@ -84,7 +84,7 @@ def test_mistakes_with_the_outputs_of_run(tiny_bundle, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["room.png"]
 
 
-def test_show_says_which_package_has_windows(tiny_bundle, tmp_path):
+def test_the_error_of_show_names_the_package_with_windows(tiny_bundle, tmp_path):
     from m2h_deploy.sinks.screen import has_windows
 
     if has_windows():

@@ -31,7 +31,7 @@ def options(command: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_help_page_of_80_columns_shows_whole_names(command, monkeypatch):
+def test_a_help_page_of_80_columns_shows_full_names(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     page = done(command, "--help")
     assert [name for name in options(command) if f" {name} " not in page] == []

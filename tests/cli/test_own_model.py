@@ -107,7 +107,7 @@ def test_verify_passes_and_locates_no_diverging_block(folder, kind, tmp_path):
     assert set(figures) == {"depth", "semantics", "normals", "edges"}
 
 
-def test_calibration_frames_are_normalized_as_the_graph_says(folder):
+def test_calibration_frames_are_normalized_by_the_graphs_metadata(folder):
     path = folder / "plain.onnx"
     card = GraphInfo.read(onnx.load(path), path)
     pictures = open_pictures(str(folder / "pictures"))

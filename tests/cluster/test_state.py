@@ -11,7 +11,7 @@ from m2h_deploy.cluster.state import MOST_TRIES, State
 from m2h_deploy.errors import M2HError
 
 
-def test_a_worker_that_sees_another_folder_says_where_and_what_to_do(tmp_path):
+def test_a_worker_that_does_not_see_the_job_folder_reports_a_remedy(tmp_path):
     state = State.begin(tmp_path / "work")
     state.check()
     with pytest.raises(M2HError, match=r"the worker on .* does not see .*every node mounts"):

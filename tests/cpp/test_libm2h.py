@@ -111,7 +111,7 @@ def frame(built: Built, bundle: Path, raw: np.ndarray, color: str, stride: int =
     }
 
 
-def assert_pythons(given: dict[str, np.ndarray], expected) -> None:
+def assert_equals_python(given: dict[str, np.ndarray], expected) -> None:
     assert np.mean(given["labels"] == expected.semantics.ravel()) >= 0.999
     assert np.abs(given["depth"] - expected.depth.ravel()).max() <= 1e-3
     assert np.abs(given["normals"] - expected.normals.ravel()).max() <= 1e-3
@@ -201,18 +201,18 @@ def test_without_opencv_the_example_writes_pgm(built, runtime):
 def test_results_equal_pythons_on_rooms_in_every_layout(built, runtime):
     image = room(0)
     expected = runtime(image)
-    assert_pythons(frame(built, built.bundle, image, "bgr"), expected)
-    assert_pythons(frame(built, built.bundle, np.ascontiguousarray(image[:, :, ::-1]), "rgb"), expected)
+    assert_equals_python(frame(built, built.bundle, image, "bgr"), expected)
+    assert_equals_python(frame(built, built.bundle, np.ascontiguousarray(image[:, :, ::-1]), "rgb"), expected)
     gaps = np.zeros((480, 640 * 3 + 100), np.uint8)
     gaps[:, : 640 * 3] = image.reshape(480, -1)
-    assert_pythons(frame(built, built.bundle, gaps, "bgr", 640 * 3 + 100), expected)
+    assert_equals_python(frame(built, built.bundle, gaps, "bgr", 640 * 3 + 100), expected)
 
 
 @pytest.mark.cpp
 def test_results_equal_pythons_on_the_real_frames(built, runtime, shared):
     for file in sorted((shared / "nyuv2_frames").glob("rgb_*.jpg")):
         image = cv2.imread(str(file))
-        assert_pythons(frame(built, built.bundle, image, "bgr"), runtime(image))
+        assert_equals_python(frame(built, built.bundle, image, "bgr"), runtime(image))
 
 
 @pytest.mark.cpp

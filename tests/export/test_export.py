@@ -66,7 +66,7 @@ def test_nodes_are_named_after_the_papers_blocks_without_source_files(tiny_onnx)
     assert b".py" not in proto.SerializeToString()
 
 
-def test_metadata_says_what_the_file_is(tiny_onnx, tiny_model):
+def test_metadata_describes_the_file(tiny_onnx, tiny_model):
     metadata = {entry.key: entry.value for entry in onnx.load(tiny_onnx).metadata_props}
     assert metadata["m2h.variant"] == "m2h-tiny"
     assert metadata["m2h.tasks"] == "depth,semantics,normals,edges"

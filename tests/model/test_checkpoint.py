@@ -302,7 +302,7 @@ def test_an_onnx_file_is_recognized(tiny_onnx):
         load_checkpoint(tiny_onnx)
 
 
-def test_a_pointer_of_git_lfs_says_how_to_get_the_file(tmp_path):
+def test_the_error_for_a_git_lfs_pointer_explains_how_to_get_the_file(tmp_path):
     """A clone of the published repository contains such a pointer if Git LFS is not installed."""
     pointer = tmp_path / "m2h_indoor.pt"
     pointer.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 326476753\n")

@@ -59,7 +59,7 @@ def test_an_address_that_is_not_this_machines_is_refused():
         check_ports(ServeOptions(Path("bundle"), host="nowhere.invalid"))
 
 
-def test_without_the_extra_the_command_says_what_to_install(monkeypatch, tmp_path):
+def test_without_the_extra_the_command_names_what_to_install(monkeypatch, tmp_path):
     if environment.find_spec("pytriton") is not None:
         pytest.skip("nvidia-pytriton is installed here")
     said = mistake("serve", tmp_path)

@@ -175,7 +175,7 @@ def test_an_unreachable_network_stream_is_named_without_its_password(bundle):
     assert without_password("http://camera/video") == "http://camera/video"
 
 
-def test_there_is_no_camera_99(bundle):
+def test_a_missing_camera_is_reported(bundle):
     if Path("/dev/video99").exists():
         pytest.skip("there is one")
     with Runtime(bundle, NoCost(bundle)) as runtime, pytest.raises(M2HError, match="cannot open camera 99"):

@@ -126,7 +126,7 @@ def test_issues_of_a_cpu_or_packages_apply_only_if_these_are_present():
     assert not applies(precision, Installed({}, (), {"amx_bf16"}))
 
 
-def test_every_known_issue_says_what_to_do_and_links_to_a_page():
+def test_every_known_issue_has_a_remedy_and_a_link():
     for issue in KNOWN_ISSUES:
         assert issue.engine in KINDS
         assert issue.condition

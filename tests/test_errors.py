@@ -27,7 +27,7 @@ from m2h_deploy.errors import engine_error, missing_extra
 from m2h_deploy.files.images import read_image
 from m2h_deploy.runtime.preprocess import as_color_image
 from m2h_deploy.runtime.worker import Worker
-from tests.engines_at_no_cost import NoCost
+from tests.fake_engine import FakeEngine
 
 KINDS = (BundleError, ImageError, EngineError, EngineTimeout, MissingExtra, CheckFailed)
 
@@ -70,7 +70,7 @@ def test_a_damaged_picture_file_is_an_image_error_and_a_missing_one_is_not(tmp_p
 
 def test_a_runtime_distinguishes_a_bad_image_from_a_failed_engine(tiny_bundle):
     bundle = load_bundle(tiny_bundle)
-    engine = NoCost(bundle)
+    engine = FakeEngine(bundle)
     runtime = Runtime(bundle, engine)
     with pytest.raises(ImageError, match="expected uint8"):
         runtime(np.zeros((64, 64, 3), np.float32))

@@ -20,7 +20,7 @@ from m2h_deploy import M2HError, Prediction, Runtime
 from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.files.digests import file_sha256
 from m2h_deploy.files.images import read_image
-from tests.engines_at_no_cost import NoCost
+from tests.fake_engine import FakeEngine
 
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 THOUSANDS = settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
@@ -105,7 +105,7 @@ def check_manifest_without_engine(bundle: Path, manifest: dict[str, Any]) -> Non
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     try:
         loaded = load_bundle(bundle)
-        with Runtime(loaded, NoCost(loaded)) as runtime:
+        with Runtime(loaded, FakeEngine(loaded)) as runtime:
             runtime.self_test()
             runtime(np.zeros((32, 32, 3), np.uint8))
     except M2HError as error:
@@ -203,7 +203,7 @@ def images(draw: st.DrawFn) -> Any:
 
 def fuzz_images(bundle: Path, profile: settings) -> None:
     loaded = load_bundle(bundle)
-    with Runtime(loaded, NoCost(loaded)) as runtime:
+    with Runtime(loaded, FakeEngine(loaded)) as runtime:
 
         @profile
         @given(images())

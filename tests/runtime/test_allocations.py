@@ -16,7 +16,7 @@ from m2h_deploy import Runtime
 from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.sources import Source, SourceFrame
 from m2h_deploy.stream.stream import Stream
-from tests.engines_at_no_cost import NoCost
+from tests.fake_engine import FakeEngine
 
 #: The smallest array of a frame is a plane of the network's size (112 x 140 bytes); what Python makes for a frame
 #: (numbers, a dict of timings, views) stays far below.
@@ -104,7 +104,7 @@ def test_a_stream_that_reuses_allocates_no_array(tiny_bundle):
     bundle = load_bundle(tiny_bundle)
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     source = Source(400, lambda: (SourceFrame("f", image) for _ in range(400)))
-    with Runtime(bundle, NoCost(bundle)) as runtime:
+    with Runtime(bundle, FakeEngine(bundle)) as runtime:
         answers = iter(Stream(runtime, source, reuse=True))
         for _ in range(100):
             next(answers)

@@ -17,7 +17,7 @@ from m2h_deploy.bundle.folder import Bundle, load_bundle
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.runtime.postprocess import Postprocess
 from m2h_deploy.runtime.preprocess import PRESETS, Normalization, Preprocess
-from tests.engines_at_no_cost import NoCost
+from tests.fake_engine import FakeEngine
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_a_batch_gives_what_single_frames_give(runtime, room):
     assert {prediction.depth.shape for prediction in runtime.batch(images, resolution="network")} == {(112, 140)}
 
 
-class Mean(NoCost):
+class Mean(FakeEngine):
     """A frame's depth is the mean of its input, at any index of the batch."""
 
     def __init__(self, bundle, batch):
@@ -203,7 +203,7 @@ def test_submitted_frames_are_answered_in_order(runtime, room):
         runtime.submit(None).result(60)
 
 
-class Slow(NoCost):
+class Slow(FakeEngine):
     def __init__(self, bundle):
         super().__init__(bundle)
         self.entered, self.leave = threading.Semaphore(0), threading.Event()
@@ -266,7 +266,7 @@ def test_threads_may_share_a_runtime(runtime, room):
 
 def test_an_engine_that_fails_its_self_test_is_closed(tiny_bundle, monkeypatch):
     bundle = load_bundle(tiny_bundle)
-    engine = NoCost(bundle)
+    engine = FakeEngine(bundle)
     monkeypatch.setattr("m2h_deploy.runtime.runtime.open_backend", lambda *_: engine)
     with pytest.raises(CheckFailed):
         Runtime.load(tiny_bundle)

@@ -9,7 +9,7 @@ import numpy as np
 
 from m2h_deploy.sources import Source, SourceFrame
 from m2h_deploy.stream.stream import Stream
-from tests.engines_at_no_cost import NoCost
+from tests.fake_engine import FakeEngine
 
 
 def picture(index: int, side: int = 32) -> np.ndarray:
@@ -27,7 +27,7 @@ def frames(count: int, *, live: bool = False, pause: float = 0.0, side: int = 32
     return Source(None if live else count, read, live)
 
 
-class Gate(NoCost):
+class Gate(FakeEngine):
     """An engine that waits until it is released, frame by frame."""
 
     def __init__(self, bundle):

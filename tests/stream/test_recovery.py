@@ -11,7 +11,7 @@ import pytest
 from m2h_deploy import M2HError, Runtime
 from m2h_deploy.sources import Skipped, Source, SourceFrame
 from m2h_deploy.stream.stream import Stream
-from tests.engines_at_no_cost import NoCost
+from tests.fake_engine import FakeEngine
 from tests.stream.sources import Gate, frames, picture, settled
 
 
@@ -25,7 +25,10 @@ def test_corrupt_frames_are_counted_and_the_others_answered(bundle):
         yield SourceFrame("good", picture(2))
 
     told: list[str] = []
-    with Runtime(bundle, NoCost(bundle)) as runtime, Stream(runtime, Source(6, read), on_problem=told.append) as stream:
+    with (
+        Runtime(bundle, FakeEngine(bundle)) as runtime,
+        Stream(runtime, Source(6, read), on_problem=told.append) as stream,
+    ):
         assert [answer.id for answer in stream] == [0, 4]
     assert (stream.health.read, stream.health.corrupt, stream.health.ok) == (5, 3, False)
     assert "broken.png" in told[0]
@@ -36,7 +39,7 @@ def test_corrupt_frames_are_counted_and_the_others_answered(bundle):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("task", ["depth", "semantics", "normals", "edges"])
 def test_non_finite_outputs_are_not_delivered(bundle, task, value):
-    class Sick(NoCost):
+    class Sick(FakeEngine):
         count = 0
 
         def run(self, image, out=None):
@@ -53,7 +56,7 @@ def test_non_finite_outputs_are_not_delivered(bundle, task, value):
 
 
 def test_an_engine_error_fails_only_its_frame(bundle):
-    class Raises(NoCost):
+    class Raises(FakeEngine):
         count = 0
 
         def run(self, image, out=None):
@@ -70,10 +73,10 @@ def test_an_engine_error_fails_only_its_frame(bundle):
 
 
 def test_a_stuck_engine_is_opened_again(bundle):
-    engines: list[NoCost] = []
+    engines: list[FakeEngine] = []
 
     def reopen():
-        engines.append(NoCost(bundle) if engines else Gate(bundle))
+        engines.append(FakeEngine(bundle) if engines else Gate(bundle))
         return engines[-1]
 
     with Runtime(bundle, reopen(), reopen=reopen) as runtime:
@@ -91,7 +94,7 @@ def test_a_stuck_engine_that_returns_does_not_run_beside_the_new_one(bundle):
     gate = Gate(bundle)
     working: list[int] = []
 
-    class Counted(NoCost):
+    class Counted(FakeEngine):
         def run(self, image, out=None):
             working.append(sum(thread.name == "m2h-infer" for thread in threading.enumerate()))
             return super().run(image, out)
@@ -110,7 +113,7 @@ def test_a_stuck_engine_that_returns_does_not_run_beside_the_new_one(bundle):
 
 
 def test_waiting_for_another_caller_does_not_count_as_stuck(bundle):
-    with Runtime(bundle, NoCost(bundle), reopen=lambda: NoCost(bundle)) as runtime:
+    with Runtime(bundle, FakeEngine(bundle), reopen=lambda: FakeEngine(bundle)) as runtime:
         stream = Stream(runtime, frames(3), timeout=0.1)
         answers: list[int] = []
         reader = threading.Thread(target=lambda: answers.extend(answer.id for answer in stream))
@@ -155,7 +158,7 @@ def test_a_camera_that_dies_is_opened_again(bundle, short_backoff):
         for index in range(2):
             yield SourceFrame("f", picture(index))
 
-    with Runtime(bundle, NoCost(bundle)) as runtime:
+    with Runtime(bundle, FakeEngine(bundle)) as runtime:
         stream = Stream(runtime, Source(None, read, live=True), policy="queue", reconnect=3)
         answers = iter(stream)
         assert [next(answers).id for _ in range(6)] == list(range(6))
@@ -175,7 +178,7 @@ def test_a_camera_that_does_not_return_ends_the_stream_after_its_frames(bundle, 
         yield SourceFrame("f", picture(0))
 
     ids = []
-    runtime = Runtime(bundle, NoCost(bundle))
+    runtime = Runtime(bundle, FakeEngine(bundle))
     with runtime, pytest.raises(M2HError, match="did not come back after 2 tries"):
         for answer in Stream(runtime, Source(None, read, live=True), reconnect=2):
             ids.append(answer.id)
@@ -189,7 +192,7 @@ def test_a_source_that_fails_ends_the_stream_after_its_frames(bundle):
         raise ValueError("surprise")
 
     ids = []
-    with Runtime(bundle, NoCost(bundle)) as runtime, pytest.raises(M2HError, match="the source failed: surprise"):
+    with Runtime(bundle, FakeEngine(bundle)) as runtime, pytest.raises(M2HError, match="the source failed: surprise"):
         for answer in Stream(runtime, Source(2, read)):
             ids.append(answer.id)
     assert ids == [0]

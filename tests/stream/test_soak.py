@@ -17,7 +17,7 @@ from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.sources import Source, SourceFrame
 from m2h_deploy.stream.stream import Stream
-from tests.engines_at_no_cost import NoCost
+from tests.fake_engine import FakeEngine
 
 
 def resident() -> int:
@@ -72,15 +72,15 @@ def flat(memory: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("count", [5_000, pytest.param(100_000, marks=pytest.mark.slow)])
-def test_an_engine_at_no_cost(tiny_bundle, count):
+def test_soak_on_a_fake_engine(tiny_bundle, count):
     bundle = load_bundle(tiny_bundle)
-    with Runtime(bundle, NoCost(bundle)) as runtime:
+    with Runtime(bundle, FakeEngine(bundle)) as runtime:
         flat(soak_stream(runtime, count))
         flat(soak_submit(runtime, [np.zeros((16, 16, 3), np.uint8)], count // 10))
 
 
 @pytest.mark.parametrize("count", [30, pytest.param(2_000, marks=pytest.mark.slow)])
-def test_the_real_engine(tiny_bundle, count):
+def test_soak_on_the_real_engine(tiny_bundle, count):
     room = render_room(1, 0, height=60, width=80).image
     images = [np.ascontiguousarray(np.roll(room, 8 * index, axis=1)) for index in range(8)]
     with Runtime.load(tiny_bundle, threads=1) as runtime:
@@ -105,7 +105,7 @@ from m2h_deploy import Runtime
 from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.sources import Source, SourceFrame
 from m2h_deploy.stream.stream import Stream
-from tests.engines_at_no_cost import NoCost
+from tests.fake_engine import FakeEngine
 
 def read():
     while True:
@@ -114,7 +114,7 @@ def read():
 bundle = load_bundle(sys.argv[1])
 futures = []
 try:
-    runtime = Runtime(bundle, NoCost(bundle))
+    runtime = Runtime(bundle, FakeEngine(bundle))
     stream = Stream(runtime, Source(None, read))
     print("running", flush=True)
     with runtime, stream:

@@ -14,12 +14,12 @@ from m2h_deploy import M2HError, Runtime
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.sources import Source, SourceFrame, without_password
 from m2h_deploy.stream.stream import Stream
-from tests.engines_at_no_cost import NoCost
+from tests.fake_engine import FakeEngine
 from tests.stream.sources import Gate, frames, picture, settled
 
 
 def test_a_queue_answers_every_frame_in_order(bundle):
-    with Runtime(bundle, NoCost(bundle)) as runtime, Stream(runtime, frames(50)) as stream:
+    with Runtime(bundle, FakeEngine(bundle)) as runtime, Stream(runtime, frames(50)) as stream:
         answers = list(stream)
     assert stream.policy == "queue"
     assert [answer.id for answer in answers] == list(range(50))
@@ -33,7 +33,7 @@ def test_a_queue_answers_every_frame_in_order(bundle):
 def test_the_answer_belongs_to_its_frame(bundle):
     """The engine returns the mean of its input as depth, which identifies the frame."""
 
-    class Mean(NoCost):
+    class Mean(FakeEngine):
         def run(self, image, out=None):
             outputs = super().run(image, out)
             outputs["depth"][:] = image.mean() + 5
@@ -79,14 +79,14 @@ def test_latest_answers_the_newest_frame_and_counts_dropped_ones(bundle):
 
 
 def test_the_default_policy_depends_on_the_source(bundle):
-    with Runtime(bundle, NoCost(bundle)) as runtime:
+    with Runtime(bundle, FakeEngine(bundle)) as runtime:
         assert Stream(runtime, frames(1)).policy == "queue"
         assert Stream(runtime, frames(1, live=True)).policy == "latest"
         assert Stream(runtime, frames(1, live=True), policy="queue").policy == "queue"
 
 
 def test_a_queue_is_bounded(bundle):
-    with Runtime(bundle, NoCost(bundle)) as runtime:
+    with Runtime(bundle, FakeEngine(bundle)) as runtime:
         stream = Stream(runtime, frames(10_000))
         answers = iter(stream)
         next(answers)
@@ -97,7 +97,7 @@ def test_a_queue_is_bounded(bundle):
 
 
 def test_closing_early_cancels_frames_in_flight(bundle):
-    with Runtime(bundle, NoCost(bundle)) as runtime, Stream(runtime, frames(1000)) as stream:
+    with Runtime(bundle, FakeEngine(bundle)) as runtime, Stream(runtime, frames(1000)) as stream:
         for answer in stream:
             if answer.id == 10:
                 break
@@ -128,7 +128,7 @@ def test_closing_does_not_wait_for_an_engine_or_a_source_that_is_stuck(bundle):
 
 
 def test_results_of_the_networks_size(bundle):
-    with Runtime(bundle, NoCost(bundle)) as runtime:
+    with Runtime(bundle, FakeEngine(bundle)) as runtime:
         with Stream(runtime, frames(2, side=64), resolution="network") as stream:
             assert {answer.prediction.depth.shape for answer in stream} == {(112, 140)}
         with pytest.raises(M2HError, match="choose one of image, network"):
@@ -137,12 +137,12 @@ def test_results_of_the_networks_size(bundle):
 
 @pytest.mark.parametrize("options", [{"timeout": 0}, {"policy": "newest"}])
 def test_invalid_options_are_refused(bundle, options):
-    with Runtime(bundle, NoCost(bundle)) as runtime, pytest.raises(M2HError):
+    with Runtime(bundle, FakeEngine(bundle)) as runtime, pytest.raises(M2HError):
         Stream(runtime, frames(1), **options)
 
 
 def test_a_runtime_may_be_called_while_it_streams(bundle):
-    with Runtime(bundle, NoCost(bundle)) as runtime, Stream(runtime, frames(200)) as stream:
+    with Runtime(bundle, FakeEngine(bundle)) as runtime, Stream(runtime, frames(200)) as stream:
         for answer in stream:
             if answer.id % 20 == 0:
                 assert runtime(picture(1)).depth is not None
@@ -154,12 +154,12 @@ def test_a_video_is_a_stream(bundle, tmp_path):
     for index in range(5):
         writer.write(render_room(1, index, height=96, width=128).image)
     writer.release()
-    with Runtime(bundle, NoCost(bundle)) as runtime, Stream(runtime, tmp_path / "v.avi") as stream:
+    with Runtime(bundle, FakeEngine(bundle)) as runtime, Stream(runtime, tmp_path / "v.avi") as stream:
         assert [answer.id for answer in stream] == list(range(5))
     (tmp_path / "v.avi").write_bytes((tmp_path / "v.avi").read_bytes()[:-2000])
     told: list[str] = []
     with (
-        Runtime(bundle, NoCost(bundle)) as runtime,
+        Runtime(bundle, FakeEngine(bundle)) as runtime,
         Stream(runtime, tmp_path / "v.avi", on_problem=told.append) as stream,
     ):
         answers = list(stream)
@@ -169,7 +169,7 @@ def test_a_video_is_a_stream(bundle, tmp_path):
 
 
 def test_an_unreachable_network_stream_is_named_without_its_password(bundle):
-    with Runtime(bundle, NoCost(bundle)) as runtime, pytest.raises(M2HError) as error:
+    with Runtime(bundle, FakeEngine(bundle)) as runtime, pytest.raises(M2HError) as error:
         Stream(runtime, "rtsp://user:secret@127.0.0.1:9/room")
     assert str(error.value) == "cannot open stream rtsp://127.0.0.1:9/room"
     assert without_password("http://camera/video") == "http://camera/video"
@@ -178,5 +178,5 @@ def test_an_unreachable_network_stream_is_named_without_its_password(bundle):
 def test_a_missing_camera_is_reported(bundle):
     if Path("/dev/video99").exists():
         pytest.skip("there is one")
-    with Runtime(bundle, NoCost(bundle)) as runtime, pytest.raises(M2HError, match="cannot open camera 99"):
+    with Runtime(bundle, FakeEngine(bundle)) as runtime, pytest.raises(M2HError, match="cannot open camera 99"):
         Stream(runtime, "99")

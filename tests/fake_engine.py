@@ -8,10 +8,10 @@ from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.errors import M2HError
 
 
-class NoCost:
+class FakeEngine:
     """A backend with a bundle's shapes that returns zeros."""
 
-    description = "an engine at no cost"
+    description = "a fake engine"
 
     def __init__(self, bundle: Bundle) -> None:
         self._sides = {spec.name: tuple(spec.shape[1:]) for spec in bundle.manifest.outputs}

@@ -60,7 +60,7 @@ def test_the_node_s_steps_give_the_runtime_s_depth_and_labels(packaged, paramete
     assert np.mean(scores[0].argmax(0) == prediction.semantics) > 0.999
 
 
-def test_the_parameters_are_the_node_s_defaults_where_its_launch_files_set_nothing(parameters):
+def test_the_normalization_parameters_are_the_node_s_defaults(parameters):
     assert parameters["normalize_mean"] == [0.485, 0.456, 0.406]
     assert parameters["normalize_std"] == [0.229, 0.224, 0.225]
 

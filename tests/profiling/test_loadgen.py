@@ -52,7 +52,7 @@ def test_offline_asks_for_everything_at_once_and_is_valid():
     assert result.summary.figure == "Samples per second"
 
 
-def test_multi_stream_asks_for_many_frames_a_query_and_too_few_queries_are_invalid():
+def test_multi_stream_sends_many_frames_per_query_and_needs_enough_queries():
     result = run(LoadSettings("multi-stream", 0.3, expected_ms=1.0, streams=3))
     assert len(result.samples.total) == 3 * result.queries
     assert (result.summary.line, result.summary.checks["Early stopping satisfied"]) == ("INVALID", "NO")

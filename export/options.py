@@ -77,7 +77,7 @@ class ExportOptions:
         if not 1 <= self.batch <= 64:
             raise M2HError(f"batch {self.batch}: must be between 1 and 64")
         if self.dynamic_batch and self.batch != 1:
-            raise M2HError(f"batch {self.batch} has no effect with a free batch size: leave one of the two out")
+            raise M2HError(f"batch {self.batch} has no effect with a dynamic batch size: leave one of the two out")
         if self.opset not in OPSETS:
             raise M2HError(
                 f"opset {self.opset}: must be between {OPSETS.start} and {OPSETS.stop - 1}, {DEFAULT_OPSET} fits most"

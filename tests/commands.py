@@ -1,4 +1,4 @@
-"""Run the command line, in this process or in one of its own, and check how it refuses."""
+"""Run the command line, in this process or a separate one, and check its errors."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ COMMAND = (sys.executable, "-c", "import cli; cli.main()")
 
 
 def launch(*arguments: object) -> list[str]:
-    """Return a command as the words to launch it with."""
+    """Return the arguments that launch a command."""
     return [*COMMAND, *map(str, arguments)]
 
 
 def command_without(*modules: str) -> list[str]:
-    """Return the start of a command where `modules` cannot be imported, installed or not."""
+    """Return the start of a command that cannot import `modules`, installed or not."""
     hidden = "; ".join(f"sys.modules[{name!r}] = None" for name in modules)
     return [sys.executable, "-c", f"import sys; {hidden}; {COMMAND[2]}"]
 
@@ -68,7 +68,7 @@ def refused(call: Callable[..., object], *arguments: object, **options: object) 
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment without the width of a terminal, which readline sets for children."""
+    """Return this process's environment without the terminal width that readline sets for child processes."""
     kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     paths = (str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")]))
     return kept | {"PYTHONPATH": os.pathsep.join(paths)} | changes
@@ -77,13 +77,13 @@ def environment(**changes: str) -> dict[str, str]:
 def m2h(
     *arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run the command line; what it says is bytes, for it need not be text."""
+    """Run the command line; its output is bytes, because it need not be valid text."""
     command = [*COMMAND, *(a if isinstance(a, bytes) else str(a) for a in arguments)]
     return subprocess.run(command, capture_output=True, cwd=cwd, env=env or environment(), check=False)
 
 
 def m2h_text(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """As `m2h`, with what it says as text."""
+    """Run the command line like `m2h`, with its output as text."""
     return subprocess.run(launch(*arguments), capture_output=True, text=True, cwd=cwd, env=environment(), check=False)
 
 
@@ -98,7 +98,7 @@ def shell(script: str, *, cwd: Path, env: Mapping[str, str] | None = None) -> su
 def shell_with_mounts(
     script: str, *, cwd: Path, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """As `shell`, with mounts that only the script sees. Skips the test where the machine does not allow them."""
+    """Run a script like `shell`, with private mounts. Skips the test if the machine does not allow them."""
     if not _can_mount():
         pytest.skip("file systems of its own need root and unshare")
     start = f'm2h() {{ {shlex.join(COMMAND)} "$@"; }}\n'
@@ -120,8 +120,8 @@ def _can_mount() -> bool:
         return False
 
 
-def as_stranger() -> list[str]:
-    """The start of a command for a user without an entry in passwd. Skips the test where that cannot be."""
+def as_user_without_passwd_entry() -> list[str]:
+    """Return the start of a command for a user without a passwd entry. Skips the test if that is impossible."""
     start = ["unshare", "--user", "--map-user=4242", "--map-group=4242"]
     try:
         possible = subprocess.run([*start, "true"], capture_output=True, check=False).returncode == 0

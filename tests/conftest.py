@@ -1,4 +1,4 @@
-"""What tests share: groups with environments of their own, real data, and one small network taken the whole way."""
+"""Shared fixtures: test groups with their own environments, real data, a small network from checkpoint to bundle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).parents[2] / "shared"
 
-#: Marks of tests that need more than the project's own environment. `make test-GROUP` makes what they need.
+#: Marks of tests that need more than the project's own environment, which `make test-GROUP` creates.
 GROUPS = ("ros2", "serving", "cpp")
 
 
@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give slow tests an hour each in place of ten minutes."""
+    """Set the timeout of slow tests to an hour instead of ten minutes."""
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(3600))
@@ -61,7 +61,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data beside the repository; tests that need it are skipped where it is missing."""
+    """Return the folder of real data beside the repository; tests that need it are skipped if it is missing."""
     if not SHARED.is_dir():
         pytest.skip("no shared data beside the repository")
     return SHARED
@@ -69,14 +69,14 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model():
-    """m2h-tiny with random weights in every parameter."""
+    """Return m2h-tiny with random weights in every parameter."""
     from tests.networks import random_network
 
     return random_network()
 
 
 def make_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """Return the file or folder `name`, which the first of pytest's parallel processes makes for all of them."""
+    """Return the file or folder `name`, which the first of pytest's parallel processes makes for the others."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
@@ -97,7 +97,7 @@ def tiny_checkpoint(tiny_model, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_onnx(tiny_model, tmp_path_factory) -> Path:
-    """`tiny_model` exported at 112 x 140."""
+    """Export `tiny_model` at 112 x 140."""
     from export import export_onnx
 
     return make_once(tmp_path_factory, "tiny.onnx", lambda path: export_onnx(tiny_model, path, height=112, width=140))
@@ -105,7 +105,7 @@ def tiny_onnx(tiny_model, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_onnx, tmp_path_factory) -> Path:
-    """`tiny_onnx` as a bundle for ONNX Runtime. Read only: copy it before changing it."""
+    """Build `tiny_onnx` into a bundle for ONNX Runtime. Read-only: copy it before changing it."""
     from engines import build_bundle
 
     return make_once(tmp_path_factory, "tiny", lambda path: build_bundle(tiny_onnx, path))

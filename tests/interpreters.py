@@ -1,4 +1,4 @@
-"""Interpreters of other environments, which the Makefile's targets make."""
+"""Find the interpreters of other environments, which the Makefile's targets create."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.pages import REPOSITORY
 
 
 def interpreter(variable: str, code: str) -> str:
-    """Return the interpreter that an environment variable names, else this one.
+    """Return the interpreter that an environment variable names, or else this one.
 
     Fail the test where it cannot run `code`.
     """

@@ -1,4 +1,4 @@
-"""Run the numeric tests as other processors would: `make test-isa`.
+"""Run the numeric tests as on other processors: `make test-isa`.
 
 PyTorch's kernels are chosen by environment variables. OpenVINO and ONNX Runtime have none that can be relied on
 (oneDNN's ends OpenVINO with a segmentation fault), so OpenVINO runs without AMX by refusing the system call that asks
@@ -23,7 +23,7 @@ PYTORCH = ("tests/model/test_golden.py", "tests/export/test_deploy_form.py", "te
 PYTORCH += ("tests/export/test_export.py", "tests/training/test_losses.py")
 OPENVINO = ("tests/engines/test_openvino.py", "tests/runtime/test_raw_pixels.py")
 
-#: Builds bundles of m2h-tiny for ONNX Runtime: float32 as it is, and INT8.
+#: Builds bundles of m2h-tiny for ONNX Runtime, in float32 and INT8.
 BUILD = """
 import sys
 from pathlib import Path
@@ -53,7 +53,7 @@ for name in ("fp32", "int8"):
 
 @dataclass(frozen=True)
 class Machine:
-    """A processor to stand in for, and the command that does."""
+    """A processor to imitate, and the command that imitates it."""
 
     name: str
     command: tuple[str, ...]
@@ -81,7 +81,7 @@ def machines(bundles: Path) -> list[Machine]:
 
 
 def main() -> int:
-    """Run every machine's tests and print a line each; 1 when one failed."""
+    """Run the tests of every machine and print one line each; return 1 if one failed."""
     if shutil.which("qemu-x86_64") is None:
         print("qemu-x86_64 is missing: apt-get install qemu-user", file=sys.stderr)
         return 1

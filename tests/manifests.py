@@ -1,4 +1,4 @@
-"""Bundles with other manifests, for what reads a manifest and does not run its engine."""
+"""Bundles with changed manifests, for tests that read a manifest and do not run its engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from m2h_deploy.bundle.manifest import OutputSpec, SensorInfo
 
 
 def changed(path: Path, out: Path, **changes: Any) -> Path:
-    """Copy a bundle and give the copy other manifest fields. Its engine does not fit them: do not run it."""
+    """Copy a bundle and change manifest fields of the copy. Its engine does not match them: do not run it."""
     shutil.copytree(path, out)
     write_manifest(out, load_bundle(out).manifest.model_copy(update={"self_test": None, **changes}))
     load_bundle(out)
@@ -21,7 +21,7 @@ def changed(path: Path, out: Path, **changes: Any) -> Path:
 def as_sensor_bundle(
     path: Path, out: Path, kind: str = "onnxruntime", batch: int | None = None, **options: object
 ) -> Path:
-    """Copy a plain bundle and let the copy's manifest describe a sensor graph for a 64 x 48 camera."""
+    """Copy a plain bundle and make the copy's manifest describe a sensor graph for a 64 x 48 camera."""
     manifest = load_bundle(path).manifest
     sides: dict[str, tuple[int | None, ...]] = dict.fromkeys(("depth", "labels", "edges"), (batch, 48, 64))
     outputs = tuple(

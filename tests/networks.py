@@ -1,4 +1,4 @@
-"""Networks whose every parameter matters: a fresh one has norms of 1 and LayerScale of 1e-5, which hide mistakes."""
+"""Networks whose every parameter has an effect: initial norms of 1 and LayerScale of 1e-5 would hide mistakes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from m2h_deploy.model import M2H, build_model
 
 
 def random_network(variant: str = "m2h-tiny", seed: int = 0, **options: object) -> M2H:
-    """A network with reproducible, well-scaled values in every parameter and statistic, in eval mode."""
+    """Return a network with reproducible, well-scaled values in every parameter and statistic, in eval mode."""
     model = build_model(variant, **options)
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():

@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 class Page:
-    """A page of docs/: its text, its code blocks, and a shell in which `m2h-deploy` is this checkout's."""
+    """A page of docs/: its text, its code blocks, and a shell that runs this checkout's `m2h-deploy`."""
 
     def __init__(self, name: str) -> None:
         self.text = (REPOSITORY / "docs" / name).read_text()
@@ -38,7 +38,7 @@ class Page:
 
 
 def shell_environment(folder: Path) -> dict[str, str]:
-    """Return an environment whose `m2h-deploy` and `python` are this checkout and interpreter, by `folder`/bin."""
+    """Return an environment in which `folder`/bin provides this checkout's `m2h-deploy` and this interpreter."""
     programs = folder / "bin"
     programs.mkdir()
     for name, words in (("m2h-deploy", f'-c "{COMMAND[2]}"'), ("python", "")):

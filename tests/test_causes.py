@@ -1,4 +1,4 @@
-"""A full disk, no memory, no permission and too many open files are named as such, and never as a bad file."""
+"""Test that a full disk, no memory, no permission and too many open files are not reported as a damaged file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def raised(error: BaseException, cause: BaseException | None = None) -> BaseExce
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EMFILE, errno.EIO])
-def test_an_error_of_the_system_is_a_fault_of_the_machine(code):
+def test_a_system_error_is_a_machine_fault(code):
     words = os.strerror(code)
     assert machine_fault(OSError(code, words, "file")) == words
     assert machine_fault(raised(RuntimeError("cannot parse"), OSError(code, words))) == words
@@ -41,7 +41,7 @@ def test_an_error_of_the_system_is_a_fault_of_the_machine(code):
     assert str(told) == f"cannot read x: {words}"
 
 
-def test_no_memory_is_a_fault_of_the_machine():
+def test_out_of_memory_is_a_machine_fault():
     for error in (
         MemoryError(),
         RuntimeError("std::bad_alloc"),
@@ -50,19 +50,19 @@ def test_no_memory_is_a_fault_of_the_machine():
         assert machine_fault(error) == NO_MEMORY
 
 
-def test_what_a_file_holds_is_not():
+def test_damaged_file_content_is_not_a_machine_fault():
     for error in (ValueError("bad header"), EOFError(), OSError("file signature not found"), KeyError("x")):
         assert machine_fault(error) is None
         assert str(failure(error, "cannot read x", "x is damaged")) == "x is damaged"
     assert reason(EOFError()) == "EOFError"
     context = ValueError("bad")
-    context.__context__ = PermissionError(errno.EACCES, "Permission denied")  # of something else, handled before
+    context.__context__ = PermissionError(errno.EACCES, "Permission denied")  # unrelated, handled before
     assert machine_fault(context) is None
     context.__context__ = OSError(errno.ENOSPC, NO_SPACE)
     assert machine_fault(context) == NO_SPACE
 
 
-def test_an_array_that_is_cut_short_is_damaged_whatever_it_asks_for(tmp_path):
+def test_a_truncated_array_is_damaged_whatever_size_it_states(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros(4))
     content = (tmp_path / "a.npy").read_bytes().replace(b"(4,), }     ", b"(4" + b"0" * 14 + b",), }")[:200]
     (tmp_path / "a.npy").write_bytes(content)
@@ -125,7 +125,7 @@ except OSError:
 
 @pytest.fixture
 def files(tiny_bundle, tiny_onnx, tmp_path) -> Path:
-    """Good files of every kind that is read, each of which only its owner may read."""
+    """Return valid files of every kind that is read, each readable only by its owner."""
     cv2.imwrite(str(tmp_path / "picture.png"), np.zeros((64, 64, 3), np.uint8))
     writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 64))
     writer.write(np.zeros((64, 64, 3), np.uint8))
@@ -209,7 +209,7 @@ def test_a_full_disk_is_named_by_every_command_that_writes(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["c.toml", "room.png"]
 
 
-def test_a_recording_ends_whole_where_the_disk_is_full(tiny_bundle, tmp_path):
+def test_a_recording_is_readable_after_the_disk_is_full(tiny_bundle, tmp_path):
     rng = np.random.default_rng(0)
     writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (640, 480))
     for _ in range(12):
@@ -226,7 +226,7 @@ def test_a_recording_ends_whole_where_the_disk_is_full(tiny_bundle, tmp_path):
     assert cv2.VideoCapture(str(tmp_path / "o.mp4")).read()[0]
 
 
-def test_a_cache_that_is_full_only_costs_time(tiny_onnx, tmp_path):
+def test_an_unwritable_cache_does_not_change_the_result(tiny_onnx, tmp_path):
     from engines.precision.calibration import Calibration, measure_ranges, select_frames
     from m2h_deploy.onnx_graph.files import read_onnx
 
@@ -242,7 +242,7 @@ def test_a_cache_that_is_full_only_costs_time(tiny_onnx, tmp_path):
         assert measure_ranges(proto, "0" * 64, names, Calibration(frames, cache=cache)) == wanted
 
 
-def test_no_temporary_folder_is_said(tiny_onnx, tmp_path):
+def test_a_missing_temporary_folder_is_reported(tiny_onnx, tmp_path):
     (tmp_path / "m.onnx").write_bytes(tiny_onnx.read_bytes())
     script = """
     mount --bind . /mnt
@@ -256,7 +256,7 @@ def test_no_temporary_folder_is_said(tiny_onnx, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
 
 
-def test_a_file_that_does_not_fit_into_memory_is_not_called_bad(tmp_path):
+def test_a_file_that_does_not_fit_into_memory_is_not_called_damaged(tmp_path):
     with (tmp_path / "big.onnx").open("wb") as file:
         file.truncate(64 << 30)
     limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (32 << 30,) * 2)"

@@ -1,4 +1,4 @@
-"""Check how groups of tests are skipped and required, and how .ci/run runs all targets and sums them up."""
+"""Test how groups of tests are skipped and required, and how .ci/run runs all targets and sums them up."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_plain(): pass
 
 
 def outcomes(folder: Path, *options: str) -> tuple[int, dict[str, str]]:
-    """Run `TESTS` with the project's conftest and no shared data: exit code, and each test's outcome and message."""
+    """Run `TESTS` with this conftest, without shared data; return the exit code and each test's outcome and message."""
     (folder / "test_groups.py").write_text(TESTS)
     (folder / "nowhere.py").write_text("from tests import conftest\nconftest.SHARED = conftest.Path('nowhere')\n")
     xml = folder / "results.xml"
@@ -100,7 +100,7 @@ def test_an_interpreter_that_does_not_fit_fails_the_test(monkeypatch, python, wo
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_every_group_has_a_mark_a_target_and_its_turn(pytestconfig, group):
+def test_every_group_has_a_mark_and_a_target_that_ci_runs(pytestconfig, group):
     assert any(mark.startswith(f"{group}: ") for mark in pytestconfig.getini("markers"))
     assert f"\ntest-{group}:" in (REPOSITORY / "Makefile").read_text()
     assert f" test-{group}" in (REPOSITORY / ".ci" / "run").read_text()
@@ -153,8 +153,8 @@ def test_a_target_without_results_is_named_and_fails(tmp_path):
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 @pytest.mark.parametrize("broken", [None, "test", "test-cpp"])
-def test_all_targets_run_even_if_one_fails_and_the_last_line_is_over_all(tmp_path, broken):
-    """The real script on a Makefile whose targets write one result each."""
+def test_all_targets_run_even_if_one_fails_and_the_last_line_sums_up(tmp_path, broken):
+    """Run the real script on a Makefile whose targets write one result each."""
     shutil.copytree(REPOSITORY / ".ci", tmp_path / ".ci")
     (tmp_path / ".ci" / "system-packages").write_text("#!/bin/sh\n")  # the tests install nothing
     (tmp_path / "results.xml").write_text(results(plain=""))
@@ -169,7 +169,7 @@ def test_all_targets_run_even_if_one_fails_and_the_last_line_is_over_all(tmp_pat
 
 
 def test_missing_system_packages_are_named_in_one_line(tmp_path):
-    """With nothing on the path everything is missing."""
+    """With an empty path, every package is missing."""
     bash = shutil.which("bash")
     script = [bash, str(REPOSITORY / ".ci" / "system-packages")]
     environment = {"PATH": str(tmp_path)}

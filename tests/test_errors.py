@@ -1,4 +1,4 @@
-"""A supervisor tells a bad image from a dead engine by the kind of error."""
+"""Test that a supervisor can distinguish a bad image from a failed engine by the error's type."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from m2h_deploy.errors import engine_error, missing_extra
 from m2h_deploy.files.images import read_image
 from m2h_deploy.runtime.preprocess import as_color_image
 from m2h_deploy.runtime.worker import Worker
-from tests.engines_at_no_cost import NoCost
+from tests.fake_engine import FakeEngine
 
 KINDS = (BundleError, ImageError, EngineError, EngineTimeout, MissingExtra, CheckFailed)
 
@@ -54,7 +54,7 @@ def test_a_folder_without_a_manifest_and_a_damaged_one_are_bundle_errors(tmp_pat
     "image",
     [None, np.zeros(64, np.uint8), np.zeros((64, 64, 3)), np.zeros((64, 64, 2), np.uint8), np.zeros((4, 4), np.uint8)],
 )
-def test_an_array_that_is_no_picture_is_an_image_error(image):
+def test_an_array_that_is_not_a_picture_is_an_image_error(image):
     with pytest.raises(ImageError):
         as_color_image(image)
 
@@ -68,9 +68,9 @@ def test_a_damaged_picture_file_is_an_image_error_and_a_missing_one_is_not(tmp_p
     assert not isinstance(caught.value, ImageError)
 
 
-def test_a_runtime_tells_a_bad_image_from_a_dead_engine(tiny_bundle):
+def test_a_runtime_distinguishes_a_bad_image_from_a_failed_engine(tiny_bundle):
     bundle = load_bundle(tiny_bundle)
-    engine = NoCost(bundle)
+    engine = FakeEngine(bundle)
     runtime = Runtime(bundle, engine)
     with pytest.raises(ImageError, match="expected uint8"):
         runtime(np.zeros((64, 64, 3), np.float32))
@@ -108,7 +108,7 @@ def test_an_engine_that_is_not_installed_names_the_extra(tiny_bundle, monkeypatc
         Runtime.load(tiny_bundle)
 
 
-def test_what_an_engine_raises_keeps_its_own_kind():
+def test_an_error_of_an_engine_keeps_its_type():
     assert type(engine_error(M2HError("the engine failed"))) is EngineError
     for error in (MachineError("no memory"), missing_extra("onnx", "build"), CheckFailed("wrong numbers")):
         assert engine_error(error) is error

@@ -1,4 +1,4 @@
-"""Whatever comes in, what comes out is an answer or one line that says what is wrong."""
+"""Test that any input gives a result or a one-line error."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from m2h_deploy import M2HError, Prediction, Runtime
 from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.files.digests import file_sha256
 from m2h_deploy.files.images import read_image
-from tests.engines_at_no_cost import NoCost
+from tests.fake_engine import FakeEngine
 
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 THOUSANDS = settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
 
-#: Values that a field may have instead of its own: of other types, out of range, not numbers, hostile.
+#: Values that replace a field's own: of other types, out of range, not numbers, hostile.
 ODD = st.one_of(
     st.none(),
     st.booleans(),
@@ -40,17 +40,17 @@ ODD = st.one_of(
 
 
 def places(value: Any, path: tuple = ()) -> list[tuple]:
-    """The path of every field and element of a JSON value."""
+    """Return the path of every field and element of a JSON value."""
     found = [path] if path else []
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, child in list(children)[:12]:  # a palette has many of a kind
+    for key, child in list(children)[:12]:  # a palette has many similar elements
         found += places(child, (*path, key))
     return found
 
 
 @st.composite
 def mutations(draw: st.DrawFn, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest with one to three fields removed, replaced, doubled, exchanged, or slightly changed."""
+    """Generate manifests with one to three fields removed, replaced, doubled, exchanged, or slightly changed."""
     changed = copy.deepcopy(manifest)
     for _ in range(draw(st.integers(1, 3))):
         *above, last = draw(st.sampled_from(places(changed)))
@@ -83,12 +83,12 @@ def one_line(error: M2HError) -> bool:
 
 @pytest.fixture(scope="module")
 def broken(tiny_bundle, tmp_path_factory) -> Path:
-    """A copy whose manifest is written again for every example."""
+    """Return a copy whose manifest is rewritten for every example."""
     return Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("broken") / "bundle"))
 
 
 def check_manifest(bundle: Path, manifest: dict[str, Any]) -> None:
-    """A mutated manifest is refused in one line, or the bundle works: it loads, runs, and gives what it names."""
+    """Check that a mutated manifest is refused in one line, or that its bundle loads and gives the outputs it names."""
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     try:
         loaded = load_bundle(bundle)
@@ -101,11 +101,11 @@ def check_manifest(bundle: Path, manifest: dict[str, Any]) -> None:
 
 
 def check_manifest_without_engine(bundle: Path, manifest: dict[str, Any]) -> None:
-    """The same on an engine at no cost, which believes the manifest: its fields must fit each other."""
+    """Check the same on a fake engine that trusts the manifest, whose fields must be consistent."""
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     try:
         loaded = load_bundle(bundle)
-        with Runtime(loaded, NoCost(loaded)) as runtime:
+        with Runtime(loaded, FakeEngine(loaded)) as runtime:
             runtime.self_test()
             runtime(np.zeros((32, 32, 3), np.uint8))
     except M2HError as error:
@@ -161,7 +161,7 @@ def test_manifests_on_the_real_engine(broken, tiny_bundle):
         (lambda m: m["engine"]["options"].update(provider_options=["x"]), "provider_options is not an object"),
     ],
 )
-def test_fields_that_do_not_fit_each_other_are_named(broken, tiny_bundle, change, words):
+def test_inconsistent_fields_are_named(broken, tiny_bundle, change, words):
     manifest = json.loads((tiny_bundle / "manifest.json").read_text())
     change(manifest)
     (broken / "manifest.json").write_text(json.dumps(manifest))
@@ -185,7 +185,7 @@ DTYPES = st.sampled_from([np.uint8, np.uint8, np.uint8, np.uint16, np.int8, np.f
 
 @st.composite
 def images(draw: st.DrawFn) -> Any:
-    """Arrays of all shapes, types and layouts, and what is not an array."""
+    """Generate arrays of all shapes, types and layouts, and values that are not arrays."""
     shape = draw(st.one_of(st.tuples(SIDES, SIDES, st.sampled_from([0, 1, 2, 3, 4, 5])), st.tuples(SIDES, SIDES)))
     shape = draw(st.sampled_from([shape, shape, shape, shape[:1], (), (1, *shape)]))
     image = np.full(shape, draw(st.sampled_from([0, 1])), draw(DTYPES))
@@ -203,7 +203,7 @@ def images(draw: st.DrawFn) -> Any:
 
 def fuzz_images(bundle: Path, profile: settings) -> None:
     loaded = load_bundle(bundle)
-    with Runtime(loaded, NoCost(loaded)) as runtime:
+    with Runtime(loaded, FakeEngine(loaded)) as runtime:
 
         @profile
         @given(images())
@@ -231,7 +231,7 @@ def test_thousands_of_images(tiny_bundle):
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes) -> bytes:
-    """A file cut, overwritten in places, or with a piece of it repeated."""
+    """Generate a file that is truncated, overwritten in places, or has a piece repeated."""
     data = bytearray(content)
     for _ in range(draw(st.integers(1, 6))):
         at = draw(st.integers(0, max(len(data) - 1, 0)))
@@ -269,7 +269,7 @@ def fuzz_files(folder: Path, profile: settings, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp"])
 def test_picture_files(tmp_path, suffix, capfd):
     fuzz_files(tmp_path, FAST, suffix)
-    capfd.readouterr()  # the decoders of OpenCV complain on their own
+    capfd.readouterr()  # OpenCV's decoders print their own messages
 
 
 @pytest.mark.slow
@@ -279,7 +279,7 @@ def test_thousands_of_picture_files(tmp_path, suffix):
 
 
 def fuzz_metadata(tiny_onnx: Path, folder: Path, profile: settings) -> None:
-    """What an ONNX file says about itself is read before anything is built from it."""
+    """Check that mutated metadata of an ONNX file is read, or refused in one line."""
     from m2h_deploy.onnx_graph.files import read_onnx
     from m2h_deploy.onnx_graph.info import GraphInfo
 
@@ -343,6 +343,6 @@ def test_thousands_of_metadata(tiny_onnx, tmp_path):
     fuzz_metadata(tiny_onnx, tmp_path, settings(THOUSANDS, max_examples=1000))
 
 
-def test_a_digest_is_of_what_is_there(tiny_bundle):
+def test_the_digests_of_the_manifest_match_the_files(tiny_bundle):
     manifest = load_bundle(tiny_bundle).manifest
     assert {name: file_sha256(tiny_bundle / name) for name in manifest.files} == manifest.files

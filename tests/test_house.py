@@ -1,4 +1,4 @@
-"""Limits that keep the code readable: short functions of few parameters, short files."""
+"""Check limits that keep the code readable: short functions of few parameters, short files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_functions_and_files_are_short_and_take_few_parameters() -> None:
 
 
 def violations(path: Path) -> Iterator[str]:
-    """Name the file and its functions that exceed a limit. A command's parameters are its options: they may be many."""
+    """Yield the file and its functions that exceed a limit. A command's parameters are its options: any number."""
     name, text = path.relative_to(ROOT).as_posix(), path.read_text()
     if len(text.splitlines()) > FILE_LINES:
         yield name

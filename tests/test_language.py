@@ -80,9 +80,9 @@ def hits(name: str, source: str) -> list[str]:
         ("a.md", "It is no longer slow and is no slower than before. There are none.\n", 0),
     ],
 )
-def test_the_list_finds_what_it_should(name, source, count):
+def test_the_list_finds_wrong_words(name, source, count):
     assert len(hits(name, source)) == count
 
 
-def test_no_file_has_a_word_of_the_list():
+def test_no_file_contains_a_word_of_the_list():
     assert [hit for name in tracked() for hit in hits(name, (REPOSITORY / name).read_text())] == []

@@ -1,4 +1,4 @@
-"""The lowest versions that pyproject.toml declares, in environments of their own: the command line and a bundle run."""
+"""Run the command line and a bundle with the lowest versions that pyproject.toml declares, in separate environments."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ else:
 
 pytestmark = pytest.mark.slow
 
-#: The oldest Python that the project takes.
+#: The oldest Python that the project supports.
 OLDEST = "3.10"
 
-#: Of the lowest PyTorch there is no build for the CPU on PyPI, so the exporter is tried with the one that is here.
+#: PyPI has no CPU build of the lowest PyTorch, so the exporter is tested with the installed one.
 WITHOUT_LOWEST = ("torch",)
 
-#: Mistakes in a command line, which Typer and Click answer together.
+#: Mistakes in a command line, which Typer and Click report together.
 MISTAKES = (
     ["run"],
     ["nothing"],
@@ -42,7 +42,7 @@ MISTAKES = (
 
 
 def requirements(*extras: str) -> list[str]:
-    """The declared requirements of the project and of these extras, each as `name==lowest`."""
+    """Return the declared requirements of the project and of these extras, each as `name==lowest`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared, waiting = [*project["dependencies"]], [*extras]
     while waiting:
@@ -55,7 +55,7 @@ def requirements(*extras: str) -> list[str]:
 
 
 def oldest_python() -> str:
-    """An interpreter of the oldest version. Skips the test where there is none."""
+    """Return an interpreter of the oldest version. Skips the test if it is not installed."""
     homes = sorted((Path.home() / ".pyenv" / "versions").glob(f"{OLDEST}.*/bin/python{OLDEST}"))
     for candidate in (shutil.which(f"python{OLDEST}"), *map(str, homes)):
         if candidate and subprocess.run([candidate, "-c", ""], capture_output=True, check=False).returncode == 0:
@@ -64,7 +64,7 @@ def oldest_python() -> str:
 
 
 class Environment:
-    """A virtual environment with exactly these packages, and the project beside it."""
+    """A virtual environment with exactly these packages, and the project on the path."""
 
     def __init__(self, folder: Path, python: str, packages: list[str]) -> None:
         self.folder = folder
@@ -83,7 +83,7 @@ class Environment:
         return ran
 
     def good(self, *arguments: object, cwd: Path) -> str:
-        """Standard output of a command that must succeed."""
+        """Run a command that must succeed, and return its standard output."""
         ran = self.m2h(*arguments, cwd=cwd)
         assert ran.returncode == 0, ran.stdout + ran.stderr
         return ran.stdout
@@ -95,7 +95,7 @@ def check_command_line(environment: Environment, cwd: Path) -> None:
     for mistake in MISTAKES:
         ran = environment.m2h(*mistake, cwd=cwd)
         assert (ran.returncode, ran.stdout) == (2, ""), (mistake, ran.stdout, ran.stderr)
-    assert environment.m2h(cwd=cwd).returncode in (0, 2)  # help; Click has changed its mind about the code
+    assert environment.m2h(cwd=cwd).returncode in (0, 2)  # help; Click's exit code differs between versions
     assert json.loads(environment.good("doctor", "--json", cwd=cwd))["m2h_deploy"]
     assert "onnxruntime" in environment.good("doctor", cwd=cwd)
 
@@ -144,7 +144,7 @@ def test_measuring_and_reports(tiny_onnx, tiny_bundle, place):
     environment.good("bench", "b", *load, cwd=place)
     environment.good("run", "b", "pictures", "--no-files", "--rerun", "r.rrd", "--fov", 70, cwd=place)
     again = ("run", "b", "pictures", "--no-files", "--rerun", "r.rrd", "--fov", 70)
-    environment.good(*again, cwd=place)  # its own recording is known again
+    environment.good(*again, cwd=place)  # its own recording is recognized
     program = (
         "from tests.data.nyuv2_mat import write_mat; from m2h_deploy.data.nyuv2 import NYUv2;"
         "print(NYUv2.from_mat(write_mat('m/nyu_depth_v2_labeled.mat', 2))[0].depth.shape)"
@@ -160,7 +160,7 @@ def test_measuring_and_reports(tiny_onnx, tiny_bundle, place):
 def test_the_exporter(place):
     torch = pytest.importorskip("torch").__version__.split("+")[0]
     lowest = [text for text in requirements("export") if text.split("==")[0] not in WITHOUT_LOWEST]
-    # The Python of this environment: PyTorch's builds for the CPU are what is installed here.
+    # The Python of this environment, where a CPU build of PyTorch is installed.
     environment = Environment(place / "venv", sys.executable, [*lowest, f"torch=={torch}"])
     environment.good("export", "m2h-tiny", "-o", "m.onnx", "--height", 56, "--width", 70, cwd=place)
     environment.good("build", "m.onnx", "-o", "b", cwd=place)

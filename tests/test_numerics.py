@@ -1,4 +1,4 @@
-"""Rounding is told from wrong numbers, also where a few pixels are unstable or an output hardly varies."""
+"""Test that rounding is distinguished from wrong numbers, also with unstable pixels or a nearly constant output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def own(index: int) -> np.ndarray:
     return rounded(100 + index)
 
 
-def test_rounding_passes_and_its_size_is_told():
+def test_rounding_passes_and_its_size_is_reported():
     difference = judge(rounded(1), EXACT, own)
     assert difference.passed
     assert difference.mean_error == pytest.approx(difference.own_mean_error, rel=0.1)
@@ -34,7 +34,7 @@ def test_a_larger_error_everywhere_fails(size):
     assert difference.reason
 
 
-def test_an_error_in_a_small_place_fails_and_a_single_pixel_does_not():
+def test_an_error_in_a_small_region_fails_and_in_a_single_pixel_passes():
     value = rounded(1)
     value[0, 1, 10:12, 20:22] += 1e-3
     assert judge(value, EXACT, own).passed  # four pixels
@@ -44,7 +44,7 @@ def test_an_error_in_a_small_place_fails_and_a_single_pixel_does_not():
     assert difference.outliers == pytest.approx(49 / (64 * 80))
 
 
-def test_where_float32_is_unstable_itself_the_same_instability_passes():
+def test_the_instability_of_float32_itself_passes():
     def unstable(index: int) -> np.ndarray:
         value = own(index)
         value[:, :, 30:40, 30:40] += 1e-2 * np.random.default_rng(index).standard_normal()
@@ -54,11 +54,11 @@ def test_where_float32_is_unstable_itself_the_same_instability_passes():
     value[:, :, 30:40, 30:40] += 2e-2
     assert judge(value, EXACT, unstable).passed
     assert not judge(value, EXACT, own).passed
-    value[:, :, 5:9, 5:9] += 2e-2  # elsewhere it is not
+    value[:, :, 5:9, 5:9] += 2e-2  # at another place it fails
     assert not judge(value, EXACT, unstable).passed
 
 
-def test_more_results_are_asked_for_only_before_a_fault_is_named():
+def test_more_realizations_are_computed_only_if_the_first_one_fails():
     asked = []
 
     def count(index: int) -> np.ndarray:
@@ -72,15 +72,15 @@ def test_more_results_are_asked_for_only_before_a_fault_is_named():
 
 
 @pytest.mark.parametrize("constant", [0.0, 10.0])
-def test_an_output_that_does_not_vary_is_judged_by_its_size(constant):
+def test_a_constant_output_is_judged_by_its_magnitude(constant):
     exact = np.full(SHAPE, constant)
     assert judge(exact * (1 + EPSILON), exact, lambda index: exact).passed
     assert not judge(exact * 1.001 + 1e-4, exact, lambda index: exact).passed
     assert spread(exact) == (0.25 * constant or 1.0)
 
 
-def test_psnr_of_an_output_that_does_not_vary_is_that_of_its_size():
-    """FP16 rounds 10 m to 4 mm: fine, and no share of a deviation of zero."""
+def test_psnr_of_a_constant_output_is_relative_to_its_magnitude():
+    """FP16 rounds 10 m to within 4 mm, which passes although the standard deviation is zero."""
     comparison = TensorComparison("depth", "m")
     exact = np.full((1, 8, 8), 10.0, np.float32)
     comparison.add(tensor_sums("depth", exact, exact + np.float32(0.004), 0))

@@ -1,4 +1,4 @@
-"""The frame loop tells what became of each frame, and a bad frame costs no other."""
+"""Test that the frame loop reports the outcome of each frame, and that a bad frame does not affect others."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_sink_that_cannot_write_ends_the_loop():
         predict_source(DepthOnly(), source_of(frame("a")), [Full()])
 
 
-def test_the_first_frame_counts_only_alone():
+def test_the_first_frame_is_timed_only_if_it_is_the_only_one():
     slow = dict.fromkeys(TIMINGS, 1000.0)
     assert timing_summary([]) == {"frames": 0}
     assert timing_summary([slow])["inference_ms"] == 1000

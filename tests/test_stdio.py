@@ -1,4 +1,4 @@
-"""Standard streams as shells, pipes, containers and terminals leave them, and the environment of a strange user."""
+"""Test standard streams as left by shells, pipes, containers and terminals, and unusual environments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.commands import COMMAND, ROOT, as_stranger, environment, m2h, one_line, shell
+from tests.commands import COMMAND, ROOT, as_user_without_passwd_entry, environment, m2h, one_line, shell
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252", "utf-8"])
@@ -27,7 +27,7 @@ def test_marks_are_plain_where_the_encoding_lacks_them(encoding):
     assert "?" not in text
 
 
-def test_closed_streams_are_no_hindrance(tiny_bundle, tmp_path):
+def test_commands_work_with_closed_streams(tiny_bundle, tmp_path):
     shutil.copytree(tiny_bundle, tmp_path / "b")
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))
     run = "m2h run b a.png -o o --json"
@@ -38,8 +38,8 @@ def test_closed_streams_are_no_hindrance(tiny_bundle, tmp_path):
         shutil.rmtree(tmp_path / "o")
 
 
-def test_a_reader_that_goes_ends_no_work(tiny_bundle, tmp_path):
-    """`| head -c 0` closes the pipe long before the result: files are written all the same, and the exit code is 0."""
+def test_a_closed_pipe_does_not_stop_the_work(tiny_bundle, tmp_path):
+    """`| head -c 0` closes the pipe long before the result: files are still written, and the exit code is 0."""
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))
     script = 'set -o pipefail; m2h run "$B" a.png -o o --json | head -c 0; m2h doctor 2>&1 | head -c 1 > /dev/null'
     ran = shell(script, cwd=tmp_path, env=environment(B=str(tiny_bundle)))
@@ -89,13 +89,13 @@ def test_strange_environments(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_user_without_a_home_or_an_entry(tiny_checkpoint, tiny_bundle, tmp_path):
+def test_a_user_without_a_home_or_a_passwd_entry(tiny_checkpoint, tiny_bundle, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))
     (tmp_path / "work").mkdir()
     env = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
 
     def stranger(program: str, *arguments: object) -> str:
-        command = [*as_stranger(), sys.executable, "-c", program, *map(str, arguments)]
+        command = [*as_user_without_passwd_entry(), sys.executable, "-c", program, *map(str, arguments)]
         ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "work", env=env, check=False)
         assert ran.returncode == 0, ran.stderr
         return ran.stdout
@@ -113,7 +113,7 @@ def test_a_user_without_a_home_or_an_entry(tiny_checkpoint, tiny_bundle, tmp_pat
 
 @pytest.mark.slow
 def test_a_locale_with_a_decimal_comma(tiny_onnx, tmp_path):
-    """The locale is set for the C library too, as a program that embeds Python does."""
+    """Set the locale for the C library too, like a program that embeds Python."""
     locales = tmp_path / "locales"
     locales.mkdir()
     made = shutil.which("localedef") and subprocess.run(
@@ -142,7 +142,7 @@ def test_a_locale_with_a_decimal_comma(tiny_onnx, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_terminal_that_hangs_up_leaves_a_whole_recording(tiny_bundle, tmp_path, number):
+def test_a_terminal_that_hangs_up_leaves_a_complete_recording(tiny_bundle, tmp_path, number):
     program = started(tiny_bundle, tmp_path)
     program.send_signal(number)
     _, errors = program.communicate()
@@ -152,7 +152,7 @@ def test_a_terminal_that_hangs_up_leaves_a_whole_recording(tiny_bundle, tmp_path
     assert cv2.VideoCapture(str(tmp_path / "o.mp4")).read()[0]
 
 
-def test_nohup_is_obeyed(tiny_bundle, tmp_path):
+def test_nohup_is_respected(tiny_bundle, tmp_path):
     program = started(tiny_bundle, tmp_path, frames=4, ignored=True)
     program.send_signal(signal.SIGHUP)
     _, errors = program.communicate()
@@ -161,12 +161,12 @@ def test_nohup_is_obeyed(tiny_bundle, tmp_path):
 
 
 def started(bundle: Path, folder: Path, *, frames: int = 3000, ignored: bool = False) -> subprocess.Popen[bytes]:
-    """A run with a recording, one frame of which is there."""
+    """Start a run with a recording, and wait until the first frames are written."""
     writer = cv2.VideoWriter(str(folder / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 64))
     for _ in range(frames):
         writer.write(np.zeros((64, 64, 3), np.uint8))
     writer.release()
-    handler = "SIG_IGN" if ignored else "SIG_DFL"  # whatever the tests were started with
+    handler = "SIG_IGN" if ignored else "SIG_DFL"  # independent of how the tests were started
     start = f"import signal; signal.signal(signal.SIGHUP, signal.{handler})\n"
     command = [sys.executable, "-c", start + COMMAND[2], "run", str(bundle), "v.avi", "-o", "o", "--video", "o.mp4"]
     pipe = subprocess.PIPE

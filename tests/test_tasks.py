@@ -1,4 +1,4 @@
-"""The table of tasks says what the network, the manifest and the runtime do."""
+"""Test that the table of tasks matches the network, the manifest and the runtime."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from m2h_deploy.runtime.postprocess import empty_prediction
 from m2h_deploy.tasks import RESULTS, TABLE, TASKS, task_of
 
 
-def test_manifests_know_every_output_of_the_table():
+def test_manifests_accept_every_output_of_the_table():
     names = {values.name for task in TABLE.values() for values in (task.output, task.result)}
     assert set(get_args(OutputSpec.model_fields["name"].annotation)) == names
 
@@ -26,6 +26,6 @@ def test_a_result_belongs_to_the_task_that_it_is_made_from():
     ("task", "dtype", "shape"),
     [("depth", "float32", (4, 6)), ("semantics", "uint8", (4, 6)), ("normals", "float32", (4, 6, 3))],
 )
-def test_arrays_of_a_prediction_are_as_the_table_says(task, dtype, shape):
+def test_the_arrays_of_a_prediction_match_the_table(task, dtype, shape):
     array = getattr(empty_prediction(TASKS, 4, 6), task)
     assert (array.dtype, array.shape) == (dtype, shape)

@@ -1,4 +1,4 @@
-"""Run a Python module in a process that the kernel gives no AMX: `python -m tests.without_amx MODULE ARGUMENTS`.
+"""Run a Python module in a process without access to AMX: `python -m tests.without_amx MODULE ARGUMENTS`.
 
 A program must ask Linux for the registers of AMX, by `arch_prctl(ARCH_REQ_XCOMP_PERM)`; where that is refused, oneDNN
 and OpenVINO use AVX-512. A seccomp filter refuses it, for this process and its children. Without AMX nothing changes.
@@ -20,13 +20,13 @@ _NUMBER, _FIRST_ARGUMENT = 0, 16
 
 
 class _Program(ctypes.Structure):
-    """struct sock_fprog."""
+    """The kernel's struct sock_fprog."""
 
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
 def refuse_amx() -> None:
-    """Install the filter. Raises OSError where the kernel does not take it."""
+    """Install the filter. Raises OSError if the kernel rejects it."""
     instructions = (
         (_LOAD, 0, 0, _NUMBER),
         (_JUMP_IF_EQUAL, 0, 3, _SYS_ARCH_PRCTL),

@@ -1,4 +1,4 @@
-// m2h_overhead BUNDLE [FRAMES]: what libm2h adds to the engine's own time, as JSON.
+// m2h_overhead BUNDLE [FRAMES]: prints the time that libm2h adds to the engine's own, as JSON.
 #include <algorithm>
 #include <iostream>
 #include <random>
@@ -20,7 +20,7 @@ int main(int argc, char** argv) {
     std::mt19937 generator(0);
     for (auto& byte : bytes) byte = static_cast<std::uint8_t>(generator());
     m2h::Arrays out;
-    // The three ways into the engine: read where it lies, with a gap between rows, and in another color order.
+    // The three kinds of input: read in place, with a gap between rows, and in another color order.
     struct Way {
       const char* name;
       m2h_color color;

@@ -1,6 +1,6 @@
 # Finds the engines. Sets M2H_ENGINES and M2H_ENGINE_{SOURCES,INCLUDES,LIBRARIES,DEFINITIONS,RPATH}.
 
-# Folder of a Python package, which the wheels of OpenVINO and ONNX Runtime put their libraries into.
+# Finds the folder of a Python package, which contains the libraries in the wheels of OpenVINO and ONNX Runtime.
 function(m2h_wheel package result)
   set(${result} "" PARENT_SCOPE)
   if(M2H_PYTHON)
@@ -42,7 +42,7 @@ endif()
 
 if(NOT M2H_WITH_ONNXRUNTIME STREQUAL "OFF")
   m2h_wheel(onnxruntime wheel)
-  # Headers: Debian's libonnxruntime-dev, or the release archive (its include folder). The wheel has the library alone.
+  # Headers: Debian's libonnxruntime-dev, or the release archive (its include folder). The wheel has only the library.
   find_path(ONNXRUNTIME_INCLUDE onnxruntime_c_api.h
     HINTS "${ONNXRUNTIME_ROOT}/include" PATH_SUFFIXES onnxruntime onnxruntime/core/session)
   set(onnxruntime_hint "set ONNXRUNTIME_ROOT to its release archive")
@@ -51,7 +51,7 @@ if(NOT M2H_WITH_ONNXRUNTIME STREQUAL "OFF")
     file(GLOB in_wheel "${wheel}/capi/libonnxruntime.so.*")
   endif()
   if(in_wheel AND NOT BUILD_SHARED_LIBS)
-    # Whoever links a static libm2h would be told of a file in this build's folder.
+    # Otherwise a static libm2h would refer to a file in this build's folder.
     set(onnxruntime_hint "a static libm2h does not take its wheel: ${onnxruntime_hint}")
     set(in_wheel "")
   endif()
@@ -64,7 +64,7 @@ if(NOT M2H_WITH_ONNXRUNTIME STREQUAL "OFF")
   endif()
   if(ONNXRUNTIME_INCLUDE AND onnxruntime_library)
     if(in_wheel)
-      # The wheel has the library under its full version alone, and the loader looks for the name inside of it.
+      # The wheel names the library by its full version, and the loader looks for the soname.
       file(MAKE_DIRECTORY "${PROJECT_BINARY_DIR}/engines")
       file(CREATE_LINK "${in_wheel}" "${onnxruntime_library}" SYMBOLIC)
       install(FILES "${in_wheel}" DESTINATION ${CMAKE_INSTALL_LIBDIR} RENAME libonnxruntime.so.1)

@@ -1,4 +1,4 @@
-# OpenCV's include folders and libraries, of its CMake package or as Debian lays its single modules out.
+# Finds OpenCV's include folders and libraries, from its CMake package or from Debian's packages of single modules.
 macro(m2h_find_opencv)
   find_package(OpenCV QUIET COMPONENTS ${ARGN})
   if(NOT OpenCV_FOUND)

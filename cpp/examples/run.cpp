@@ -53,7 +53,7 @@ void write(const fs::path& out, const std::string& name, const m2h::Prediction& 
   if (!frame.labels.empty()) write_png(out / (name + "_labels.png"), frame.labels);
 }
 
-// Whether a JPEG lacks its end: OpenCV before 4.11 gives a whole picture for half of one.
+// Returns whether a JPEG lacks its end marker: OpenCV before 4.11 decodes truncated files without an error.
 bool truncated_jpeg(const std::vector<std::uint8_t>& bytes) {
   if (bytes.size() < 3 || bytes[0] != 0xFF || bytes[1] != 0xD8 || bytes[2] != 0xFF) return false;
   for (std::size_t at = 2; at + 1 < bytes.size(); ++at) {
@@ -69,7 +69,7 @@ bool truncated_jpeg(const std::vector<std::uint8_t>& bytes) {
   return true;
 }
 
-// BGR; empty for a depth map, of which RGB-D folders have one beside each picture.
+// Reads a picture in BGR; empty for a depth map, as RGB-D folders have one beside each picture.
 cv::Mat read_picture(const fs::path& file) {
   std::ifstream stream(file, std::ios::binary);
   const std::vector<std::uint8_t> bytes((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
@@ -102,7 +102,7 @@ int each_frame(const std::string& source, const std::function<void(const cv::Mat
   }
   const auto digit = [](unsigned char c) { return std::isdigit(c) != 0; };
   const bool camera = !source.empty() && std::all_of(source.begin(), source.end(), digit);
-  // Absolute, for FFmpeg takes what stands before a colon for a protocol.
+  // Absolute, because FFmpeg takes the part before a colon for a protocol.
   const std::string opened = fs::exists(source) ? fs::absolute(source).string() : source;
   cv::VideoCapture capture = camera ? cv::VideoCapture(std::stoi(source)) : cv::VideoCapture(opened);
   if (!capture.isOpened()) throw std::runtime_error("cannot open " + source);

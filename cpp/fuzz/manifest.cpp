@@ -1,5 +1,5 @@
-// libFuzzer: whatever stands in manifest.json gives a manifest or an error, never a crash, and a manifest that is taken
-// has sizes that arrays can be made of.
+// libFuzzer: any manifest.json gives a manifest or an error, never a crash, and an accepted manifest
+// has sizes that can be allocated.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>

@@ -4,7 +4,7 @@
 
 namespace m2h::detail {
 
-// Put together by the preprocessor, as nothing that could fail: the C interface gives it out as it is.
+// Concatenated by the preprocessor, which cannot fail at run time: the C interface returns it unchanged.
 const char* built_engines() noexcept {
   static constexpr char names[] = ""
 #ifdef M2H_OPENVINO

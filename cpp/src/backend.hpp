@@ -1,4 +1,4 @@
-// An engine behind one interface; one file an engine kind, built where its headers were found.
+// The interface of an engine; one file per engine kind, built if its headers were found.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,8 @@
 namespace m2h::detail {
 
 struct BackendOptions {
-  int threads = 0;     // 0: what the bundle says
-  std::string device;  // empty: what the bundle says
+  int threads = 0;     // 0: the bundle's number
+  std::string device;  // empty: the bundle's device
 };
 
 class Backend {
@@ -27,10 +27,10 @@ class Backend {
   virtual void run(const std::uint8_t* input, const std::vector<void*>& outputs) = 0;
 };
 
-// Throws Failure where this library was built without the bundle's engine, or the engine does not take the file.
+// Throws Failure if this library was built without the bundle's engine, or the engine rejects the file.
 std::unique_ptr<Backend> open_backend(const Bundle& bundle, const BackendOptions& options);
 
-// The engines that this library was built with, in words.
+// The names of the engines that this library was built with.
 const char* built_engines() noexcept;
 
 std::unique_ptr<Backend> open_openvino(const Bundle& bundle, const BackendOptions& options);

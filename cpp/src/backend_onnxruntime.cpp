@@ -1,4 +1,4 @@
-// ONNX Runtime through its C interface, which any later version of the library keeps.
+// ONNX Runtime through its C interface, which all later versions of the library support.
 #include <onnxruntime_c_api.h>
 
 #include <algorithm>
@@ -27,10 +27,10 @@ ONNXTensorElementDataType element(Type type) {
 }
 
 const OrtApi& api() {
-  // Headers may be newer than the library; what is used here is in every version since 1.11.
+  // Headers may be newer than the library; all functions used here exist since 1.11.
   constexpr unsigned long kOldest = 11;
   const OrtApiBase* base = OrtGetApiBase();
-  // A library prints when it is asked for an interface that is newer than its own: its version says which one that is.
+  // A library prints a message if an interface newer than its own is requested, so its version is read first.
   const char* version = base->GetVersionString();
   unsigned long newest = ORT_API_VERSION;
   if (std::strncmp(version, "1.", 2) == 0) newest = std::min(newest, std::strtoul(version + 2, nullptr, 10));
@@ -40,11 +40,11 @@ const OrtApi& api() {
   throw Failure(std::string("this ONNX Runtime is ") + version + ", and libm2h takes 1.11 or newer");
 }
 
-// Options of a provider that a bundle may set, as m2h_deploy has them: others name libraries and files to load.
+// Provider options that a bundle may set, as in m2h_deploy: others name libraries and files to load.
 constexpr std::array<const char*, 5> kProviderOptions = {"device_id", "gpu_mem_limit", "arena_extend_strategy",
                                                          "cudnn_conv_algo_search", "use_tf32"};
 
-// Something of ONNX Runtime's that has to be given back.
+// An object of ONNX Runtime that must be released.
 template <typename T>
 class Owned {
  public:
@@ -76,7 +76,7 @@ class OnnxRuntime final : public Backend {
         memory_(api_.ReleaseMemoryInfo), input_(api_.ReleaseValue) {
     const Manifest& manifest = bundle.manifest;
     const std::string provider = options.device.empty() ? manifest.text("provider", "cpu") : options.device;
-    // What is wrong comes as a status; the library prints nothing.
+    // Errors are returned as a status; the library prints nothing.
     check(api_.CreateEnv(ORT_LOGGING_LEVEL_FATAL, "m2h", env_.fill()));
     Owned<OrtSessionOptions> settings(api_.ReleaseSessionOptions);
     check(api_.CreateSessionOptions(settings.fill()));
@@ -104,7 +104,7 @@ class OnnxRuntime final : public Backend {
 
   void run(const std::uint8_t* input, const std::vector<void*>& outputs) override {
     if (input != bound_input_) {
-      // ONNX Runtime has no values of constant memory; it only reads inputs.
+      // ONNX Runtime has no const tensors; it only reads inputs.
       bind(input_, const_cast<std::uint8_t*>(input), input_bytes_, input_shape_, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8);
       bound_input_ = input;
     }
@@ -123,10 +123,10 @@ class OnnxRuntime final : public Backend {
   }
 
  private:
-  // Processors that this process may use: ONNX Runtime's own default counts those of the machine.
+  // The processors that this process may use: ONNX Runtime's default counts all of the machine's.
   static int usable_processors() {
 #ifdef __linux__
-    std::array<cpu_set_t, 8> set{};  // the kernel refuses sets that are smaller than its own
+    std::array<cpu_set_t, 8> set{};  // the kernel rejects sets that are smaller than its own
     if (sched_getaffinity(0, sizeof set, set.data()) == 0) return CPU_COUNT_S(sizeof set, set.data());
 #endif
     return static_cast<int>(std::thread::hardware_concurrency());
@@ -160,8 +160,8 @@ class OnnxRuntime final : public Backend {
                                               value.fill()));
   }
 
-  // The manifest's names, types and shapes against the session's own: a difference would be found in the middle of a
-  // frame, or written beyond an array.
+  // Compares names, types and shapes of manifest and session: a difference would otherwise be detected during a
+  // frame, or write past an array.
   void check_nodes() {
     std::size_t inputs = 0, count = 0;
     check(api_.SessionGetInputCount(session_.get(), &inputs));

@@ -1,4 +1,4 @@
-// OpenVINO: the IR of the bundle, from memory, with the caller's arrays as its tensors.
+// OpenVINO: reads the bundle's IR from memory and uses the caller's arrays as tensors.
 #include <openvino/openvino.hpp>
 
 #include "backend.hpp"
@@ -42,7 +42,7 @@ class OpenVino final : public Backend {
 
   void run(const std::uint8_t* input, const std::vector<void*>& outputs) override {
     if (input != bound_input_) {
-      // OpenVINO has no tensors of constant memory; it only reads inputs.
+      // OpenVINO has no const tensors; it only reads inputs.
       request_.set_tensor(input_, ov::Tensor(ov::element::u8, input_shape_, const_cast<std::uint8_t*>(input)));
       bound_input_ = input;
     }
@@ -60,15 +60,15 @@ class OpenVino final : public Backend {
     const std::size_t dot = file.rfind('.');
     const std::vector<char>& xml = bundle.file(file);
     const std::string text(xml.begin(), xml.end());
-    // OpenVINO tries every format that it knows on text that is no IR.
+    // For text that is not IR, OpenVINO tries all of its formats.
     if (dot == std::string::npos || file.substr(dot) != ".xml" || text.substr(0, 4096).find("<net") == std::string::npos) {
       throw Failure(where_ + ": " + file + " is not an OpenVINO IR; build the bundle again");
     }
-    weights_ = bundle.file(file.substr(0, dot) + ".bin");  // the model keeps pointing into it
+    weights_ = bundle.file(file.substr(0, dot) + ".bin");  // the model keeps pointers into it
     return core_.read_model(text, ov::Tensor(ov::element::u8, {weights_.size()}, weights_.data()));
   }
 
-  // What the bundle is to be computed in where the device has it, else f32: OpenVINO itself takes bf16 for f16.
+  // The bundle's precision if the device has it, else f32: OpenVINO itself would replace f16 by bf16.
   std::string precision(const Manifest& manifest, const std::string& device) {
     const std::string wanted = manifest.text("inference_precision", "f32");
     const std::string capability = wanted == "bf16" ? "BF16" : wanted == "f16" ? "FP16" : "FP32";
@@ -77,7 +77,7 @@ class OpenVino final : public Backend {
         if (name == capability) return wanted;
       }
     } catch (const ov::Exception&) {
-      return wanted;  // a device that chooses among others
+      return wanted;  // a virtual device, which selects among others
     }
     return "f32";
   }
@@ -110,7 +110,7 @@ class OpenVino final : public Backend {
   std::vector<void*> bound_;
 };
 
-// OpenVINO's messages begin with the place in its sources.
+// OpenVINO's messages begin with a location in its sources.
 std::string reason(const std::string& text) {
   std::size_t start = 0;
   while (start < text.size()) {

@@ -1,4 +1,4 @@
-// TensorRT or TensorRT-RTX, whichever's NvInfer.h this is compiled with: one plan, one stream, buffers that stay.
+// TensorRT or TensorRT-RTX, depending on the NvInfer.h at compile time: one plan, one stream, reused buffers.
 #include <NvInfer.h>
 #include <cuda_runtime_api.h>
 

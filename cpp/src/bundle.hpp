@@ -1,4 +1,4 @@
-// A bundle's files, read once and checked: what was hashed is what the engine gets.
+// A bundle's files, read once and checked: the engine gets the bytes that were hashed.
 #pragma once
 
 #include <map>
@@ -14,11 +14,11 @@ struct Bundle {
   Manifest manifest;
   std::map<std::string, std::vector<char>> contents;  // by file name
 
-  // Throws Failure where the manifest names no such file.
+  // Throws Failure if the manifest does not name the file.
   const std::vector<char>& file(const std::string& name) const;
 };
 
-// Throws Failure that names the file or field that does not fit.
+// Throws Failure that names the invalid file or field.
 Bundle read_bundle(const std::string& path);
 
 }  // namespace m2h::detail

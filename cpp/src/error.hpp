@@ -1,4 +1,4 @@
-// One line that says what is wrong, where, and what to do.
+// An error with a one-line message: what is wrong, where, and what to do.
 #pragma once
 
 #include <stdexcept>
@@ -15,7 +15,7 @@ class Failure : public std::runtime_error {
   m2h_status status;
 };
 
-// The first line of another library's message, whose others say where in its sources.
+// The first line of another library's message; the others are locations in its sources.
 inline std::string first_line(const std::string& text) {
   const auto start = text.find_first_not_of(" \t\r\n");
   if (start == std::string::npos) return "it gives no reason";

@@ -1,4 +1,4 @@
-// The C interface: nothing is thrown through it, and what went wrong is kept for the thread.
+// The C interface: it throws no exception, and keeps the last error message of each thread.
 #include "m2h/m2h.h"
 
 #include <cstddef>
@@ -18,14 +18,14 @@ namespace {
 
 using m2h::detail::Failure;
 
-// A fixed array: keeping a message must not fail for want of memory.
+// A fixed array, so that storing a message cannot fail when memory is exhausted.
 thread_local char last_error[1024] = "";
 
 m2h_status remember(const char* text, m2h_status status) noexcept {
   std::size_t length = 0;
   for (; text[length] != '\0' && length + 1 < sizeof last_error; ++length) {
     const auto c = static_cast<unsigned char>(text[length]);
-    last_error[length] = c < 0x20 || c == 0x7F ? ' ' : text[length];  // one line, whatever a bundle's names hold
+    last_error[length] = c < 0x20 || c == 0x7F ? ' ' : text[length];  // keep it on one line
   }
   last_error[length] = '\0';
   return status;
@@ -47,8 +47,8 @@ m2h_status guarded(Body body) noexcept {
   }
 }
 
-// What a struct_size of 0 means, in this version and in every later one: the fields of 0.1. A program that was built
-// with 0.1 has no more of them, whatever library it finds.
+// A struct_size of 0 means the fields of 0.1, in this and every later version. A program that was built
+// with 0.1 has only those fields, with any version of the library.
 template <typename T>
 constexpr std::size_t kFirstSize = 0;
 template <>
@@ -63,7 +63,7 @@ static_assert(sizeof(void*) != 8 || (kFirstSize<m2h_options> == 28 && kFirstSize
 static_assert(sizeof(void*) != 8 || (sizeof(m2h_options) == 32 && sizeof(m2h_image) == 40 && sizeof(m2h_results) == 72),
               "new fields begin behind the structure of 0.1, its padding counted in");
 
-// A caller's structure of this or an older version as one of this version.
+// Converts a caller's structure of this or an older version to this version.
 template <typename T>
 T upgraded(const T* given, const char* name) {
   T full{};

@@ -156,7 +156,7 @@ void read_outputs(const Fields& top, const std::string& where, Manifest& manifes
     const Json& shape = fields.array("shape", 4);
     if (shape.size() != expected.size()) fields.fail("shape", "has another number of sides than a sensor graph's");
     for (std::size_t side = 0; side < expected.size(); ++side) {
-      if (side == 0 && shape[side].is_null()) continue;  // a free batch
+      if (side == 0 && shape[side].is_null()) continue;  // a dynamic batch
       fields.as_integer(shape[side], "shape", expected[side], expected[side]);
     }
     output.shape = expected;

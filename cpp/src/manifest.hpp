@@ -1,4 +1,4 @@
-// What `manifest.json` says, checked. The format: docs of m2h_deploy/bundle/manifest.py and manifest.schema.json.
+// The validated manifest. Format: m2h_deploy/bundle/manifest.py and manifest.schema.json.
 #pragma once
 
 #include <array>

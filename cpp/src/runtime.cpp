@@ -13,7 +13,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// One in so many values, the worst ones, is left out of the self-test's mean error: some pixels are unstable.
+// The mean error excludes one in this many values, those with the largest errors: some pixels are unstable.
 constexpr std::size_t kLeftOut = 16;
 
 double milliseconds(Clock::time_point since) {
@@ -49,15 +49,15 @@ double element(const Output& output, const void* data, std::size_t index) {
   return 0;
 }
 
-// Mean error as a share of the deviation, without the worst sixteenth of the values; of labels the share that differs.
-// NaN where a value is not a number.
+// Mean error as a share of the deviation, without the worst sixteenth of the values; for labels the share that differs.
+// Not finite if a value is not finite.
 double error_of(const Output& output, const void* data, const SelfTestOutput& expected) {
   const std::size_t count = expected.values.size();
   const double last = static_cast<double>(output.elements() - 1);
   std::vector<double> errors;
   errors.reserve(count);
   for (std::size_t i = 0; i < count; ++i) {
-    // The places of numpy.linspace(0, last, count), cut to whole numbers.
+    // The indices of numpy.linspace(0, last, count), truncated to integers.
     const double step = count > 1 ? last / static_cast<double>(count - 1) : 0;
     const double place = i + 1 == count && count > 1 ? last : static_cast<double>(i) * step;
     const double value = element(output, data, static_cast<std::size_t>(place));
@@ -155,7 +155,7 @@ const std::uint8_t* Runtime::input_of(const m2h_image& image) {
   return staging_.data();
 }
 
-// An array whose result the engine does not have would stay as it was, and be taken for one.
+// An array for a missing output would stay unchanged and could be mistaken for a result.
 void Runtime::check_wanted(const m2h_results& results) const {
   const auto check = [this](const char* name, const void* wanted) {
     if (wanted == nullptr) return;
@@ -207,13 +207,13 @@ void Runtime::self_test() {
   std::vector<void*> outputs;
   for (std::size_t i = 0; i < manifest_.outputs.size(); ++i) outputs.push_back(spare(i));
   run_engine(image.data(), outputs);
-  run_engine(image.data(), outputs);  // a first run may be another than those that follow
+  run_engine(image.data(), outputs);  // the first run may differ from later ones
   for (std::size_t i = 0; i < manifest_.outputs.size(); ++i) {
     const Output& output = manifest_.outputs[i];
     const auto expected = manifest_.self_test->outputs.find(output.name);
     if (expected == manifest_.self_test->outputs.end()) continue;
     const double error = error_of(output, outputs[i], expected->second);
-    if (!(error <= expected->second.tolerance)) {  // also when it is not a number
+    if (!(error <= expected->second.tolerance)) {  // also if it is NaN
       throw Failure(path_ + ": self-test failed: " + output.name + " is off by " + std::to_string(error) + " (allowed " +
                         std::to_string(expected->second.tolerance) + "): " + meaning(manifest_.precision),
                     M2H_CHECK_FAILED);

@@ -1,4 +1,4 @@
-// One opened bundle: the camera's image to the engine's input, and the caller's arrays as its outputs.
+// An opened bundle: converts the camera's image to the engine's input, and passes the caller's arrays as outputs.
 #pragma once
 
 #include <memory>
@@ -34,8 +34,8 @@ class Runtime {
   Manifest manifest_;
   std::unique_ptr<Backend> backend_;
   std::string description_;
-  std::vector<std::uint8_t> staging_;              // images that cannot be read where they lie
-  std::vector<std::vector<std::uint8_t>> spares_;  // outputs that the caller does not want, or not in this type
+  std::vector<std::uint8_t> staging_;              // images that cannot be read in place
+  std::vector<std::vector<std::uint8_t>> spares_;  // outputs that the caller does not request, or in another type
   std::vector<void*> outputs_;
 };
 

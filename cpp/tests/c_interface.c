@@ -1,4 +1,4 @@
-/* The C interface from C: open, ask, run one gray frame for what the bundle gives, close. */
+/* Uses the C interface from C: open, query, run one gray frame, close. */
 #include <m2h/m2h.h>
 #include <stdio.h>
 #include <stdlib.h>

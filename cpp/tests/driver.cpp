@@ -1,4 +1,4 @@
-// What the tests of libm2h run; each command prints a line and returns the status of the library.
+// The program that libm2h's tests run; each command prints a line and returns the library's status.
 //
 //   m2h_driver open BUNDLE                            opens and closes
 //   m2h_driver frame BUNDLE IMAGE OUT COLOR [STRIDE]  raw bytes of a picture to OUT/{depth,labels,normals,edges}.raw
@@ -75,7 +75,7 @@ bool same(const m2h::Arrays& a, const m2h::Arrays& b) {
   return a.depth == b.depth && a.labels == b.labels && a.normals == b.normals && a.edges == b.edges;
 }
 
-// What went wrong in one thread is not told in another.
+// An error message of one thread is not visible in another.
 bool errors_stay_in_their_thread() {
   m2h_runtime* none = nullptr;
   const bool failed = m2h_open(nullptr, nullptr, &none) == M2H_ERROR;
@@ -152,7 +152,7 @@ int misuse(m2h::Runtime& runtime) {
   refused("a short array", "labels needs", run([](m2h_image&, m2h_results& results) { results.labels_bytes -= 1; }));
   refused("a newer structure", "beyond", run([](m2h_image& image, m2h_results&) { image.struct_size = 4096; }));
   refused("a structure of no version", "less than", run([](m2h_image& image, m2h_results&) { image.struct_size = 8; }));
-  // The result is refused before its size is looked at.
+  // The result is refused before its size is checked.
   float one = 0;
   if (!info.has_normals) {
     refused("no such result", "gives no normals", run([&](m2h_image&, m2h_results& results) { results.normals = &one; }));

@@ -1,4 +1,4 @@
-// The sha256 of a file's content, to be compared with another implementation's.
+// Prints the sha256 of a file's content, to compare it with another implementation's.
 #include <fstream>
 #include <iostream>
 #include <iterator>

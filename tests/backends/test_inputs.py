@@ -1,4 +1,4 @@
-"""An engine on the CPU reads the caller's image where it can, and is bound again only to another array."""
+"""Test that a CPU engine reads the caller's image in place if possible, and is rebound only to another array."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_another_type_or_layout_is_copied_to_one_array_that_is_kept(dtype):
     assert len(bound) == 1
 
 
-def test_an_array_that_could_not_be_bound_is_bound_the_next_time():
+def test_a_failed_binding_is_retried_on_the_next_call():
     image, bound = np.zeros((1, 3, 4, 4), np.float32), []
     array = InputArray("float32")
 

@@ -1,4 +1,4 @@
-"""The registries hold what the rest of the code needs to know of an engine kind."""
+"""Test that the registries hold everything that the other code needs to know about an engine kind."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_the_functions_of_a_kind_exist(kind):
         assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
-def test_packaging_measuring_and_serving_name_no_engine_kind():
-    """Strings that are an engine kind, or a package that carries one."""
+def test_packaging_profiling_and_serving_hard_code_no_engine_kind():
+    """No string constant is an engine kind, or a package that provides one."""
     names = {*KINDS, *(name for kind in KINDS.values() for name in (kind.module, *kind.distributions))}
     for folder in ("bundle", "cluster", "packaging", "profiling", "runtime", "serving", "stream"):
         for path in (ROOT / "m2h_deploy" / folder).rglob("*.py"):
@@ -41,7 +41,7 @@ def test_packaging_measuring_and_serving_name_no_engine_kind():
 
 @pytest.fixture
 def new_kind(tiny_bundle, tmp_path, monkeypatch):
-    """A bundle for raw pixels whose engine kind only a registry entry describes, and a function to change that."""
+    """Return a raw-pixel bundle of an engine kind known only to the registry, and a function to change its entry."""
 
     def describe(**fields: object) -> None:
         entry = dataclasses.replace(KINDS["onnxruntime"], name="new", **fields)
@@ -71,7 +71,7 @@ def test_an_entry_decides_whether_libm2h_runs_a_kind(new_kind, tmp_path):
     assert "the new engine: `-DNEW_ROOT=...`." in text
 
 
-def test_an_unknown_kind_is_one_line(new_kind, monkeypatch):
+def test_an_unknown_kind_gives_a_one_line_error(new_kind, monkeypatch):
     monkeypatch.delitem(KINDS, "new")
     with pytest.raises(BundleError, match="unknown engine kind 'new': known are onnxruntime, openvino"):
         engine_kind(new_kind[0])

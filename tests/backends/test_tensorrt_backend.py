@@ -1,4 +1,4 @@
-"""What the TensorRT runner does before and around the GPU. The GPU part itself has not run here."""
+"""Test what the TensorRT backend does before and around the GPU. The GPU part itself has not been run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def with_engine(manifest, **changes):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_tensors_lie_in_one_allocation_inputs_first_aligned_and_apart(batch):
+def test_tensors_share_one_allocation_aligned_with_inputs_first(batch):
     placements, size = plan_buffers(SPECS, batch)
     assert [placement.name for placement in placements] == ["image", "depth", "labels"]
     assert [placement.nbytes for placement in placements] == [600 * batch, 400 * batch, 100 * batch]
@@ -58,7 +58,7 @@ def test_tensors_lie_in_one_allocation_inputs_first_aligned_and_apart(batch):
     assert ends[-1] <= size
 
 
-def test_only_the_batch_may_be_free():
+def test_only_the_batch_may_be_dynamic():
     spec = TensorSpec("image", (1, 3, -1, 10), np.dtype(np.float32), True)
     assert "only the batch may be free" in refused(plan_buffers, [spec], 1)
 
@@ -96,7 +96,7 @@ def test_plans_run_on_the_gpus_they_name(manifest):
     assert targets_in_words(named) == "compute capability 8.6, 8.9"
 
 
-def test_compiled_kernels_are_kept_for_the_user_by_plan_version_and_gpu(tiny_bundle, monkeypatch, tmp_path):
+def test_kernels_are_cached_per_user_plan_version_and_gpu(tiny_bundle, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     bundle = load_bundle(tiny_bundle)
     file = cache_path(bundle, "8.6", "1.7.1")
@@ -109,7 +109,7 @@ def test_compiled_kernels_are_kept_for_the_user_by_plan_version_and_gpu(tiny_bun
     assert cache_path(bundle, "8.6", "1.7.1") is None
 
 
-def test_kernels_that_were_changed_on_disk_are_not_used(tmp_path):
+def test_cached_kernels_modified_on_disk_are_not_used(tmp_path):
     assert write_checked(tmp_path / "kernels", b"compiled")
     assert read_checked(tmp_path / "kernels") == b"compiled"
     for damaged in (b"", b"short", bytes(32) + b"compiled", (tmp_path / "kernels").read_bytes() + b"x"):
@@ -119,7 +119,7 @@ def test_kernels_that_were_changed_on_disk_are_not_used(tmp_path):
     assert not write_checked(tmp_path / "no folder" / "kernels", b"compiled")
 
 
-def test_a_prerelease_of_tensorrt_has_a_version_too(manifest):
+def test_the_version_of_a_tensorrt_prerelease_is_read(manifest):
     built = with_engine(manifest, kind="tensorrt", version="10.3.0", options={"version_compatible": True})
     check_versions(built, "10.14.0rc1", "bundle/")
     check_versions(built, "10.14rc1", "bundle/")
@@ -127,7 +127,7 @@ def test_a_prerelease_of_tensorrt_has_a_version_too(manifest):
 
 
 class TestPlugins:
-    """A bundle names the libraries that its plan needs; it never brings them, and the caller decides."""
+    """A bundle names the plug-in libraries of its plan, without containing them; the caller decides about loading."""
 
     @pytest.fixture
     def library(self, tmp_path):
@@ -139,17 +139,17 @@ class TestPlugins:
         wanted = [{"name": "libwindows.so", "sha256": file_sha256(library)}]
         return Bundle(tiny_bundle, with_engine(manifest, options={"plugins": wanted}))
 
-    def test_without_the_library_it_is_named(self, bundle):
+    def test_a_missing_plugin_library_is_named(self, bundle):
         said = refused(check_plugins, bundle, ())
         assert "needs the plug-in libwindows.so" in said
         assert "Runtime.load(..., plugins=['libwindows.so'])" in said
 
-    def test_the_library_it_was_built_with_is_taken(self, bundle, library, tmp_path):
+    def test_the_plugin_library_of_the_build_is_accepted(self, bundle, library, tmp_path):
         assert check_plugins(bundle, (library,)) == (library,)
         elsewhere = shutil.copy(library, tmp_path / "renamed.so")
         assert check_plugins(bundle, (Path(elsewhere),)) == (Path(elsewhere),)
 
-    def test_another_library_of_that_name_is_refused(self, bundle, library):
+    def test_another_library_with_the_same_name_is_refused(self, bundle, library):
         library.write_bytes(b"other code")
         assert "is not the one it was built with" in refused(check_plugins, bundle, (library,))
         assert "no plug-in library at nowhere.so" in refused(check_plugins, bundle, (Path("nowhere.so"),))
@@ -158,7 +158,7 @@ class TestPlugins:
         assert check_plugins(Bundle(tiny_bundle, with_engine(manifest)), (library,)) == ()
 
     @pytest.mark.parametrize("plugins", ["x.so", ["x.so"], [{"name": 1, "sha256": ""}], {"name": "x"}])
-    def test_a_list_that_is_none_is_refused(self, tiny_bundle, manifest, plugins):
+    def test_an_invalid_plugin_list_is_refused(self, tiny_bundle, manifest, plugins):
         bundle = Bundle(tiny_bundle, with_engine(manifest, options={"plugins": plugins}))
         assert "engine.options.plugins" in refused(check_plugins, bundle, ())
 
@@ -168,12 +168,12 @@ def test_a_gpu_is_named_by_its_index(device, index):
     assert device_index(device) == index
 
 
-def test_a_device_that_is_no_gpu_is_refused():
+def test_a_device_other_than_a_gpu_is_refused():
     assert "give a GPU as 0 or cuda:0" in refused(device_index, "cpu")
 
 
 class Driver:
-    """The CUDA runtime without a GPU: every call succeeds, and a name that cuda-python lacks is an error."""
+    """A fake CUDA runtime: every call succeeds, and a name that cuda-python lacks is an error."""
 
     def __init__(self, runtime):
         self._runtime, self._last, self.live = runtime, 0, {}
@@ -198,7 +198,7 @@ class Driver:
         return call
 
 
-def test_closing_frees_what_cuda_handed_out_once(monkeypatch):
+def test_closing_frees_each_cuda_resource_once(monkeypatch):
     driver = Driver(pytest.importorskip("cuda.bindings.runtime"))
     monkeypatch.setattr("cuda.bindings.runtime", driver)
     device = Cuda(0)
@@ -217,7 +217,7 @@ def test_closing_frees_what_cuda_handed_out_once(monkeypatch):
 
 
 class TestOpening:
-    """A real plan in a bundle, opened on a machine without a GPU."""
+    """Open a bundle with a real plan on a machine without a GPU."""
 
     @pytest.fixture
     def bundle(self, tiny_bundle, tmp_path):
@@ -237,14 +237,14 @@ class TestOpening:
         write_manifest(path, manifest.model_copy(update={"engine": info, "files": files}))
         return path
 
-    def test_without_a_gpu_it_says_which_one_and_what_to_do(self, bundle, capfd):
+    def test_the_error_without_a_gpu_names_the_required_one_and_an_alternative(self, bundle, capfd):
         said = refused(open_backend, load_bundle(bundle), BackendOptions())
         assert "needs an NVIDIA GPU (compute capability 8.0 or later) and there is none here" in said
         assert "CUDA driver version is insufficient" in said or "no CUDA" in said
         assert "--engine onnxruntime" in said
         assert capfd.readouterr() == ("", ""), "the one line is the error's"
 
-    def test_a_damaged_plan_is_known_without_a_gpu(self, bundle):
+    def test_a_damaged_plan_is_detected_without_a_gpu(self, bundle):
         loaded = load_bundle(bundle)
         loaded.engine_file.write_bytes(b"no plan" * 1000)
         said = refused(open_backend, loaded, BackendOptions())
@@ -258,7 +258,7 @@ class TestOpening:
         assert "was built by TensorRT-RTX 1.2.0.54" in said
         assert "build it again" in said
 
-    def test_diagnostics_are_words(self, bundle):
+    def test_diagnostic_flags_are_translated_to_words(self, bundle):
         import tensorrt_rtx
 
         members = tensorrt_rtx.EngineInvalidityDiagnostics.__members__

@@ -1,4 +1,4 @@
-"""The GPU benchmark, as far as it goes without a GPU."""
+"""Test the parts of the GPU benchmark that need no GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_cell_is_read_from_its_text():
 
 
 @pytest.mark.parametrize("text", ["m2h", "m2h:224:1", "m2h:axb:1", "m2h:224x224:x"])
-def test_a_cell_that_is_none_is_refused(text):
+def test_an_invalid_cell_is_refused(text):
     with pytest.raises(M2HError, match="VARIANT:HEIGHTxWIDTH:BATCH"):
         Cell.parse(text)
 
@@ -33,7 +33,7 @@ def test_the_roofline_is_the_slower_of_arithmetic_and_traffic():
     assert roof.least_ms(macs=0, nbytes=10**9) == pytest.approx(1.0)
 
 
-def test_what_cannot_run_stays_in_the_table_with_its_reason():
+def test_an_engine_that_cannot_run_is_listed_with_the_reason():
     line = table([Row("m2h 224x224 batch 1", "tensorrt fp16", note="not installed")]).splitlines()[-1]
     assert line == "| m2h 224x224 batch 1 | tensorrt fp16 |  |  |  |  | not installed |"
 

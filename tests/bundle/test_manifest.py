@@ -1,4 +1,4 @@
-"""The bundle: easy to specify, hard to abuse."""
+"""Test the manifest, its checks against damage and abuse, and writing a bundle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCHEMA = Path(__file__).parents[2] / "m2h_deploy" / "bundle" / "manifest.schema.
 
 @pytest.fixture
 def bundle(tiny_bundle, tmp_path) -> Path:
-    """A copy that a test may damage."""
+    """Return a copy that a test may damage."""
     return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
 
 
@@ -37,7 +37,7 @@ def test_the_manifest_follows_the_schema_in_the_repository(bundle):
     jsonschema.validate(json.loads((bundle / "manifest.json").read_text()), schema)
 
 
-def test_the_manifest_alone_tells_how_to_use_the_engine(bundle):
+def test_the_manifest_alone_describes_how_to_use_the_engine(bundle):
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["schema_version"] == 1
     spec = manifest["input"]
@@ -51,7 +51,7 @@ def test_the_manifest_alone_tells_how_to_use_the_engine(bundle):
     assert {path.name for path in bundle.iterdir()} == {"manifest.json", "model.onnx"}
 
 
-def test_a_folder_without_a_manifest_is_no_bundle(tmp_path):
+def test_a_folder_without_a_manifest_is_not_a_bundle(tmp_path):
     assert "is not a bundle" in refused(Runtime.load, tmp_path)
     assert "is not a bundle" in refused(Runtime.load, tmp_path / "nothing")
 
@@ -90,13 +90,13 @@ def test_a_link_that_leaves_the_folder_is_refused(bundle):
     assert "leads out of the bundle" in refused(Runtime.load, bundle)
 
 
-def test_an_engine_file_outside_the_digests_is_refused(bundle):
+def test_an_engine_file_without_a_checksum_is_refused(bundle):
     edit(bundle, lambda manifest: manifest["engine"].update(file="other.onnx"))
     assert "other.onnx is not among" in refused(Runtime.load, bundle)
 
 
 @pytest.mark.parametrize("content", ["", "no json", "[1, 2]", "{}", '{"schema_version": "one"}', "[" * 100_000])
-def test_a_manifest_that_is_none_is_refused(bundle, content):
+def test_an_invalid_manifest_is_refused(bundle, content):
     (bundle / "manifest.json").write_text(content)
     assert "manifest.json" in refused(Runtime.load, bundle)
 
@@ -105,7 +105,7 @@ def test_a_manifest_that_is_none_is_refused(bundle, content):
     ("field", "value"),
     [(("input", "height"), -1), (("input", "std"), [0, 1, 1]), (("input", "color"), "YUV"), (("surprise",), 1)],
 )
-def test_fields_that_do_not_fit_are_named(bundle, field, value):
+def test_invalid_fields_are_named(bundle, field, value):
     def change(manifest):
         for key in field[:-1]:
             manifest = manifest[key]
@@ -120,7 +120,7 @@ def test_an_unknown_engine_kind_lists_the_known_ones(bundle):
     assert "onnxruntime" in refused(Runtime.load, bundle)
 
 
-def test_a_file_that_is_no_engine_is_refused(bundle):
+def test_a_file_that_is_not_an_engine_is_refused(bundle):
     (bundle / "model.onnx").write_bytes(b"not an engine")
     digest = file_sha256(bundle / "model.onnx")
     edit(bundle, lambda manifest: manifest["files"].update({"model.onnx": digest}))
@@ -149,7 +149,7 @@ def test_the_self_test_catches_wrong_numbers_and_can_be_turned_off(bundle):
     ],
 )
 def test_an_edited_field_is_named_with_its_former_value(bundle, path, value, was):
-    """Whether or not the numbers are wrong by it: the mistake is not this machine's."""
+    """Also if the outputs stay correct: the cause is the edit, not this machine."""
 
     def change(manifest):
         *parents, last = path.split(".")
@@ -168,14 +168,14 @@ def test_an_edited_field_is_named_with_its_former_value(bundle, path, value, was
     Runtime.load(bundle, self_test=False).close()
 
 
-def test_an_edit_that_leaves_no_engine_to_run_is_named_beside_its_effect(bundle):
+def test_an_edit_that_prevents_loading_is_named_in_the_error(bundle):
     edit(bundle, lambda manifest: manifest["engine"].update(kind="tensorrt"))
     assert "engine.kind is 'tensorrt' and was 'onnxruntime' when the bundle was built" in refused(Runtime.load, bundle)
     edit(bundle, lambda manifest: manifest["input"].update(height=113))
     assert "input.height is 113 and was 112 when the bundle was built" in refused(Runtime.load, bundle)
 
 
-def test_what_the_numbers_do_not_depend_on_may_be_edited(bundle):
+def test_fields_that_do_not_affect_the_outputs_may_be_edited(bundle):
     def change(manifest):
         manifest["classes"]["names"][1] = "Wand"
         manifest["classes"]["palette"][1] = [1, 2, 3]
@@ -209,7 +209,7 @@ def test_a_failed_build_leaves_nothing_and_keeps_the_old_bundle(bundle):
     assert (bundle / "manifest.json").read_bytes() == manifest
 
 
-def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path):
+def test_a_folder_that_is_not_a_bundle_is_never_replaced(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.jpg").write_text("precious")
     with pytest.raises(M2HError, match="not a bundle"), new_bundle_folder(tmp_path / "photos"):
@@ -217,7 +217,7 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path):
     assert (tmp_path / "photos" / "mine.jpg").read_text() == "precious"
 
 
-def test_files_beside_a_bundle_are_somebodys(bundle):
+def test_a_bundle_folder_with_other_files_is_not_replaced(bundle):
     (bundle / "notes.txt").write_text("precious")
     assert "notes.txt is not named in the manifest" in refused(Runtime.load, bundle)
     with pytest.raises(M2HError, match=r"notes\.txt"), new_bundle_folder(bundle):
@@ -225,7 +225,7 @@ def test_files_beside_a_bundle_are_somebodys(bundle):
     assert (bundle / "notes.txt").read_text() == "precious"
 
 
-def test_another_programs_manifest_does_not_make_a_bundle(tmp_path):
+def test_another_programs_manifest_is_not_taken_for_a_bundle(tmp_path):
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "manifest.json").write_text('{"name": "my page"}')
     with pytest.raises(M2HError, match=r"manifest\.json"), new_bundle_folder(tmp_path / "web"):
@@ -233,7 +233,7 @@ def test_another_programs_manifest_does_not_make_a_bundle(tmp_path):
     assert (tmp_path / "web" / "manifest.json").exists()
 
 
-def test_the_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(bundle, monkeypatch):
+def test_the_old_bundle_is_restored_if_it_cannot_be_replaced(bundle, monkeypatch):
     replace = Path.replace
 
     def interrupted(self, target):
@@ -248,14 +248,14 @@ def test_the_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(bundle
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
 
-def test_options_that_load_libraries_are_not_a_bundles_to_set(bundle):
+def test_a_bundle_cannot_set_options_that_load_libraries(bundle):
     edit(
         bundle, lambda manifest: manifest["engine"]["options"].update(provider_options={"extra_plugin_lib_paths": "x"})
     )
     assert "extra_plugin_lib_paths" in refused(Runtime.load, bundle)
 
 
-def test_a_number_of_threads_that_is_none_is_refused(bundle):
+def test_an_invalid_number_of_threads_is_refused(bundle):
     for threads in (0, 100_000):
         with pytest.raises(M2HError, match="threads"):
             Runtime.load(bundle, threads=threads)

@@ -1,4 +1,4 @@
-"""The golden self-test tells rounding from a broken engine, also where outputs hardly vary."""
+"""Test that the self-test distinguishes rounding from a broken engine, also for nearly constant outputs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_wrong_numbers_fail(deviation):
             check_self_test(test, {"edges": wrong})
 
 
-def test_the_line_of_a_low_precision_names_the_way_back():
+def test_the_error_of_a_low_precision_suggests_fp32():
     expected = outputs(0.04, 1.0)
     wrong = {"edges": expected["edges"] + 1}
     with pytest.raises(CheckFailed, match=r"computes wrong numbers on this machine; see"):
@@ -38,8 +38,8 @@ def test_the_line_of_a_low_precision_names_the_way_back():
         check_self_test(make_self_test(expected, expected), wrong, "int8")
 
 
-def test_a_precision_is_judged_by_what_it_can_do():
-    """Four times the error of the rounded graph, and never as much as a broken engine has."""
+def test_the_tolerance_depends_on_the_precision():
+    """The tolerance is four times the error of the rounded graph, and below that of a broken engine."""
     expected = outputs(0.0, 1.0)
     off = {factor: {"edges": expected["edges"] + np.float32(factor)} for factor in (0.1, 0.3, 0.45, 0.6)}
     test = make_self_test(expected, off[0.1])
@@ -51,7 +51,7 @@ def test_a_precision_is_judged_by_what_it_can_do():
         make_self_test(expected, off[0.6])
 
 
-def test_a_few_unstable_values_decide_nothing_and_nan_does():
+def test_a_few_unstable_values_pass_and_nan_fails():
     expected = outputs(0.0, 1.0)
     places = np.linspace(0, expected["edges"].size - 1, 64).astype(int)
     unstable = expected["edges"].copy()

@@ -1,4 +1,4 @@
-"""The commands as a user types them: results on stdout, one line for a mistake, the documented exit codes."""
+"""Test the commands as a user types them: results on stdout, one-line errors, the documented exit codes."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_run_writes_a_video_and_a_recording(tiny_bundle, tmp_path):
     assert names == {"pictures", "v.mp4"} | ({"r.rrd"} if rerun else set())
 
 
-def test_mistakes_with_what_run_writes(tiny_bundle, tmp_path):
+def test_mistakes_with_the_outputs_of_run(tiny_bundle, tmp_path):
     cv2.imwrite(str(tmp_path / "room.png"), np.zeros((64, 64, 3), np.uint8))
     run = ("run", tiny_bundle, tmp_path / "room.png", "--no-files")
     assert "give a name that ends in .mp4" in mistake(*run, "--video", tmp_path / "v.avi")
@@ -84,7 +84,7 @@ def test_mistakes_with_what_run_writes(tiny_bundle, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["room.png"]
 
 
-def test_show_says_which_package_has_windows(tiny_bundle, tmp_path):
+def test_the_error_of_show_names_the_package_with_windows(tiny_bundle, tmp_path):
     from m2h_deploy.sinks.screen import has_windows
 
     if has_windows():
@@ -93,7 +93,7 @@ def test_show_says_which_package_has_windows(tiny_bundle, tmp_path):
     assert "pip install opencv-python;" in mistake("run", tiny_bundle, tmp_path / "room.png", "--no-files", "--show")
 
 
-def test_results_do_not_lie_in_a_bundle(tiny_bundle, tmp_path):
+def test_results_are_not_written_into_a_bundle(tiny_bundle, tmp_path):
     cv2.imwrite(str(tmp_path / "room.png"), np.zeros((64, 64, 3), np.uint8))
     before = sorted(tiny_bundle.iterdir())
     for options in (["-o", tiny_bundle], ["-o", tiny_bundle / "out"], ["--no-files", "--video", tiny_bundle / "v.mp4"]):
@@ -126,7 +126,7 @@ def test_a_signal_ends_a_run_and_keeps_what_it_wrote(tiny_bundle, tmp_path, numb
         stderr=subprocess.PIPE,
         text=True,
     )
-    while len(list(tmp_path.glob("out/*_overlay.png"))) < 2:  # then the first frame counts
+    while len(list(tmp_path.glob("out/*_overlay.png"))) < 2:  # then the first frame is timed
         assert program.poll() is None
         time.sleep(0.02)
     program.send_signal(number)
@@ -141,8 +141,8 @@ def test_a_signal_ends_a_run_and_keeps_what_it_wrote(tiny_bundle, tmp_path, numb
     assert cv2.VideoCapture(str(tmp_path / "out.mp4")).read()[0]
 
 
-def test_a_picture_is_turned_as_its_camera_says(tmp_path):
-    """Orientation 6 in EXIF: the camera was held upright, the picture is to be turned clockwise."""
+def test_a_picture_is_rotated_by_its_exif_orientation(tmp_path):
+    """EXIF orientation 6: the picture must be rotated clockwise."""
     from m2h_deploy.sources.source import open_source
 
     image = render_room(0, 0, height=48, width=64).image
@@ -156,8 +156,8 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path):
     assert np.abs(turned.astype(int) - np.rot90(image, -1)).mean() < 10
 
 
-def test_piped_tables_are_whole(tiny_onnx):
-    """80 columns cut a table that goes to a file."""
+def test_piped_tables_are_not_truncated(tiny_onnx):
+    """A table in a file must not be cut at 80 columns."""
     long = "x" * 300
     program = f"from cli.console import out, print_values; print_values({{'name': '{long}'}})"
     command = [sys.executable, "-c", program]
@@ -181,7 +181,7 @@ def test_run_reports_a_broken_picture_and_finishes_the_others(tiny_bundle, tmp_p
     assert (tmp_path / "out" / "good_overlay.png").is_file()
 
 
-def test_inspect_and_doctor_speak_json(tiny_bundle, tiny_onnx):
+def test_inspect_and_doctor_print_json(tiny_bundle, tiny_onnx):
     bundle = json.loads(done("inspect", tiny_bundle, "--json"))
     assert bundle["manifest"]["model"]["variant"] == "m2h-tiny"
     graph = json.loads(done("inspect", tiny_onnx, "--json"))
@@ -213,7 +213,7 @@ def test_mistakes_with_sizes(tiny_checkpoint, tmp_path, size):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_build_names_no_engine_before_it_knows_it(tiny_onnx, tmp_path):
+def test_build_reports_the_engine_after_validating_the_options(tiny_onnx, tmp_path):
     for options in (["--engine", "tensorflow"], ["--precision", "fp8"], ["--hint", "bf16"]):
         result = m2h_text("build", tiny_onnx, "-o", tmp_path / "b", *options)
         assert result.returncode == 2
@@ -242,7 +242,7 @@ def test_mistakes_with_sources(tiny_bundle, tmp_path):
     assert "is the source itself" in mistake("run", tiny_bundle, tmp_path, "-o", tmp_path)
 
 
-def test_trtexec_wants_the_graph_that_is_compiled(tiny_onnx, tmp_path):
+def test_trtexec_requires_the_graph_that_is_compiled(tiny_onnx, tmp_path):
     message = mistake("build", tiny_onnx, "-o", tmp_path / "b", "--precision", "fp16", "--trtexec")
     assert "--graph" in message
     assert "choose --engine tensorrt" in mistake("build", tiny_onnx, "-o", tmp_path / "b", "--trtexec")
@@ -263,19 +263,19 @@ def test_trtexec_is_printed_where_tensorrt_is_missing_and_nothing_is_built(tiny_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_portable_plan_is_tensorrt_rtxs_alone(tiny_onnx, tmp_path):
+def test_only_tensorrt_rtx_builds_a_portable_plan(tiny_onnx, tmp_path):
     said = mistake("build", tiny_onnx, "-o", tmp_path / "b", "--engine", "tensorrt", "--target", "portable")
     assert "tensorrt has no portable plans" in said
 
 
-def test_run_takes_the_device_of_the_engine_and_a_job_on_ray_none(tiny_bundle, tmp_path):
+def test_run_accepts_a_device_except_with_ray(tiny_bundle, tmp_path):
     cv2.imwrite(str(tmp_path / "black.png"), np.zeros((64, 64, 3), np.uint8))
     common = ("run", tiny_bundle, tmp_path / "black.png", "-o", tmp_path / "out", "--device", "npu")
     assert "unknown provider 'npu': choose one of cpu, cuda" in mistake(*common)
     assert "leave it out with --ray" in mistake(*common, "--ray", "local")
 
 
-def test_folders_that_are_files(tmp_path):
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     assert "cannot write to" in mistake("rooms", tmp_path / "file", "--frames", 1)
     assert (tmp_path / "file").read_text() == "mine"
@@ -299,8 +299,8 @@ def test_a_device_without_onnx_inspects_its_bundle(tiny_bundle):
     assert install_extra("build") in report["engine"]["note"]
 
 
-def test_verify_looks_at_the_places_to_write_first(tiny_bundle, tmp_path):
-    """Before the reference is even opened: there is none."""
+def test_verify_checks_its_output_paths_first(tiny_bundle, tmp_path):
+    """The paths are checked before the reference, which does not exist, is opened."""
     common = ("verify", tiny_bundle, "--reference", "none.pt", "--data", tmp_path)
     for option in ("--junit", "--html"):
         assert "there is no folder" in mistake(*common, option, tmp_path / "none" / "file")

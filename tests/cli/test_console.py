@@ -1,4 +1,4 @@
-"""What the command line shows: bars of a training, warnings of the library."""
+"""Test what the command line shows: progress of a training run, warnings of the library."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cli.console import show_log, status, training_progress
 from m2h_deploy.training.progress import losses_note
 
 
-def test_the_training_line_is_whole_in_80_columns() -> None:
+def test_the_training_line_fits_80_columns() -> None:
     stream = io.StringIO()
     losses = {"depth": 12.345, "semantics": 1.234, "normals": 0.123, "edges": 0.012}
     with training_progress(Console(file=stream, width=80, force_terminal=True)) as show:
@@ -28,7 +28,7 @@ def test_the_training_line_is_whole_in_80_columns() -> None:
     assert max(map(len, lines)) <= 80
 
 
-def test_a_count_without_an_end_has_no_question_mark() -> None:
+def test_a_counter_without_a_total_shows_no_question_mark() -> None:
     stream = io.StringIO()
     with training_progress(Console(file=stream, width=80, force_terminal=True)) as show:
         show("evaluation", 8, None, "")
@@ -44,7 +44,7 @@ def test_only_the_first_of_torchruns_processes_shows_progress(monkeypatch: pytes
     assert stream.getvalue() == ""
 
 
-def test_warnings_of_the_library_are_lines_and_its_progress_is_shown_only_on_a_terminal(
+def test_warnings_are_lines_and_progress_is_shown_only_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     logger = logging.getLogger("m2h_deploy")

@@ -41,7 +41,7 @@ def project() -> dict:
 
 
 def test_no_page_and_no_message_installs_from_an_index():
-    """`pip install 'm2h-deploy[...]'` finds nothing: the package is on no index."""
+    """`pip install 'm2h-deploy[...]'` cannot work: the package is not on an index."""
     wrong = re.compile(r"(?<!/)m2h-deploy\[|pip3? install (-\S+ )*['\"]?m2h[-_]deploy['\"]?(\s|$|`)", re.MULTILINE)
     assert wrong.search("pip install 'm2h-deploy[export]'") and wrong.search("pip install m2h-deploy\n")
     files = {*PAGES, *SOURCES} - {Path(__file__)}
@@ -49,7 +49,7 @@ def test_no_page_and_no_message_installs_from_an_index():
 
 
 def test_every_extra_that_is_named_exists():
-    """In pages as `.[a,b]`, `.whl[a]` and extra `a`; in code as arguments and in the tables."""
+    """Pages name extras as `.[a,b]`, `.whl[a]` and extra `a`; code as arguments and in tables."""
     extras = set(project()["optional-dependencies"])
     named = {*EXTRA_OF.values(), *(kind.extra for kind in KINDS.values())}
     for page in PAGES:
@@ -65,7 +65,7 @@ def test_every_extra_that_is_named_exists():
 
 
 def extras_in(path: Path) -> set[str]:
-    """The extras that calls of `install_extra` and `missing_extra` name."""
+    """Return the extras that calls of `install_extra` and `missing_extra` name."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -76,7 +76,7 @@ def extras_in(path: Path) -> set[str]:
 
 
 def test_every_import_of_another_project_is_a_dependency_or_in_an_extra():
-    """So that a missing one is one line that names the extra, in every command."""
+    """Then every command reports a missing package in one line that names the extra."""
     base = {"numpy", "cv2", "pydantic", "rich", "typer", "typing_extensions"}
     found: set[str] = set()
     for path in SOURCES:
@@ -91,7 +91,7 @@ def test_every_import_of_another_project_is_a_dependency_or_in_an_extra():
     assert others - base - HANDLED <= set(EXTRA_OF)
 
 
-def test_a_package_that_is_there_but_broken_is_not_called_missing():
+def test_a_broken_package_is_not_reported_as_missing():
     gone = missing_extra("onnx", "export", "this", error=ModuleNotFoundError("No module named 'onnx'"))
     broken = missing_extra("onnx", "export", "this", error=ImportError("libfoo.so.1: cannot open\nmore"))
     assert str(gone) == f"this needs onnx, which is not installed: {install_extra('export')}"
@@ -104,8 +104,8 @@ def commands_of(page: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_of_a_page_is_one_that_the_command_line_takes(page):
-    """Names, options, arguments and the types of their values; nothing is run."""
+def test_every_command_on_a_page_is_accepted_by_the_command_line(page):
+    """Check names, options, arguments and the types of their values; no command is run."""
     command = typer.main.get_command(app)
     for words in commands_of(page):
         try:
@@ -152,8 +152,8 @@ def test_every_path_that_a_page_names_exists(page):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
-def test_every_option_that_a_page_mentions_is_an_option(page):
-    """In running text, beside the command's name."""
+def test_every_option_that_a_page_mentions_exists(page):
+    """Also in running text, beside the command's name."""
     command = typer.main.get_command(app)
     for name, rest in re.findall(r"`m2h-deploy ([a-z]+)([^`]*)`", page.read_text()):
         options = {option for parameter in command.commands[name].params for option in parameter.opts}
@@ -180,13 +180,13 @@ def test_readme_s_python_runs(tiny_bundle, tmp_path):
     names["runtime"].close()
 
 
-def test_the_public_names_are_there():
+def test_the_public_names_exist():
     from m2h_deploy import Bundle, Prediction, Runtime, Stream, load_bundle
 
     assert {Bundle, Prediction, Runtime, Stream, load_bundle} <= {getattr(m2h_deploy, n) for n in m2h_deploy.__all__}
 
 
-def test_importing_the_runtime_is_light():
+def test_importing_the_runtime_loads_no_heavy_package():
     heavy = ("torch", "onnx", "onnxruntime", "openvino", "scipy", "matplotlib", "rich", "typer", "h5py")
     program = f"import sys, m2h_deploy; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY)
@@ -195,7 +195,7 @@ def test_importing_the_runtime_is_light():
 
 @pytest.mark.slow
 def test_a_wheel_made_in_the_clone_carries_types_and_assets(tmp_path):
-    """Make it by the commands of docs/install.md; pip fetches hatchling."""
+    """The wheel is made by the commands of docs/install.md; pip downloads hatchling."""
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", ".", "-w", str(tmp_path)]
     subprocess.run(command, cwd=REPOSITORY, check=True)
     (wheel,) = tmp_path.glob("*.whl")

@@ -1,4 +1,4 @@
-"""The options of all commands: whole names in the help, one meaning each, one line where they are wrong."""
+"""Test the options of all commands: full names in the help, one meaning each, one-line errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.commands import done, m2h, mistake, one_line
 
 COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 
-#: Options that take other values in two commands and still mean the same: a file or a folder to write; the device of an
+#: Options that have one meaning and different values in two commands: a file or a folder to write; the device of an
 #: engine or of PyTorch; any split of a data set, or one that `rooms` makes.
 OF_TWO_KINDS = {"--output", "--device", "--split"}
 
@@ -31,7 +31,7 @@ def options(command: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_help_page_of_80_columns_shows_whole_names(command, monkeypatch):
+def test_a_help_page_of_80_columns_shows_full_names(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     page = done(command, "--help")
     assert [name for name in options(command) if f" {name} " not in page] == []
@@ -53,7 +53,7 @@ def test_results_as_json_are_a_flag_everywhere():
     )
 
 
-def test_recording_is_asked_for_alike():
+def test_only_verify_and_bench_have_the_option_record():
     assert [command for command in COMMANDS if "--record" in options(command)] == ["verify", "bench"]
 
 
@@ -62,7 +62,7 @@ def test_a_command_that_opens_an_engine_takes_its_device():
     assert {command for command in COMMANDS if "--device" in options(command)} == opening | {"train", "evaluate"}
 
 
-def test_choices_name_what_the_library_has():
+def test_choices_match_the_library():
     assert set(get_args(Engine)) == set(ENGINES) == set(KINDS)
     assert set(get_args(Provider)) == set(PROVIDERS)
     assert set(get_args(Preset)) == set(PRESETS)
@@ -80,7 +80,7 @@ def test_choices_name_what_the_library_has():
         (("fly",), "No such command 'fly'"),
     ],
 )
-def test_a_wrong_option_is_one_line(words, says, tmp_path):
+def test_an_invalid_option_gives_a_one_line_error(words, says, tmp_path):
     assert says in one_line(m2h(*words, cwd=tmp_path))
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""A network of one's own, with its classes and its normalization, all the way from checkpoint to robot."""
+"""Test a custom network, with its own classes and normalization, from checkpoint to robot."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEIGHT, WIDTH = 56, 70
 
 @pytest.fixture(scope="module")
 def network():
-    """m2h-tiny with 13 classes and random weights."""
+    """Return m2h-tiny with 13 classes and random weights."""
     from tests.networks import random_network
 
     return random_network("m2h-tiny", num_classes=13)
@@ -38,7 +38,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def folder(network, tmp_path_factory) -> Path:
-    """The checkpoint, its class list, both kinds of graph and bundle, and pictures, all by the commands."""
+    """Return a folder of checkpoint, class list, both kinds of graph and bundle, and pictures, made by the commands."""
     from m2h_deploy.model import save_checkpoint
 
     folder = tmp_path_factory.mktemp("own")
@@ -67,7 +67,7 @@ def test_the_manifest_holds_what_was_given(folder, kind):
 
 
 def by_hand(network, image: np.ndarray) -> dict[str, np.ndarray]:
-    """The network's outputs on a BGR image that is normalized as its training was."""
+    """Return the network's outputs on a BGR image that is normalized as in training."""
     import torch
 
     rgb = cv2.resize(image, (WIDTH, HEIGHT))[:, :, ::-1].astype(np.float64) / 255
@@ -77,7 +77,7 @@ def by_hand(network, image: np.ndarray) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", ["plain", "sensor"])
-def test_the_runtime_sees_what_the_network_was_trained_on(network, folder, kind):
+def test_the_runtime_normalizes_as_in_training(network, folder, kind):
     image = render_room(5, 0, 48, 64).image
     expected = by_hand(network, image)
     with Runtime.load(folder / kind, threads=1) as runtime:
@@ -99,7 +99,7 @@ def test_run_draws_the_labels_in_the_colors_that_were_given(folder, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["plain", pytest.param("sensor", marks=pytest.mark.slow)])
-def test_verify_passes_and_locates_no_jump(folder, kind, tmp_path):
+def test_verify_passes_and_locates_no_diverging_block(folder, kind, tmp_path):
     common = ("--reference", folder / "own.safetensors", "--data", folder / "pictures", "--locate")
     result = json.loads(run_here("verify", folder / kind, *common, "--json").stdout)
     assert result["located"]["block"] is None
@@ -107,7 +107,7 @@ def test_verify_passes_and_locates_no_jump(folder, kind, tmp_path):
     assert set(figures) == {"depth", "semantics", "normals", "edges"}
 
 
-def test_calibration_frames_are_normalized_as_the_graph_says(folder):
+def test_calibration_frames_are_normalized_by_the_graphs_metadata(folder):
     path = folder / "plain.onnx"
     card = GraphInfo.read(onnx.load(path), path)
     pictures = open_pictures(str(folder / "pictures"))
@@ -173,12 +173,12 @@ def test_a_data_set_of_other_classes_is_refused(folder):
         (("--opset", "0"), "opset 0"),
     ],
 )
-def test_options_that_are_none_are_refused_before_the_checkpoint_is_looked_for(options, says, tmp_path):
+def test_invalid_options_are_refused_before_the_checkpoint_is_opened(options, says, tmp_path):
     assert says in mistake("export", tmp_path / "no.pt", "-o", tmp_path / "m.onnx", *options)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_class_list_of_another_length_names_both(folder, tmp_path):
+def test_a_class_list_of_another_length_gives_an_error_with_both_lengths(folder, tmp_path):
     (tmp_path / "twelve.json").write_text(json.dumps(NAMES[:12]))
     said = mistake(
         "export", folder / "own.safetensors", "-o", tmp_path / "m.onnx", "--classes", tmp_path / "twelve.json"
@@ -198,6 +198,6 @@ def test_one_option_chooses_the_outputs_of_both_kinds_of_graph(folder, sensor, n
     assert outputs == ["labels" if sensor else "semantics", "edges"]
 
 
-def test_a_normalization_is_written_and_read_to_the_last_bit():
+def test_a_normalization_round_trips_bit_for_bit():
     odd = Normalization((1 / 3, math.pi / 10, 0.1), (0.1 + 0.2, 1e-3, 1.0))
     assert Normalization.from_json(odd.to_json()) == odd

@@ -1,4 +1,4 @@
-"""One Ray for all tests that ask for it, and pictures."""
+"""A Ray instance that the tests share, and pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.cluster.processes import add_picture
 
 @pytest.fixture(scope="session")
 def local_ray():
-    """A Ray of three CPUs in this process: two workers, and a place for Ray's own work."""
+    """Start Ray with three CPUs in this process: two workers and one CPU for Ray itself."""
     pytest.importorskip("ray", reason="needs the extra ray")
     from m2h_deploy.cluster.session import Cluster, connected
 
@@ -21,7 +21,7 @@ def local_ray():
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Eleven rooms."""
+    """Return a folder with eleven rooms."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for index in range(11):

@@ -1,4 +1,4 @@
-"""The processes of a job on Ray, and the pictures it gets."""
+"""Find and kill the processes of a job on Ray, and add pictures to it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def kill(pid: int) -> None:
 
 
 def workers_of(pid: int) -> list[int]:
-    """Process ids of the workers that a process's Ray has for frames."""
+    """Return the process ids of the workers that process frames in a process's Ray."""
     return [child for child in descendants(pid) if _title(child).startswith("ray::MapWorker")]
 
 
 def descendants(pid: int) -> list[int]:
-    """Every process that comes from `pid` and lives."""
+    """Return all living descendants of `pid`."""
     parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

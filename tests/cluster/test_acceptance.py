@@ -1,4 +1,4 @@
-"""Two thousand rooms on two workers, one of which is killed in the middle; and a cluster that is there already."""
+"""Test two thousand rooms on two workers, one of which is killed during the job; and an existing cluster."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FRAMES = 2000
 
 @pytest.fixture(scope="module")
 def graph(tiny_model, tmp_path_factory) -> Path:
-    """`tiny_model` at the least size, to have many frames and not much work."""
+    """Export `tiny_model` at the smallest size, so that many frames take little time."""
     from export import export_onnx
 
     return export_onnx(tiny_model, tmp_path_factory.mktemp("least") / "model.onnx", height=28, width=28).path
@@ -36,7 +36,7 @@ def bundle(graph, tmp_path) -> Path:
 
 
 def numbers(values, place=""):
-    """Every number of nested values, by where it is."""
+    """Return every number of nested values, by its path."""
     if isinstance(values, dict):
         return {key: number for name in values for key, number in numbers(values[name], f"{place}.{name}").items()}
     if isinstance(values, list):
@@ -85,7 +85,7 @@ def measured(folder: Path) -> int:
     return len(list((folder / "work" / "frames").glob("*/*.npz")))
 
 
-def test_a_cluster_of_two_nodes_is_used_and_left_running_and_a_lost_node_loses_nothing(bundle, graph, tmp_path):
+def test_a_job_on_two_nodes_survives_a_lost_node_and_leaves_the_cluster_up(bundle, graph, tmp_path):
     from ray.cluster_utils import Cluster
 
     rooms = write_multitask_folder(tmp_path / "rooms", 300, height=32, width=40)

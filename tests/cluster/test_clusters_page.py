@@ -1,4 +1,4 @@
-"""The commands of docs/clusters.md work from top to bottom."""
+"""Test the commands of docs/clusters.md from top to bottom."""
 
 from __future__ import annotations
 

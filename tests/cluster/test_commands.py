@@ -1,4 +1,4 @@
-"""The commands as they are typed: what is on stdout, what Ctrl-C leaves, and what a mistake says."""
+"""Test the commands as a user types them: output, Ctrl-C, and errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytest.importorskip("ray", reason="needs the extra ray")
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_no_process_and_the_same_command_goes_on_from_there(tiny_bundle, pictures, tmp_path):
+def test_ctrl_c_leaves_no_process_and_the_same_command_resumes(tiny_bundle, pictures, tmp_path):
     for index in range(11, 80):
         shutil.copy(pictures / "room00.png", pictures / f"room{index:02d}.png")
     run = launch("run", tiny_bundle, pictures, "-o", tmp_path / "out", "--ray", "local", "--ray-workers", 2, "--json")
@@ -27,7 +27,7 @@ def test_ctrl_c_leaves_no_process_and_the_same_command_goes_on_from_there(tiny_b
     while len(list(done.glob("*.json"))) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     family = descendants(process.pid)
-    assert len(family) > 3  # Ray is there
+    assert len(family) > 3  # Ray is installed
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -61,7 +61,7 @@ def alive(pids: list[int]) -> list[int]:
         (("SOURCE", "--ray", "local", "--video", "v.mp4"), "run without --ray"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, words, tiny_bundle, pictures, tmp_path):
+def test_a_mistake_gives_a_one_line_error(arguments, words, tiny_bundle, pictures, tmp_path):
     given = [argument.replace("SOURCE", str(pictures)) for argument in arguments]
     result = subprocess.run(
         launch("run", tiny_bundle, *given, "-o", tmp_path / "out"), capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""What a result depends on changes its digest, and nothing else does."""
+"""Test that a digest changes exactly with what the result depends on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from m2h_deploy.data.rooms.render import Rooms
 from m2h_deploy.errors import M2HError
 
 
-def test_a_job_is_its_engine_and_its_settings_but_not_the_results_recorded_in_the_bundle(tiny_bundle, tmp_path):
+def test_a_job_digest_covers_engine_and_settings_but_not_recorded_results(tiny_bundle, tmp_path):
     bundle = load_bundle(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     before = job_digest(bundle.manifest, {"npz": False})
     assert job_digest(record_result(bundle, parity={"verdict": "pass"}).manifest, {"npz": False}) == before
@@ -29,7 +29,7 @@ def test_a_job_is_its_engine_and_its_settings_but_not_the_results_recorded_in_th
 
 
 @pytest.mark.parametrize("kind", ["images", "depth", "normals", "segmentation", "edge"])
-def test_a_frame_changes_with_each_of_its_files_alone(kind, tmp_path):
+def test_a_frame_digest_changes_with_each_of_its_files(kind, tmp_path):
     folder = write_multitask_folder(tmp_path / "rooms", 2, height=32, width=40)
     source = open_dataset(folder)
     before = [frame_digest("job", source, index) for index in range(2)]
@@ -49,7 +49,7 @@ def test_a_frame_keeps_its_digest_when_another_comes_before_it(tmp_path):
     assert frame_digest("job", open_dataset(folder), 1) == before
 
 
-def test_labels_that_are_not_there_count_too(tmp_path):
+def test_adding_missing_labels_changes_the_frame_digest(tmp_path):
     (tmp_path / "rgb_1.png").write_bytes(b"picture")
     pairs = RGBDPairs(tmp_path, (tmp_path / "rgb_1.png",))
     before = frame_digest("job", pairs, 0)
@@ -65,7 +65,7 @@ def test_labels_that_are_not_there_count_too(tmp_path):
     assert frame_digest("job", cities, 0) != before
 
 
-def test_a_frame_without_files_is_known_by_its_content():
+def test_a_frame_without_files_is_identified_by_its_content():
     rooms = Rooms(3, height=32, width=32)
     digests = {frame_digest("job", rooms, index) for index in range(3)}
     assert len(digests) == 3

@@ -1,4 +1,4 @@
-"""What a pool of workers gives is what one process gives, whatever happens to the workers."""
+"""Test that a pool of workers gives the results of one process, also when workers die."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def contents(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
-def test_the_files_are_those_of_one_process_and_only_what_is_new_is_done_again(tiny_bundle, pictures, tmp_path):
+def test_files_equal_those_of_one_process_and_only_new_frames_are_redone(tiny_bundle, pictures, tmp_path):
     out, alone = tmp_path / "out", tmp_path / "alone"
     alone.mkdir()
     (pictures / "broken.png").write_bytes(b"no picture")
@@ -61,8 +61,8 @@ def test_the_files_are_those_of_one_process_and_only_what_is_new_is_done_again(t
     (pictures / "depth.png").unlink()
     add_picture(pictures, 11)  # new
     shutil.copy(pictures / "room03.png", pictures / "room02.png")  # another content
-    (out / "room05_labels.png").unlink()  # a result that somebody took away
-    (out / "room06_depth.png").write_bytes(b"")  # and one that somebody changed
+    (out / "room05_labels.png").unlink()  # a removed result
+    (out / "room06_depth.png").write_bytes(b"")  # a changed result
     again = predict_folder(tiny_bundle, pictures, out, cluster=TWO)
     assert (again.frames, again.reused) == (12, 8)
     assert contents(out)["room02_depth.png"] == contents(out)["room03_depth.png"]
@@ -70,7 +70,7 @@ def test_the_files_are_those_of_one_process_and_only_what_is_new_is_done_again(t
     assert (nothing.frames, nothing.reused, nothing.workers) == (12, 12, 0)
 
 
-def test_parquet_holds_each_frame_once_as_the_files_have_it(tiny_bundle, pictures, tmp_path):
+def test_parquet_holds_each_frame_once_with_the_content_of_the_files(tiny_bundle, pictures, tmp_path):
     import pyarrow.parquet
 
     table, out = tmp_path / "table", tmp_path / "out"
@@ -107,7 +107,7 @@ def test_a_killed_worker_loses_nothing(tiny_bundle, pictures, tmp_path):
 
 
 def assert_same(value, expected):
-    """Equal to 1e-9. Commands give the same bits; in this process other tests' libraries have moved the last ones."""
+    """Equal to 1e-9. Commands are bitwise identical; in this process libraries of other tests change the last bits."""
     if isinstance(expected, dict):
         assert value.keys() == expected.keys()
         for key in expected:
@@ -123,7 +123,7 @@ def assert_same(value, expected):
 
 
 def one_process(bundle, reference, data, pictures=0):
-    """`verify` in a process of its own, as workers are."""
+    """Run `verify` in a separate process, as workers do."""
     code = (
         "import pickle, sys; from m2h_deploy.parity import LocalExecutor, to_json, verify\n"
         "result = verify(*sys.argv[1:4], executor=LocalExecutor(threads=1), pictures=int(sys.argv[4]))\n"
@@ -139,7 +139,7 @@ def verify_on_ray(bundle, reference, data, work, **options):
     return verify(bundle, reference, data, executor=executor, **options), executor.job
 
 
-def test_figures_are_those_of_one_process_and_a_new_frame_is_one_frames_work(tiny_bundle, tiny_onnx, tmp_path):
+def test_figures_equal_those_of_one_process_and_only_a_new_frame_is_run(tiny_bundle, tiny_onnx, tmp_path):
     data = write_multitask_folder(tmp_path / "rooms", 10, height=48, width=64)
     listing = data / "gt_sets" / "val.txt"
     names = listing.read_text().split()
@@ -164,7 +164,7 @@ def test_figures_are_those_of_one_process_and_a_new_frame_is_one_frames_work(tin
         verify_on_ray(bundle, tiny_onnx, data, work, record=True)
 
 
-def test_what_one_worker_cannot_open_is_one_line(tiny_bundle, tiny_onnx, tmp_path):
+def test_a_failure_in_a_worker_gives_a_one_line_error(tiny_bundle, tiny_onnx, tmp_path):
     data = write_multitask_folder(tmp_path / "rooms", 2, height=32, width=40)
     with pytest.raises(M2HError, match="give the checkpoint the bundle was built from"):
         verify_on_ray(tiny_bundle, "m2h-tiny", data, tmp_path / "work")
@@ -174,7 +174,7 @@ def test_what_one_worker_cannot_open_is_one_line(tiny_bundle, tiny_onnx, tmp_pat
 
 
 class Deadly(FrameWorker):
-    """Die on one frame, and raise an unexpected error on another."""
+    """A worker that dies on one frame and raises an unexpected error on another."""
 
     def open(self):
         pass
@@ -187,8 +187,8 @@ class Deadly(FrameWorker):
         return "done", "", row.name.encode()
 
 
-def test_a_frame_that_kills_its_workers_is_given_up_and_named(tmp_path):
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests
+def test_a_frame_that_kills_its_workers_is_skipped_and_named(tmp_path):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
     rows = [Row(name, f"key-{name}", "") for name in ("a", "b", "odd", "deadly", "c")]
     kept = {}
     with on_demand(TWO) as connect:
@@ -201,7 +201,7 @@ def test_a_frame_that_kills_its_workers_is_given_up_and_named(tmp_path):
     assert kept == {"key-a": b"a", "key-b": b"b", "key-c": b"c"}
 
 
-def test_what_a_caller_prints_is_seen_and_what_ray_prints_is_not(tiny_bundle, pictures, tmp_path):
+def test_the_callers_output_is_shown_and_rays_is_not(tiny_bundle, pictures, tmp_path):
     code = (
         "import os, sys; from tests.cluster.processes import kill, workers_of\n"
         "from m2h_deploy.cluster import Cluster, predict_folder\n"

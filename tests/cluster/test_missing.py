@@ -1,4 +1,4 @@
-"""Without Ray the commands say what to install, in one line; what belongs to Ray is refused without --ray."""
+"""Test that commands without Ray name the extra in one line, and that Ray's options require --ray."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_without_the_extra_the_command_names_it_in_one_line(arguments):
 
 
 @pytest.mark.parametrize("option", [("--ray-workers", "2"), ("--ray-gpus", "1"), ("--parquet",)])
-def test_options_of_ray_want_ray(option):
+def test_ray_options_require_ray(option):
     assert "--ray local" in mistake("run", BUNDLE, DATA, *option)
 
 

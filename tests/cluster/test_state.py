@@ -1,4 +1,4 @@
-"""The folder that a job's workers share."""
+"""Test the folder that a job's workers share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from m2h_deploy.cluster.state import MOST_TRIES, State
 from m2h_deploy.errors import M2HError
 
 
-def test_a_worker_that_sees_another_folder_says_where_and_what_to_do(tmp_path):
+def test_a_worker_that_does_not_see_the_job_folder_reports_a_remedy(tmp_path):
     state = State.begin(tmp_path / "work")
     state.check()
     with pytest.raises(M2HError, match=r"the worker on .* does not see .*every node mounts"):
@@ -25,12 +25,12 @@ def test_a_second_job_in_one_folder_ends_the_first(tmp_path):
         first.check()
 
 
-def test_a_frame_is_given_up_when_too_many_workers_died_on_it(tmp_path):
+def test_a_frame_is_skipped_after_too_many_workers_died_on_it(tmp_path):
     state = State.begin(tmp_path / "work")
 
     def die() -> None:
         with state.attempt("frame"):
-            raise SystemExit  # as a process that dies, it leaves the mark
+            raise SystemExit  # like a process that dies, it leaves the mark
 
     for _ in range(MOST_TRIES):
         with pytest.raises(SystemExit):
@@ -42,7 +42,7 @@ def test_a_frame_is_given_up_when_too_many_workers_died_on_it(tmp_path):
 
 
 @pytest.mark.parametrize("reason", [None, M2HError("unreadable"), ValueError("unexpected")])
-def test_a_frame_that_has_an_answer_leaves_no_mark(reason, tmp_path):
+def test_a_finished_frame_leaves_no_mark(reason, tmp_path):
     state = State.begin(tmp_path / "work")
     for _ in range(MOST_TRIES + 1):
         with contextlib.suppress(M2HError, ValueError), state.attempt("frame"):

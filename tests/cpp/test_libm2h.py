@@ -1,4 +1,4 @@
-"""libm2h gives Python's numbers, survives damage and misuse, and its page's commands work.
+"""Test that libm2h gives Python's numbers, handles damage and misuse, and that its page's commands work.
 
 Everything is built once, by the commands of docs/cpp.md, with AddressSanitizer and UndefinedBehaviorSanitizer:
 `make test-cpp`.
@@ -26,7 +26,7 @@ from tests.pages import REPOSITORY, Page, shell_environment
 
 PAGE = Page("cpp.md")
 
-#: The engine's own libraries, OpenVINO and its TBB, keep a few things until the process ends.
+#: OpenVINO and its TBB keep some allocations until the process ends.
 SUPPRESSIONS = "leak:libopenvino\nleak:libtbb\nleak:libhwloc\n"
 
 
@@ -42,7 +42,7 @@ class Built:
         return self.folder / "robot" / "bundle"
 
     def call(self, *words: object, expect: int = 0) -> str:
-        """stdout and stderr of a program that ends with `expect`."""
+        """Run a program that must end with `expect`, and return its stdout and stderr."""
         command = [str(word) for word in words]
         done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
         said = done.stdout + done.stderr
@@ -56,7 +56,7 @@ class Built:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory) -> Built:
-    """The page from top to bottom, then the tests' own programs against what it installed."""
+    """Run the page from top to bottom, then build the tests' programs against the installed library."""
     folder = tmp_path_factory.mktemp("cpp")
     (folder / "suppressions").write_text(SUPPRESSIONS)
     flags = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
@@ -65,8 +65,8 @@ def built(tmp_path_factory) -> Built:
         "CFLAGS": flags,
         "CXXFLAGS": flags,
         "ASAN_OPTIONS": "detect_leaks=1",
-        # TBB opens its helper with RTLD_DEEPBIND, at which AddressSanitizer ends the process. OpenVINO's own TBB can be
-        # told not to; an older one, which OpenCV may bring from the system, cannot.
+        # TBB opens its helper with RTLD_DEEPBIND, at which AddressSanitizer ends the process. OpenVINO's own TBB has an
+        # option to avoid that; an older system TBB, which OpenCV may load, has not.
         "TBB_ENABLE_SANITIZERS": "1",
         "LD_LIBRARY_PATH": str(Path(str(importlib.util.find_spec("openvino").origin)).parent / "libs"),
         "LSAN_OPTIONS": f"suppressions={folder / 'suppressions'}:print_suppressions=0",
@@ -78,7 +78,7 @@ def built(tmp_path_factory) -> Built:
     (folder / "pictures").mkdir()
     for index in range(2):
         cv2.imwrite(str(folder / "pictures" / f"room{index}.ppm"), room(index))
-    # The wheel's own `python` would find its packages through the link's folder.
+    # `python` is a wrapper script on this path; CMake gets the interpreter itself.
     script = "set -e\n" + "\n".join(PAGE.blocks("bash")).replace("$(which python)", sys.executable)
     done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
@@ -111,7 +111,7 @@ def frame(built: Built, bundle: Path, raw: np.ndarray, color: str, stride: int =
     }
 
 
-def assert_pythons(given: dict[str, np.ndarray], expected) -> None:
+def assert_equals_python(given: dict[str, np.ndarray], expected) -> None:
     assert np.mean(given["labels"] == expected.semantics.ravel()) >= 0.999
     assert np.abs(given["depth"] - expected.depth.ravel()).max() <= 1e-3
     assert np.abs(given["normals"] - expected.normals.ravel()).max() <= 1e-3
@@ -175,7 +175,7 @@ def test_the_pages_commands_gave_results_for_each_picture(built, runtime):
 
 
 @pytest.mark.cpp
-def test_the_example_takes_neither_half_a_picture_nor_a_depth_map(built, tmp_path):
+def test_the_example_refuses_truncated_pictures_and_depth_maps(built, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), room(0))
     cv2.imwrite(str(tmp_path / "b.png"), np.full((480, 640), 2000, np.uint16))
     said = built.call("build/examples/m2h_run", built.bundle, tmp_path, tmp_path / "out")
@@ -198,25 +198,25 @@ def test_without_opencv_the_example_writes_pgm(built, runtime):
 
 
 @pytest.mark.cpp
-def test_results_are_pythons_on_rooms_in_every_layout(built, runtime):
+def test_results_equal_pythons_on_rooms_in_every_layout(built, runtime):
     image = room(0)
     expected = runtime(image)
-    assert_pythons(frame(built, built.bundle, image, "bgr"), expected)
-    assert_pythons(frame(built, built.bundle, np.ascontiguousarray(image[:, :, ::-1]), "rgb"), expected)
+    assert_equals_python(frame(built, built.bundle, image, "bgr"), expected)
+    assert_equals_python(frame(built, built.bundle, np.ascontiguousarray(image[:, :, ::-1]), "rgb"), expected)
     gaps = np.zeros((480, 640 * 3 + 100), np.uint8)
     gaps[:, : 640 * 3] = image.reshape(480, -1)
-    assert_pythons(frame(built, built.bundle, gaps, "bgr", 640 * 3 + 100), expected)
+    assert_equals_python(frame(built, built.bundle, gaps, "bgr", 640 * 3 + 100), expected)
 
 
 @pytest.mark.cpp
-def test_results_are_pythons_on_the_real_frames(built, runtime, shared):
+def test_results_equal_pythons_on_the_real_frames(built, runtime, shared):
     for file in sorted((shared / "nyuv2_frames").glob("rgb_*.jpg")):
         image = cv2.imread(str(file))
-        assert_pythons(frame(built, built.bundle, image, "bgr"), runtime(image))
+        assert_equals_python(frame(built, built.bundle, image, "bgr"), runtime(image))
 
 
 @pytest.mark.cpp
-def test_nv12_in_and_millimeters_out_are_pythons_too(built, tmp_path):
+def test_nv12_input_and_millimeter_output_equal_pythons(built, tmp_path):
     import onnx
 
     from engines import build_bundle
@@ -233,7 +233,7 @@ def test_nv12_in_and_millimeters_out_are_pythons_too(built, tmp_path):
     with Runtime.load(bundle) as opened:
         expected = opened(raw)
     assert set(given) == {"depth", "labels"}
-    built.driver("misuse", bundle)  # this one has results that cannot be asked for
+    built.driver("misuse", bundle)  # this bundle lacks results, and misuse requests them
     assert "m2h-tiny" in built.call("tools/m2h_c_interface", bundle)
     np.testing.assert_array_equal(given["labels"], expected.semantics.ravel())
     np.testing.assert_allclose(given["depth"], expected.depth.ravel(), atol=1e-6)
@@ -241,33 +241,33 @@ def test_nv12_in_and_millimeters_out_are_pythons_too(built, tmp_path):
 
 
 @pytest.mark.cpp
-def test_a_hundred_frames_leave_no_error_of_memory(built):
+def test_a_hundred_frames_cause_no_memory_error(built):
     built.driver("soak", built.bundle, 100)
 
 
 @pytest.mark.cpp
-def test_two_threads_with_a_runtime_each_get_what_one_gets(built):
+def test_two_threads_with_a_runtime_each_get_the_results_of_one(built):
     assert "ok" in built.driver("threads", built.bundle, 4)
 
 
 @pytest.mark.cpp
-def test_misuse_gives_an_error_in_words(built):
+def test_misuse_gives_an_error_message(built):
     built.driver("misuse", built.bundle)
 
 
 @pytest.mark.cpp
-def test_the_header_is_c(built):
+def test_the_header_compiles_as_c(built):
     assert "m2h-tiny" in built.call("tools/m2h_c_interface", built.bundle)
 
 
 @pytest.mark.cpp
-def test_matrices_of_opencv_go_in_and_come_out(built):
+def test_opencv_matrices_are_taken_and_returned(built):
     assert "ok" in built.call("tools/m2h_matrices", built.bundle)
 
 
 @pytest.mark.cpp
 @pytest.mark.parametrize("size", [0, 1, 55, 56, 63, 64, 65, 119, 120, 1000, 100_003])
-def test_sha256_is_the_standards(built, tmp_path, size):
+def test_sha256_matches_the_standard(built, tmp_path, size):
     content = np.random.default_rng(size).integers(0, 256, size, np.uint8).tobytes()
     (tmp_path / "file").write_bytes(content)
     assert built.call("tools/m2h_sha256", tmp_path / "file").strip() == hashlib.sha256(content).hexdigest()
@@ -275,7 +275,7 @@ def test_sha256_is_the_standards(built, tmp_path, size):
 
 @pytest.fixture
 def damaged(built, tmp_path):
-    """A copy of the bundle; and what libm2h says when it is opened."""
+    """Return a copy of the bundle, and a function that returns libm2h's message when it opens the copy."""
     copy = shutil.copytree(built.bundle, tmp_path / "bundle")
 
     def opened(expect: int = 2) -> str:
@@ -340,14 +340,14 @@ def test_a_file_that_the_manifest_does_not_name_is_refused(damaged):
         (lambda m: m.update(outputs={}), "expected a list"),
     ],
 )
-def test_a_field_that_does_not_fit_is_named(damaged, edit, said):
+def test_an_invalid_field_is_named(damaged, edit, said):
     bundle, opened = damaged
     change(bundle, edit)
     assert said in opened()
 
 
 @pytest.mark.cpp
-def test_an_engine_that_is_not_the_manifests_is_refused_before_it_runs(damaged):
+def test_an_engine_that_contradicts_the_manifest_is_refused_before_it_runs(damaged):
     bundle, opened = damaged
 
     def swap(manifest):
@@ -371,7 +371,7 @@ def test_wrong_numbers_fail_the_self_test(damaged):
 
 
 @pytest.mark.cpp
-def test_a_broken_engine_file_with_a_sum_that_fits_is_an_error(damaged):
+def test_a_broken_engine_file_with_a_correct_checksum_is_an_error(damaged):
     bundle, opened = damaged
     for content in (b"", b"<net", b"<net><layers></net>", (bundle / "model.xml").read_bytes()[:5000]):
         (bundle / "model.xml").write_bytes(content)
@@ -380,7 +380,7 @@ def test_a_broken_engine_file_with_a_sum_that_fits_is_an_error(damaged):
 
 
 @pytest.mark.cpp
-def test_manifests_cut_anywhere_are_errors(damaged):
+def test_a_manifest_truncated_anywhere_is_an_error(damaged):
     bundle, opened = damaged
     text = (bundle / "manifest.json").read_bytes()
     for length in np.linspace(0, len(text) - 2, 12).astype(int):

@@ -29,7 +29,7 @@ def write_mat(path: str | Path, frames: int, seed: int = 0, height: int = 48, wi
     mapping = np.minimum(np.arange(1, 895), count).astype(np.uint8)[None]
     savemat(path.with_name(MAPPING_NAME), {"mapClass": mapping})
     rooms = [render_room_with_instances(seed, index, height, width) for index in range(frames)]
-    # MATLAB writes columns first: HDF5 sees the transposed arrays.
+    # MATLAB is column-major, so HDF5 holds the transposed arrays.
     with h5py.File(path, "w") as file:
         file["images"] = np.stack([frame.image[..., ::-1].transpose(2, 1, 0) for frame, _ in rooms])
         file["depths"] = np.stack([frame.depth.T for frame, _ in rooms])

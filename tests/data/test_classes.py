@@ -1,4 +1,4 @@
-"""Class lists of one's own: JSON in, names and colors out, one line for every mistake."""
+"""Test custom class lists: names and colors from JSON, and one-line errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_names_alone_get_distinct_colors(tmp_path):
     assert classes.palette == default_classes(3).palette
 
 
-def test_colors_may_be_given_for_some(tmp_path):
+def test_colors_may_be_given_for_some_classes(tmp_path):
     classes = load_classes(write(tmp_path, ["unknown", {"name": "road", "color": [128, 64, 255]}, {"name": "grass"}]))
     assert classes.names == ("unknown", "road", "grass")
     assert classes.palette[:2] == ((0, 0, 0), (128, 64, 255))
@@ -56,7 +56,7 @@ def test_colors_may_be_given_for_some(tmp_path):
         ([{"name": "road", "color": "#ff0000"}], "in RGB order"),
     ],
 )
-def test_a_list_that_is_none_is_refused_in_one_line_that_names_the_file(content, says, tmp_path):
+def test_an_invalid_list_gives_a_one_line_error_that_names_the_file(content, says, tmp_path):
     with pytest.raises(M2HError) as error:
         load_classes(write(tmp_path, content))
     assert says in str(error.value)
@@ -64,7 +64,7 @@ def test_a_list_that_is_none_is_refused_in_one_line_that_names_the_file(content,
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path):
+def test_a_missing_or_binary_file_is_named(tmp_path):
     with pytest.raises(M2HError, match=r"cannot read the classes .*none\.json"):
         load_classes(tmp_path / "none.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
@@ -72,7 +72,7 @@ def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path):
         load_classes(tmp_path / "bytes.json")
 
 
-def test_known_numbers_of_classes_get_the_data_sets_names():
+def test_class_counts_of_known_data_sets_get_their_names():
     assert default_classes(40).names == NYU40_CLASSES
     assert default_classes(41).names == ("unknown", *NYU40_CLASSES)
     assert default_classes(19).names == CITYSCAPES_CLASSES
@@ -83,7 +83,7 @@ def classes_of(*names: str) -> Classes:
     return Classes(names=names, palette=((0, 0, 0),) * len(names))
 
 
-def test_data_fits_an_engine_of_its_classes_whatever_the_spelling():
+def test_classes_match_regardless_of_spelling():
     check_classes(("wall", "refridgerator"), classes_of("Wall", "refrigerator"))
     check_classes(("wall", "floor"), classes_of("unknown", "wall", "floor"))
     check_classes(NYU40_CLASSES, default_classes(41))

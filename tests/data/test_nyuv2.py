@@ -1,4 +1,4 @@
-"""NYUv2 in both layouts: what one writes, either reads."""
+"""Test that NYUv2 round-trips in both layouts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.data.nyuv2_mat import FRAMES, SEED, SIZE
 META = Path(__file__).parents[3] / "shared" / "nyuv2_meta"
 
 
-def test_both_layouts_give_back_the_frame_that_was_written(written: Path) -> None:
+def test_both_layouts_round_trip_a_frame(written: Path) -> None:
     from_folder = NYUv2.from_folder(written / "folder", "all")
     from_mat = NYUv2.from_mat(written / "mat" / "nyu_depth_v2_labeled.mat", split="all")
     assert len(from_folder) == len(from_mat) == FRAMES
@@ -94,7 +94,7 @@ def test_a_second_split_joins_the_same_folder(folder: Path) -> None:
     assert len(open_dataset(folder, "train")) == 1 and len(open_dataset(folder, "all")) == FRAMES + 1
 
 
-def test_an_interrupted_writer_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
+def test_an_interrupted_writer_leaves_no_folder_that_looks_complete(tmp_path: Path) -> None:
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 

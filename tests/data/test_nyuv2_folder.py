@@ -1,4 +1,4 @@
-"""NYUv2 as a folder of files: older forms are read, and what is broken is named in one line."""
+"""Test NYUv2 as a folder of files: older forms are read, and one-line errors name what is damaged."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _negative_depth(folder: Path) -> Path:
 
 
 def _scaled_depth(dtype: type, factor: float) -> Callable[[Path], Path]:
-    """The depth in another unit."""
+    """Write the depth in another unit."""
 
     def spoil(folder: Path) -> Path:
         path = _first(folder, "depth", ".npy")
@@ -149,7 +149,7 @@ def test_a_frame_without_any_depth_is_unknown_everywhere(folder: Path) -> None:
         (lambda normals: np.where(normals > 0.9, np.inf, normals), "NaN or infinity"),
     ],
 )
-def test_normals_of_another_coding_are_named(
+def test_normals_of_another_encoding_are_named(
     folder: Path, change: Callable[[np.ndarray], np.ndarray], says: str
 ) -> None:
     _first(folder, "normals", ".png").unlink()
@@ -185,7 +185,7 @@ def test_zero_in_the_segmentation_is_unlabeled(folder: Path) -> None:
     assert semantics is not None and semantics[0, 0] == 255 and semantics[0, -1] == 39
 
 
-def test_black_and_gray_pixels_are_no_normals(folder: Path) -> None:
+def test_black_and_gray_pixels_are_not_normals(folder: Path) -> None:
     colors = np.full((*SIZE, 3), (255, 128, 128), np.uint8)
     colors[0], colors[1] = 0, 128
     _save(_first(folder, "normals", ".png"), colors)
@@ -214,12 +214,12 @@ def test_bad_lists_are_named(folder: Path, line: str, says: str) -> None:
         open_dataset(folder)
 
 
-def test_a_list_that_is_no_text_is_named(folder: Path) -> None:
+def test_a_binary_list_is_named(folder: Path) -> None:
     (folder / "gt_sets" / "val.txt").write_bytes(b"\xff\xfe\xeb")
     with pytest.raises(M2HError, match=r"val\.txt: not a readable list"):
         open_dataset(folder)
 
 
-def test_an_absent_split_says_which_are_there(folder: Path) -> None:
+def test_the_error_for_an_absent_split_lists_the_available_ones(folder: Path) -> None:
     with pytest.raises(M2HError, match=r"'train'; there is val"):
         open_dataset(folder, "train")

@@ -1,4 +1,4 @@
-"""NYUv2 as the official .mat file and its side files: what is broken is named in one line."""
+"""Test NYUv2 as the official .mat file and its side files: one-line errors name what is damaged."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_side_files_that_scipy_wrote_are_read(tmp_path: Path) -> None:
             read_numbers(path, "text")
 
 
-def test_damaged_side_files_never_do_worse_than_an_error(written: Path, tmp_path: Path) -> None:
+def test_damaged_side_files_are_read_or_raise_an_error(written: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     whole = (written / "mat" / "splits.mat").read_bytes()
     path = tmp_path / "splits.mat"

@@ -1,4 +1,4 @@
-"""Plain images, RGB-D pairs, Hypersim, Cityscapes, and the one entry that tells them apart."""
+"""Test plain images, RGB-D pairs, Hypersim, Cityscapes, and the detection of the layout."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_hypersim_distance_becomes_depth_along_the_axis(tmp_path: Path) -> None:
     [(np.float32, 1000, "the median depth is"), (np.uint16, 1000, "is uint16"), (np.float32, -1, "has values down to")],
 )
 def test_hypersim_depth_in_another_unit_is_named(tmp_path: Path, dtype: type, factor: float, says: str) -> None:
-    """Beyond 20 m depth is unknown: without a look at the unit a frame in millimeters would have none at all."""
+    """Depth beyond 20 m is unknown: without a check of the unit, a frame in millimeters would have no valid depth."""
     path = _hypersim(tmp_path) / "frame.0007.depth_meters.hdf5"
     with h5py.File(path, "r+") as file:
         changed = np.nan_to_num(file["dataset"][()].astype(np.float32) * factor).astype(dtype)
@@ -238,7 +238,7 @@ def test_cityscapes_without_camera_files_uses_the_published_camera(tmp_path: Pat
         open_dataset(tmp_path, "train")
 
 
-def test_an_unknown_path_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_path_lists_the_known_layouts(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent", tmp_path / "file.txt"):
         if path.suffix:
             path.write_text("")
@@ -252,7 +252,7 @@ def test_an_unknown_path_says_what_was_looked_for(tmp_path: Path) -> None:
 def test_scaled_intrinsics_keep_the_field_of_view() -> None:
     small = NYU_INTRINSICS.scaled(240, 320, 480, 640)
     assert small.fx == pytest.approx(NYU_INTRINSICS.fx / 2)
-    # The image's corner, half a pixel outside the first center, keeps its ray.
+    # The ray through the image's corner, half a pixel outside the first pixel center, does not change.
     assert (-0.5 - small.cx) / small.fx == pytest.approx((-0.5 - NYU_INTRINSICS.cx) / NYU_INTRINSICS.fx)
 
 

@@ -1,4 +1,4 @@
-"""Synthetic rooms: deterministic, geometrically exact, varied."""
+"""Test that synthetic rooms are deterministic, geometrically exact and varied."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_visible_surfaces_never_face_away_from_the_camera(rooms: list[Frame]) ->
         assert ((frame.normals * frame.intrinsics.rays(*SIZE)).sum(-1) > 0).all()
 
 
-def test_floor_is_one_plane_at_the_height_that_its_normal_says(rooms: list[Frame]) -> None:
+def test_the_floor_is_one_plane_at_a_constant_height(rooms: list[Frame]) -> None:
     floor = nyu_class("floor")
     seen = 0
     for frame in rooms:
@@ -72,7 +72,7 @@ def test_floor_is_one_plane_at_the_height_that_its_normal_says(rooms: list[Frame
         heights = (rays @ normal) * frame.depth[mask]
         camera_height = float(np.median(heights))
         assert 0.7 < camera_height < 1.7
-        # Depth of a plane seen through a pinhole, worked out without the ray caster.
+        # Depth of a plane seen by a pinhole camera, computed without the ray caster.
         assert np.allclose(frame.depth[mask], camera_height / (rays @ normal), rtol=1e-5)
     assert seen >= 4
 
@@ -93,7 +93,7 @@ def test_normals_agree_with_depth_where_the_neighborhood_is_one_plane(rooms: lis
 
 
 def test_axes_of_the_normals_are_the_ones_of_equation_16a() -> None:
-    """A lone room: floor, ceiling, right and left wall, and the wall ahead."""
+    """An empty room: floor, ceiling, right and left wall, and the wall ahead."""
     room = np.array([4.0, 5.0, 2.5])
     camera = look(np.array([2.0, 1.0, 1.2]), (0.0, 0.0, 0.0), render_room(0, 0, 32, 40).intrinsics, (32, 40))  # type: ignore[arg-type]
     depth, index, rays = cast([], room, camera)
@@ -131,7 +131,7 @@ def test_edges_lie_exactly_between_objects() -> None:
 def test_every_class_of_the_rooms_occurs() -> None:
     seen: set[int] = set()
     for index in range(60):
-        # The same rooms and cameras as `render_room`, without the light.
+        # The same rooms and cameras as in `render_room`, without the light.
         rng = np.random.default_rng([3, index])
         room = make_room(rng)
         seen |= {solid.label for solid in room.solids}
@@ -139,7 +139,7 @@ def test_every_class_of_the_rooms_occurs() -> None:
     assert seen | always == set(ROOM_CLASSES)
 
 
-def test_cameras_stand_free_in_the_room() -> None:
+def test_cameras_are_outside_all_solids() -> None:
     intrinsics = render_room(0, 0, 16, 16).intrinsics
     assert intrinsics is not None
     for index in range(15):

@@ -1,4 +1,4 @@
-"""Small graphs with the names and the outputs of the real ones, so that a conversion takes a second."""
+"""Small graphs with the names and outputs of the real ones, whose conversion takes a second."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def _small_nodes(*, functions: bool) -> list[onnx.NodeProto]:
 
 
 def small_graph(*, functions: bool = False, batch: int | str = 1, scale: float = 0.1) -> onnx.ModelProto:
-    """image (N, 3, 16, 16) to depth and semantics through a Conv, a norm, a Linear, an attention core and two heads.
+    """Make a graph from image (N, 3, 16, 16) to depth and semantics: Conv, norm, Linear, attention core, two heads.
 
-    With `functions` a map goes through m2h::Swap, a function of plain operators. `scale` sizes the weights. The
+    With `functions`, a map passes through m2h::Swap, a function of plain operators. `scale` multiplies the weights. The
     metadata is that of an exported file.
     """
     rng = np.random.default_rng(0)
@@ -88,7 +88,7 @@ def small_graph(*, functions: bool = False, batch: int | str = 1, scale: float =
 
 
 def set_metadata(proto: onnx.ModelProto, key: str, value: str | None) -> None:
-    """Change one entry of the metadata as another tool might, or remove it."""
+    """Change or remove one entry of the metadata, as another tool might."""
     kept = [entry for entry in proto.metadata_props if entry.key != key]
     del proto.metadata_props[:]
     proto.metadata_props.extend(kept)
@@ -109,15 +109,15 @@ def _swap() -> onnx.FunctionProto:
 
 
 def frames(count: int, height: int = SIDE, width: int = SIDE, seed: int = 0) -> list[np.ndarray]:
-    """Random frames, float32 (1, 3, height, width)."""
+    """Return random frames, float32 (1, 3, height, width)."""
     rng = np.random.default_rng(seed)
     return [rng.normal(size=(1, 3, height, width)).astype(np.float32) for _ in range(count)]
 
 
 def quantize_elsewhere(source: Path, target: Path, image: np.ndarray) -> None:
-    """Write `source` as another tool does it: with Q/DQ around convolutions and products, by ONNX Runtime.
+    """Quantize `source` as another tool does: with Q/DQ around convolutions and products, by ONNX Runtime.
 
-    In a process of its own, because ModelOpt replaces parts of ONNX Runtime's quantization where it was imported.
+    Runs in a separate process, because importing ModelOpt replaces parts of ONNX Runtime's quantization.
     """
     image_file = source.with_suffix(".npy")
     np.save(image_file, image)
@@ -146,7 +146,7 @@ quantize_static(source, target, Frames(), quant_format=QuantFormat.QDQ, **option
 
 
 def element_types(proto: onnx.ModelProto) -> dict[str, int]:
-    """Element type of every value of a graph."""
+    """Return the element type of every value of a graph."""
     inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
     values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
     types = {value.name: value.type.tensor_type.elem_type for value in values}

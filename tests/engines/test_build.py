@@ -1,4 +1,4 @@
-"""What `build_bundle` refuses, and that it does so before it starts."""
+"""Test what `build_bundle` refuses, and that it does so before it starts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def small(tmp_path) -> Path:
 
 @pytest.fixture
 def no_work(monkeypatch) -> None:
-    """Fails a test whose mistake is found after the graph was loaded."""
+    """Fail a test whose mistake is detected only after the graph was loaded."""
 
     def load(path):
         raise AssertionError("the graph was loaded before the mistake was found")
@@ -51,7 +51,7 @@ def no_work(monkeypatch) -> None:
 
 
 def refused_build(source: Path, out: Path, **options) -> str:
-    """Return the message of a refusal that leaves nothing behind."""
+    """Return the message of a refused build, which must leave no files."""
     before = sorted(out.parent.iterdir())
     message = refused(build_bundle, source, out, **options)
     assert sorted(out.parent.iterdir()) == before
@@ -78,7 +78,7 @@ def refused_build(source: Path, out: Path, **options) -> str:
         ),
     ],
 )
-def test_an_option_that_nothing_would_look_at_is_refused_build(options, named, small, tmp_path, no_work):
+def test_an_option_without_effect_is_refused(options, named, small, tmp_path, no_work):
     assert named in refused_build(small, tmp_path / "bundle", **options)
 
 
@@ -102,7 +102,7 @@ def test_an_option_that_nothing_would_look_at_is_refused_build(options, named, s
         ({"precision": "fp16", "graph": Path("small.onnx")}, "would replace its source"),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_work(options, named, small, tmp_path, no_work, monkeypatch):
+def test_impossible_options_are_refused_before_any_work(options, named, small, tmp_path, no_work, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert named in refused_build(small, tmp_path / "bundle", **options)
 
@@ -125,7 +125,7 @@ def test_an_option_of_another_engine_is_named_with_its_own(engine, given, named)
         options_of(engine, {"level": None, **given})
 
 
-def test_the_options_that_were_given_are_those_of_the_engine():
+def test_given_options_become_the_options_of_the_engine():
     assert options_of("openvino", {"hint": "bf16", "threads": 2}) == OpenVinoOptions(threads=2, hint="bf16")
     assert options_of("tensorrt", {"hint": None, "level": 3}) == TensorRtOptions(level=3)
 
@@ -139,7 +139,7 @@ def test_too_few_calibration_pictures_are_counted_before_any_work(small, tmp_pat
     assert "has 3 frames, 10 are needed" in said
 
 
-def test_a_place_that_holds_something_else_is_refused_before_any_work(small, tmp_path, no_work):
+def test_an_output_path_with_other_content_is_refused_before_any_work(small, tmp_path, no_work):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     assert "is not a bundle" in refused_build(small, tmp_path / "mine")
@@ -172,15 +172,15 @@ def test_an_engine_on_the_cpu_that_is_not_installed_is_refused_before_any_work(
     assert "is not installed" in refused_build(small, tmp_path / "bundle", engine=module)
 
 
-def test_a_tensorrt_that_finds_no_gpu_says_so_before_any_work(small, tmp_path, no_work, monkeypatch):
-    """TensorRT itself ends with a null pointer there."""
+def test_tensorrt_without_a_gpu_is_refused_before_any_work(small, tmp_path, no_work, monkeypatch):
+    """TensorRT itself crashes with a null pointer in this case."""
     monkeypatch.setattr("engines.tensorrt.load_tensorrt", lambda flavor: object())
     monkeypatch.setattr("engines.tensorrt.missing_gpu", lambda: "no CUDA device")
     said = refused_build(small, tmp_path / "bundle", engine="tensorrt")
     assert "builds for the GPU of this machine" in said
 
 
-def test_a_policy_that_is_nested_too_deeply_is_one_line(small, tmp_path):
+def test_a_policy_that_is_nested_too_deeply_gives_a_one_line_error(small, tmp_path):
     policy = tmp_path / "policy.json"
     policy.write_text('{"keep":' * 100_000)
     said = mistake("build", small, "-o", tmp_path / "bundle", "--precision", "int8", "--policy", policy)
@@ -191,7 +191,7 @@ def test_int8_of_a_float32_graph_needs_frames(small, tmp_path):
     assert "give --calibration" in refused_build(small, tmp_path / "bundle", precision="int8")
 
 
-def test_the_largest_batch_of_a_fixed_batch_is_refused(small, tmp_path):
+def test_a_maximum_batch_is_refused_for_a_fixed_batch(small, tmp_path):
     pytest.importorskip("tensorrt_rtx")
     options = {"engine": "tensorrt-rtx", "options": TensorRtOptions(max_batch=2)}
     assert "has a fixed batch" in refused_build(small, tmp_path / "bundle", **options)
@@ -205,9 +205,9 @@ def test_tensorrt_rtx_runs_on_the_capabilities_of_its_support_matrix():
 
 
 @pytest.mark.slow
-def test_a_bfloat16_checkpoint_with_all_classes_that_labels_hold_goes_the_whole_way(tmp_path):
+def test_a_bfloat16_checkpoint_with_255_classes_runs_from_export_to_labels(tmp_path):
     model = random_network(num_classes=255)
-    # The last class wins everywhere.
+    # The last class is predicted everywhere.
     model.state_dict()["heads.semantics.final.bias"][-1] = 1e6
     checkpoint = save_checkpoint(model, tmp_path / "c.safetensors", dtype=torch.bfloat16)
     export_onnx(load_checkpoint(checkpoint), tmp_path / "m.onnx", height=28, width=42)

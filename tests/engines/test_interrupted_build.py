@@ -1,4 +1,4 @@
-"""A build that is stopped leaves no partial bundle, no temporary files, and an older bundle as it was."""
+"""Test that an interrupted build leaves no partial bundle and no temporary files, and keeps an older bundle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.engines.graphs import small_graph
 
 
 class CanceledError(Exception):
-    """What a caller's progress callback raises to cancel."""
+    """An exception that a caller's progress callback raises to cancel."""
 
 
 def interrupt(*arguments: object, **options: object) -> None:
@@ -30,7 +30,7 @@ def cancel(message: str) -> None:
 
 @pytest.fixture
 def small(tmp_path, monkeypatch) -> Path:
-    """A graph with weights in another file, so that a build copies it; temporary folders lie beside it."""
+    """Return a graph with external weights, which a build copies; temporary folders are beside it."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     path = tmp_path / "small.onnx"
@@ -39,7 +39,7 @@ def small(tmp_path, monkeypatch) -> Path:
 
 
 def in_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while the engine is compiled: a part of its file is there."""
+    """Interrupt while the engine is compiled and its file is partly written."""
     builder = ENGINES["onnxruntime"]
 
     def build(model: Path, folder: Path, *arguments: object) -> None:
@@ -66,7 +66,7 @@ STAGES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], dict[str, str]]] =
 
 
 def everything_in(folder: Path) -> dict[str, bytes | None]:
-    """Path and content of what lies in a folder."""
+    """Return the path and content of every file in a folder."""
     found = sorted(folder.rglob("*"))
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in found}
 
@@ -94,7 +94,7 @@ def test_a_progress_callback_that_raises_cancels_the_build(stop, small, tmp_path
     assert everything_in(tmp_path) == before
 
 
-def test_a_kept_graph_is_whole_or_not_there(small, tmp_path, monkeypatch):
+def test_a_kept_graph_is_written_atomically(small, tmp_path, monkeypatch):
     before = everything_in(tmp_path)
     in_the_lowering(monkeypatch)
     with pytest.raises(KeyboardInterrupt):

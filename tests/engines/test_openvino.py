@@ -1,4 +1,4 @@
-"""OpenVINO bundles compute what the network computes, in the precision that they say."""
+"""Test that OpenVINO bundles give the network's outputs, in the recorded precision."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ONE_THREAD = BackendOptions(threads=1)
 
 @pytest.fixture(scope="module")
 def tiny_ir(tiny_onnx, tiny_bundle, tmp_path_factory) -> Bundle:
-    """`tiny_onnx` (112 x 140) as an OpenVINO bundle. Read only."""
+    """Convert `tiny_onnx` (112 x 140) to OpenVINO's IR. Read-only."""
     folder = tmp_path_factory.mktemp("openvino")
     info = build_openvino(tiny_onnx, folder, "fp32", OpenVinoOptions(threads=1))
     return _bundle(folder, load_bundle(tiny_bundle).manifest.model_copy(update={"engine": info}))
@@ -45,7 +45,7 @@ def _bundle(folder: Path, manifest) -> Bundle:
 
 
 def _small_bundle(folder: Path, like: Path, graph: Path, **options) -> Bundle:
-    """A bundle of `small_graph`: depth and semantics of a 16 x 16 image."""
+    """Return a bundle of `small_graph`: depth and semantics of a 16 x 16 image."""
     folder.mkdir()
     manifest = load_bundle(like).manifest
     outputs = tuple(
@@ -75,11 +75,11 @@ def _expected(graph: Path, image: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _error(value: np.ndarray, expected: np.ndarray) -> float:
-    """Root mean square error as a share of the expected output's deviation."""
+    """Return the root mean square error as a share of the expected output's standard deviation."""
     return float(np.sqrt(np.mean(np.square(value - expected, dtype=np.float64))) / expected.std())
 
 
-def test_it_computes_what_the_network_computes(tiny_ir, tiny_model):
+def test_outputs_equal_the_networks(tiny_ir, tiny_model):
     image = pattern(tiny_ir.manifest.input)
     backend = OpenVINOBackend(tiny_ir, ONE_THREAD)
     outputs = backend.run(image)
@@ -121,7 +121,7 @@ def test_its_buffers_are_bound_once_and_overwritten(tmp_path, tiny_bundle):
     assert _error(backend.run(strided)["depth"], _expected(graph, first)["depth"]) < 1e-3
 
 
-def test_a_free_batch_takes_any_size_frame_by_frame_alike(tmp_path, tiny_bundle):
+def test_a_dynamic_batch_gives_the_results_of_single_frames(tmp_path, tiny_bundle):
     graph = _saved(small_graph(batch="batch"), tmp_path / "small.onnx")
     backend = OpenVINOBackend(_small_bundle(tmp_path / "b", tiny_bundle, graph, precision="fp32"), ONE_THREAD)
     both = _images(2)
@@ -132,7 +132,7 @@ def test_a_free_batch_takes_any_size_frame_by_frame_alike(tmp_path, tiny_bundle)
         assert _error(alone["semantics"], outputs["semantics"][index : index + 1]) < 1e-5
 
 
-def test_functions_of_the_graph_are_taken_out_first(tmp_path, tiny_bundle):
+def test_functions_of_the_graph_are_inlined(tmp_path, tiny_bundle):
     graph = _saved(small_graph(functions=True), tmp_path / "small.onnx")
     backend = OpenVINOBackend(_small_bundle(tmp_path / "b", tiny_bundle, graph, precision="fp32"), ONE_THREAD)
     assert _error(backend.run(_images(1))["depth"], _expected(graph, _images(1))["depth"]) < 1e-3
@@ -150,7 +150,7 @@ def test_fp16_graphs_load_with_half_the_weights(tmp_path, tiny_bundle, hint):
     assert sizes[0] < 0.6 * sizes[1]
     backend = OpenVINOBackend(half, ONE_THREAD)
     assert _error(backend.run(_images(1))["semantics"], _expected(graph, _images(1))["semantics"]) < 0.05
-    # On any processor: what the bundle says, or float32; never a low precision that the engine chose by itself.
+    # On any processor: the recorded precision or float32, never a lower precision that the engine chose by itself.
     recorded = half.manifest.engine.options["inference_precision"]
     assert recorded == hint or hint is None
     assert backend.precision == available_precision(ov.Core(), "CPU", recorded)
@@ -159,7 +159,7 @@ def test_fp16_graphs_load_with_half_the_weights(tmp_path, tiny_bundle, hint):
 
 
 class Processor:
-    """What OpenVINO says of a processor."""
+    """A fake OpenVINO core that reports a processor's capabilities."""
 
     def __init__(self, *capabilities: str) -> None:
         self.get_property = lambda device, name: [*capabilities, "EXPORT_IMPORT"]
@@ -173,7 +173,7 @@ class Processor:
         (("BF16", "FP32", "FP16"), "f16", {"f32": "f32", "bf16": "bf16", "f16": "f16"}),  # Sapphire Rapids
     ],
 )
-def test_the_precision_is_chosen_by_the_processor_and_is_never_coarser_than_recorded(capabilities, default, expected):
+def test_the_precision_fits_the_processor_and_is_not_coarser_than_recorded(capabilities, default, expected):
     processor = Processor(*capabilities)
     assert {hint: available_precision(processor, "CPU", hint) for hint in expected} == expected
     assert preferred_precision(processor, "fp16") == default
@@ -199,7 +199,7 @@ def test_a_wrong_hint_and_a_wrong_precision_are_refused(tiny_onnx, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_graph_that_openvino_lacks_an_operator_for_is_one_line(tmp_path):
+def test_an_operator_that_openvino_lacks_gives_a_one_line_error(tmp_path):
     proto = small_graph()
     proto.graph.node[1].op_type, proto.graph.node[1].domain = "Unheard", "nowhere"
     proto.opset_import.add(domain="nowhere", version=1)
@@ -209,7 +209,7 @@ def test_a_graph_that_openvino_lacks_an_operator_for_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["no xml", "cut xml", "cut weights"])
-def test_a_damaged_ir_is_one_line(tiny_ir, tmp_path, damage):
+def test_a_damaged_ir_gives_a_one_line_error(tiny_ir, tmp_path, damage):
     shutil.copytree(tiny_ir.path, tmp_path / "b")
     xml, weights = tmp_path / "b" / "model.xml", tmp_path / "b" / "model.bin"
     if damage == "no xml":
@@ -225,7 +225,7 @@ def test_a_damaged_ir_is_one_line(tiny_ir, tmp_path, damage):
     assert "Exception from" not in str(caught.value)
 
 
-def test_mistakes_at_run_time_are_one_line(tiny_ir):
+def test_mistakes_at_run_time_give_one_line_errors(tiny_ir):
     with pytest.raises(M2HError, match=r"asks for device NPU7, OpenVINO finds .*CPU"):
         OpenVINOBackend(tiny_ir, BackendOptions(device="NPU7"))
     backend = OpenVINOBackend(tiny_ir, ONE_THREAD)
@@ -233,7 +233,7 @@ def test_mistakes_at_run_time_are_one_line(tiny_ir):
         backend.run(np.zeros((2, 3, 112, 140), np.float32))
 
 
-def test_compiled_models_are_kept_when_asked_for_the_user_and_not_in_the_bundle(tmp_path, tiny_bundle, monkeypatch):
+def test_compiled_models_are_cached_on_request_per_user_outside_the_bundle(tmp_path, tiny_bundle, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert cache_folder(False) is None
     assert cache_folder(tmp_path / "mine") == tmp_path / "mine"
@@ -258,7 +258,7 @@ def test_compiled_models_are_kept_when_asked_for_the_user_and_not_in_the_bundle(
     assert cache_folder(True) is None
 
 
-def test_a_bundle_is_built_proven_and_run(tiny_onnx, tiny_bundle, tmp_path):
+def test_a_bundle_is_built_tested_and_run(tiny_onnx, tiny_bundle, tmp_path):
     from engines import build_bundle
     from m2h_deploy import Runtime
     from m2h_deploy.data.rooms.render import render_room

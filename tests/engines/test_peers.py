@@ -1,4 +1,4 @@
-"""What a bundle is compared with computes the same as the bundle."""
+"""Test that the peers of a bundle give the same outputs as the bundle."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_pytorch_passes_the_bundles_self_test(runtime, network):
     check_self_test(runtime.manifest.self_test, outputs)
 
 
-def test_peers_run_as_the_bundle_does_and_one_that_cannot_be_made_is_left_out(runtime, tiny_checkpoint, monkeypatch):
+def test_peers_run_like_the_bundle_and_unavailable_ones_are_left_out(runtime, tiny_checkpoint, monkeypatch):
     def no_compiler(network):
         def run(image):
             raise RuntimeError("no C++ compiler")

@@ -1,4 +1,4 @@
-"""TensorRT-RTX compiles real plans here, without a GPU; what TensorRT shares with it is tested on it."""
+"""Compile real plans with TensorRT-RTX, without a GPU; the code that TensorRT shares with it is tested on it."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class TestBuilds:
         assert info.options["trtexec"].startswith("tensorrt_rtx --onnx=")
         assert (tmp_path / info.file).stat().st_size == info.options["plan_bytes"]
 
-    def test_functions_and_a_free_batch_compile(self, tmp_path):
+    def test_functions_and_a_dynamic_batch_compile(self, tmp_path):
         source = save(small_graph(functions=True, batch="batch"), tmp_path)
         record = build_plan(source, tmp_path / "m.plan", flavor=RTX, options=TensorRtOptions(max_batch=4))
         assert record.plan_bytes > 1000
@@ -126,7 +126,7 @@ class TestBuilds:
     @pytest.mark.parametrize("functions", [False, True])
     def test_an_unsupported_operator_is_named_with_its_node_and_block(self, functions, tmp_path):
         proto = small_graph(functions=functions)
-        if functions:  # inside of a function the call is named too
+        if functions:  # inside a function, the call is named too
             proto.functions[0].node[0].op_type = "Odd"
         else:
             node = next(node for node in proto.graph.node if node.name == "/wmca/Relu")
@@ -148,12 +148,12 @@ class TestBuilds:
             (TensorRtOptions(plugins=(Path("nowhere.so"),)), "no plug-in library at nowhere.so"),
         ],
     )
-    def test_options_that_cannot_be_had_are_refused(self, options, said, tmp_path):
+    def test_unavailable_options_are_refused(self, options, said, tmp_path):
         source = save(small_graph(), tmp_path)
         assert said in refused(build_plan, source, tmp_path / "m.plan", flavor=RTX, options=options)
         assert not (tmp_path / "m.plan").exists()
 
-    def test_a_library_that_is_no_plugin_is_refused(self, tmp_path):
+    def test_a_library_that_is_not_a_plugin_is_refused(self, tmp_path):
         library = tmp_path / "lib.so"
         library.write_bytes(b"\x7fELF no library")
         source = save(small_graph(), tmp_path)
@@ -162,7 +162,7 @@ class TestBuilds:
             build_plan, source, tmp_path / "m.plan", flavor=RTX, options=options
         )
 
-    def test_a_plugin_takes_the_place_of_a_function_and_gets_its_attributes(self, tmp_path, monkeypatch):
+    def test_a_plugin_replaces_a_function_and_gets_its_attributes(self, tmp_path, monkeypatch):
         trt = pytest.importorskip("tensorrt_rtx")
         made = []
 
@@ -186,7 +186,7 @@ class TestBuilds:
         try:
             build_plan(source, tmp_path / "m.plan", flavor=RTX)
             assert made == [], "without a plug-in library the function's own body is compiled"
-            # The creator makes no plug-in, so the build ends where TensorRT asked for it.
+            # The creator returns no plug-in, so the build stops there.
             said = refused(
                 build_plan, source, tmp_path / "m.plan", flavor=RTX, options=TensorRtOptions(plugins=(source,))
             )
@@ -220,7 +220,7 @@ class TestBuilds:
             build_plan(source, tmp_path / "m.plan", flavor=RTX)
         assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
 
-    def test_a_plan_without_weights_is_smaller_or_says_that_it_needs_a_gpu(self, tmp_path):
+    def test_a_plan_without_weights_is_smaller_or_requires_a_gpu(self, tmp_path):
         source = save(small_graph(), tmp_path)
         whole = build_plan(source, tmp_path / "whole.plan", flavor=RTX)
         options = TensorRtOptions(strip_weights=True)
@@ -261,5 +261,5 @@ def test_the_monitor_logs_each_step_and_stops_a_canceled_build(caplog):
     assert [record.getMessage() for record in caplog.records] == ["inner, step 1 of 3", "outer, step 2 of 2"]
 
 
-def test_side_of_the_small_graph_is_what_the_commands_say():
+def test_the_dynamic_batch_of_the_small_graph_is_found():
     assert free_batch_of(small_graph(batch="batch")) == ("image", (3, SIDE, SIDE))

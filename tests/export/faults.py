@@ -1,6 +1,6 @@
-"""Faults as an exporter makes them, planted on purpose: the export check must refuse every one.
+"""Typical exporter faults, planted on purpose: the export check must refuse each.
 
-Each plants itself in a copy of the network, or in the code that exports it.
+Each is planted in a copy of the network, or in the code that exports it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from m2h_deploy.model.layers import resize
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault. `height` and `width` are sizes at which it shows."""
+    """One fault. `height` and `width` are a size at which it changes the outputs."""
 
     name: str
     plant: Callable[[M2H, pytest.MonkeyPatch], object]
@@ -42,7 +42,7 @@ def _dropped_bias(model: M2H, patch: pytest.MonkeyPatch) -> None:
 
 
 def _rotated_window(model: M2H, patch: pytest.MonkeyPatch) -> None:
-    """One window of one task: both forms look the partition up when they are made."""
+    """Rotate one window of one task: both forms look up the partition when they are constructed."""
     from export.deploy_form import wmca as deploy
 
     def rotated(partition: Callable[[Tensor, int], Tensor]) -> Callable[[Tensor, int], Tensor]:
@@ -60,7 +60,7 @@ def _rotated_window(model: M2H, patch: pytest.MonkeyPatch) -> None:
 
 
 def _other_corners(model: M2H, patch: pytest.MonkeyPatch) -> None:
-    """The last upsampling of one MSF path, with the sampling positions of `align_corners=False`."""
+    """Give the last upsampling of one MSF path the sampling positions of `align_corners=False`."""
     from export.deploy_form import msf as deploy
 
     def upsample(x: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def _other_corners(model: M2H, patch: pytest.MonkeyPatch) -> None:
 
 
 def _moved_padding(model: M2H, patch: pytest.MonkeyPatch) -> None:
-    """The image one pixel to the right within its padding."""
+    """Shift the image by one pixel to the right within its padding."""
 
     def moved(image: Tensor, multiple: int) -> Tensor:
         padded = center_pad(image, multiple)

@@ -1,4 +1,4 @@
-"""The export check accepts every correct file, whatever its weights, and refuses every planted fault."""
+"""Test that the export check accepts correct files with any weights, and refuses every planted fault."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORMS = ("deploy", "reference")
 
 
 def network(variant: str, seed: int, folder: Path) -> M2H:
-    """The shipped m2h-tiny, or a published network with reproducible weights."""
+    """Return the shipped m2h-tiny, or a published network with reproducible weights."""
     if variant == "m2h-tiny":
         return load_checkpoint("m2h-tiny")
     path = folder / "published.pt"
@@ -52,7 +52,7 @@ def edit_initializer(proto: onnx.ModelProto, name: str, change: Callable[[np.nda
 
 
 def edit_value(proto: onnx.ModelProto, name: str, make: Callable[[str, str], list[onnx.NodeProto]]) -> None:
-    """Let `make(old, name)` compute the value `name` from what computed it so far."""
+    """Replace the value `name` by nodes from `make(old, name)`, where `old` is the renamed original value."""
     index = next(i for i, node in enumerate(proto.graph.node) if name in node.output)
     node = proto.graph.node[index]
     node.output[:] = [f"{name}_before" if output == name else output for output in node.output]
@@ -77,7 +77,7 @@ def half_pixel(proto: onnx.ModelProto) -> None:
 
 
 def rotated_window(proto: onnx.ModelProto) -> None:
-    """The tokens of window 3 by one, where WMCA's second layer reads them."""
+    """Rotate the tokens of window 3 by one at the input of WMCA's second layer."""
 
     def nodes(old: str, new: str) -> list[onnx.NodeProto]:
         cuts = constant(proto, "cuts", np.array([3, 1, 26]))
@@ -128,7 +128,7 @@ def test_an_edited_file_is_refused(edit, references, tiny_onnx, tmp_path):
     assert all(" float32" in failure and "\n" not in failure for failure in report.failures)
 
 
-def test_the_report_tells_float32s_own_error(references, tiny_onnx):
+def test_the_report_has_the_error_of_float32_itself(references, tiny_onnx):
     report = check_against(references, tiny_onnx)
     assert report.passed
     assert {row.output for row in report.differences} == {"depth", "semantics", "normals", "edges"}
@@ -148,7 +148,7 @@ ACCEPTED = [
 
 
 class Shared:
-    """References of the model that was asked for last: both forms of its file, and all faults of it, have the same."""
+    """A cache of the last model's references, which both forms of its file and all its faults share."""
 
     def __init__(self) -> None:
         self._key: tuple[object, ...] = ()

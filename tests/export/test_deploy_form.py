@@ -1,4 +1,4 @@
-"""Each rewrite of the deploy form is the block it replaces, in float64, and the whole network stays M2H."""
+"""Test that each rewrite of the deploy form, and the whole network, equal the original in float64."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZE = (32, 48)  # the heads' maps
 
 @pytest.fixture(scope="module", params=[True, False], ids=["separable", "dense"])
 def network(request):
-    """A small network of either kind in float64: (module tree, channels)."""
+    """Return a small network of either kind in float64: (module tree, channels)."""
     model = random_network(
         "m2h-tiny", separable=request.param, channels=32, backbone=None, head_channels=(16, 8), num_classes=5
     )
@@ -147,7 +147,7 @@ def test_window_attention_needs_no_key_bias(network):
 
 
 def test_wmca_keeps_every_task(network):
-    """Height and width are not multiples of the window, so that padding between the layers matters."""
+    """Height and width are not multiples of the window, so the padding between the layers affects the result."""
     maps = maps_of(network)
     local = wmca.LocalPath(network.wmca)
     actual, expected = local(maps), network.wmca(maps)
@@ -156,7 +156,7 @@ def test_wmca_keeps_every_task(network):
 
 
 def test_wmca_clears_padding_between_layers(network):
-    """Without the clearing the result is another one: the test above can fail."""
+    """Without the clearing, the result differs, so the comparison above is meaningful."""
     maps = maps_of(network)
     local = wmca.LocalPath(network.wmca)
     local.exchange.clear_padding = lambda windows, height, width: windows
@@ -186,7 +186,7 @@ def test_upsample_block(network):
     assert_same(upsample2(deployed(x)) if pending else deployed(x), block(x))
 
 
-def test_last_upsample_block_takes_the_head_in(network):
+def test_last_upsample_block_absorbs_the_head(network):
     head = network.heads["normals"]
     dense = isinstance(head.upsample2, UpsampleBlock)
     deployed = upsample_blocks.last_block(head.upsample2, head.final, (3, 4))
@@ -226,7 +226,7 @@ def test_network_with_every_option(options, height, width, batch):
         assert_same(actual[task], expected[task])
 
 
-def test_the_model_is_left_as_it_is(tiny_model):
+def test_the_model_is_not_modified(tiny_model):
     before = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
     deployed = to_deploy(tiny_model, 28, 42)
     for tensor in deployed.parameters():
@@ -261,7 +261,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("variant", "height", "width", "batch"), CASES)
-def test_float32_error_is_that_of_float32(variant, height, width, batch, tmp_path):
+def test_float32_error_is_as_small_as_the_references(variant, height, width, batch, tmp_path):
     """The deploy form in float32 is as close to the float64 reference as the reference in float32 is."""
     model = random_network(variant) if variant == "m2h-tiny" else published(variant, tmp_path)
     image = filler.image(batch, height, width)

@@ -1,4 +1,4 @@
-"""The exported file: names, order, numbers, no shape arithmetic, and what a consumer picks from it."""
+"""Test the exported file: names, order, numbers, no shape arithmetic, and what consumers read from it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_inputs_and_outputs_are_the_documented_ones(tiny_onnx):
 
 
 def test_the_ros_node_picks_depth_and_semantics_by_shape_and_position(tiny_onnx):
-    """Its rule: depth is the first output of shape (1, 1, H, W), semantics the first of the others."""
+    """The node takes the first output of shape (1, 1, H, W) as depth, and the first of the others as semantics."""
     session = ort.InferenceSession(tiny_onnx, providers=["CPUExecutionProvider"])
     outputs = session.run(None, {"image": np.zeros((1, 3, 112, 140), np.float32)})
     depth = next(i for i, value in enumerate(outputs) if value.shape[:2] == (1, 1))
@@ -58,7 +58,7 @@ def test_position_embeddings_and_padding_are_constants(tiny_onnx):
     assert "backbone.pos_embed" not in names
 
 
-def test_nodes_are_named_after_the_papers_blocks_and_say_nothing_of_source_files(tiny_onnx):
+def test_nodes_are_named_after_the_papers_blocks_without_source_files(tiny_onnx):
     proto = onnx.load(tiny_onnx)
     blocks = {node.name.split("/")[1].split(".")[0] for node in proto.graph.node}
     assert {"backbone", "mstr", "msf", "wmca", "context", "heads"} <= blocks
@@ -66,7 +66,7 @@ def test_nodes_are_named_after_the_papers_blocks_and_say_nothing_of_source_files
     assert b".py" not in proto.SerializeToString()
 
 
-def test_metadata_says_what_the_file_is(tiny_onnx, tiny_model):
+def test_metadata_describes_the_file(tiny_onnx, tiny_model):
     metadata = {entry.key: entry.value for entry in onnx.load(tiny_onnx).metadata_props}
     assert metadata["m2h.variant"] == "m2h-tiny"
     assert metadata["m2h.tasks"] == "depth,semantics,normals,edges"
@@ -84,7 +84,7 @@ def test_the_static_form_computes_the_same(tiny_model):
 
 @pytest.fixture(scope="module")
 def functions_onnx(tiny_model, tmp_path_factory):
-    """Windows as functions, batch free: 10 x 12 maps do not fill 7 x 7 windows."""
+    """Export windows as functions with a dynamic batch: 10 x 12 maps do not fill 7 x 7 windows."""
     path = tmp_path_factory.mktemp("functions") / "f.onnx"
     return export_onnx(tiny_model, path, height=112, width=140, windows="functions", dynamic_batch=True).path
 
@@ -96,7 +96,7 @@ def test_windows_as_functions_give_the_same_numbers(tiny_onnx, functions_onnx):
         ("m2h", "WindowReverse", ("window_size", "height", "width")),
     }
     calls = [node for node in proto.graph.node if node.domain == "m2h"]
-    assert len(calls) == 2  # the deploy form goes there and back once, for both layers and all tasks
+    assert len(calls) == 2  # the deploy form partitions and reverses once, for both layers and all tasks
     assert all(a.i == 7 for node in calls for a in node.attribute if a.name == "window_size")
     image = np.random.default_rng(0).standard_normal((1, 3, 112, 140), dtype=np.float32)
     values = [
@@ -107,7 +107,7 @@ def test_windows_as_functions_give_the_same_numbers(tiny_onnx, functions_onnx):
         np.testing.assert_allclose(functions, standard, rtol=1e-3, atol=1e-4 * standard.std())
 
 
-def test_a_free_batch_gives_each_frame_what_it_gives_alone(functions_onnx):
+def test_a_dynamic_batch_gives_the_results_of_single_frames(functions_onnx):
     session = ort.InferenceSession(functions_onnx, providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == ["batch", 3, 112, 140]
     images = np.random.default_rng(1).standard_normal((3, 3, 112, 140), dtype=np.float32)
@@ -166,7 +166,7 @@ def test_a_failed_check_leaves_no_file(tiny_model, tmp_path, monkeypatch):
         {"path": "missing/folder/m.onnx"},
     ],
 )
-def test_options_that_make_no_graph_are_refused_before_any_work(tiny_model, tmp_path, options):
+def test_invalid_options_are_refused_before_any_work(tiny_model, tmp_path, options):
     path = tmp_path / options.pop("path", "m.onnx")
     with pytest.raises(M2HError) as error:
         export_onnx(tiny_model, path, **options)
@@ -174,7 +174,7 @@ def test_options_that_make_no_graph_are_refused_before_any_work(tiny_model, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_more_classes_than_labels_of_8_bits_hold_are_refused(tmp_path):
+def test_more_classes_than_fit_into_8_bit_labels_are_refused(tmp_path):
     for classes in (256, 300):
         with pytest.raises(M2HError, match=f"{classes} classes: labels have 8 bits, which hold at most 255"):
             export_onnx(random_network(num_classes=classes), tmp_path / "m.onnx", height=28, width=28)
@@ -189,8 +189,8 @@ def test_functions_of_a_network_without_windows_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_mean_of_a_large_map_keeps_its_digits(tmp_path):
-    """A mean over a million values in one step is off by 1e-4 in ONNX Runtime; 640x480 has such means."""
+def test_the_mean_of_a_large_map_is_precise(tmp_path):
+    """A one-step mean over a million values has an error of 1e-4 in ONNX Runtime; 640x480 has such means."""
 
     class Mean(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

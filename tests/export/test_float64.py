@@ -1,4 +1,4 @@
-"""Float64 evaluation in strips gives what a whole convolution gives."""
+"""Test that float64 evaluation in strips equals the whole convolution."""
 
 from __future__ import annotations
 

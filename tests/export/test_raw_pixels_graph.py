@@ -1,4 +1,4 @@
-"""A sensor graph gives the numbers of preprocess, network and postprocess, whatever the camera and the engine."""
+"""Test that a sensor graph equals preprocess, network and postprocess for any camera and engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.commands import done
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """The trained network: random weights answer a rounding of float32 with millimeters."""
+    """Export the trained network: with random weights, float32 rounding changes depth by millimeters."""
     from m2h_deploy.model import load_checkpoint
 
     path = tmp_path_factory.mktemp("plain") / "tiny.onnx"
@@ -62,7 +62,7 @@ def assert_same(given, expected):
         ((17, 19), (301, 16)),
     ],
 )
-def test_the_tables_are_opencvs_fixed_point_resize_bit_by_bit(camera, network):
+def test_the_tables_equal_opencvs_fixed_point_resize_bit_by_bit(camera, network):
     image = np.random.default_rng(0).integers(0, 256, (camera[1], camera[0]), np.uint8)
     top, bottom, upper, lower = resize_table(camera[1], network[1], vertical=True)
     left, right, near, far = resize_table(camera[0], network[0], vertical=False)
@@ -74,8 +74,8 @@ def test_the_tables_are_opencvs_fixed_point_resize_bit_by_bit(camera, network):
 
 
 @pytest.mark.parametrize("camera", [(640, 480), (140, 112), (96, 64), (281, 223), (140, 480)])
-def test_the_pixels_that_the_network_sees_are_the_same_ones(plain, camera):
-    """Noise is the hardest picture for a resize; normalized values differ by float32 rounding alone."""
+def test_the_network_gets_the_same_pixels(plain, camera):
+    """Noise is the hardest image to resize; normalized values differ only by float32 rounding."""
     image = np.random.default_rng(1).integers(0, 256, (camera[1], camera[0], 3), np.uint8)
     graph = add_sensor(plain, Sensor(camera, outputs=("depth",)))
     graph.graph.output.append(onnx.ValueInfoProto(name="network/image"))
@@ -84,13 +84,13 @@ def test_the_pixels_that_the_network_sees_are_the_same_ones(plain, camera):
 
 
 @pytest.mark.parametrize("camera", [(160, 120), (140, 112), (100, 75)])
-def test_results_are_those_of_preprocess_network_and_postprocess(plain, camera):
+def test_results_equal_those_of_preprocess_network_and_postprocess(plain, camera):
     image = render_room(3, 1, height=camera[1], width=camera[0]).image
     assert_same(run(add_sensor(plain, Sensor(camera)), image[None]), python_path(plain, image))
 
 
 @pytest.mark.slow
-def test_the_reference_form_with_windows_as_functions_and_a_free_batch_becomes_one_too(tiny_model, tmp_path, shared):
+def test_the_reference_form_with_functions_and_a_dynamic_batch_is_supported(tiny_model, tmp_path, shared):
     path = tmp_path / "sensor.onnx"
     frames = [cv2.imread(str(file)) for file in sorted((shared / "nyuv2_frames").glob("rgb_*.jpg"))]
     report = export_onnx(
@@ -115,14 +115,14 @@ def test_the_real_frames_agree_at_their_own_size(plain, shared):
         assert_same(run(graph, image[None]), python_path(plain, image))
 
 
-def test_nv12_gives_what_opencv_makes_of_it(plain):
+def test_nv12_is_converted_as_by_opencv(plain):
     image = render_room(3, 1, height=120, width=160).image
     raw = bgr_to_nv12(image)
     given = run(add_sensor(plain, Sensor((160, 120), "nv12")), raw[None])
     assert_same(given, python_path(plain, nv12_to_bgr(raw)))
 
 
-def test_every_nv12_color_is_opencvs(plain):
+def test_every_nv12_color_equals_opencvs(plain):
     values = np.random.default_rng(0).integers(0, 256, (168, 140), np.uint8)
     graph = add_sensor(plain, Sensor((140, 112), "nv12", ("depth",)))
     graph.graph.output.append(onnx.ValueInfoProto(name="network/image"))
@@ -174,7 +174,7 @@ def test_a_graph_that_computes_something_else_fails_the_check(plain, tmp_path):
         lambda: parse_camera_size("640x-480"),
     ],
 )
-def test_a_sensor_that_is_none_is_refused_in_one_line(make):
+def test_an_invalid_sensor_gives_a_one_line_error(make):
     with pytest.raises(M2HError) as error:
         make()
     assert "\n" not in str(error.value)
@@ -203,7 +203,7 @@ def test_tensorrt_rtx_compiles_it(plain, tmp_path, format):
     assert record.plan_bytes > 1_000_000
 
 
-def test_the_command_writes_a_sensor_graph_without_what_nobody_wants(tiny_checkpoint, tmp_path):
+def test_the_command_leaves_unrequested_outputs_out_of_a_sensor_graph(tiny_checkpoint, tmp_path):
     output = tmp_path / "sensor.onnx"
     sensor = ("--sensor", "nv12", "--camera-size", "64x48", "--outputs", "labels")
     done("export", tiny_checkpoint, "-o", output, "--height", 56, "--width", 56, *sensor)

@@ -1,4 +1,4 @@
-"""Check atomic file writes, also when several threads write the same file."""
+"""Test atomic file writes, also when several threads write the same file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from m2h_deploy.files.atomic import check_writable, is_temporary, whole_file, wh
 from m2h_deploy.files.names import shorten
 
 
-def test_threads_that_write_one_file_do_not_meet(tmp_path):
+def test_threads_that_write_one_file_do_not_interfere(tmp_path):
     contents = [bytes([index]) * 200_000 for index in range(8)]
     failures: list[BaseException] = []
     start = threading.Barrier(8)
@@ -67,7 +67,7 @@ LEGAL = [
 
 
 @pytest.mark.parametrize("name", LEGAL)
-def test_every_name_that_the_file_system_takes_is_written(name, tmp_path):
+def test_every_valid_file_name_is_written(name, tmp_path):
     write_bytes(tmp_path / name, b"content")
     with whole_file(tmp_path / name) as temporary:
         assert is_temporary(temporary.name, name) and not is_temporary(name, name)
@@ -78,7 +78,7 @@ def test_every_name_that_the_file_system_takes_is_written(name, tmp_path):
     assert [path.name for path in (tmp_path / "folder").iterdir()] == [name]
 
 
-def test_a_name_that_it_does_not_take_is_one_line(tmp_path):
+def test_an_invalid_file_name_gives_a_one_line_error(tmp_path):
     for place in (tmp_path / ("x" * 256), tmp_path / ("空" * 86)):
         with pytest.raises(M2HError, match="longer than 255 bytes"):
             check_writable(place)
@@ -87,7 +87,7 @@ def test_a_name_that_it_does_not_take_is_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_names_are_shortened_the_same_way_each_time_and_stay_apart():
+def test_names_are_shortened_deterministically_and_stay_distinct():
     assert shorten("x" * 243, 243) == "x" * 243
     long = [shorten(name, 243) for name in ("空" * 85, "空" * 84 + "间", "x" * 244, "x" * 243 + "y")]
     assert len(set(long)) == 4 and all(len(os.fsencode(name)) <= 243 for name in long)
@@ -95,7 +95,7 @@ def test_names_are_shortened_the_same_way_each_time_and_stay_apart():
     assert len(os.fsencode(shorten(os.fsdecode(b"\xff" * 250), 243))) <= 243
 
 
-def test_places_that_cannot_be_written_are_known_before(tmp_path):
+def test_unwritable_paths_are_detected_in_advance(tmp_path):
     assert check_writable(tmp_path / "new") == tmp_path / "new"
     with pytest.raises(M2HError, match="it is a folder"):
         check_writable(tmp_path)

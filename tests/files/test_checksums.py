@@ -1,4 +1,4 @@
-"""A file's checksum is that of its bytes, however large it is."""
+"""Test that a file's checksum covers all of its bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from m2h_deploy.files.digests import file_sha256
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
-def test_the_digest_is_of_all_bytes(size, tmp_path):
+def test_the_digest_covers_all_bytes(size, tmp_path):
     content = bytes(index % 251 for index in range(size))
     (tmp_path / "file").write_bytes(content)
     assert file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""Image files: a truncated one is refused, and a depth map or a label map is not taken for a picture."""
+"""Test that truncated images are refused, and that depth and label maps are not taken for pictures."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def jpeg(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", JPEGS)
 def test_a_jpeg_without_an_end_is_truncated(kind, tmp_path):
-    """Judged by the bytes: OpenCV before 4.11 gives a picture for them."""
+    """Detected from the bytes, because OpenCV before 4.11 decodes such files."""
     content = jpeg(kind)
-    # A camera's thumbnail has an end of its own, before the picture's; a phone's file goes on after the end.
+    # A camera's thumbnail has its own end marker before the picture's; a phone's file continues after the end marker.
     thumbnail = b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
     for whole in (content, content + b"\0" * 100, content + b"more", content[:2] + thumbnail + content[2:]):
         assert not is_truncated_jpeg(whole)
@@ -73,7 +73,7 @@ def test_a_truncated_file_of_any_format_is_refused(suffix, tmp_path):
 
 
 def palette_png(indices: np.ndarray, colors: list[int]) -> bytes:
-    """A PNG of 8-bit indices into a palette, which OpenCV does not write."""
+    """Return a PNG of 8-bit palette indices, which OpenCV cannot write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -86,7 +86,7 @@ def palette_png(indices: np.ndarray, colors: list[int]) -> bytes:
 
 
 def voc_palette() -> list[int]:
-    """Bits 0 to 2 of an index are the highest bits of red, green and blue, bits 3 to 5 the next, and so on."""
+    """Return VOC's palette: bits 0 to 2 of an index are the highest bits of red, green, blue, bits 3 to 5 the next."""
     return [
         sum((index >> (3 * bit + c) & 1) << (7 - bit) for bit in range(3)) for index in range(256) for c in range(3)
     ]
@@ -128,7 +128,7 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_a_map_is_not_a_picture(name, tmp_path):
+def test_a_map_is_not_taken_for_a_picture(name, tmp_path):
     content, kind = MAPS[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(M2HError, match=f"{name} is a {kind}, not a picture"):
@@ -136,12 +136,12 @@ def test_a_map_is_not_a_picture(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_is_a_picture(name, tmp_path):
+def test_a_picture_is_not_taken_for_a_map(name, tmp_path):
     (tmp_path / name).write_bytes(PICTURES[name])
     assert read_image(tmp_path / name).shape == ROOM.image.shape
 
 
-def test_the_folder_of_a_map_may_name_it(tmp_path):
+def test_a_map_is_recognized_by_its_folder(tmp_path):
     for folder, refused in (("depth", True), ("depth of field", False)):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "1.png").write_bytes(PICTURES["gray.png"])
@@ -154,7 +154,7 @@ def test_the_folder_of_a_map_may_name_it(tmp_path):
 
 @pytest.fixture
 def mixed(tmp_path) -> Path:
-    """Two pictures, a broken one, and all kinds of maps."""
+    """Return a folder with two pictures, a damaged one, and all kinds of maps."""
     for name, content in ((name, content) for name, (content, _) in MAPS.items()):
         (tmp_path / name).write_bytes(content)
     for name in ("color.png", "gray.png"):
@@ -195,7 +195,7 @@ def test_a_picture_of_16_bits_a_color_is_refused_everywhere(tmp_path):
 
 
 @pytest.mark.parametrize(("suffix", "at", "order"), [(".png", 16, "big"), (".bmp", 18, "little")])
-def test_a_header_that_states_a_huge_size_takes_no_memory(suffix, at, order, tmp_path):
+def test_a_header_that_states_a_huge_size_allocates_no_memory(suffix, at, order, tmp_path):
     content = bytearray(encoded(suffix, ROOM.image))
     content[at : at + 4] = (1_000_000).to_bytes(4, order)
     (tmp_path / f"huge{suffix}").write_bytes(bytes(content))
@@ -203,7 +203,7 @@ def test_a_header_that_states_a_huge_size_takes_no_memory(suffix, at, order, tmp
         read_image(tmp_path / f"huge{suffix}")
 
 
-def test_a_link_that_leads_nowhere_is_reported(tmp_path):
+def test_a_dangling_link_is_reported(tmp_path):
     (tmp_path / "a.png").write_bytes(PICTURES["color.png"])
     (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
     (tmp_path / "c.png").symlink_to(tmp_path / "nothing.png")
@@ -229,7 +229,7 @@ def test_a_picture_of_any_name_has_results_of_its_own(tmp_path):
     assert len(list((tmp_path / "out").iterdir())) == 4 * len(NAMES)
 
 
-def test_a_name_with_control_characters_is_said_in_one_line(tmp_path):
+def test_a_name_with_control_characters_is_printed_on_one_line(tmp_path):
     (tmp_path / "a\nb\x1b[31m.png").write_bytes(b"no picture")
     (tmp_path / "depth\n.png").write_bytes(MAPS["a.png"][0])
     broken, skipped = open_source(str(tmp_path)).read()

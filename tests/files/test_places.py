@@ -1,4 +1,4 @@
-"""Where results go: mount points, read-only places, files that cannot be renamed over, folders that are not empty."""
+"""Test where results can be written: mount points, read-only paths, pipes and devices, folders that are not empty."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_bind_mount_of_the_same_file_system_is_a_mount_point_too(tiny_bundle, 
     assert {file.name for file in tmp_path.iterdir()} == {"real", "m", "x.onnx"}
 
 
-def test_a_build_that_fails_leaves_the_bundle_of_a_mount_point(tiny_onnx, tmp_path):
+def test_a_failed_build_keeps_the_bundle_of_a_mount_point(tiny_onnx, tmp_path):
     (tmp_path / "m").mkdir()
     script = """
     mount -t tmpfs -o size=26m t m
@@ -104,7 +104,7 @@ def test_pipes_and_devices_are_written_to_not_replaced(tmp_path):
     assert said.returncode == 0
 
 
-def test_folders_with_something_in_them_stay(tiny_onnx, tmp_path):
+def test_folders_that_are_not_empty_are_kept(tiny_onnx, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(M2HError, match=r"not a bundle \(it holds notes\.txt\)"):
@@ -122,20 +122,20 @@ def test_folders_with_something_in_them_stay(tiny_onnx, tmp_path):
         check_folder(tmp_path / "mine" / "notes.txt" / "below")
 
 
-def test_a_bundle_that_is_built_from_is_not_replaced(tiny_bundle):
+def test_a_bundle_that_holds_the_input_is_not_replaced(tiny_bundle):
     with pytest.raises(M2HError, match="which would be replaced"):
         check_bundle_place(tiny_bundle, tiny_bundle / "model.onnx")
     assert (tiny_bundle / MANIFEST).is_file()
 
 
-def test_errors_that_are_not_of_writing_pass(tmp_path):
+def test_errors_other_than_write_errors_pass_through(tmp_path):
     for error in (KeyError("x"), FileNotFoundError(2, "No such file or directory", "/elsewhere/file")):
         with pytest.raises(type(error)), whole_file(tmp_path / "f"), scratch_folder("m2h-test-"):
             raise error
     assert list(tmp_path.iterdir()) == []
 
 
-def test_libraries_get_names_that_they_can_read(tmp_path):
+def test_libraries_get_file_names_that_they_can_open(tmp_path):
     folder = os.fsdecode(os.fsencode(tmp_path) + b"/d\xff")
     Path(folder).mkdir()
     for name in ("plain.txt", os.fsdecode(b"r\xe4.txt")):
@@ -143,14 +143,14 @@ def test_libraries_get_names_that_they_can_read(tmp_path):
         with library_path(file) as given:
             assert given.encode()
             assert Path(given).suffix == ".txt"
-            Path(given).write_text("through", encoding="utf-8")  # also where the file is new
+            Path(given).write_text("through", encoding="utf-8")  # also if the file is new
         assert file.read_text(encoding="utf-8") == "through"
     with library_path(tmp_path / "ö.txt") as given:
         assert given == str(tmp_path / "ö.txt")
 
 
 @pytest.mark.slow
-def test_names_that_are_not_text_go_the_whole_way(tiny_onnx, tmp_path):
+def test_file_names_that_are_not_utf8_work_in_every_command(tiny_onnx, tmp_path):
     folder = os.fsencode(tmp_path) + b"/d\xff"
     Path(os.fsdecode(folder)).mkdir()
     Path(os.fsdecode(folder + b"/m\xe4.onnx")).write_bytes(tiny_onnx.read_bytes())

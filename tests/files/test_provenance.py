@@ -1,4 +1,4 @@
-"""Results replace earlier results of their kind, and no other file."""
+"""Test that results replace earlier results of their kind, and no other file."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def classes(tiny_bundle):
     return load_bundle(tiny_bundle).manifest.classes
 
 
-def test_results_are_known_again_also_after_a_copy(prediction, classes, tmp_path):
+def test_results_are_recognized_also_after_a_copy(prediction, classes, tmp_path):
     for file in write(tmp_path / "out", prediction, classes):
         kind = "npz" if file.suffix == ".npz" else "png"
         copy = Path(shutil.copy(file, tmp_path / f"copy{file.suffix}"))
@@ -57,7 +57,7 @@ def test_results_are_known_again_also_after_a_copy(prediction, classes, tmp_path
         np.testing.assert_array_equal(arrays["depth"], prediction.depth)
 
 
-def test_files_of_others_are_in_the_way(prediction, classes, tmp_path):
+def test_files_of_other_programs_are_not_replaced(prediction, classes, tmp_path):
     folder = tmp_path / "out"
     for file in write(folder, prediction, classes):
         check_result(folder, "a", npz=True)
@@ -76,7 +76,7 @@ def test_files_of_others_are_in_the_way(prediction, classes, tmp_path):
     check_result(folder, "a")  # without --npz it is not written
 
 
-def test_exported_files_are_known_by_their_metadata(tiny_onnx, tmp_path):
+def test_exported_files_are_recognized_by_their_metadata(tiny_onnx, tmp_path):
     assert is_own(tiny_onnx, "onnx")
     proto = onnx.load(tiny_onnx)
     del proto.metadata_props[:]
@@ -100,14 +100,14 @@ def test_a_marked_video_still_plays(tmp_path):
     assert [video.read()[0] for _ in range(4)] == [True, True, True, False]
 
 
-def test_empty_files_devices_and_new_files_are_no_obstacle(tmp_path):
+def test_empty_files_devices_and_new_files_may_be_written(tmp_path):
     (tmp_path / "empty.csv").touch()
     assert check_output(tmp_path / "empty.csv", "csv") == tmp_path / "empty.csv"
     assert check_output(tmp_path / "new.csv", "csv") == tmp_path / "new.csv"
     assert check_output(Path(os.devnull), "csv") == Path(os.devnull)
 
 
-def test_what_is_read_is_never_replaced(tiny_onnx, tmp_path):
+def test_an_input_file_is_never_replaced(tiny_onnx, tmp_path):
     model = Path(shutil.copy(tiny_onnx, tmp_path / "m.onnx"))
     (tmp_path / "link.onnx").symlink_to(model)
     for place in (model, tmp_path / "link.onnx"):
@@ -126,7 +126,7 @@ def test_every_command_that_writes_has_the_one_option():
         assert ("--overwrite" in options) == (name in writing), name
 
 
-def test_run_leaves_the_data_set_beside_a_picture(tiny_bundle, picture):
+def test_run_keeps_data_set_files_beside_a_picture(tiny_bundle, picture):
     truth = picture.with_name("room_depth.png")
     truth.write_bytes(b"the data set's own depth")
     command = ("run", tiny_bundle, picture, "-o", picture.parent)
@@ -135,10 +135,10 @@ def test_run_leaves_the_data_set_beside_a_picture(tiny_bundle, picture):
     assert truth.read_bytes() == b"the data set's own depth"
     assert {file.name for file in picture.parent.iterdir()} == {"room.png", "room_depth.png"}  # before the work
     assert m2h(*command, "--overwrite").returncode == 0
-    assert m2h(*command).returncode == 0  # and its own again, without a word
+    assert m2h(*command).returncode == 0  # and replaces its own files without --overwrite
 
 
-def test_commands_look_before_they_work(tiny_checkpoint, tiny_onnx, tiny_bundle, picture, tmp_path):
+def test_commands_check_existing_files_before_they_work(tiny_checkpoint, tiny_onnx, tiny_bundle, picture, tmp_path):
     mine = tmp_path / "mine"
     for name in ("m.onnx", "r.json", "r.html", "r.xml", "b.csv", "v.mp4", "l.txt"):
         (tmp_path / name).write_text("mine", encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Golden measurements of the published network and the weights they were made with."""
+"""Golden measurements of the published network, and the weights that they were made with."""

@@ -1,4 +1,4 @@
-"""Reproducible weights and images, as the golden measurements were made with."""
+"""Reproducible weights and images, from which the golden measurements were made."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ SEED = 0
 
 
 def tensors(network: str) -> dict[str, tuple[int, ...]]:
-    """Published tensor names and shapes of `m2h` or `m2h_small`."""
+    """Return the published tensor names and shapes of `m2h` or `m2h_small`."""
     lines = (HERE / f"{network}_tensors.txt").read_text().splitlines()
     pairs = (line.split() for line in lines)
     return {name: () if shape == "scalar" else tuple(map(int, shape.split("x"))) for name, shape in pairs}
 
 
 def weights(network: str, seed: int = SEED) -> dict[str, NDArray]:
-    """A published state dict, filled."""
+    """Return a published state dict with filled-in values."""
     return {name: _fill(name, shape, seed) for name, shape in tensors(network).items()}
 
 
 def _fill(name: str, shape: tuple[int, ...], seed: int) -> NDArray:
-    """The rules, in order: counters are zero, variances and LayerScale uniform, the rest normal about its own mean."""
+    """Fill a tensor by name: counters zero, variances and LayerScale uniform, others normal about a mean."""
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
     draw = np.random.default_rng([seed, zlib.crc32(name.encode())])
@@ -39,7 +39,7 @@ def _fill(name: str, shape: tuple[int, ...], seed: int) -> NDArray:
 def _mean(name: str, shape: tuple[int, ...]) -> float:
     if len(shape) == 1 and name.endswith("weight"):
         return 1.0  # affine norms
-    return 2.0 if name.endswith("final_conv.bias") else 0.0  # 2: depth = relu(.) + min_depth stays alive
+    return 2.0 if name.endswith("final_conv.bias") else 0.0  # 2: keeps depth = relu(.) + min_depth above the minimum
 
 
 def _deviation(name: str, shape: tuple[int, ...]) -> float:
@@ -52,7 +52,7 @@ def _deviation(name: str, shape: tuple[int, ...]) -> float:
 
 
 def image(n: int, height: int, width: int) -> NDArray[np.float32]:
-    """A smooth random normalized batch (n, 3, height, width): coarse noise, bilinearly enlarged, plus fine noise."""
+    """Return a smooth random normalized batch (n, 3, height, width): enlarged coarse noise plus fine noise."""
     draw = np.random.default_rng([SEED, height, width])
     coarse = draw.standard_normal((n, 3, height // 16 + 2, width // 16 + 2))
     y = np.linspace(0, coarse.shape[2] - 1.001, height)

@@ -1,4 +1,4 @@
-"""Slow, plain versions of the boundary protocol, written apart from the code that they check."""
+"""Slow, simple versions of the boundary protocol, written independently of the tested code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RING = [(0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1)]
 
 
 def thin_by_pixel(mask: np.ndarray) -> np.ndarray:
-    """Thinning with sets of pixels: delete together what meets the conditions, odd and even half steps in turn."""
+    """Thin with sets of pixels: delete the pixels that meet the conditions, in alternating odd and even half steps."""
     pixels = {(int(r), int(c)) for r, c in np.argwhere(mask)}
     while True:
         before = set(pixels)
@@ -40,7 +40,7 @@ def _goes(pixel: tuple[int, int], pixels: set[tuple[int, int]], rotation: int) -
 
 
 def match_with_outliers(prediction: np.ndarray, target: np.ndarray, radius: float) -> int:
-    """Pairs in BSDS's own problem, solved densely: distance if paired, 100 radii for each pixel left alone."""
+    """Solve BSDS's assignment problem densely: a pair costs its distance, an unmatched pixel 100 radii."""
     first, second = np.argwhere(prediction), np.argwhere(target)
     if not len(first) or not len(second):
         return 0
@@ -57,7 +57,7 @@ def match_with_outliers(prediction: np.ndarray, target: np.ndarray, radius: floa
 
 
 def edge_counts(strength: np.ndarray, target: np.ndarray, radius: float) -> np.ndarray:
-    """(99, 4): matched predicted, predicted, matched target, target pixels at thresholds 0.01 .. 0.99."""
+    """Return (99, 4): matched predicted, predicted, matched target, target pixels at thresholds 0.01 .. 0.99."""
     truth = thin_by_pixel(target)
     rows = []
     for i in range(1, 100):
@@ -68,7 +68,7 @@ def edge_counts(strength: np.ndarray, target: np.ndarray, radius: float) -> np.n
 
 
 def suppress_by_pixel(probability: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    """Structured Edges' suppression, radius 1, factor 1.01, fade 5, pixel by pixel."""
+    """Apply Structured Edges' suppression, radius 1, factor 1.01, fade 5, pixel by pixel."""
     height, width = probability.shape
     out = probability.astype(float).copy()
     for r in range(height):

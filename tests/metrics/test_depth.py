@@ -1,4 +1,4 @@
-"""Depth figures against a pixel loop, pooling, invalid pixels, clamping, bad input."""
+"""Test depth metrics: a pixel loop, pooling, invalid pixels, clamping, bad input."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_perfect_prediction_has_no_error() -> None:
     assert [figures[k] for k in ("delta1", "delta2", "delta3")] == [1, 1, 1]
 
 
-def test_pixels_of_unknown_depth_change_nothing() -> None:
+def test_pixels_of_unknown_depth_have_no_effect() -> None:
     target = np.array([[2.0, 0.0]])
     one, other = DepthMetric(), DepthMetric()
     one.update(np.array([[2.5, 0.0]]), target)
@@ -62,7 +62,7 @@ def test_pixels_of_unknown_depth_change_nothing() -> None:
     assert np.array_equal(one.state, other.state)
 
 
-def test_a_frame_without_valid_depth_gives_nan_alone_and_nothing_among_others() -> None:
+def test_a_frame_without_valid_depth_gives_nan_and_does_not_affect_others() -> None:
     metric = DepthMetric()
     metric.update(np.ones((2, 2)), np.zeros((2, 2)))
     assert all(math.isnan(value) for value in metric.compute().values())
@@ -77,7 +77,7 @@ def test_clamping_limits_predictions_only() -> None:
     assert metric.compute()["mae"] == pytest.approx((2 + 0 + 0.999) / 3)
 
 
-def test_a_prediction_below_zero_fails_every_delta_and_leaves_the_logarithm_finite() -> None:
+def test_a_negative_prediction_fails_every_delta_and_keeps_the_log_finite() -> None:
     metric = DepthMetric()
     metric.update(np.array([[-1.0]]), np.array([[1.0]]))
     figures = metric.compute()
@@ -99,7 +99,9 @@ def test_a_prediction_below_zero_fails_every_delta_and_leaves_the_logarithm_fini
         (np.ones((2, 2)), np.full((2, 2), -1.0), "-1 m"),
     ],
 )
-def test_bad_input_is_one_line_and_adds_nothing(prediction: np.ndarray, target: np.ndarray, says: str) -> None:
+def test_bad_input_gives_a_one_line_error_and_adds_nothing(
+    prediction: np.ndarray, target: np.ndarray, says: str
+) -> None:
     metric = DepthMetric()
     with pytest.raises(M2HError) as error:
         metric.update(prediction, target)
@@ -109,6 +111,6 @@ def test_bad_input_is_one_line_and_adds_nothing(prediction: np.ndarray, target: 
 
 
 @pytest.mark.parametrize("clamp", [(0.0, 10.0), (5.0, 1.0), (1.0, float("inf")), (float("nan"), 1.0)])
-def test_a_senseless_clamp_is_refused(clamp: tuple[float, float]) -> None:
+def test_an_invalid_clamp_is_refused(clamp: tuple[float, float]) -> None:
     with pytest.raises(M2HError, match="clamp"):
         DepthMetric(clamp=clamp)

@@ -1,4 +1,4 @@
-"""odsF against a slow, independent evaluation; perfect, shifted and wrong boundaries; bad input."""
+"""Test odsF: a slow, independent evaluation; perfect, shifted and wrong boundaries; bad input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from m2h_deploy.metrics.thinning import suppress_non_maxima
 
 
 def polygons(seed: int, height: int = 120, width: int = 160, margin: int = 12) -> np.ndarray:
-    """Boundaries of random polygons, uint8 (H, W), none within `margin` of the border."""
+    """Return boundaries of random polygons, uint8 (H, W), at least `margin` pixels from the border."""
     rng = np.random.default_rng(seed)
     segments = np.zeros((height, width), np.uint8)
     for label in range(1, 9):
@@ -29,7 +29,7 @@ def polygons(seed: int, height: int = 120, width: int = 160, margin: int = 12) -
 
 
 def soft(edges: np.ndarray, seed: int) -> np.ndarray:
-    """What a network might give for these boundaries: blurred, with noise, float32 0..1."""
+    """Return a plausible network output for these boundaries: blurred, with noise, float32 0..1."""
     rng = np.random.default_rng(seed)
     blurred = cv2.GaussianBlur(edges.astype(np.float32), (0, 0), 1.5)
     noise = cv2.GaussianBlur(rng.standard_normal(edges.shape).astype(np.float32), (0, 0), 1.0)
@@ -62,7 +62,7 @@ def test_counts_and_figures_equal_the_slow_evaluation(seed: int, suppress: bool)
     assert figures["odsF"] == f_of(total[round(figures["odsT"] * 100) - 1])
 
 
-def test_a_perfect_prediction_is_one() -> None:
+def test_a_perfect_prediction_scores_one() -> None:
     target = polygons(0)
     metric = EdgesMetric()
     metric.update(target.astype(np.float32), target)
@@ -71,7 +71,7 @@ def test_a_perfect_prediction_is_one() -> None:
 
 
 @pytest.mark.parametrize("shift", [(0, 1), (1, 0), (-1, 1), (1, 1)])
-def test_a_shift_by_one_pixel_stays_one(shift: tuple[int, int]) -> None:
+def test_a_shift_by_one_pixel_still_scores_one(shift: tuple[int, int]) -> None:
     target = polygons(1)
     metric = EdgesMetric()
     metric.update(np.roll(target, shift, (0, 1)).astype(np.float32), target)
@@ -164,7 +164,7 @@ def test_frames_without_boundaries() -> None:
         (np.zeros((1, 4)), np.zeros((1, 4), bool), "2x2"),
     ],
 )
-def test_bad_input_is_one_line(prediction: np.ndarray, target: np.ndarray, says: str) -> None:
+def test_bad_input_gives_a_one_line_error(prediction: np.ndarray, target: np.ndarray, says: str) -> None:
     with pytest.raises(M2HError) as error:
         EdgesMetric().update(prediction, target)
     assert says in str(error.value)
@@ -172,6 +172,6 @@ def test_bad_input_is_one_line(prediction: np.ndarray, target: np.ndarray, says:
 
 
 @pytest.mark.parametrize("max_distance", [-0.1, 1.0, float("nan")])
-def test_a_senseless_distance_is_refused(max_distance: float) -> None:
+def test_an_invalid_distance_is_refused(max_distance: float) -> None:
     with pytest.raises(M2HError, match="max_distance"):
         EdgesMetric(max_distance=max_distance)

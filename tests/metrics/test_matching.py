@@ -1,4 +1,4 @@
-"""The matching equals the optimum of the benchmark's own assignment problem, call after call."""
+"""Test that every matching is the optimum of the benchmark's assignment problem."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_count_is_optimal_for_every_prediction_of_a_changing_sequence(
     rng = np.random.default_rng(seed)
     target = rng.random(size) < shares[0]
     strength = rng.random(size)
-    # Growing sets, as descending thresholds give, with some pixels that come and go, as thinning makes them.
+    # Growing sets, as from descending thresholds, in which some pixels appear and disappear, as by thinning.
     predictions = [
         (strength < shares[1] * step / 6) & (rng.random(size) < 0.9) if step < 7 else rng.random(size) < shares[1]
         for step in range(1, 9)

@@ -1,4 +1,4 @@
-"""Angular error against another formula, its precision, the median's bound, bad input."""
+"""Test angular error: another formula, its precision, the median's bound, bad input."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from m2h_deploy.metrics.normals import MEDIAN_BIN, angles_between
 
 
 def angle_of(first: np.ndarray, second: np.ndarray) -> float:
-    """Degrees, from the chord between unit vectors."""
+    """Return the angle in degrees, from the chord between unit vectors."""
     a = [float(x) / math.hypot(*map(float, first)) for x in first]
     b = [float(x) / math.hypot(*map(float, second)) for x in second]
     minus, plus = math.dist(a, b), math.hypot(*(x + y for x, y in zip(a, b, strict=True)))
@@ -48,7 +48,7 @@ def test_figures_equal_a_pixel_loop(seed: int) -> None:
 
 
 @pytest.mark.parametrize("degrees", [1e-7, 1e-3, 45.0, 90.0, 180 - 1e-5])
-def test_tiny_and_near_opposite_angles_keep_their_digits(degrees: float) -> None:
+def test_tiny_and_near_opposite_angles_are_precise(degrees: float) -> None:
     turn = math.radians(degrees)
     angle = angles_between(np.array([[1.0, 0, 0]]), np.array([[3 * math.cos(turn), 3 * math.sin(turn), 0]]))
     assert math.degrees(angle[0]) == pytest.approx(degrees, rel=1e-9)
@@ -56,7 +56,7 @@ def test_tiny_and_near_opposite_angles_keep_their_digits(degrees: float) -> None
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 100), st.floats(0.01, 100))
-def test_length_does_not_matter(seed: int, of_prediction: float, of_target: float) -> None:
+def test_the_length_of_vectors_has_no_effect(seed: int, of_prediction: float, of_target: float) -> None:
     prediction, target = (frame.astype(np.float64) for frame in random_frames(seed, (3, 3)))
     one, other = NormalsMetric(), NormalsMetric()
     one.update(prediction, target)
@@ -95,7 +95,7 @@ def test_unknown_normals_are_left_out() -> None:
         (np.full((1, 1, 3), np.nan), np.ones((1, 1, 3)), "3 nan"),
     ],
 )
-def test_bad_input_is_one_line(prediction: np.ndarray, target: np.ndarray, says: str) -> None:
+def test_bad_input_gives_a_one_line_error(prediction: np.ndarray, target: np.ndarray, says: str) -> None:
     with pytest.raises(M2HError) as error:
         NormalsMetric().update(prediction, target)
     assert says in str(error.value)

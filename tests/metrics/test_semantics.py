@@ -1,4 +1,4 @@
-"""mIoU against a pixel loop, ignored and unknown pixels, absent classes, bad input."""
+"""Test mIoU: a pixel loop, ignored and unknown pixels, absent classes, bad input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from m2h_deploy.metrics import SemanticsMetric
 
 
 def by_pixel(prediction: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """The figures from per-class sets of pixels, with data's labels on both sides (-1: unknown)."""
+    """Compute the metrics from per-class sets of pixels, with the data's labels on both sides (-1: unknown)."""
     ious, accuracies, right, labeled = [], [], 0, 0
     pixels = [(int(p), int(t)) for p, t in zip(prediction.ravel(), target.ravel(), strict=True) if t != 255]
     for c in range(40):
@@ -48,14 +48,14 @@ def test_figures_equal_a_pixel_loop(seed: int, num_outputs: int) -> None:
     assert metric.compute() == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_perfect_prediction_of_all_classes_is_one() -> None:
+def test_a_perfect_prediction_of_all_classes_scores_one() -> None:
     target = np.arange(40, dtype=np.uint8).reshape(5, 8)
     metric = SemanticsMetric(41)
     metric.update(target + 1, target)
     assert set(metric.compute().values()) == {1.0}
 
 
-def test_what_is_predicted_on_unlabeled_pixels_changes_nothing() -> None:
+def test_predictions_on_unlabeled_pixels_have_no_effect() -> None:
     target = np.array([[0, 1, 255, 255]], np.uint8)
     one, other = SemanticsMetric(), SemanticsMetric()
     one.update(np.array([[0, 1, 0, 5]]), target)
@@ -87,7 +87,7 @@ def test_a_class_only_predicted_counts_as_present_with_iou_zero() -> None:
     assert metric.compute()["miou_present"] == 0.25
 
 
-def test_nothing_labeled_gives_nan() -> None:
+def test_frames_without_labels_give_nan() -> None:
     metric = SemanticsMetric()
     metric.update(np.zeros((2, 2), np.uint8), np.full((2, 2), 255, np.uint8))
     assert all(math.isnan(value) for value in metric.compute().values())
@@ -105,7 +105,7 @@ def test_nothing_labeled_gives_nan() -> None:
         (np.zeros((0, 2), np.uint8), np.zeros((0, 2), np.uint8), "(0, 2)"),
     ],
 )
-def test_bad_input_is_one_line(prediction: np.ndarray, target: np.ndarray, says: str) -> None:
+def test_bad_input_gives_a_one_line_error(prediction: np.ndarray, target: np.ndarray, says: str) -> None:
     with pytest.raises(M2HError) as error:
         SemanticsMetric().update(prediction, target)
     assert says in str(error.value)
@@ -113,7 +113,7 @@ def test_bad_input_is_one_line(prediction: np.ndarray, target: np.ndarray, says:
 
 
 @pytest.mark.parametrize("count", [13, 150])
-def test_other_classes_than_nyuv2s_are_averaged_over_their_own_number(count: int) -> None:
+def test_other_class_counts_than_nyuv2s_are_averaged_over_their_own(count: int) -> None:
     target = np.array([[0, 1, count - 1, 255]], np.uint8)
     metric = SemanticsMetric(count)
     metric.update(np.array([[0, 1, 0, 5]], np.uint8), target)
@@ -126,6 +126,6 @@ def test_other_classes_than_nyuv2s_are_averaged_over_their_own_number(count: int
 
 
 @pytest.mark.parametrize(("outputs", "unknown"), [(0, False), (1, True), (256, False)])
-def test_numbers_of_outputs_that_labels_cannot_hold_are_refused(outputs: int, unknown: bool) -> None:
+def test_an_invalid_number_of_outputs_is_refused(outputs: int, unknown: bool) -> None:
     with pytest.raises(M2HError, match=f"num_outputs is {outputs}, must be"):
         SemanticsMetric(outputs, unknown=unknown)

@@ -1,4 +1,4 @@
-"""All four metrics: the same bits in any batching, order and split; resampling; memory; no heavy imports."""
+"""Test all four metrics: bitwise identical in any batching, order and split; resampling; memory; light imports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def make(kind: str) -> Metric:
 
 
 def frames(kind: str, count: int = FRAMES) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions and targets, stacked; some frames are wholly invalid."""
+    """Return stacked predictions and targets; some frames are entirely invalid."""
     rng = np.random.default_rng(KINDS.index(kind))
     shape = (count, 16, 18)
     if kind == "semantics":
@@ -45,14 +45,14 @@ def frames(kind: str, count: int = FRAMES) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module", params=KINDS)
 def seen(request: pytest.FixtureRequest) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
-    """Kind, predictions, targets and the state of each frame."""
+    """Return kind, predictions, targets and the state of each frame."""
     predictions, targets = frames(request.param)
     metric = make(request.param)
     states = np.stack([metric.frame_state(p, t) for p, t in zip(predictions, targets, strict=True)])
     return request.param, predictions, targets, states
 
 
-def test_a_batch_is_its_frames(seen: tuple) -> None:
+def test_a_batch_equals_its_frames(seen: tuple) -> None:
     kind, predictions, targets, states = seen
     for cut in (1, 5, FRAMES):
         metric = make(kind)
@@ -103,7 +103,7 @@ def test_inputs_are_left_unchanged(seen: tuple) -> None:
     assert np.array_equal(targets, before[1])
 
 
-def test_a_bad_frame_in_a_batch_adds_none_of_it(seen: tuple) -> None:
+def test_a_bad_frame_rejects_its_whole_batch(seen: tuple) -> None:
     kind, predictions, targets, _ = seen
     broken = predictions.astype(np.float64)
     broken[-1] = np.nan

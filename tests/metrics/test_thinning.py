@@ -1,4 +1,4 @@
-"""Thinning and non-maximum suppression against pixel loops and known shapes."""
+"""Test thinning and non-maximum suppression against pixel loops and known shapes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_suppression_equals_a_pixel_loop(seed: int) -> None:
     angle = orientation(probability)
     expected = suppress_by_pixel(probability, angle)
     found = suppress_non_maxima(probability)
-    # Float32 and float64 may decide a tie differently; no more than a pixel in a hundred does.
+    # Float32 and float64 may resolve a tie differently, in at most one pixel of a hundred.
     assert np.count_nonzero(~np.isclose(found, expected, atol=1e-5)) <= 7
     assert (found == 0).mean() > 0.3
 

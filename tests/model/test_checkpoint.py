@@ -1,4 +1,4 @@
-"""Checkpoints are read strictly, safely, and named precisely when they do not fit."""
+"""Test that checkpoints are read strictly and safely, and that errors name what does not fit."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_half_precision_file_keeps_variances_that_half_precision_cannot_hold(t
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_variant_and_classes_are_read_off_a_published_state_dict(tmp_path, prefix):
+def test_variant_and_classes_are_read_from_a_published_state_dict(tmp_path, prefix):
     weights = {prefix + name: torch.from_numpy(value) for name, value in filler.weights("m2h_small").items()}
     last = f"{prefix}mlt_head.seg_out.final_conv."
     weights[f"{last}weight"] = weights[f"{last}weight"][:19].clone()
@@ -108,7 +108,7 @@ KINDS = {
 
 @pytest.mark.filterwarnings("ignore")  # about sparse and quantized tensors
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tensor_that_is_no_weight_is_named(tiny_model, tmp_path, kind):
+def test_a_tensor_that_is_not_a_weight_is_named(tiny_model, tmp_path, kind):
     name = _matrix(tiny_model)
     state = dict(tiny_model.state_dict())
     torch.save({**state, name: KINDS[kind](state[name])}, tmp_path / "c.pt")
@@ -118,7 +118,7 @@ def test_a_tensor_that_is_no_weight_is_named(tiny_model, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["float8_e4m3fn", "int8", "int64", "bool"])
-def test_a_tensor_that_is_no_weight_is_named_in_safetensors_too(tiny_model, tmp_path, kind):
+def test_a_safetensors_tensor_that_is_not_a_weight_is_named(tiny_model, tmp_path, kind):
     name = _matrix(tiny_model)
     state = dict(tiny_model.state_dict())
     save_file({**state, name: KINDS[kind](state[name])}, tmp_path / "c.safetensors")
@@ -164,7 +164,7 @@ def _garbage(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["noise", "zeros", "npz", "npy", "zip", "pickle", "gzip", "png", "web page"])
-def test_garbage_is_not_a_checkpoint_and_not_code(tmp_path, kind):
+def test_garbage_is_refused_and_not_executed(tmp_path, kind):
     (tmp_path / "c.pt").write_bytes(_garbage(kind))
     message = _refused(tmp_path / "c.pt")
     assert "not a checkpoint" in message
@@ -177,7 +177,7 @@ def test_a_pickle_without_tensors_is_not_a_checkpoint(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
-def test_what_stands_in_the_place_of_a_checkpoint_is_named(tmp_path):
+def test_other_files_in_place_of_a_checkpoint_are_named(tmp_path):
     (tmp_path / "c.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     assert "run git lfs pull" in _refused(tmp_path / "c.pt")
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), tmp_path / "c.pt")
@@ -240,7 +240,7 @@ def test_fresh_networks_differ_in_digest():
     assert weights_digest(build_model("m2h-tiny")) != weights_digest(build_model("m2h-tiny"))
 
 
-def test_weights_that_are_no_numbers_are_refused(tiny_model, tmp_path):
+def test_non_finite_weights_are_refused(tiny_model, tmp_path):
     tensors = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
     tensors["heads.edges.final.bias"][0] = float("nan")
     tensors["heads.depth.final.bias"][0] = float("inf")
@@ -270,7 +270,7 @@ def test_weights_that_are_no_numbers_are_refused(tiny_model, tmp_path):
         ("surprise", 1, "surprise"),
     ],
 )
-def test_a_description_that_builds_no_network_is_refused(tiny_model, field, value, words):
+def test_an_invalid_network_description_is_refused(tiny_model, field, value, words):
     with pytest.raises(M2HError) as error:
         ModelConfig.from_dict(tiny_model.config.to_dict() | {field: value})
     assert words in str(error.value)
@@ -286,24 +286,24 @@ def test_a_description_that_builds_no_network_is_refused(tiny_model, field, valu
         ("patch_size", 0, "at least 1"),
     ],
 )
-def test_a_backbone_that_builds_no_network_is_refused(tiny_model, field, value, words):
+def test_an_invalid_backbone_is_refused(tiny_model, field, value, words):
     values = tiny_model.config.to_dict()
     with pytest.raises(M2HError, match=words):
         ModelConfig.from_dict(values | {"backbone": values["backbone"] | {field: value}})
 
 
-def test_every_preset_survives_its_own_description():
+def test_every_preset_round_trips_through_its_description():
     for config in VARIANTS.values():
         assert ModelConfig.from_dict(config.to_dict()) == config
 
 
-def test_an_onnx_file_is_called_one(tiny_onnx):
+def test_an_onnx_file_is_recognized(tiny_onnx):
     with pytest.raises(M2HError, match=r"tiny\.onnx is an ONNX file: give the checkpoint"):
         load_checkpoint(tiny_onnx)
 
 
-def test_a_pointer_of_git_lfs_says_how_to_get_the_file(tmp_path):
-    """What a clone of the published repository holds where Git LFS is not installed."""
+def test_the_error_for_a_git_lfs_pointer_explains_how_to_get_the_file(tmp_path):
+    """A clone of the published repository contains such a pointer if Git LFS is not installed."""
     pointer = tmp_path / "m2h_indoor.pt"
     pointer.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 326476753\n")
     with pytest.raises(M2HError, match=r"m2h_indoor\.pt is a pointer of Git LFS.*run git lfs pull"):

@@ -1,4 +1,4 @@
-"""The reference computes what the published network computes."""
+"""Test that the reference gives the outputs of the published network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """Published state dicts, filled and saved as the published checkpoints are."""
+    """Return filled-in state dicts, saved like the published checkpoints."""
     folder = tmp_path_factory.mktemp("published")
     paths = {}
     for network in ("m2h", "m2h_small"):
@@ -29,7 +29,7 @@ def published(tmp_path_factory):
 
 @pytest.mark.parametrize(("network", "height", "width", "parameters"), CASES)
 def test_agrees_with_the_published_network(published, network, height, width, parameters):
-    """As float32 agrees with itself: on average, and on 999 of 1000 values; the last may be unstable in float32."""
+    """Check agreement up to float32 rounding, on average and on 999 of 1000 values; the rest may be unstable."""
     model = load_checkpoint(published[network])
     assert sum(p.numel() for p in model.parameters()) == parameters
     golden = np.load(filler.HERE / f"{network}_1x3x{height}x{width}_seed0.npz")

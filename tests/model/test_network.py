@@ -1,4 +1,4 @@
-"""Sizes, batches and the options that give the paper's other rows."""
+"""Test sizes, batches, and the options that give the paper's other rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_batch_of_two_is_two_single_frames(tiny_model):
         single = [tiny_model(images[i : i + 1]) for i in range(2)]
     for task, output in both.items():
         expected = torch.cat([s[task] for s in single])
-        # Other batch sizes take other kernels: float32 rounding, not another function.
+        # Other batch sizes use other kernels, which differ by float32 rounding.
         error = (output - expected).abs() / expected.std()
         assert error.max() < 3e-3, task
         assert error.mean() < 1e-4, task
@@ -99,7 +99,7 @@ def test_larger_backbones_are_dinov2s():
         {"min_depth": 5.0, "max_depth": 1.0},
     ],
 )
-def test_options_that_make_no_network_are_refused_in_one_line(options):
+def test_invalid_options_give_a_one_line_error(options):
     with pytest.raises(M2HError) as error:
         make_config(**options)
     assert "\n" not in str(error.value)

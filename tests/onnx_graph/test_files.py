@@ -1,4 +1,4 @@
-"""ONNX files with their weights in other files are as good as single ones; truncated and foreign ones are named."""
+"""Test ONNX files with external weights: all commands read them, and errors name invalid ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from m2h_deploy.parity.reference import open_reference
 
 @pytest.fixture
 def external(tiny_onnx, tmp_path) -> Path:
-    """`tiny_onnx` as most tools write large models: the weights in a file beside the graph."""
+    """Save `tiny_onnx` as most tools save large models: with the weights in a file beside the graph."""
     path = tmp_path / "m" / "e.onnx"
     path.parent.mkdir()
     onnx.save(onnx.load(tiny_onnx), path, save_as_external_data=True, location="e.data", size_threshold=0)
@@ -41,7 +41,7 @@ def same_weights(a: onnx.ModelProto, b: onnx.ModelProto) -> bool:
     )
 
 
-def test_the_graph_is_read_whole(external, tiny_onnx, tmp_path):
+def test_the_graph_is_read_with_its_external_weights(external, tiny_onnx, tmp_path):
     assert external_files(external) == [external.parent / "e.data"]
     assert external_files(tiny_onnx) == []
     assert same_weights(read_onnx(external), onnx.load(tiny_onnx))
@@ -52,7 +52,7 @@ def test_the_graph_is_read_whole(external, tiny_onnx, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_an_engine_of_it_computes_the_same(engine, external, tiny_bundle, tmp_path):
+def test_an_engine_with_external_weights_computes_the_same(engine, external, tiny_bundle, tmp_path):
     pytest.importorskip(engine)
     built = build_bundle(external, tmp_path / "bundle", engine=engine)
     shutil.rmtree(external.parent)
@@ -61,14 +61,14 @@ def test_an_engine_of_it_computes_the_same(engine, external, tiny_bundle, tmp_pa
         np.testing.assert_allclose(found(image).depth, expected(image).depth, rtol=1e-3)
 
 
-def test_tensorrt_rtx_takes_it(external, tmp_path):
+def test_tensorrt_rtx_reads_external_weights(external, tmp_path):
     pytest.importorskip("tensorrt_rtx")
     built = build_bundle(external, tmp_path / "bundle", engine="tensorrt-rtx")
     assert built.manifest.engine.options["plan_bytes"] > (external.parent / "e.data").stat().st_size / 2
 
 
 @pytest.mark.slow
-def test_fp16_of_it_is_the_same_graph(external, tiny_onnx, tmp_path):
+def test_fp16_with_external_weights_gives_the_same_graph(external, tiny_onnx, tmp_path):
     pytest.importorskip("modelopt")
     to_fp16(external, tmp_path / "a.onnx")
     to_fp16(tiny_onnx, tmp_path / "b.onnx")
@@ -76,7 +76,7 @@ def test_fp16_of_it_is_the_same_graph(external, tiny_onnx, tmp_path):
     assert same_weights(onnx.load(tmp_path / "a.onnx"), onnx.load(tmp_path / "b.onnx"))
 
 
-def test_it_is_inspected_packaged_and_compared_with(external, tiny_onnx, tiny_bundle, tmp_path):
+def test_inspect_package_and_verify_read_external_weights(external, tiny_onnx, tiny_bundle, tmp_path):
     found, single = inspect(external), inspect(tiny_onnx)
     assert found["bytes"] >= single["parameters"] * 4
     assert {key: found[key] for key in ("parameters", "macs", "blocks")} == {
@@ -92,7 +92,7 @@ def test_it_is_inspected_packaged_and_compared_with(external, tiny_onnx, tiny_bu
 
 
 def test_links_to_weights_are_followed(external, tiny_onnx, tmp_path):
-    """As the cache of a model hub has them."""
+    """The cache of a model hub has such links."""
     hub = tmp_path / "hub"
     hub.mkdir()
     for file in external.parent.iterdir():
@@ -102,7 +102,7 @@ def test_links_to_weights_are_followed(external, tiny_onnx, tmp_path):
     assert same_weights(read_onnx(external), onnx.load(tiny_onnx))
 
 
-def test_the_digest_is_of_the_weights_too(external, tiny_onnx):
+def test_the_digest_covers_the_weights(external, tiny_onnx):
     assert onnx_sha256(tiny_onnx) == file_sha256(tiny_onnx)
     before = onnx_sha256(external)
     data = external.parent / "e.data"
@@ -144,7 +144,7 @@ def test_missing_and_truncated_weights_are_named(external):
         ("length", "3", "has 3 bytes"),
     ],
 )
-def test_weights_that_lie_elsewhere_are_not_read(external, key, value, says):
+def test_weights_outside_the_graphs_folder_are_not_read(external, key, value, says):
     proto = onnx.load(external, load_external_data=False)
     tensor = next(t for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL)
     for entry in tensor.external_data:
@@ -161,7 +161,7 @@ def test_a_truncated_graph_is_named(tiny_onnx, tmp_path, share):
     assert "truncated" in refused(tmp_path / "cut.onnx")
 
 
-def test_weights_among_the_inputs_are_no_inputs(tiny_onnx, tmp_path):
+def test_weights_listed_as_inputs_are_not_inputs(tiny_onnx, tmp_path):
     proto = onnx.load(tiny_onnx)
     for tensor in proto.graph.initializer:
         proto.graph.input.insert(0, helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))

@@ -1,4 +1,4 @@
-"""The metadata of an ONNX file is read and written by one type."""
+"""Test reading and writing the metadata of an ONNX file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from m2h_deploy.runtime.preprocess import PRESETS
 from tests.engines.graphs import set_metadata, small_graph
 
 
-def test_what_is_written_is_read_again():
+def test_metadata_round_trips():
     proto = small_graph()
     sensor = SensorGraphInfo("nv12", (64, 48), (16, 16), "uint16")
     info = replace(GraphInfo.read(proto, "m.onnx"), sensor=sensor, precision="fp16", version="0.1", torch="2.0")
@@ -22,7 +22,7 @@ def test_what_is_written_is_read_again():
     assert is_sensor_graph(proto)
 
 
-def test_entries_of_other_tools_stay_and_entries_that_no_longer_hold_go():
+def test_entries_of_other_tools_are_kept_and_outdated_ones_removed():
     proto = small_graph()
     set_metadata(proto, "author", "somebody")
     before = metadata_of(proto)
@@ -34,7 +34,7 @@ def test_entries_of_other_tools_stay_and_entries_that_no_longer_hold_go():
 
 
 def sensor(**changes: object) -> str:
-    """The entry of a sensor graph with other values."""
+    """Return the entry of a sensor graph with changed values."""
     return json.dumps({"format": "uint8", "camera": [64, 48], "network": [16, 16], "depth": "float32"} | changes)
 
 

@@ -1,4 +1,4 @@
-"""A graph that another tool has changed is built, or refused in one line that names the file and what does not fit."""
+"""Test that a graph changed by another tool is built, or refused in one line that names the file and the mismatch."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_a_graph_that_does_not_fit_is_refused(edit, tiny_onnx, tmp_path):
 @pytest.mark.parametrize(
     "edit", [one_more_input, free_height, renamed_output, missing_weight, weight_that_is_no_number]
 )
-def test_it_is_not_packaged(edit, tiny_onnx, tmp_path):
+def test_a_graph_that_does_not_fit_is_not_packaged(edit, tiny_onnx, tmp_path):
     path = edited(tiny_onnx, edit, tmp_path / "edited.onnx")
     with pytest.raises(M2HError) as error:
         package_mono_hydra(path, tmp_path / "mono")
@@ -182,7 +182,7 @@ def test_it_is_not_packaged(edit, tiny_onnx, tmp_path):
 
 
 @pytest.mark.parametrize("edit", [one_more_input, no_type, one_channel, free_height, missing_weight])
-def test_it_is_no_reference(edit, tiny_onnx, tiny_bundle, tmp_path):
+def test_a_graph_that_does_not_fit_is_refused_as_reference(edit, tiny_onnx, tiny_bundle, tmp_path):
     path = edited(tiny_onnx, edit, tmp_path / "edited.onnx")
     spec = load_bundle(tiny_bundle).manifest.network_input
     with pytest.raises(M2HError) as error:
@@ -191,7 +191,7 @@ def test_it_is_no_reference(edit, tiny_onnx, tiny_bundle, tmp_path):
 
 
 @pytest.mark.parametrize("edit", [one_more_input, another_size, missing_weight])
-def test_no_difference_is_located_in_it(edit, tiny_onnx, tmp_path):
+def test_locate_refuses_a_graph_that_does_not_fit(edit, tiny_onnx, tmp_path):
     path = edited(tiny_onnx, edit, tmp_path / "edited.onnx")
     with pytest.raises(M2HError) as error:
         locate(tiny_onnx, path, np.zeros((1, 3, 112, 140), np.float32))
@@ -225,7 +225,7 @@ def test_a_graph_that_fits_is_built(edit, tiny_onnx, tmp_path):
 
 
 @pytest.mark.parametrize("camera_format", ["uint8", "nv12"])
-def test_a_sensor_graph_is_held_to_its_camera(camera_format, tiny_onnx, tmp_path):
+def test_a_sensor_graph_must_match_its_camera(camera_format, tiny_onnx, tmp_path):
     def edit(proto):
         proto.CopyFrom(add_sensor(proto, Sensor((64, 48), camera_format)))
         shape_of(proto.graph.input[0])[1].dim_value += 2

@@ -1,4 +1,4 @@
-"""What is packaged for Mono-Hydra's ONNX node gives the network's numbers by that node's own steps."""
+"""Test that the package for Mono-Hydra's ONNX node gives the network's outputs by that node's own steps."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def test_the_node_s_steps_give_the_runtime_s_depth_and_labels(packaged, paramete
     assert np.mean(scores[0].argmax(0) == prediction.semantics) > 0.999
 
 
-def test_the_parameters_are_the_node_s_defaults_where_its_launch_files_set_nothing(parameters):
+def test_the_normalization_parameters_are_the_node_s_defaults(parameters):
     assert parameters["normalize_mean"] == [0.485, 0.456, 0.406]
     assert parameters["normalize_std"] == [0.229, 0.224, 0.225]
 
 
-def test_the_file_says_itself_how_it_is_normalized_now(packaged):
+def test_the_file_records_its_new_normalization(packaged):
     path = packaged / "m2h.onnx"
     assert GraphInfo.read(onnx.load(path), path).normalization == PRESETS["imagenet"]
 
@@ -84,7 +84,7 @@ def test_a_graph_that_the_node_cannot_take_is_refused(tiny_onnx, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_holds_something_is_left_alone(tiny_onnx, tmp_path):
+def test_a_folder_that_is_not_empty_is_not_changed(tiny_onnx, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(M2HError, match="exists"):
         package_mono_hydra(tiny_onnx, tmp_path)

@@ -1,4 +1,4 @@
-"""Damage to real bundles."""
+"""Fixtures that damage real bundles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Damage = Callable[[str], Path]
 
 @pytest.fixture(scope="session")
 def damaged(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Damage:
-    """A copy of the bundle in which one tensor holds other numbers, with a manifest that agrees."""
+    """Copy the bundle, change one tensor, and update the manifest to match."""
 
     def damage(tensor: str) -> Path:
         bundle = tmp_path_factory.mktemp("damaged") / "bundle"
@@ -51,7 +51,7 @@ def bad_wmca(damaged: Damage) -> Path:
 
 @pytest.fixture(scope="session")
 def no_edges(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose engine has no edges, as an export without that task gives it."""
+    """Return a bundle whose engine has no edges output, as from an export without that task."""
     from engines import build_bundle
 
     folder = tmp_path_factory.mktemp("no_edges")

@@ -1,4 +1,4 @@
-"""The bootstrap's intervals hold the truth about as often as they say."""
+"""Test that the bootstrap's intervals have about their nominal coverage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from m2h_deploy.parity.bootstrap import FEW_FRAMES, draws, interval, resample
 
 
 def depth_states(generator: np.random.Generator, frames: int, error: float) -> np.ndarray:
-    """States of frames whose squared error varies from frame to frame about `error` squared."""
+    """Return states of frames whose squared error varies between frames around `error` squared."""
     metric = DepthMetric()
     truth = np.full((4, 4), 2.0)
     scales = error * np.sqrt(generator.gamma(4.0, 0.25, frames))
@@ -20,7 +20,7 @@ def depth_states(generator: np.random.Generator, frames: int, error: float) -> n
 
 
 @pytest.mark.parametrize("frames", [FEW_FRAMES, 30])
-def test_95_per_cent_intervals_of_rmse_hold_the_truth_about_as_often(frames):
+def test_95_percent_intervals_of_rmse_have_about_that_coverage(frames):
     metric, generator = DepthMetric(), np.random.default_rng(3)
     weights = draws(frames, resamples=200)
     hits = 0
@@ -39,7 +39,7 @@ def test_fewer_frames_give_a_wider_interval_from_the_same_samples():
     assert widths[-1] == pytest.approx(2 * 1.96, rel=0.05)
 
 
-def test_two_frames_span_what_each_shows_alone():
+def test_the_interval_of_two_frames_spans_their_values():
     states = np.array([[1.0], [3.0]])
     assert interval(2.0, resample(draws(2), states, lambda total: total[0] / 2), 2) == (1.0, 3.0)
 
@@ -49,7 +49,7 @@ def test_equal_frames_have_no_uncertainty_and_one_frame_has_no_interval():
     assert interval(0.25, np.full(100, 0.25), 1) == (-math.inf, math.inf)
 
 
-def test_resamples_draw_as_many_frames_as_there_are_and_are_the_same_each_time():
+def test_resamples_have_the_size_of_the_data_and_are_reproducible():
     weights = draws(7, resamples=50)
     assert (weights.sum(axis=1) == 7).all()
     assert (weights == draws(7, resamples=50)).all()

@@ -1,4 +1,4 @@
-"""Gates are judged by the whole interval."""
+"""Test that gates are judged by the whole interval."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def test_psnr_passes_only_when_the_whole_interval_is_above_the_limit(interval, v
     assert judge(PSNR, 30.0, 30.5, interval).verdict == verdict
 
 
-def test_what_reaches_the_limit_is_not_within_it():
+def test_a_value_equal_to_the_limit_fails():
     assert judge(LOSS, 0.5, 0.5, (0.5, 0.5)).verdict == "fail"
 
 
-def test_an_unsure_gate_says_how_many_frames_are_likely_to_be_enough():
+def test_an_inconclusive_gate_estimates_how_many_frames_are_enough():
     gate = judge(LOSS, 0.5, 0.4, (0.1, 0.7), frames=20)
     assert gate.frames_needed == 180  # the half width, 0.3, must fall to a third
     assert "too few frames to tell, about 180 are likely to be enough" in gate.message
@@ -48,19 +48,19 @@ def test_an_unsure_gate_says_how_many_frames_are_likely_to_be_enough():
     ("value", "interval", "frames", "needed"),
     [
         (0.3, (-math.inf, math.inf), 1, 8),  # one frame has no interval
-        (0.3, (0.0, 0.51), 2, 8),  # few frames have none to rely on
+        (0.3, (0.0, 0.51), 2, 8),  # few frames have no reliable interval
         (0.5, (0.0, 1.0), 100, None),  # the limit itself
         (0.4999, (0.0, 0.6), 654, 660_000_000),
         (0.3, (0.1, 0.5), 30, 31),
     ],
 )
-def test_the_estimate_is_more_than_was_measured_and_has_two_digits(value, interval, frames, needed):
+def test_the_estimate_exceeds_the_measured_frames_and_has_two_digits(value, interval, frames, needed):
     found = frames_needed(0.5, value, interval, frames)
     assert found == needed if needed is None else math.isclose(found, needed, rel_tol=0.02)
 
 
-def test_with_as_many_frames_the_interval_of_a_mean_ends_at_the_limit():
-    """Frames of a normal distribution whose width is known: half the interval is then the distance to the limit."""
+def test_with_the_estimated_frames_the_interval_ends_at_the_limit():
+    """For a normal distribution of known width, half of the interval then equals the distance to the limit."""
     generator = np.random.default_rng(0)
     ratios = []
     for _ in range(30):
@@ -72,13 +72,13 @@ def test_with_as_many_frames_the_interval_of_a_mean_ends_at_the_limit():
     assert 0.85 < np.median(ratios) < 1.1
 
 
-def test_nothing_measured_is_not_passed():
+def test_a_gate_without_measurements_does_not_pass():
     gate = judge(LOSS, 0.5, math.nan, (math.nan, math.nan))
     assert gate.verdict == "unsure"
     assert "nothing to measure" in gate.message
 
 
 @pytest.mark.parametrize("limit", [-1.0, math.nan, math.inf])
-def test_a_limit_that_is_no_limit_is_refused(limit):
+def test_an_invalid_limit_is_refused(limit):
     with pytest.raises(M2HError, match="gate rmse_increase"):
         Gates(rmse_increase=limit)

@@ -1,4 +1,4 @@
-"""The block where an engine goes wrong is named."""
+"""Test that the first diverging block of an engine is named."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def good(tiny_onnx, tiny_bundle, image):
     return locate(tiny_onnx, tiny_bundle / "model.onnx", image)
 
 
-def test_an_optimized_engine_of_the_same_weights_has_no_jump(good):
+def test_an_optimized_engine_of_the_same_weights_has_no_diverging_block(good):
     assert good.block is None
     assert max(value.error for value in good.values) < 1e-3
 
@@ -43,7 +43,7 @@ def test_a_damaged_semantics_head_is_found_in_the_head(tiny_onnx, bad_head):
     assert "heads.semantics" in found.summary
 
 
-def test_a_damaged_wmca_layer_is_found_there_although_all_that_follows_is_wrong(tiny_onnx, bad_wmca, image):
+def test_a_damaged_wmca_layer_is_the_first_diverging_block(tiny_onnx, bad_wmca, image):
     found = locate(tiny_onnx, bad_wmca / "model.onnx", image)
     assert found.block == "wmca.layers.1"
     errors = {block.name: block.error for block in found.blocks}
@@ -66,7 +66,7 @@ def test_values_belong_to_the_blocks_of_the_paper(value, block):
     assert block_of(value) == block
 
 
-def test_a_file_that_is_no_onnx_is_named(tmp_path, tiny_onnx, image):
+def test_a_file_that_is_not_onnx_is_named(tmp_path, tiny_onnx, image):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"\x00not a graph")
     with pytest.raises(M2HError, match=r"broken\.onnx"):

@@ -1,4 +1,4 @@
-"""A result reads the same in the terminal, on the page and on a build server."""
+"""Test that terminal, page and JUnit file show the same result."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_derived_labels_are_marked(result):
     assert "Table I" not in printed(result)
 
 
-def test_where_the_reference_is_the_truth_only_the_engines_agreement_is_shown(result, tmp_path):
+def test_without_labels_only_the_agreement_with_the_reference_is_shown(result, tmp_path):
     tasks = tuple(
         dataclasses.replace(task, against="reference", reference=None, engine=99.5) if task.task == "edges" else task
         for task in result.tasks
@@ -116,17 +116,17 @@ def test_the_page_needs_no_other_file_and_shows_the_worst_frames(failing, tmp_pa
     assert "depth is &lt;bad&gt; &amp; wrong" in page
 
 
-def test_a_page_of_a_run_with_no_gates_and_no_pictures_is_whole(result, tmp_path):
+def test_a_page_without_gates_and_pictures_is_complete(result, tmp_path):
     bare = dataclasses.replace(result, gates=(), worst=(), limits=Gates(None, None, None, None, None))
     assert write_html(bare, tmp_path / "bare.html").read_text().rstrip().endswith("</html>")
 
 
-def test_a_place_that_cannot_be_written_is_one_line(result, tmp_path):
+def test_an_unwritable_path_gives_a_one_line_error(result, tmp_path):
     with pytest.raises(M2HError, match="cannot write"):
         write_junit(result, tmp_path / "absent" / "junit.xml")
 
 
-def test_the_place_of_a_difference_is_on_the_page_and_in_the_json(result, tiny_bundle, tiny_onnx, tmp_path):
+def test_the_first_diverging_block_is_on_the_page_and_in_the_json(result, tiny_bundle, tiny_onnx, tmp_path):
     located = locate_in_bundle(load_bundle(tiny_bundle), tiny_onnx)
     page = write_html(dataclasses.replace(result, located=located), tmp_path / "located.html").read_text()
     assert f"{located.compared} of {located.of} intermediate values" in page

@@ -1,4 +1,4 @@
-"""A good engine passes, a damaged one does not, and the bundle keeps its manifest until there is a result."""
+"""Test that a correct engine passes and a damaged one fails, and that the manifest changes only with a result."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def bundle(tiny_bundle, tmp_path):
 
 @dataclasses.dataclass(frozen=True)
 class Unlabeled:
-    """Rooms as plain images."""
+    """Rooms as images without labels."""
 
     rooms: Rooms = ROOMS
     class_names: tuple[str, ...] = ()
@@ -47,11 +47,11 @@ class Unlabeled:
 
 
 def good(result) -> bool:
-    """Every gate passed but the one on the number of frames: few frames never pass."""
+    """Check that every gate passed except that on the number of frames, which few frames never pass."""
     return {gate.name for gate in result.gates if gate.verdict != "pass"} == {"frames"} and not result.passed
 
 
-def test_two_frames_of_a_good_engine_are_inconclusive_and_its_manifest_says_so(bundle, tiny_checkpoint):
+def test_two_frames_of_a_good_engine_are_recorded_as_inconclusive(bundle, tiny_checkpoint):
     seen = []
     result = verify(bundle, tiny_checkpoint, ROOMS, record=True, progress=lambda *done: seen.append(done))
     assert good(result), result.summary
@@ -74,7 +74,7 @@ def test_two_frames_of_a_good_engine_are_inconclusive_and_its_manifest_says_so(b
     assert recorded["engine"]["weights_sha256"] == load_bundle(bundle).manifest.model.weights_sha256
 
 
-def test_without_labels_the_reference_stands_in_for_them(bundle, tiny_onnx):
+def test_without_labels_the_reference_replaces_them(bundle, tiny_onnx):
     result = verify(bundle, tiny_onnx, Unlabeled(), record=True)
     assert good(result), result.summary
     assert [task.against for task in result.tasks] == ["reference"] * 4
@@ -89,8 +89,8 @@ def test_without_labels_the_reference_stands_in_for_them(bundle, tiny_onnx):
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.3, 1e-3])
-def test_edges_that_equal_the_references_own_agree_with_them_completely(tiny_bundle, strength):
-    """Whatever their strength: agreement with the reference's own boundaries is 100 %, not 65 %."""
+def test_edges_equal_to_the_references_agree_completely(tiny_bundle, strength):
+    """At any edge strength, the agreement with the reference's own boundaries is 100 %, not 65 %."""
     grid = np.hypot(*np.mgrid[-30:30, -40:40]).astype(np.float32)
     edges = (strength * np.exp(-((grid - 18) ** 2) / 4)).astype(np.float32)
     same, moved, gone = (Prediction(None, None, None, e) for e in (edges, np.roll(edges, 12, 1), np.zeros_like(edges)))
@@ -109,7 +109,7 @@ def test_edges_that_equal_the_references_own_agree_with_them_completely(tiny_bun
 
 
 def test_a_loss_is_positive_in_the_table_and_in_the_gate(bad_head, tiny_onnx):
-    """mIoU falls, RMSE does not: both columns count what became worse."""
+    """mIoU drops and RMSE does not: both columns are positive for a loss."""
     result = verify(bad_head, tiny_onnx, ROOMS)
     semantics = next(task for task in result.tasks if task.task == "semantics")
     gate = next(gate for gate in result.gates if gate.name == "semantics.miou_drop")
@@ -156,7 +156,7 @@ def test_an_interrupted_run_leaves_the_bundle_as_it_was(bundle, tiny_onnx):
     assert sorted(file.name for file in bundle.iterdir()) == ["manifest.json", "model.onnx"]
 
 
-def test_the_result_is_given_before_it_is_located_and_recorded(bundle, tiny_onnx):
+def test_on_result_is_called_before_and_after_the_block_is_located(bundle, tiny_onnx):
     given = []
 
     def give(result):
@@ -171,7 +171,7 @@ def test_the_result_is_given_before_it_is_located_and_recorded(bundle, tiny_onnx
     assert "located" not in recorded
 
 
-def test_a_bundle_is_recorded_in_only_where_that_is_asked_for_and_possible(bundle, tiny_onnx, monkeypatch):
+def test_results_are_recorded_only_if_requested_and_possible(bundle, tiny_onnx, monkeypatch):
     before = (bundle / "manifest.json").read_bytes()
     verify(bundle, tiny_onnx, ROOMS, limit=1, resamples=2)
     assert (bundle / "manifest.json").read_bytes() == before
@@ -189,7 +189,7 @@ def test_gates_can_be_set_and_left_out(tiny_bundle, tiny_onnx):
     assert not any(gate.name.endswith(("drop", "increase")) for gate in result.gates)
 
 
-def test_one_frame_proves_nothing(tiny_bundle, tiny_onnx):
+def test_one_frame_is_inconclusive(tiny_bundle, tiny_onnx):
     result = verify(tiny_bundle, tiny_onnx, Unlabeled(), limit=1)
     assert result.verdict == "unsure"
     assert not result.passed
@@ -197,7 +197,7 @@ def test_one_frame_proves_nothing(tiny_bundle, tiny_onnx):
     assert json.loads(json.dumps(to_json(result), allow_nan=False))["tasks"][0]["interval"] == [None, None]
 
 
-def test_an_engine_that_gives_no_numbers_fails_instead_of_raising(tiny_bundle, tiny_onnx, monkeypatch):
+def test_non_finite_outputs_fail_the_gates_instead_of_raising(tiny_bundle, tiny_onnx, monkeypatch):
     from m2h_deploy.backends.onnxruntime import OnnxRuntimeBackend
 
     run = OnnxRuntimeBackend.run
@@ -248,7 +248,7 @@ def test_frames_are_spread_over_the_data(no_edges, tiny_onnx):
     assert {worst.name[-1] for worst in result.worst} == {"1", "4"}
 
 
-def test_broken_data_is_one_line_that_names_the_file(bundle, tiny_onnx, tmp_path):
+def test_broken_data_gives_a_one_line_error_that_names_the_file(bundle, tiny_onnx, tmp_path):
     before = (bundle / "manifest.json").read_bytes()
     folder = write_multitask_folder(tmp_path / "rooms", 2, height=32, width=40)
     depth = sorted((folder / "depth").iterdir())[1]
@@ -271,7 +271,7 @@ def test_a_reference_of_another_normalization_is_refused(bundle, tiny_onnx):
         open_reference(tiny_onnx, other)
 
 
-def test_the_name_of_data_is_text_whatever_its_folder_is_called(tmp_path):
+def test_a_folder_name_that_is_not_utf8_is_escaped_in_the_name_of_data(tmp_path):
     assert name_of(os.fsdecode(os.fsencode(tmp_path) + b"/d\xff")) == "d\\udcff"
 
 

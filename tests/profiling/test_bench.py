@@ -1,4 +1,4 @@
-"""`bench` measures bundles side by side and keeps what it measured; a mistake is one line before the first run."""
+"""Test that `bench` measures bundles interleaved, saves its results, and reports mistakes before the first run."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def result(tiny_bundle):
     settings = BenchSettings(**QUICK, camera_rate=50, policies=("latest", "queue"), deadline_ms=1.0)
 
     def device(runtime) -> list[Subject]:
-        """A runtime whose engine also tells its own time, as one on a GPU does."""
+        """A runtime whose engine also measures its own time, as on a GPU."""
         ours = subject_of(runtime, "events", peer=True)
         return [dataclasses.replace(ours, on_device=lambda runs: [float(run) for run in range(1, runs + 1)])]
 
     return bench([tiny_bundle, tiny_bundle], settings, peers=device)
 
 
-def test_the_engines_own_time_is_kept_where_the_device_tells_it(result):
+def test_the_engines_own_time_is_kept_if_the_device_measures_it(result):
     assert [subject.on_device is None for subject in result.subjects] == [True, True, False]
     assert result.subjects[2].on_device.count == len(result.subjects[2].samples.total)
     assert result.subjects[2].on_device.least == 1.0
@@ -56,7 +56,7 @@ def test_peers_are_compared_but_have_no_camera_and_no_layers(result):
     assert "events" not in {profile.subject for profile in result.layers}
 
 
-def test_every_frame_is_the_sum_of_its_stages_and_what_is_between_them(result):
+def test_a_frames_time_is_the_sum_of_its_stages_and_the_gaps_between(result):
     for subject in result.subjects:
         samples = subject.samples
         assert len(samples.total) >= 5
@@ -74,7 +74,7 @@ def test_bundles_are_measured_in_the_same_rounds_and_compared_with_the_first(res
     assert ratio.total.value in {a / b for a, b in zip(first.samples.total, second.samples.total, strict=True)}
 
 
-def test_a_round_begins_with_another_subject_each_time():
+def test_each_round_begins_with_another_subject():
     order = []
 
     def subject(name: str) -> Subject:
@@ -91,7 +91,7 @@ def test_a_round_begins_with_another_subject_each_time():
     assert {name: len(found.total) for name, found in samples.items()} == {"a": 3, "b": 3, "c": 3}
 
 
-def test_a_camera_answers_or_drops_every_frame(result):
+def test_every_frame_of_a_camera_is_answered_or_dropped(result):
     assert [(camera.subject, camera.run.camera.policy) for camera in result.cameras] == [
         ("tiny", "latest"),
         ("tiny (2)", "latest"),
@@ -105,7 +105,7 @@ def test_a_camera_answers_or_drops_every_frame(result):
         assert len(camera.samples.total) == len(run.deliveries)
 
 
-def test_layers_are_told_with_what_they_cost(result):
+def test_layers_are_reported_with_their_time(result):
     assert [profile.subject for profile in result.layers] == ["tiny", "tiny (2)"]
     blocks = {block.block: block for block in result.layers[0].blocks}
     assert blocks["backbone"].of_roofline > 0
@@ -150,7 +150,7 @@ def test_the_page_and_the_terminal_have_the_same_columns(result, tmp_path):
 
 
 def test_no_table_of_a_page_is_wider_than_the_page(result, tmp_path):
-    """Cells wrap and nothing scrolls; on a narrow screen each cell stands beside the name of its column."""
+    """Cells wrap without scrolling; on a narrow screen each cell is beside the name of its column."""
     page = write_page(result, tmp_path / "page.html").read_text()
     style = page[page.index("<style>") : page.index("</style>")]
     for rule in re.findall(r"([^{}]*)\{([^{}]*)\}", style):
@@ -161,7 +161,7 @@ def test_no_table_of_a_page_is_wider_than_the_page(result, tmp_path):
     assert "content: attr(data-name)" in style
 
 
-def test_a_share_above_the_roofline_is_no_figure(result, tmp_path):
+def test_a_share_above_the_roofline_is_shown_without_a_figure(result, tmp_path):
     (profile, *others) = result.layers
     blocks = tuple(
         dataclasses.replace(block, of_roofline=3.67 if block.block == "backbone" else None) for block in profile.blocks
@@ -204,7 +204,7 @@ def test_the_command_measures_records_and_writes_its_files(copy, tmp_path):
     assert all(file.stat().st_size > 0 for file in files.values())
 
 
-def test_a_bundle_that_cannot_be_written_is_told_before_anything_runs(copy, monkeypatch):
+def test_an_unwritable_bundle_is_reported_before_the_first_run(copy, monkeypatch):
     def run(*arguments, **options):
         raise AssertionError("measured")
 
@@ -244,7 +244,7 @@ def test_scenarios_without_loadgen_name_the_extra(tiny_bundle, monkeypatch):
         bench([tiny_bundle], BenchSettings(**QUICK, scenarios=("offline",)))
 
 
-def test_mistakes_are_one_line(tiny_bundle, tmp_path):
+def test_mistakes_give_one_line_errors(tiny_bundle, tmp_path):
     assert "is not a bundle" in mistake("bench", tmp_path)
     assert "camera rate 0" in mistake("bench", tiny_bundle, "--camera", 0)
     assert "give --reference" in mistake("bench", tiny_bundle, "--peers")
@@ -264,7 +264,7 @@ def test_mistakes_are_one_line(tiny_bundle, tmp_path):
         {"scenarios": ("server",), "qps": 0.0},
     ],
 )
-def test_settings_that_are_none_are_refused_in_one_line(options):
+def test_invalid_settings_give_a_one_line_error(options):
     with pytest.raises(M2HError) as error:
         BenchSettings(**options)
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Behind a camera of fixed rate, age, drops and misses come out as queueing theory computes them.
+"""Test age, drops and misses behind a camera of fixed rate against queueing theory.
 
 A camera of period T in front of an engine of time S is the queue D/D/1. The expectations below are closed forms in
 whole nanoseconds; the simulation runs on a virtual clock that only the engine and the waiting move.
@@ -102,14 +102,14 @@ def test_an_engine_that_keeps_up_answers_every_frame_in_its_own_time(policy):
     assert (run.misses, run.dropped, run.in_time) == (0, (), 1.0)
 
 
-def test_a_deadline_of_its_own_decides_what_is_late():
+def test_a_given_deadline_determines_which_frames_are_late():
     frames = Camera(rate=50, frames=10, policy="latest", deadline_ms=10)
     assert simulate(frames, 15 * MS).misses == 10
     assert simulate(Camera(rate=50, frames=10, deadline_ms=15), 15 * MS).misses == 0
 
 
 def test_one_slow_frame_makes_those_behind_it_late_until_the_queue_is_empty():
-    """S = T / 2 after one frame of 4 T: the backlog of 3.5 T falls by T / 2 a frame."""
+    """With S = T / 2 after one frame of 4 T, the backlog of 3.5 T falls by T / 2 per frame."""
     clock, period = VirtualClock(), 20 * MS
     camera = Camera(rate=50, frames=20, policy="queue")
     run = run_camera(camera, lambda frame: clock.advance(4 * period if frame == 0 else period // 2), clock)
@@ -118,8 +118,8 @@ def test_one_slow_frame_makes_those_behind_it_late_until_the_queue_is_empty():
     assert run.misses == 6
 
 
-def test_on_the_real_clock_a_sleeping_engine_is_late_for_every_frame_and_loses_none():
-    """Whatever the machine does meanwhile only makes it later."""
+def test_on_the_real_clock_a_slow_engine_is_always_late_and_drops_no_frame():
+    """Other load on the machine can only delay the frames further."""
     run = run_camera(Camera(rate=200, frames=20, policy="queue"), lambda frame: time.sleep(0.01), RealClock())
     assert [d.frame for d in run.deliveries] == list(range(20))
     assert all(d.service_ms >= 10 for d in run.deliveries)
@@ -127,7 +127,7 @@ def test_on_the_real_clock_a_sleeping_engine_is_late_for_every_frame_and_loses_n
     assert run.deliveries[-1].age_ms >= 20 * 10 - 19 * 5
 
 
-def test_what_fails_in_the_engine_comes_out():
+def test_an_error_of_the_engine_is_raised():
     def fail(frame: int) -> None:
         raise M2HError("broken engine")
 
@@ -149,7 +149,7 @@ def test_what_fails_in_the_engine_comes_out():
         {"rate": 30, "frames": 0},
     ],
 )
-def test_what_is_no_camera_is_refused_in_one_line(options):
+def test_an_invalid_camera_gives_a_one_line_error(options):
     with pytest.raises(M2HError) as error:
         Camera(**{"frames": 10, **options})
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""An engine's layers add up to the paper's blocks."""
+"""Test that an engine's layers are summed by the paper's blocks."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_every_block_of_the_graph_has_a_time(bundle, tiny_onnx):
     assert len({len(run) for run in runs}) == 1
 
 
-def test_a_layer_without_a_block_belongs_to_the_one_before_and_the_first_to_the_one_behind():
+def test_a_layer_without_a_block_joins_the_previous_or_else_the_next_one():
     names = ["Reorder", "/backbone/a/Conv", "MVN_495", "/wmca/x/MatMul", "gemm_reshape", "/heads.depth/y/Conv"]
     run = [LayerTime(name, "", 1.0) for name in names]
     assert blocks_of_run(run) == ["backbone", "backbone", "backbone", "wmca", "wmca", "heads.depth"]
     assert blocks_of_run([LayerTime("a", "", 1.0)]) == ["unknown"]
 
 
-def test_figures_are_medians_beside_what_the_machine_allows():
+def test_figures_are_medians_with_the_machines_limits():
     runs = [[LayerTime("/a/x/Conv", "Conv", t), LayerTime("/b/y/Add", "Add", 1.0)] for t in (3.0, 9.0, 4.0)]
     roof = Roofline(gflops=100.0, gigabytes=10.0, threads=1, threads_held=True)
     costs = {"a": BlockCost(macs=100_000_000, nbytes=1_000_000), "b": BlockCost(macs=0, nbytes=5_000_000)}
@@ -60,7 +60,7 @@ def test_figures_are_medians_beside_what_the_machine_allows():
     assert (a.milliseconds, a.share, a.layers) == (4.0, 0.8, 1)
     assert a.least_ms == pytest.approx(2.0)  # 2e8 operations at 1e11 a second; its bytes need only 0.1 ms
     assert a.of_roofline == pytest.approx(0.5)
-    assert b.least_ms == pytest.approx(0.5)  # nothing but bytes
+    assert b.least_ms == pytest.approx(0.5)  # bytes only
     assert summarize_layers("s", runs, None, roof).blocks[0].of_roofline is None
 
 
@@ -103,7 +103,7 @@ def test_tensorrts_layers_are_named_after_the_graphs_nodes():
     assert layer_names("no JSON") == {}
 
 
-def test_the_roofline_is_what_was_measured():
+def test_the_roofline_uses_the_measured_rates():
     roof = measure_roofline(1)
     assert roof.gflops > 0
     assert roof.gigabytes > 0

@@ -1,4 +1,4 @@
-"""LoadGen drives a subject by its own rules; its verdict is shown as it is, its logs are whole or not there."""
+"""Test that LoadGen's verdict is shown unchanged and its logs are written atomically."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_offline_asks_for_everything_at_once_and_is_valid():
     assert result.summary.figure == "Samples per second"
 
 
-def test_multi_stream_asks_for_many_frames_a_query_and_too_few_queries_are_invalid():
+def test_multi_stream_sends_many_frames_per_query_and_needs_enough_queries():
     result = run(LoadSettings("multi-stream", 0.3, expected_ms=1.0, streams=3))
     assert len(result.samples.total) == 3 * result.queries
     assert (result.summary.line, result.summary.checks["Early stopping satisfied"]) == ("INVALID", "NO")
@@ -102,7 +102,7 @@ def test_older_logs_are_replaced_and_other_files_are_not(tmp_path):
         check_logs_folder(logs / "notes.txt")
 
 
-def test_nothing_stays_open_after_a_run():
+def test_a_run_leaves_no_file_open():
     open_files = Path(f"/proc/{os.getpid()}/fd")
     before = {file.name for file in open_files.iterdir()}
     run(LoadSettings("single-stream", 0.1, expected_ms=1.0))
@@ -119,12 +119,12 @@ def test_nothing_stays_open_after_a_run():
         {"scenario": "multi-stream", "streams": 0},
     ],
 )
-def test_what_loadgen_cannot_be_asked_is_refused_in_one_line(options):
+def test_invalid_loadgen_settings_give_a_one_line_error(options):
     with pytest.raises(M2HError) as error:
         LoadSettings(**options)
     assert "\n" not in str(error.value)
 
 
-def test_a_summary_without_a_result_is_no_summary():
+def test_a_summary_without_a_result_is_refused():
     with pytest.raises(M2HError, match="no result"):
         parse_summary("MLPerf Results Summary\nSUT name : PySUT\n")

@@ -1,4 +1,4 @@
-"""Percentiles and their intervals hold what they promise, whatever the distribution."""
+"""Test percentiles and the coverage of their intervals for any distribution."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_an_interval_encloses_its_percentile_and_both_ends_are_samples(seed, cou
 
 @pytest.mark.parametrize(("share", "count"), [(0.5, 30), (0.9, 100), (0.99, 700)])
 @pytest.mark.parametrize("draw", ["exponential", "lognormal"])
-def test_intervals_hold_the_true_percentile_nineteen_times_in_twenty(share, count, draw):
+def test_intervals_contain_the_true_percentile_in_95_percent_of_runs(share, count, draw):
     generator = np.random.default_rng(0)
     sample = getattr(generator, draw)
     truth = float(np.quantile(sample(size=2_000_000), share))
@@ -43,18 +43,18 @@ def test_few_samples_do_not_bound_a_tail():
     assert (percentile([3.0], 0.5).low, percentile([3.0], 0.5).high) == (None, None)
 
 
-def test_nothing_measured_is_said():
+def test_a_percentile_of_no_samples_is_refused():
     with pytest.raises(M2HError, match="no samples"):
         percentile([], 0.5)
 
 
-def test_variation_above_two_and_a_half_per_cent_is_not_steady():
+def test_variation_above_two_and_a_half_percent_is_not_steady():
     assert summarize([100, 101, 99, 100]).steady
     assert not summarize([100, 110, 90, 100]).steady
     assert summarize([5.0]).variation == 0
 
 
-def test_a_ratio_of_paired_runs_does_not_see_what_meets_both():
+def test_a_ratio_of_paired_runs_cancels_common_slowdowns():
     generator = np.random.default_rng(0)
     drift = 1 + np.linspace(0, 2, 200)  # the machine becomes three times slower
     slow = 10 * drift * generator.lognormal(0, 0.02, 200)
@@ -65,6 +65,6 @@ def test_a_ratio_of_paired_runs_does_not_see_what_meets_both():
     assert ratio.high - ratio.low < 0.05
 
 
-def test_runs_that_have_no_partner_are_refused():
+def test_runs_without_a_pair_are_refused():
     with pytest.raises(M2HError, match="cannot be paired"):
         speedup([1.0, 2.0], [1.0])

@@ -1,4 +1,4 @@
-"""What the machine tells is read in its units; what it does not tell is left out."""
+"""Test that sensors are read in their units, and that missing sensors are omitted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_clocks_are_taken_from_cpuinfo_where_the_kernel_has_no_cpufreq(tmp_path)
     assert CpuClock(tmp_path).read() == {"CPU clock (MHz)": 2500.0}
 
 
-def test_zones_of_one_kind_show_the_hottest(tmp_path):
+def test_the_hottest_zone_of_each_kind_is_reported(tmp_path):
     for zone, (kind, temperature) in enumerate([("cpu-thermal", "51500"), ("cpu-thermal", "63000"), ("gpu", "-2000")]):
         put(tmp_path / f"sys/class/thermal/thermal_zone{zone}/type", kind)
         put(tmp_path / f"sys/class/thermal/thermal_zone{zone}/temp", temperature)
@@ -40,7 +40,7 @@ def test_zones_of_one_kind_show_the_hottest(tmp_path):
     assert Thermal(tmp_path).read() == {"cpu-thermal (°C)": 63.0, "gpu (°C)": -2.0}
 
 
-def test_power_is_energy_over_time_and_survives_the_counters_end(tmp_path):
+def test_power_is_energy_over_time_across_a_counter_overflow(tmp_path):
     domain = tmp_path / "sys/class/powercap/intel-rapl:0"
     put(domain / "name", "package-0")
     put(domain / "max_energy_range_uj", "100000000")
@@ -53,14 +53,14 @@ def test_power_is_energy_over_time_and_survives_the_counters_end(tmp_path):
     assert rapl.read(now=12.0) == {"package-0 (W)": pytest.approx(5.0)}
 
 
-def test_load_of_others_leaves_out_this_process(tmp_path):
+def test_the_load_of_other_processes_excludes_this_one(tmp_path):
     put(tmp_path / "proc/stat", "cpu 1000 0 0 1000 0 0 0 0 0 0\ncpu0 1 2 3")
     load = OtherLoad(tmp_path)
     put(tmp_path / "proc/stat", "cpu 4000 0 0 7000 0 0 0 0 0 0")
     assert load.read()["other load (%)"] == pytest.approx(100 * 3000 / 9000, abs=0.5)
 
 
-def test_a_machine_without_any_sensor_is_read_without_a_word(tmp_path):
+def test_a_machine_without_sensors_gives_no_readings(tmp_path):
     for probe in (CpuClock(tmp_path), OtherLoad(tmp_path), Thermal(tmp_path), Rapl(tmp_path)):
         assert probe.read() == {}
     machine = describe_machine(tmp_path)
@@ -89,7 +89,7 @@ def test_this_machine_is_read_while_a_block_runs():
     assert "numpy" in machine.packages
 
 
-def test_peak_memory_sees_what_was_given_back():
+def test_peak_memory_includes_freed_memory():
     if resident_mb() is None:
         pytest.skip("this machine does not tell")
     reset_peak()

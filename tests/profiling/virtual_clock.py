@@ -1,10 +1,10 @@
-"""A clock for simulations: what is timed with it comes out exact."""
+"""A virtual clock for simulations, which gives exact times."""
 
 from __future__ import annotations
 
 
 class VirtualClock:
-    """A clock that only moves when it is told to."""
+    """A clock that moves only by `advance` and `sleep_until`."""
 
     def __init__(self, start: int = 0) -> None:
         self._now = start

@@ -1,4 +1,4 @@
-"""The ROS package on the path, and the interpreter that has ROS 2."""
+"""Fixtures for the ROS package and the interpreter that has ROS 2."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MODULES = "rclpy, sensor_msgs.msg, diagnostic_msgs.msg, rosgraph_msgs.msg, cv2,
 
 @dataclass(frozen=True)
 class Ros:
-    """Runs the node and its peer on a domain of their own, on loopback."""
+    """A runner of the node and its peer on a separate domain, on loopback."""
 
     python: str
     folder: Path
@@ -39,7 +39,7 @@ class Ros:
 
     @contextmanager
     def node(self, bundle: Path, *, ready: bool = True, **parameters: object) -> Iterator[subprocess.Popen[str]]:
-        """The node, ready if asked for. It is killed in the end if it has not ended on its own."""
+        """Run the node, by default until it is ready; kill it at the end if it still runs."""
         values = {"bundle": bundle, "threads": 1, "engine_timeout_s": 120.0, **parameters}
         words = [word for name, value in values.items() for word in ("-p", f"{name}:={_yaml(value)}")]
         log = self.folder / "node.log"
@@ -61,7 +61,7 @@ class Ros:
         return (self.folder / "node.log").read_text()
 
     def wait_for_handler(self, process: subprocess.Popen[str]) -> None:
-        """Until a process catches SIGTERM."""
+        """Wait until a process has a handler for SIGTERM."""
         status = Path(f"/proc/{process.pid}/status")
         deadline = time.monotonic() + PATIENCE
         while not int(re.findall(r"SigCgt:\s*(\w+)", status.read_text())[0], 16) >> (signal.SIGTERM - 1) & 1:
@@ -69,7 +69,7 @@ class Ros:
             time.sleep(0.005)
 
     def interrupt(self, process: subprocess.Popen[str]) -> int:
-        """SIGINT twice, as a terminal and ros2 launch send it, and the exit code."""
+        """Send SIGINT twice, as a terminal and ros2 launch do, and return the exit code."""
         process.send_signal(signal.SIGINT)
         time.sleep(0.02)
         process.send_signal(signal.SIGINT)
@@ -80,7 +80,7 @@ class Ros:
         return process.wait(PATIENCE)
 
     def peer(self, scenario: str, *words: object) -> dict[str, Any]:
-        """What `peer.py` wrote down."""
+        """Run a scenario of `peer.py` and return what it recorded."""
         command = self._peer_command(scenario, words)
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:] + self.log()[-3000:]
@@ -88,7 +88,7 @@ class Ros:
 
     @contextmanager
     def peer_in_background(self, scenario: str, *words: object) -> Iterator[Callable[[str], None]]:
-        """`peer.py` while the block runs; what comes out waits until it has said a line."""
+        """Run `peer.py` during the block; the yielded function waits until it has printed a line."""
         command = self._peer_command(scenario, words)
         process = subprocess.Popen(
             command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

@@ -1,4 +1,4 @@
-"""The other side of the node, on the ROS side of the tests: publishes rooms and writes down what comes back.
+"""The node's peer in ROS: publishes rooms and records the answers.
 
 Run by the tests as `python peer.py SCENARIO OUT [...]`, with an interpreter that has rclpy. OUT becomes a JSON file,
 and beside it `.npz` holds the pixels.
@@ -43,7 +43,7 @@ PATIENCE = 300.0
 #: Seconds after which an image is sent again: the node takes images with best effort, and DDS may lose one.
 AGAIN = 2.0
 
-#: 2023, as a recording's stamps are.
+#: A time in 2023, as in a recording's stamps.
 START = 1_700_000_000
 
 
@@ -53,7 +53,7 @@ def room(index: int, height: int = 96, width: int = 128) -> np.ndarray:
 
 
 def image_message(bgr: np.ndarray, stamp: int, frame: str, encoding: str = "bgr8", padding: int = 0) -> Image:
-    """`stamp` in nanoseconds; `padding` bytes follow each row."""
+    """Make an Image; `stamp` is in nanoseconds, and `padding` bytes follow each row."""
     codes = {"rgb8": cv2.COLOR_BGR2RGB, "rgba8": cv2.COLOR_BGR2RGBA, "mono8": cv2.COLOR_BGR2GRAY}
     pixels = cv2.cvtColor(bgr, codes[encoding]) if encoding in codes else bgr
     rows = np.pad(pixels.reshape(len(pixels), -1), ((0, 0), (0, padding)))
@@ -98,7 +98,7 @@ class Peer(Node):
         return done()
 
     def meet(self, topics: tuple[str, ...] = ("depth", "labels")) -> None:
-        """Wait until the node listens and is heard."""
+        """Wait until the node and the peer are connected in both directions."""
         wanted = [TOPICS[name] for name in topics]
         met = self.spin_until(
             lambda: (
@@ -108,11 +108,11 @@ class Peer(Node):
             )
         )
         assert met, "the node was not found"
-        # Subscriptions are announced in order. The node knows the last one, so it knows those for its answers too.
+        # Subscriptions are announced in order: if the node knows the last one, it also knows those for its answers.
         assert self.status(lambda status: True) is not None, "the node gives no diagnostics"
 
     def publish_until(self, done: Callable[[], bool], message: Image) -> bool:
-        """Publish an image, and the CameraInfo if there is one, again and again until `done`."""
+        """Publish an image, and the CameraInfo if given, repeatedly until `done`."""
         deadline = time.monotonic() + PATIENCE
         while not done() and time.monotonic() < deadline:
             if self.info is not None:
@@ -131,7 +131,7 @@ class Peer(Node):
         return self.publish_until(self.answered(message, names), message)
 
     def status(self, fits: Callable[[dict[str, Any]], bool], message: Image | None = None) -> dict[str, Any] | None:
-        """Return the first status from now on that fits; publish an image meanwhile if one is given."""
+        """Return the next status that matches; publish an image meanwhile if one is given."""
         start = len(self.statuses)
 
         def first() -> dict[str, Any] | None:
@@ -152,7 +152,7 @@ def info_message(width: int, height: int) -> CameraInfo:
 
 
 def walk(peer: Peer, out: Path) -> dict[str, Any]:
-    """One node through everything that a camera does to it."""
+    """Send one node every kind of image and failure of a camera."""
     names = ("depth", "labels", "color", "normals", "edges", "synced")
     peer.meet()
     result: dict[str, Any] = {}
@@ -182,7 +182,7 @@ def walk(peer: Peer, out: Path) -> dict[str, Any]:
 
 
 def burst(peer: Peer, out: Path) -> dict[str, Any]:
-    """More images at once than the node can answer; then one more when it is quiet."""
+    """Publish more images at once than the node can process, then one more when it is idle."""
     peer.meet()
     picture = room(0, 480, 640)
     peer.send(image_message(picture, 1, "first"), ("depth",))
@@ -201,17 +201,17 @@ def burst(peer: Peer, out: Path) -> dict[str, Any]:
         return values["images a second"] == "0.0" and values["in work"] == "0" and counted == int(values["received"])
 
     quiet = peer.status(nothing_left)
-    # The last one was perhaps sent again while its first answer was on the way.
+    # The last image may have been sent again while its first answer was in transit.
     late = [stamp_of(m) for m in peer.heard["depth"][before:] if stamp_of(m) != 99 + count]
     return {"sent": count, "answered": answered, "late": late, "quiet": quiet}
 
 
 def replay(peer: Peer, out: Path, bag: Path) -> dict[str, Any]:
-    """Publish a bag's images by its own clock, each once, when the one before was answered."""
+    """Publish a bag's images by its own clock, each once, after the previous one was answered."""
     from mcap_ros2.reader import read_ros2_messages
 
     peer.meet()
-    before = peer.status(lambda status: True)  # no clock was heard yet
+    before = peer.status(lambda status: True)  # no clock message was received yet
     sent: list[int] = []
     for record in read_ros2_messages(str(bag), topics=[IMAGE, INFO]):
         seconds, nanoseconds = divmod(record.log_time_ns, 10**9)
@@ -236,14 +236,14 @@ def replay(peer: Peer, out: Path, bag: Path) -> dict[str, Any]:
 
 
 def topics(peer: Peer, out: Path) -> dict[str, Any]:
-    """What the node publishes and listens to, when it has answered an image."""
+    """Return the topics that the node publishes and subscribes to, after it has answered an image."""
     peer.meet(("depth",))
     answered = peer.send(image_message(room(0), START * 10**9, "camera"), ("depth",))
 
     def of_node(ask: Callable[[str, str], list[tuple[str, list[str]]]]) -> list[str]:
         return [topic for topic, _ in ask("m2h_perception", "/")]
 
-    # The node makes these two last: whoever knows them knows the others.
+    # The node creates these two last, so the others are known too.
     peer.spin_until(lambda: "/diagnostics" in of_node(peer.get_publisher_names_and_types_by_node))
     peer.spin_until(lambda: IMAGE in of_node(peer.get_subscriber_names_and_types_by_node))
     published = of_node(peer.get_publisher_names_and_types_by_node)
@@ -252,7 +252,7 @@ def topics(peer: Peer, out: Path) -> dict[str, Any]:
 
 
 def write_bag(bag: Path, count: int) -> None:
-    """An MCAP recording of `count` rooms at 30 Hz, as ros2 bag record writes it."""
+    """Write an MCAP recording of `count` rooms at 30 Hz, as ros2 bag record does."""
     from mcap_ros2.writer import Writer
 
     head = "std_msgs/Header header\n"
@@ -287,7 +287,7 @@ def write_bag(bag: Path, count: int) -> None:
 
 
 def soak(peer: Peer, out: Path, pid: int, seconds: float) -> dict[str, Any]:
-    """Images at 30 Hz; the node's memory each second, and whether every answer carries a stamp that was sent."""
+    """Publish images at 30 Hz; record the node's memory each second, and whether all answers have a sent stamp."""
     peer.meet()
     picture = room(0, 480, 640)
     sent: set[int] = set()

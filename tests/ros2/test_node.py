@@ -1,4 +1,4 @@
-"""The node with real messages over real DDS on loopback: `make test-ros2`."""
+"""Test the node with real messages over real DDS on loopback: `make test-ros2`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOPICS = ("depth", "labels", "color", "normals", "edges", "synced")
 
 @dataclass(frozen=True)
 class Walk:
-    """One node that was led through all that a camera does, then interrupted."""
+    """Run one node through every kind of image and failure, then interrupt it."""
 
     result: dict[str, Any]
     pixels: dict[str, np.ndarray]
@@ -85,7 +85,7 @@ def test_the_synced_image_is_the_input_and_camera_info_has_its_header(walk):
         assert (info["frame_id"], info["width"], info["k"][0]) == (sent["frame_id"], 128, 100.0)
 
 
-def test_diagnostics_tell_of_the_self_test_the_engine_and_the_frame_s_age(walk):
+def test_diagnostics_report_the_self_test_the_engine_and_the_frame_s_age(walk):
     values = walk.result["steady"]["values"]
     assert values["self-test"] == "passed"
     assert values["engine"].startswith("onnxruntime")
@@ -93,7 +93,7 @@ def test_diagnostics_tell_of_the_self_test_the_engine_and_the_frame_s_age(walk):
     assert int(values["published"]) >= 5
 
 
-def test_a_damaged_message_is_counted_and_survived(walk):
+def test_a_damaged_message_is_counted_and_skipped(walk):
     assert int(walk.result["after damage"]["values"]["unreadable"]) >= 1
     assert walk.result["smaller"]
 
@@ -109,7 +109,7 @@ def test_camera_info_of_another_size_is_held_back(walk):
     assert walk.result["held back"]
 
 
-def test_a_dead_camera_is_reported_and_its_return_answered(walk):
+def test_a_dead_camera_is_reported_and_processed_again_after_its_return(walk):
     assert "no image on" in walk.result["dead"]["message"]
     assert walk.result["revived"]
     assert walk.result["alive"]["level"] < 2
@@ -183,14 +183,14 @@ def test_an_unknown_parameter_is_a_warning_with_the_nearest_known_name(ros, tiny
     assert line.endswith("parameter engin_timeout_s is unknown and has no effect: did you mean engine_timeout_s?")
 
 
-def test_a_missing_bundle_comes_after_the_hint_at_its_misspelled_name(ros, tiny_bundle):
+def test_a_misspelled_bundle_parameter_is_hinted_at_before_the_error(ros, tiny_bundle):
     with ros.node(**{"bundle": "", "bundel": tiny_bundle}) as node:
         assert node.wait(60) == 2, ros.log()
     assert "did you mean bundle?" in ros.log()
     assert "parameter bundle: name the folder" in ros.log().splitlines()[-1]
 
 
-def test_a_command_line_that_ros_does_not_take_is_a_mistake_too(ros, tiny_bundle):
+def test_a_command_line_that_ros_refuses_gives_exit_code_2(ros, tiny_bundle):
     words = ["-m", "m2h_perception.node", "--ros-args", "-p", "no assignment"]
     done = subprocess.run([ros.python, *words], env=ros.environment, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
@@ -198,7 +198,7 @@ def test_a_command_line_that_ros_does_not_take_is_a_mistake_too(ros, tiny_bundle
     assert "Traceback" not in done.stderr
 
 
-def test_a_whole_number_does_for_a_float_and_an_empty_topic_is_off(ros, tiny_bundle):
+def test_a_float_parameter_accepts_an_integer_and_an_empty_topic_is_off(ros, tiny_bundle):
     off = dict.fromkeys(("camera_info_topic", "synced_rgb_topic", "label_ids_topic"), "")
     with ros.node(tiny_bundle, warn_output_lag_s=5, camera_timeout_s=3, **off) as node:
         result = ros.peer("topics")
@@ -212,7 +212,7 @@ def test_a_whole_number_does_for_a_float_and_an_empty_topic_is_off(ros, tiny_bun
 
 @pytest.mark.parametrize("delay", [0.0, 0.3, 1.0, None])
 def test_sigterm_ends_the_node_cleanly_while_it_starts_and_afterwards(ros, tiny_bundle, delay):
-    """Seconds after ROS has its signal handlers; None: when the node is ready."""
+    """`delay` is in seconds after ROS has installed its signal handlers; None: when the node is ready."""
     with ros.node(tiny_bundle, ready=delay is None, diagnostics_period_s=0.01) as node:
         if delay is not None:
             ros.wait_for_handler(node)
@@ -252,7 +252,7 @@ def test_five_minutes_at_30_hz_grow_neither_memory_nor_queue(ros, tiny_bundle):
     assert result["heard"] > 0
     assert result["wrong"] == 0
     assert int(result["last"]["values"]["in work"]) <= 6
-    # DDS fills the histories of the topics in steps, the slower the machine the later. A leak grows all the time.
+    # DDS fills the histories of the topics in steps, later on slower machines. A leak grows continuously.
     parts = np.array_split(np.array(result["memory"][60:], float), 6)
     growth = np.diff([np.median(part) for part in parts])
     images = int(result["last"]["values"]["received"]) * len(parts[0]) / len(result["memory"])

@@ -1,4 +1,4 @@
-"""What the ROS node does with messages, labels, lag and diagnostics, without ROS."""
+"""Test the ROS node's messages, labels, lag and diagnostics, without ROS."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def message(pixels: np.ndarray, encoding: str, padding: int = 0, **changes: obje
         ("8UC3", cv2.COLOR_BGR2RGB),
     ],
 )
-def test_colors_come_out_as_bgr_whatever_the_encoding_and_step(encoding, conversion, padding):
+def test_colors_of_any_encoding_and_step_become_bgr(encoding, conversion, padding):
     pixels = ROOM if conversion is None else cv2.cvtColor(ROOM, conversion)
     np.testing.assert_array_equal(messages.image_to_bgr(message(pixels, encoding, padding)), ROOM)
 
@@ -107,7 +107,7 @@ def test_normals_are_32fc3():
     assert (pixels.encoding, pixels.step, len(pixels.data)) == ("32FC3", 36, 72)
 
 
-def test_both_kinds_of_label_remap_say_the_same(tmp_path):
+def test_both_formats_of_label_remap_give_the_same_table(tmp_path):
     (tmp_path / "info.yaml").write_text(
         "class_info/0/labels: [0]\nclass_info/2/labels: [2, 20]\nclass_info/3/labels: [22]\nclass_info/3/color: [0.1]\n"
     )
@@ -120,18 +120,18 @@ def test_both_kinds_of_label_remap_say_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "a: b", "- {sub_id: 300, super_id: 1}", "{", "- {sub_id: 1}"])
-def test_a_file_that_is_no_label_remap_is_refused(tmp_path, text):
+def test_a_file_that_is_not_a_label_remap_is_refused(tmp_path, text):
     (tmp_path / "remap.yaml").write_text(text)
     with pytest.raises(M2HError, match="label remap"):
         read_label_remap(tmp_path / "remap.yaml")
 
 
-def test_one_of_n_images_is_taken_the_first_among_them():
+def test_every_nth_image_is_processed_from_the_first_on():
     policy = FramePolicy(skip_frequency=3)
     assert [policy.decide(1, 1).fate for _ in range(7)] == ["take", "skip", "skip", "take", "skip", "skip", "take"]
 
 
-def test_late_images_are_told_and_stale_ones_dropped():
+def test_late_images_are_reported_and_stale_ones_dropped():
     policy = FramePolicy(warn_lag=1.0, max_lag=2.0)
     verdicts = [policy.decide(10 * 10**9, int(now * 10**9)) for now in (10.5, 11.5, 12.5)]
     assert [(verdict.fate, verdict.late) for verdict in verdicts] == [("take", False), ("take", True), ("stale", True)]
@@ -162,7 +162,7 @@ def monitor(clock) -> Monitor:
     return Monitor("/camera", 2.0, {"model": "m2h", "self-test": "passed"}, clock=clock)
 
 
-def test_a_camera_is_waited_for_then_dead_then_alive(monitor, clock):
+def test_a_camera_is_first_awaited_then_dead_then_alive(monitor, clock):
     assert monitor.report(Health()).level == WARN
     clock.now += 2.5
     dead = monitor.report(Health())
@@ -179,7 +179,7 @@ def test_a_camera_is_waited_for_then_dead_then_alive(monitor, clock):
     assert alive.values["self-test"] == "passed"
 
 
-def test_a_changed_resolution_is_told_once(monitor, clock):
+def test_a_changed_resolution_is_reported_once(monitor, clock):
     assert monitor.received(640, 480, "bgr8") is None
     assert "640x480 to 320x240" in str(monitor.received(320, 240, "bgr8"))
     clock.now += 1
@@ -188,7 +188,7 @@ def test_a_changed_resolution_is_told_once(monitor, clock):
     assert monitor.report(Health()).level == OK
 
 
-def test_lost_frames_are_a_warning_and_an_error_where_none_is_left(monitor, clock):
+def test_lost_frames_are_a_warning_and_an_error_if_all_are_lost(monitor, clock):
     monitor.received(64, 48, "bgr8")
     bad = Health(read=2, corrupt=2, problems=("image: damaged",))
     assert monitor.report(bad).level == ERROR
@@ -201,7 +201,7 @@ def test_lost_frames_are_a_warning_and_an_error_where_none_is_left(monitor, cloc
     assert monitor.report(bad).level == ERROR
 
 
-def test_the_largest_age_is_of_the_period(monitor, clock):
+def test_the_largest_age_is_that_of_the_period(monitor, clock):
     monitor.received(64, 48, "bgr8")
     for age in (0.1, 0.3, 0.2):
         monitor.published(age, 1.0)
@@ -210,13 +210,13 @@ def test_the_largest_age_is_of_the_period(monitor, clock):
     assert monitor.report(Health()).values["frame age, largest (ms)"] == "none"
 
 
-def test_each_frame_comes_back_with_its_message_and_bad_ones_cost_only_themselves(tiny_bundle):
+def test_frames_keep_their_messages_and_bad_ones_do_not_affect_others(tiny_bundle):
     good = [message(render_room(5, i, 48, 64).image, "bgr8", label=i) for i in range(3)]
     camera: Camera = Camera(messages.image_to_bgr, capacity=4)
     for item in (good[0], message(ROOM, "mono16"), *good[1:]):
         assert not camera.put(item)
     with Runtime.load(tiny_bundle, threads=1) as runtime:
-        # A busy machine may take long for a frame; one that was given up on would be waited for without end.
+        # A busy machine may take long for a frame, and a frame that timed out would never arrive.
         stream = Stream(runtime, camera.source(), policy="queue", timeout=600)
         labels = []
         for frame in stream:
@@ -227,7 +227,7 @@ def test_each_frame_comes_back_with_its_message_and_bad_ones_cost_only_themselve
         assert (stream.health.read, stream.health.corrupt) == (4, 1)
 
 
-def test_the_newest_image_throws_out_what_waits():
+def test_the_newest_image_replaces_a_waiting_one():
     camera: Camera = Camera(messages.image_to_bgr)
     assert [camera.put(message(ROOM, "bgr8", label=i)) for i in range(3)] == [False, True, True]
     frames = camera.source().read()
@@ -261,13 +261,13 @@ def test_bad_parameters_are_refused_by_name(name, value):
         Settings(**{**defaults(), "bundle": "here", name: value})
 
 
-def test_a_whole_number_becomes_the_float_that_a_parameter_is():
+def test_an_integer_becomes_a_float_for_a_float_parameter():
     settings = Settings(**{**defaults(), "bundle": "here", "warn_output_lag_s": 5})
     assert type(settings.warn_output_lag_s) is float
     assert settings.warn_output_lag_s == 5.0
 
 
-def test_an_unknown_parameter_is_one_line_with_the_nearest_known_name():
+def test_an_unknown_parameter_gives_one_line_with_the_nearest_known_name():
     (line,) = unknown_parameters([*defaults(), "engin_timeout_s"])
     assert line == "parameter engin_timeout_s is unknown and has no effect: did you mean engine_timeout_s?"
     assert unknown_parameters(defaults()) == []
@@ -278,7 +278,7 @@ def test_an_unknown_parameter_is_one_line_with_the_nearest_known_name():
 
 
 @pytest.mark.parametrize("name", list(defaults()))
-def test_a_slip_in_any_parameter_finds_it_again(name):
+def test_a_typo_in_any_parameter_finds_the_right_name(name):
     for slip in (name[:-2] + name[-1], name + "s", name.replace("_", "", 1) + "x", name[0] + name):
         (line,) = unknown_parameters([slip]) if slip not in defaults() else (f"did you mean {name}?",)
         assert f"did you mean {name}?" in line

@@ -1,4 +1,4 @@
-"""The commands of docs/ros2.md work, and the ROS package installs as colcon installs it."""
+"""Test the commands of docs/ros2.md, and install the ROS package as colcon does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In the steady state a frame allocates no array: by Python's own count, and by the C library's."""
+"""Test that a frame allocates no array in the steady state, as counted by Python and by the C library."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from m2h_deploy import Runtime
 from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.sources.source import Source, SourceFrame
 from m2h_deploy.stream.stream import Stream
-from tests.engines_at_no_cost import NoCost
+from tests.fake_engine import FakeEngine
 
 #: The smallest array of a frame is a plane of the network's size (112 x 140 bytes); what Python makes for a frame
 #: (numbers, a dict of timings, views) stays far below.
 ARRAY = 112 * 140
 
-#: The C library's count starts higher: ONNX Runtime keeps the books of a run in one piece of 20 to 40 KB, and OpenCV's
-#: resize keeps rows. A float plane of the network's size is 63 KB, the labels of a 640 x 480 image 307 KB.
+#: The C library's limit is higher: ONNX Runtime allocates one block of 20 to 40 KB per run, and OpenCV's
+#: resize buffers rows. A float plane of the network's size is 63 KB, the labels of a 640 x 480 image 307 KB.
 PIECE = 40_000
 
-#: Notes the sizes that malloc and its kin are asked for, from a piece on, while it is told to, by the
-#: thread that told it: ONNX Runtime has threads that come and go on their own.
+#: While enabled, records the sizes of allocations by malloc and its variants, from a minimum size on, in the thread
+#: that enabled it: ONNX Runtime has threads of its own.
 COUNTER = """
 #include <stddef.h>
 static __thread long counting __attribute__((tls_model("initial-exec")));
@@ -49,7 +49,7 @@ void *aligned_alloc(size_t a, size_t n) { note(n); return __libc_memalign(a, n);
 int posix_memalign(void **p, size_t a, size_t n) { note(n); *p = __libc_memalign(a, n); return *p ? 0 : 12; }
 """
 
-#: Runs frames under the counter: the image's size, the network's size, and a batch of two kinds of source.
+#: Runs frames with the counter enabled: the image's size, the network's size, and a batch of two kinds of source.
 PROGRAM = """
 import ctypes, json, sys
 import cv2, numpy as np
@@ -76,12 +76,12 @@ print(json.dumps(counts))
 
 
 def peak_of(call) -> int:
-    """Bytes that `call` held at its height, beyond what was there."""
+    """Return the peak number of bytes that `call` allocates beyond those held before."""
     call()
     call()
     tracemalloc.start()
     try:
-        call()  # what is traced from the start includes the objects that a frame replaces
+        call()  # tracing from the start includes the objects that a frame replaces
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
         call()
@@ -104,7 +104,7 @@ def test_a_stream_that_reuses_allocates_no_array(tiny_bundle):
     bundle = load_bundle(tiny_bundle)
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     source = Source(400, lambda: (SourceFrame("f", image) for _ in range(400)))
-    with Runtime(bundle, NoCost(bundle)) as runtime:
+    with Runtime(bundle, FakeEngine(bundle)) as runtime:
         answers = iter(Stream(runtime, source, reuse=True))
         for _ in range(100):
             next(answers)
@@ -121,8 +121,8 @@ def test_a_stream_that_reuses_allocates_no_array(tiny_bundle):
     assert peak < 480 * 640, "the smallest array of an answer is its labels"
 
 
-def test_the_allocator_sees_no_array_either(tiny_bundle, tmp_path):
-    """OpenCV and the engine allocate past Python: a library before the C library's counts them."""
+def test_the_c_library_allocates_no_array_either(tiny_bundle, tmp_path):
+    """OpenCV and the engine allocate outside Python: a preloaded library counts these allocations."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")

@@ -1,4 +1,4 @@
-"""A sensor bundle from end to end: built, proven, run, verified, converted; and what it refuses."""
+"""Test a sensor bundle from end to end: build, self-test, run, verify, conversion, and refused inputs."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def room():
 
 
 def assert_same(given, expected):
-    """The network has random weights, which answer a rounding of float32 with millimeters."""
+    """The network has random weights, so float32 rounding changes depth by millimeters."""
     assert np.mean(given.semantics == expected.semantics) > 0.999
     np.testing.assert_allclose(given.depth, expected.depth, atol=5e-3)
     np.testing.assert_allclose(given.normals, expected.normals, atol=2e-2)
     np.testing.assert_allclose(given.edges, expected.edges, atol=5e-3)
 
 
-def test_the_manifest_says_what_goes_in_and_what_comes_out(bundle):
+def test_the_manifest_describes_input_and_outputs(bundle):
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["sensor"] == {"format": "uint8", "network_height": 112, "network_width": 140}
     spec = manifest["input"]
@@ -83,14 +83,14 @@ def test_the_runtime_gives_the_plain_bundles_predictions(graph, plain, room, tmp
         np.testing.assert_array_equal(out.depth, kept)
 
 
-def test_another_color_order_gray_and_alpha_are_taken_as_by_a_plain_bundle(bundle, plain, room):
+def test_other_color_orders_gray_and_alpha_are_converted_as_by_a_plain_bundle(bundle, plain, room):
     with Runtime.load(bundle, color="RGB") as runtime:
         assert_same(runtime(room[:, :, ::-1]), plain(room))
         assert_same(runtime(room[:, :, 1]), plain(room[:, :, 1]))
         assert_same(runtime(np.dstack([room[:, :, ::-1], room[:, :, :1]])), plain(room))
 
 
-def test_nv12_is_taken_raw_or_made_of_colors(tiny_onnx, room, tmp_path):
+def test_nv12_is_taken_raw_or_converted_from_colors(tiny_onnx, room, tmp_path):
     path = tmp_path / "sensor.onnx"
     sensor = Sensor(CAMERA, "nv12", ("depth", "labels"), "uint16")
     onnx.save(add_sensor(onnx.load(tiny_onnx), sensor), path)
@@ -103,7 +103,7 @@ def test_nv12_is_taken_raw_or_made_of_colors(tiny_onnx, room, tmp_path):
         assert of_raw.normals is None
 
 
-def test_another_size_than_the_cameras_names_the_option(bundle):
+def test_the_error_for_another_size_names_the_option(bundle):
     with Runtime.load(bundle) as runtime, pytest.raises(M2HError, match="--camera-size 320x240"):
         runtime(np.zeros((240, 320, 3), np.uint8))
     with Runtime.load(bundle) as runtime, pytest.raises(M2HError, match="camera's size"):
@@ -132,21 +132,21 @@ def test_verify_compares_finished_results(bundle, tiny_checkpoint, tmp_path):
     assert load_bundle(copy).manifest.parity["passed"]
 
 
-def test_verify_takes_no_sensor_graph_for_a_reference(bundle, graph):
+def test_verify_refuses_a_sensor_graph_as_reference(bundle, graph):
     from m2h_deploy.parity import verify
 
     with pytest.raises(M2HError, match="is a sensor graph"):
         verify(bundle, graph, Rooms(1, height=CAMERA[1], width=CAMERA[0]))
 
 
-def test_inspect_says_that_it_takes_raw_pixels(bundle, graph):
+def test_inspect_shows_that_a_bundle_takes_raw_pixels(bundle, graph):
     report = inspect(bundle)
     assert {"preprocess", "postprocess", "backbone"} <= {row["block"] for row in inspect(graph)["blocks"]}
     text = "".join(str(column._cells) for table in render(report)[:1] for column in table.columns)
     assert "1 x 120 x 160 x 3 uint8 (BGR)" in text
 
 
-def test_the_network_comes_out_as_it_was_and_goes_back(tiny_onnx, graph):
+def test_the_network_is_extracted_unchanged_and_put_back(tiny_onnx, graph):
     plain, sensor = onnx.load(tiny_onnx), onnx.load(graph)
     network = take_network(sensor)
     assert list(network.graph.node) == list(plain.graph.node)
@@ -158,7 +158,7 @@ def test_the_network_comes_out_as_it_was_and_goes_back(tiny_onnx, graph):
 
 
 @pytest.mark.slow
-def test_fp16_leaves_pixels_meters_and_labels_alone(tiny_onnx, graph, room, tmp_path):
+def test_fp16_does_not_change_the_types_of_pixels_meters_and_labels(tiny_onnx, graph, room, tmp_path):
     pytest.importorskip("modelopt")
     from engines.precision.convert import to_fp16
 
@@ -180,10 +180,10 @@ def test_fp16_leaves_pixels_meters_and_labels_alone(tiny_onnx, graph, room, tmp_
     ):
         given, expected = sensor(room), plain(room)
     assert np.mean(given.semantics == expected.semantics) > 0.999
-    assert np.abs(given.depth - expected.depth).mean() < 1e-2  # of random weights, whose depth FP16 moves by as much
+    assert np.abs(given.depth - expected.depth).mean() < 1e-2  # large, as the weights are random
 
 
-def test_a_sensor_graph_keeps_the_types_of_its_ends(graph, tmp_path):
+def test_a_sensor_graph_keeps_the_types_of_inputs_and_outputs(graph, tmp_path):
     pytest.importorskip("modelopt")
     from engines.precision.convert import to_fp16
 

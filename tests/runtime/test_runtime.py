@@ -1,4 +1,4 @@
-"""The runtime gives what the reference gives, at the image's own size, and lets nothing else in."""
+"""Test that the runtime equals the reference at the image's own size, and refuses invalid images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from m2h_deploy.bundle.folder import Bundle, load_bundle
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.runtime.postprocess import Postprocess
 from m2h_deploy.runtime.preprocess import PRESETS, Normalization, Preprocess
-from tests.engines_at_no_cost import NoCost
+from tests.fake_engine import FakeEngine
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_postprocess_decides_labels_like_argmax():
     assert prediction.depth is None
 
 
-def test_postprocess_clamps_depth_and_survives_opposite_normals():
+def test_postprocess_clamps_depth_and_handles_opposite_normals():
     outputs = {
         "depth": np.array([[[-1.0, 50.0], [2.0, 3.0]]], np.float32),
         "normals": np.zeros((3, 2, 2), np.float32),
@@ -115,7 +115,7 @@ def same(a, b) -> bool:
 
 
 @pytest.mark.parametrize("resolution", ["image", "network"])
-def test_results_go_where_the_caller_says(runtime, room, resolution):
+def test_results_are_written_into_the_callers_arrays(runtime, room, resolution):
     size = room.shape[:2] if resolution == "image" else ()
     out = runtime.new_prediction(*size)
     expected = runtime(room, resolution=resolution)
@@ -125,7 +125,7 @@ def test_results_go_where_the_caller_says(runtime, room, resolution):
     assert same(given, expected)
 
 
-def test_the_networks_size_is_what_the_images_is_made_of(runtime, room):
+def test_results_of_the_images_size_are_resized_from_the_networks(runtime, room):
     native = runtime(room, resolution="network")
     assert native.depth.shape == (112, 140)
     resized = cv2.resize(native.semantics, (160, 120), interpolation=cv2.INTER_NEAREST)
@@ -154,8 +154,8 @@ def test_a_batch_gives_what_single_frames_give(runtime, room):
     assert {prediction.depth.shape for prediction in runtime.batch(images, resolution="network")} == {(112, 140)}
 
 
-class Mean(NoCost):
-    """The mean of a frame's input is its depth, whatever its place in the batch."""
+class Mean(FakeEngine):
+    """A frame's depth is the mean of its input, at any index of the batch."""
 
     def __init__(self, bundle, batch):
         super().__init__(bundle)
@@ -170,7 +170,7 @@ class Mean(NoCost):
 
 
 @pytest.mark.parametrize(("batch", "sizes"), [(1, [1] * 5), (2, [2, 2, 2]), (4, [4, 4]), (None, [5])])
-def test_a_batch_is_cut_to_what_the_engine_takes(tiny_bundle, batch, sizes):
+def test_a_batch_is_split_to_the_engines_batch_size(tiny_bundle, batch, sizes):
     bundle = load_bundle(tiny_bundle)
     spec = bundle.manifest.input.model_copy(update={"batch": batch})
     bundle = Bundle(bundle.path, bundle.manifest.model_copy(update={"input": spec}))
@@ -188,7 +188,7 @@ def test_a_batch_is_cut_to_what_the_engine_takes(tiny_bundle, batch, sizes):
             assert engine.sizes == [2, 2, 1]
 
 
-def test_submitted_frames_are_answered_in_their_order(runtime, room):
+def test_submitted_frames_are_answered_in_order(runtime, room):
     order: list[int] = []
     images = [np.roll(room, 10 * index, axis=1) for index in range(4)]
     futures = [runtime.submit(image) for image in images]
@@ -203,7 +203,7 @@ def test_submitted_frames_are_answered_in_their_order(runtime, room):
         runtime.submit(None).result(60)
 
 
-class Slow(NoCost):
+class Slow(FakeEngine):
     def __init__(self, bundle):
         super().__init__(bundle)
         self.entered, self.leave = threading.Semaphore(0), threading.Event()
@@ -264,16 +264,16 @@ def test_threads_may_share_a_runtime(runtime, room):
     assert wrong == []
 
 
-def test_an_engine_whose_numbers_are_wrong_is_given_back(tiny_bundle, monkeypatch):
+def test_an_engine_that_fails_its_self_test_is_closed(tiny_bundle, monkeypatch):
     bundle = load_bundle(tiny_bundle)
-    engine = NoCost(bundle)
+    engine = FakeEngine(bundle)
     monkeypatch.setattr("m2h_deploy.runtime.runtime.open_backend", lambda *_: engine)
     with pytest.raises(CheckFailed):
         Runtime.load(tiny_bundle)
     assert engine.closed
 
 
-def test_a_closed_engine_says_so(tiny_bundle, room):
+def test_a_call_of_a_closed_engine_reports_that_it_is_closed(tiny_bundle, room):
     runtime = Runtime.load(tiny_bundle, threads=1)
     backend, tensor = runtime.backend, runtime.preprocess(room)
     runtime.close()
@@ -290,7 +290,7 @@ def test_an_engine_refuses_another_input(runtime, shape):
         runtime.backend.run(np.zeros(shape, np.float32))
 
 
-def test_an_engine_writes_where_it_is_told(runtime, room):
+def test_an_engine_writes_into_the_given_arrays(runtime, room):
     tensor = runtime.preprocess(room).copy()
     expected = {name: value.copy() for name, value in runtime.backend.run(tensor).items()}
     first, second = runtime.backend.new_outputs(), runtime.backend.new_outputs()
@@ -323,7 +323,7 @@ def test_the_manifests_scale_is_used(room):
         None,
     ],
 )
-def test_what_is_no_image_is_refused_in_one_line(runtime, image):
+def test_an_invalid_image_gives_a_one_line_error(runtime, image):
     with pytest.raises(M2HError) as error:
         runtime(image)
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""The interpreter that has Triton, and a small bundle behind it."""
+"""Fixtures for the interpreter that has Triton, and a small bundle served by it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Server:
         return self.process.pid
 
     def worker_group(self) -> int:
-        """The process group that holds the runtime and Triton, once it is there."""
+        """Wait for the process group of the runtime and Triton, and return it."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and self.process.poll() is None:
             for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
@@ -73,7 +73,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Triton:
-    """Runs the command and its peer with the interpreter that can serve."""
+    """A runner of the command and its peer, with the interpreter that has Triton."""
 
     python: str
     folder: Path
@@ -83,7 +83,7 @@ class Triton:
         return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
     def start(self, bundle: Path, *words: object, ports: list[int] | None = None) -> Server:
-        """The command, started and not yet ready."""
+        """Start the command and return before it is ready."""
         http, grpc, metrics = ports or free_ports()
         listen = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics, "--threads", 1, "--json"]
         command = [self.python, "-c", "import cli; cli.main()", "serve", bundle, *listen, *words]
@@ -100,7 +100,7 @@ class Triton:
 
     @contextmanager
     def served(self, bundle: Path, *words: object) -> Iterator[Server]:
-        """The command, ready; ended by SIGTERM if it still runs in the end, and killed if that does not help."""
+        """Run the command until it is ready; at the end, stop it by SIGTERM, or kill it if that fails."""
         server = self.start(bundle, *words)
         try:
             assert server.process.stdout is not None and server.process.stderr is not None
@@ -112,13 +112,13 @@ class Triton:
             self.end(server)
 
     def end(self, server: Server) -> tuple[int, str]:
-        """SIGTERM, and the exit code and what was said."""
+        """Send SIGTERM; return the exit code and the output."""
         if server.process.poll() is None:
             server.process.send_signal(signal.SIGTERM)
         return self.wait(server)
 
     def wait(self, server: Server) -> tuple[int, str]:
-        """The exit code and what was said, when the command has ended; it is killed where it does not."""
+        """Wait for the command to end, and kill it if it does not; return the exit code and the output."""
         try:
             _, said = server.process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
@@ -131,7 +131,7 @@ class Triton:
         return server.process.returncode, said
 
     def peer(self, scenario: str, *words: object) -> dict[str, Any]:
-        """What `peer.py` wrote down."""
+        """Run a scenario of `peer.py` and return what it recorded."""
         out = self.folder / f"{scenario}.json"
         command = [self.python, str(PEER), scenario, str(out), *map(str, words)]
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
@@ -139,7 +139,7 @@ class Triton:
         return json.loads(out.read_text())
 
     def left_behind(self, server: Server, group: int | None) -> list[str]:
-        """What a server that has ended must not leave: processes, ports, files, shared memory."""
+        """Return what a stopped server left behind: processes, ports, files, shared memory."""
         left = list(group_members(group).values()) if group is not None else []
         for port in (server.http, server.grpc, server.metrics):
             with socket.socket() as probe:
@@ -161,7 +161,7 @@ def triton(tmp_path_factory) -> Triton:
 
 @pytest.fixture(scope="session")
 def small_onnx(tiny_model, tmp_path_factory) -> Path:
-    """m2h-tiny with random weights at 56 x 70, for any batch."""
+    """Export m2h-tiny with random weights at 56 x 70, with a dynamic batch."""
     from export import export_onnx
 
     path = tmp_path_factory.mktemp("small") / "small.onnx"
@@ -177,7 +177,7 @@ def small_bundle(small_onnx) -> Path:
 
 @pytest.fixture(scope="session")
 def sensor_bundle(small_onnx) -> Path:
-    """The same network in a sensor graph of a 64 x 48 camera."""
+    """Build the same network as a sensor graph for a 64 x 48 camera."""
     import onnx
 
     from engines import build_bundle

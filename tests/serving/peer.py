@@ -1,4 +1,4 @@
-"""What talks to a served bundle, with tritonclient alone: `python peer.py SCENARIO OUT.json WORDS...`.
+"""Clients of a served bundle, with tritonclient alone: `python peer.py SCENARIO OUT.json WORDS...`.
 
 It runs in the interpreter that M2H_TRITON_PYTHON names, so that the answers it compares with come from the same
 libraries as the server's.
@@ -39,11 +39,11 @@ def rooms(count: int, height: int, width: int) -> list[np.ndarray]:
 
 
 class Client:
-    """One connection. Not for two threads at once."""
+    """One connection. Not thread-safe."""
 
     def __init__(self, protocol: str, port: str, model: str = "m2h") -> None:
         self._module, self._model = TRITON[protocol], model
-        # The HTTP client gives up after a minute if it is not told otherwise, the gRPC client never does.
+        # By default the HTTP client times out after a minute, and the gRPC client never does.
         limits = {"connection_timeout": PATIENCE, "network_timeout": PATIENCE} if protocol == "http" else {}
         self.raw = self._module.InferenceServerClient(f"127.0.0.1:{port}", **limits)
 
@@ -55,7 +55,7 @@ class Client:
 
 
 def difference(given: dict[str, np.ndarray], expected: list[Prediction]) -> dict[str, float]:
-    """Labels that differ, and the largest error of the others."""
+    """Return the number of labels that differ, and the largest error of the other outputs."""
     wanted = {
         "labels": np.stack([one.semantics for one in expected]),
         **{name: np.stack([getattr(one, name) for one in expected]) for name in OUTPUTS[1:]},
@@ -70,7 +70,7 @@ def difference(given: dict[str, np.ndarray], expected: list[Prediction]) -> dict
 def parity(
     bundle: str, protocol: str, port: str, clients: str, requests: str, size: str, model: str = "m2h", batch: str = "1"
 ) -> dict[str, Any]:
-    """Requests of `clients` threads, each answer compared with the runtime's in this process."""
+    """Send requests from `clients` threads, and compare each answer with the runtime's in this process."""
     width, height = map(int, size.split("x"))
     images = rooms(8, height, width)
     with Runtime.load(bundle, threads=1) as runtime:
@@ -105,7 +105,7 @@ def parity(
 
 
 def bad(bundle: str, http_port: str, grpc_port: str) -> dict[str, Any]:
-    """Bad requests one after the other, each followed by a good one: what each got, and the good one's error."""
+    """Send bad requests, each followed by a valid one; record the answer of each, and the valid one's error."""
     image = rooms(1, 48, 64)[0][np.newaxis]
     with Runtime.load(bundle, threads=1) as runtime:
         expected = [runtime(image[0])]
@@ -137,7 +137,7 @@ def bad(bundle: str, http_port: str, grpc_port: str) -> dict[str, Any]:
 
 
 def _post(port: str, body: bytes, length: int, wait: float = PATIENCE) -> str:
-    """A request whose header promises `length` bytes, and the answer's first line and body; none within `wait` s."""
+    """Post a request that states `length` bytes; return the start of the answer, or "no answer" after `wait` s."""
     head = f"POST /v2/models/m2h/infer HTTP/1.1\r\nHost: robot\r\nContent-Length: {length}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", int(port)), timeout=wait) as connection:
         try:
@@ -150,7 +150,7 @@ def _post(port: str, body: bytes, length: int, wait: float = PATIENCE) -> str:
 
 
 def _pour(port: str, body: bytes) -> str:
-    """Bytes that are no HTTP/2 into the gRPC port."""
+    """Send bytes that are not HTTP/2 to the gRPC port."""
     with socket.create_connection(("127.0.0.1", int(port)), timeout=PATIENCE) as connection:
         try:
             connection.sendall(body)
@@ -160,7 +160,7 @@ def _pour(port: str, body: bytes) -> str:
 
 
 def until_refused(protocol: str, port: str, clients: str, pid: str) -> dict[str, Any]:
-    """Clients that ask until they are refused, and a SIGTERM to `pid` when each had an answer: what they got."""
+    """Run clients until they are refused, with a SIGTERM to `pid` after each had an answer; record the answers."""
     image = rooms(1, 48, 64)[0][np.newaxis]
     answered, refused, lost, late = 0, 0, [], 0
     told = False
@@ -197,7 +197,7 @@ def until_refused(protocol: str, port: str, clients: str, pid: str) -> dict[str,
 
 
 def endless(protocol: str, port: str) -> dict[str, Any]:
-    """Asks until somebody kills it."""
+    """Send requests until killed."""
     client, image = Client(protocol, port), rooms(1, 480, 640)[0][np.newaxis]
     print("asking", flush=True)
     while True:

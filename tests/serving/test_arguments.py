@@ -1,4 +1,4 @@
-"""What `serve` and `package --triton` refuse, each in one line, before anything is started."""
+"""Test that `serve` and `package --triton` refuse invalid options in one line before they start a process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.serving.conftest import PATIENCE, REPOSITORY, free_ports
         ({"delay_ms": -0.5}, "delay -0.5 ms"),
     ],
 )
-def test_options_that_make_no_sense_are_refused_in_one_line(values, words):
+def test_invalid_options_give_a_one_line_error(values, words):
     with pytest.raises(M2HError) as error:
         ServeOptions(Path("bundle"), **values)
     assert words in str(error.value)
@@ -43,7 +43,7 @@ def test_loopback_is_the_default():
     assert ServeOptions(Path("bundle")).host == "127.0.0.1"
 
 
-def test_a_taken_port_is_found_before_the_start():
+def test_a_taken_port_is_detected_before_the_start():
     http, grpc, metrics = free_ports()
     options = ServeOptions(Path("bundle"), http_port=http, grpc_port=grpc, metrics_port=metrics)
     check_ports(options)
@@ -59,7 +59,7 @@ def test_an_address_that_is_not_this_machines_is_refused():
         check_ports(ServeOptions(Path("bundle"), host="nowhere.invalid"))
 
 
-def test_without_the_extra_the_command_says_what_to_install(monkeypatch, tmp_path):
+def test_without_the_extra_the_command_names_what_to_install(monkeypatch, tmp_path):
     if environment.find_spec("pytriton") is not None:
         pytest.skip("nvidia-pytriton is installed here")
     said = mistake("serve", tmp_path)
@@ -86,18 +86,18 @@ def test_the_libpython_that_triton_would_load_must_be_the_interpreters(monkeypat
     assert (problem is None) if words is None else (words in problem)
 
 
-def test_the_version_of_a_library_is_asked_and_nothing_where_there_is_none(tmp_path):
+def test_the_version_of_a_missing_library_is_none(tmp_path):
     assert environment._version_of(str(tmp_path / "libpython.so")) is None
 
 
-def test_package_says_what_it_can_write_and_where(tmp_path):
+def test_the_errors_of_package_name_its_formats_and_options(tmp_path):
     assert mistake("package", tmp_path).startswith("choose what to package for: --cpp, --mono-hydra or --triton")
     assert "--output FOLDER" in mistake("package", tmp_path, "--cpp")
     assert "leave --output out" in mistake("package", tmp_path, "--triton", tmp_path / "r", "-o", tmp_path / "o")
     assert "is not a bundle" in mistake("package", tmp_path, "--triton", tmp_path / "r")
 
 
-def test_the_line_that_tells_most_is_taken_from_tritons_log(tmp_path):
+def test_the_most_informative_line_of_tritons_log_is_shown(tmp_path):
     log = tmp_path / "log"
     log.write_text("I1122 fine\nE1122 10:00 a.cc:1] trouble\n\nI1122 more\n")
     assert _last_words(log) == "E1122 10:00 a.cc:1] trouble"
@@ -111,10 +111,10 @@ def test_the_line_that_tells_most_is_taken_from_tritons_log(tmp_path):
     assert _last_words(log) == "it wrote nothing"
 
 
-def test_a_group_is_found_with_its_names_and_without_its_dead():
+def test_the_members_of_a_process_group_exclude_dead_processes():
     process = subprocess.Popen(["sh", "-c", "sleep 600 & sleep 0; wait"], start_new_session=True)
     try:
-        end = time.monotonic() + PATIENCE  # a child is called as its parent until it becomes another program
+        end = time.monotonic() + PATIENCE  # a child has its parent's name until it executes another program
         while sorted(group_members(process.pid).values()) != ["sh", "sleep"] and time.monotonic() < end:
             time.sleep(0.01)
         assert sorted(group_members(process.pid).values()) == ["sh", "sleep"]

@@ -1,4 +1,4 @@
-"""The model repository: what its files say, without Triton; and with Triton, that they are served."""
+"""Test the files of the model repository without Triton, and that Triton serves them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.serving.test_server import check_parity
 
 @pytest.fixture(scope="module")
 def sensor(tiny_bundle, tmp_path_factory):
-    """A function of engine kind, options and batch: a bundle whose manifest tells of a sensor graph for 64 x 48."""
+    """Return a function that makes a bundle of an engine kind, whose manifest describes a 64 x 48 sensor graph."""
 
     def make(kind: str = "onnxruntime", batch: int | None = None, **options: object) -> Path:
         return as_sensor_bundle(tiny_bundle, tmp_path_factory.mktemp("sensor") / "bundle", kind, batch, **options)
@@ -77,7 +77,7 @@ def test_a_plan_runs_on_the_gpu_up_to_the_batch_it_was_built_for(sensor, tmp_pat
     assert "instance_group { count: 2 kind: KIND_GPU }" in words(folder)
 
 
-def test_every_other_bundle_goes_through_the_runtime(tiny_bundle, sensor, tmp_path):
+def test_every_other_bundle_is_served_by_the_runtime(tiny_bundle, sensor, tmp_path):
     folder = write_repository(tiny_bundle, tmp_path / "repository")
     assert names(folder) == ["1/bundle/manifest.json", "1/bundle/model.onnx", "1/model.py", "config.pbtxt"]
     text = words(folder)
@@ -101,7 +101,7 @@ def test_a_repository_may_hold_several_models_and_none_is_overwritten(tiny_bundl
     assert names(repository) == before
 
 
-def test_a_damaged_bundle_leaves_no_half_model(tiny_bundle, tmp_path):
+def test_a_damaged_bundle_leaves_no_partial_model(tiny_bundle, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(tiny_bundle, broken)
     (broken / "model.onnx").write_bytes(b"")
@@ -122,7 +122,7 @@ def test_a_damaged_bundle_leaves_no_half_model(tiny_bundle, tmp_path):
         ({"threads": 5000}, "threads 5000"),
     ],
 )
-def test_options_that_make_no_sense_are_refused_in_one_line(values, said):
+def test_invalid_options_give_a_one_line_error(values, said):
     with pytest.raises(M2HError, match=re.escape(said)) as error:
         RepositoryOptions(**values)
     assert "\n" not in str(error.value)
@@ -152,7 +152,7 @@ def test_triton_reads_the_configuration_and_serves_the_runtimes_numbers(triton, 
         process = bare_server(triton, repository, tmp_path / "server", log, http, grpc)
         try:
             wait_until_live(process, http)
-            # The wheel's server has the Python backend alone: of the other model it says that, and nothing else.
+            # The wheel's server has only the Python backend: its one error for the other model is the missing backend.
             index = Request(f"http://127.0.0.1:{http}/v2/repository/index", method="POST")
             states = urlopen(index, timeout=PATIENCE).read().decode()
             assert "unable to find backend library for backend 'onnxruntime'" in states, states
@@ -164,7 +164,7 @@ def test_triton_reads_the_configuration_and_serves_the_runtimes_numbers(triton, 
 
 
 def bare_server(triton, repository, folder, log, http, grpc) -> subprocess.Popen:
-    """The wheel's own tritonserver on a model repository."""
+    """Run the wheel's tritonserver on a model repository."""
     find = "import pathlib, pytriton, sys; print(pathlib.Path(pytriton.__file__).parent, sys.prefix, *sys.version_info)"
     asked = subprocess.run([triton.python, "-c", find], env=triton.environment, capture_output=True, text=True)
     package, prefix, major, minor, *_ = asked.stdout.split()

@@ -1,4 +1,4 @@
-"""A bundle behind a real Triton server, through tritonclient: the same numbers, nothing lost, nothing left behind."""
+"""Test a bundle on a real Triton server through tritonclient: same numbers, no lost requests, no leftovers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_parity(report, requests):
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_eight_clients_get_what_the_runtime_gives(triton, server, small_bundle, protocol):
+def test_eight_clients_get_the_runtimes_results(triton, server, small_bundle, protocol):
     report = triton.peer("parity", small_bundle, protocol, server.port(protocol), 8, 64, "160x120")
     check_parity(report, 64)
 
@@ -44,7 +44,7 @@ def test_a_request_may_hold_several_frames(triton, server, small_bundle):
     check_parity(report, 8)
 
 
-def test_metrics_show_that_frames_were_put_together(triton, server, small_bundle):
+def test_metrics_show_that_frames_were_batched(triton, server, small_bundle):
     before = metrics(server)
     triton.peer("parity", small_bundle, "http", server.http, 8, 40, "64x48")
     after = metrics(server)
@@ -87,7 +87,7 @@ def test_bad_requests_get_the_protocols_error_and_the_next_good_one_is_answered(
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_a_client_that_is_killed_in_the_middle_costs_nobody_else_a_request(triton, server, small_bundle, protocol):
+def test_a_killed_client_does_not_affect_other_requests(triton, server, small_bundle, protocol):
     command = [triton.python, PEER, "endless", triton.folder / "endless.json", protocol, server.port(protocol)]
     others = [
         subprocess.Popen(list(map(str, command)), env=triton.environment, stdout=subprocess.PIPE, text=True)
@@ -109,12 +109,12 @@ def test_a_client_that_is_killed_in_the_middle_costs_nobody_else_a_request(trito
 def test_the_server_listens_on_one_address_alone(server):
     for port in (server.http, server.grpc, server.metrics):
         socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
-        with pytest.raises(ConnectionRefusedError):  # every address of 127/8 is this machine's
+        with pytest.raises(ConnectionRefusedError):  # every address of 127/8 belongs to this machine
             socket.create_connection(("127.0.0.2", port), timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("door", ["repository/models/m2h/unload", "systemsharedmemory/region/x/register"])
-def test_nobody_else_takes_the_model_away_or_opens_shared_memory(server, door):
+def test_clients_cannot_unload_the_model_or_open_shared_memory(server, door):
     request = Request(f"http://127.0.0.1:{server.http}/v2/{door}", data=b"{}", method="POST")
     with pytest.raises(HTTPError) as error:
         urlopen(request, timeout=PATIENCE)
@@ -146,17 +146,17 @@ def test_a_taken_port_is_named_in_one_line_before_anything_starts(triton, server
     assert "--grpc-port" in said
 
 
-def test_two_signals_at_once_are_one_and_a_later_second_one_ends_it_at_once(triton, small_bundle):
+def test_two_signals_at_once_count_as_one_and_a_later_one_ends_it_at_once(triton, small_bundle):
     with triton.served(small_bundle) as server:
         group = server.worker_group()
-        os.kill(server.pid, signal.SIGSTOP)  # both are there when it goes on
+        os.kill(server.pid, signal.SIGSTOP)  # both are pending when it continues
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
             server.process.send_signal(number)
         assert triton.wait(server)[0] == 0
     assert triton.left_behind(server, group) == []
     with triton.served(small_bundle) as server:
         group = server.worker_group()
-        os.kill(group, signal.SIGSTOP)  # what would hold it up
+        os.kill(group, signal.SIGSTOP)  # a stopped worker delays the shutdown
         server.process.send_signal(signal.SIGTERM)
         time.sleep(1.2)
         server.process.send_signal(signal.SIGTERM)
@@ -167,7 +167,7 @@ def test_two_signals_at_once_are_one_and_a_later_second_one_ends_it_at_once(trit
 
 
 @pytest.mark.parametrize("seconds", [0.0, 2.0, 4.0])
-def test_told_to_end_while_it_starts_it_leaves_nothing(triton, small_bundle, seconds):
+def test_a_signal_during_the_start_leaves_nothing_behind(triton, small_bundle, seconds):
     server = triton.start(small_bundle)
     group = server.worker_group()
     time.sleep(seconds)
@@ -189,7 +189,7 @@ def kill_one(group, name) -> None:
     raise AssertionError(f"no {name}")
 
 
-def test_a_triton_that_dies_while_it_starts_is_told_in_one_line(triton, small_bundle):
+def test_a_triton_that_dies_during_the_start_gives_a_one_line_error(triton, small_bundle):
     server = triton.start(small_bundle)
     group = server.worker_group()
     kill_one(group, "tritonserver")
@@ -200,11 +200,11 @@ def test_a_triton_that_dies_while_it_starts_is_told_in_one_line(triton, small_bu
 
 
 @pytest.mark.parametrize("name", ["tritonserver", "triton_python_b"])
-def test_a_triton_that_dies_later_is_told_in_one_line_and_nothing_is_left(triton, small_bundle, name):
+def test_a_triton_that_dies_later_gives_a_one_line_error_and_leaves_nothing(triton, small_bundle, name):
     with triton.served(small_bundle) as server:
         group = server.worker_group()
         kill_one(group, name)
-        if name == "triton_python_b":  # Triton starts it again by itself, or ends: either way the command ends well
+        if name == "triton_python_b":  # Triton restarts it or ends: the command must end cleanly
             time.sleep(1)
             code, said = triton.end(server)
         else:
@@ -215,7 +215,7 @@ def test_a_triton_that_dies_later_is_told_in_one_line_and_nothing_is_left(triton
     assert triton.left_behind(server, group) == []
 
 
-def test_the_command_killed_outright_takes_the_server_with_it(triton, small_bundle):
+def test_the_server_stops_if_the_command_is_killed(triton, small_bundle):
     with triton.served(small_bundle) as server:
         group = server.worker_group()
         server.process.kill()
@@ -227,7 +227,7 @@ def test_the_command_killed_outright_takes_the_server_with_it(triton, small_bund
 
 
 def running(triton, server, group) -> list[str]:
-    """Return what was left behind except files, which no process was left to remove."""
+    """Return what was left behind except files, which no remaining process could remove."""
     return [one for one in triton.left_behind(server, group) if not one.startswith("m2h-serve-")]
 
 

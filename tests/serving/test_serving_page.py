@@ -1,4 +1,4 @@
-"""The commands of docs/serving.md work, and so does its client."""
+"""Test the commands and the client of docs/serving.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE = Page("serving.md")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where every `bash` block of the page was run, from top to bottom."""
+    """Run every `bash` block of the page, from top to bottom, and return the folder."""
     folder = tmp_path_factory.mktemp("page")
     PAGE.run(folder, count=3)
     return folder
@@ -50,7 +50,7 @@ def test_the_page_s_client_gets_labels_and_meters(triton, folder):
             assert urlopen(url, timeout=PATIENCE).status == 200
 
 
-def test_every_option_of_the_page_is_one_of_the_command():
+def test_every_option_on_the_page_exists():
     import typer
 
     from cli import app

@@ -1,4 +1,4 @@
-"""Pictures, videos and recordings show what was predicted, where it was predicted."""
+"""Test that pictures, videos and recordings show the predictions at the right places."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_tasks_are_drawn_in_their_colors(room, prediction, classes):
     assert lit[prediction.edges > 0.5].mean() > 2 * lit[prediction.edges < 0.5].mean()
 
 
-def test_odd_frames_are_drawn_too(classes):
-    """Slim images, no depth, labels beyond the list."""
+def test_frames_of_unusual_shape_and_content_are_drawn(classes):
+    """Frames that are very narrow, without depth, or with labels beyond the list."""
     for height, width in ((16, 16), (16, 200), (200, 16)):
         image = np.zeros((height, width, 3), np.uint8)
         nothing = Prediction(
@@ -122,7 +122,7 @@ def test_points_lie_on_the_surfaces_of_the_room(room):
     np.testing.assert_array_equal(colors, room.image[rows, columns][:, ::-1])
 
 
-def test_a_camera_is_described_by_its_view_or_its_numbers():
+def test_a_camera_is_given_by_its_field_of_view_or_its_intrinsics():
     camera = intrinsics_of_view(90, 480, 640)
     assert (camera.fx, camera.cx, camera.cy) == (pytest.approx(320), 319.5, 239.5)
     assert parse_intrinsics("518.9, 519.5,325.6,253.7").fy == 519.5

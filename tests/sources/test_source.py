@@ -1,4 +1,4 @@
-"""What a stream takes for a source: a camera's index, a path, an address; anything else is refused in one line."""
+"""Test which sources a stream accepts: a camera's index, a path, an address; others are refused in one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from m2h_deploy.data.rooms.render import render_room
 
 
 @pytest.mark.parametrize("index", [9999, np.int64(9999), "9999"])
-def test_a_number_is_a_camera_and_one_that_is_not_there_is_one_line(tiny_bundle, index):
+def test_a_number_is_a_camera_and_a_missing_one_gives_a_one_line_error(tiny_bundle, index):
     with (
         Runtime.load(tiny_bundle, threads=1) as runtime,
         pytest.raises(M2HError, match="cannot open camera 9999") as error,
@@ -33,7 +33,7 @@ def test_a_number_is_a_camera_and_one_that_is_not_there_is_one_line(tiny_bundle,
     ],
     ids=["negative", "huge", "huge text", "bool", "image", "list", "none"],
 )
-def test_what_is_no_source_is_refused_in_one_line(tiny_bundle, source, words):
+def test_an_invalid_source_gives_a_one_line_error(tiny_bundle, source, words):
     with Runtime.load(tiny_bundle, threads=1) as runtime, pytest.raises(M2HError, match=words) as error:
         Stream(runtime, source)
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Videos: one that is cut short says so, and its name may be any that the file system takes."""
+"""Test that a truncated video is an error, and that a video may have any file name."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def write_video(path: Path, codec: str = "MJPG") -> Path:
 
 
 def frames(source: Source) -> tuple[list[SourceFrame], list[str]]:
-    """What came, and what was said."""
+    """Return the frames that were read, and the messages."""
     items = list(source.read())
     good = [item for item in items if isinstance(item, SourceFrame)]
     return good, [str(item) for item in items if not isinstance(item, SourceFrame)]
 
 
 @pytest.mark.parametrize(("suffix", "codec"), KINDS)
-def test_a_whole_video_says_nothing(suffix, codec, tmp_path):
+def test_a_complete_video_gives_no_message(suffix, codec, tmp_path):
     path = write_video(tmp_path / f"v.{suffix}", codec)
     assert not is_cut_short(path)
     good, said = frames(open_source(str(path)))
@@ -45,7 +45,7 @@ def test_a_whole_video_says_nothing(suffix, codec, tmp_path):
 
 @pytest.mark.parametrize(("suffix", "codec"), KINDS)
 @pytest.mark.parametrize("share", [0.5, 0.8, 0.99])
-def test_a_video_that_is_cut_short_is_an_error_after_its_whole_frames(suffix, codec, share, tmp_path):
+def test_a_truncated_video_is_an_error_after_its_complete_frames(suffix, codec, share, tmp_path):
     path = write_video(tmp_path / f"v.{suffix}", codec)
     whole, _ = frames(open_source(str(path)))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
@@ -130,7 +130,7 @@ def test_a_link_to_a_video_is_read(tmp_path):
     assert len(frames(open_source(str(tmp_path / "link.avi")))[0]) == FRAMES
 
 
-def test_a_number_is_a_file_before_it_is_a_camera(tmp_path, monkeypatch):
+def test_a_number_is_a_file_name_first_and_a_camera_second(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "7").mkdir()
     cv2.imwrite(str(tmp_path / "7" / "0.png"), np.zeros((16, 16, 3), np.uint8))

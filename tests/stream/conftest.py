@@ -1,4 +1,4 @@
-"""A bundle to stream with, and sources that are opened again without a wait."""
+"""Fixtures: a bundle to stream with, and sources that are reopened without a delay."""
 
 from __future__ import annotations
 

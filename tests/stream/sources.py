@@ -1,4 +1,4 @@
-"""Frames, an engine that waits, and what holds once a stream has ended."""
+"""Frames, an engine that waits, and checks after a stream has ended."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 from m2h_deploy.sources.source import Source, SourceFrame
 from m2h_deploy.stream.stream import Stream
-from tests.engines_at_no_cost import NoCost
+from tests.fake_engine import FakeEngine
 
 
 def picture(index: int, side: int = 32) -> np.ndarray:
-    """A picture that tells its number: the mean of the network's input grows with it."""
+    """Return a picture that encodes its number: the mean of the network's input grows with it."""
     return np.full((side, side, 3), index % 256, np.uint8)
 
 
@@ -27,8 +27,8 @@ def frames(count: int, *, live: bool = False, pause: float = 0.0, side: int = 32
     return Source(None if live else count, read, live)
 
 
-class Gate(NoCost):
-    """An engine that waits until it is let go, frame by frame."""
+class Gate(FakeEngine):
+    """An engine that waits until it is released, frame by frame."""
 
     def __init__(self, bundle):
         super().__init__(bundle)
@@ -41,6 +41,6 @@ class Gate(NoCost):
 
 
 def settled(stream: Stream, canceled: int = 0) -> None:
-    """Every frame that was read had its fate before the stream was closed, but for those that closing canceled."""
+    """Check that no frame is in flight, and that closing canceled `canceled` frames."""
     assert stream.health.in_work == 0
     assert stream.health.canceled == canceled

@@ -1,4 +1,4 @@
-"""A stream survives frames, engines and sources that fail, and says when it cannot."""
+"""Test that a stream recovers from failing frames, engines and sources, and reports when it cannot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from m2h_deploy import M2HError, Runtime
 from m2h_deploy.sources.source import Skipped, Source, SourceFrame
 from m2h_deploy.stream.stream import Stream
-from tests.engines_at_no_cost import NoCost
+from tests.fake_engine import FakeEngine
 from tests.stream.sources import Gate, frames, picture, settled
 
 
@@ -25,7 +25,10 @@ def test_corrupt_frames_are_counted_and_the_others_answered(bundle):
         yield SourceFrame("good", picture(2))
 
     told: list[str] = []
-    with Runtime(bundle, NoCost(bundle)) as runtime, Stream(runtime, Source(6, read), on_problem=told.append) as stream:
+    with (
+        Runtime(bundle, FakeEngine(bundle)) as runtime,
+        Stream(runtime, Source(6, read), on_problem=told.append) as stream,
+    ):
         assert [answer.id for answer in stream] == [0, 4]
     assert (stream.health.read, stream.health.corrupt, stream.health.ok) == (5, 3, False)
     assert "broken.png" in told[0]
@@ -35,8 +38,8 @@ def test_corrupt_frames_are_counted_and_the_others_answered(bundle):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("task", ["depth", "semantics", "normals", "edges"])
-def test_outputs_that_are_no_numbers_are_not_delivered(bundle, task, value):
-    class Sick(NoCost):
+def test_non_finite_outputs_are_not_delivered(bundle, task, value):
+    class Sick(FakeEngine):
         count = 0
 
         def run(self, image, out=None):
@@ -52,8 +55,8 @@ def test_outputs_that_are_no_numbers_are_not_delivered(bundle, task, value):
     settled(stream)
 
 
-def test_an_engine_that_raises_costs_the_frame(bundle):
-    class Raises(NoCost):
+def test_an_engine_error_fails_only_its_frame(bundle):
+    class Raises(FakeEngine):
         count = 0
 
         def run(self, image, out=None):
@@ -70,10 +73,10 @@ def test_an_engine_that_raises_costs_the_frame(bundle):
 
 
 def test_a_stuck_engine_is_opened_again(bundle):
-    engines: list[NoCost] = []
+    engines: list[FakeEngine] = []
 
     def reopen():
-        engines.append(NoCost(bundle) if engines else Gate(bundle))
+        engines.append(FakeEngine(bundle) if engines else Gate(bundle))
         return engines[-1]
 
     with Runtime(bundle, reopen(), reopen=reopen) as runtime:
@@ -87,11 +90,11 @@ def test_a_stuck_engine_is_opened_again(bundle):
         assert runtime(picture(0)).depth is not None
 
 
-def test_an_engine_that_comes_back_while_another_is_opened_makes_room_for_it(bundle):
+def test_a_stuck_engine_that_returns_does_not_run_beside_the_new_one(bundle):
     gate = Gate(bundle)
     working: list[int] = []
 
-    class Counted(NoCost):
+    class Counted(FakeEngine):
         def run(self, image, out=None):
             working.append(sum(thread.name == "m2h-infer" for thread in threading.enumerate()))
             return super().run(image, out)
@@ -99,7 +102,7 @@ def test_an_engine_that_comes_back_while_another_is_opened_makes_room_for_it(bun
     def reopen():
         for _ in range(10):
             gate.leave.release()
-        time.sleep(0.3)  # time enough for the thread to return, and to take another frame if it did
+        time.sleep(0.3)  # enough time for the thread to return, and to take another frame if it were wrong
         return Counted(bundle)
 
     with Runtime(bundle, gate, reopen=reopen) as runtime:
@@ -109,8 +112,8 @@ def test_an_engine_that_comes_back_while_another_is_opened_makes_room_for_it(bun
         settled(stream)
 
 
-def test_waiting_for_another_caller_is_not_being_stuck(bundle):
-    with Runtime(bundle, NoCost(bundle), reopen=lambda: NoCost(bundle)) as runtime:
+def test_waiting_for_another_caller_does_not_count_as_stuck(bundle):
+    with Runtime(bundle, FakeEngine(bundle), reopen=lambda: FakeEngine(bundle)) as runtime:
         stream = Stream(runtime, frames(3), timeout=0.1)
         answers: list[int] = []
         reader = threading.Thread(target=lambda: answers.extend(answer.id for answer in stream))
@@ -128,7 +131,7 @@ def test_an_engine_that_is_always_stuck_ends_the_stream_in_one_line(bundle):
         list(Stream(runtime, frames(20), timeout=0.05))
 
 
-def test_an_engine_that_cannot_be_opened_again_is_waited_for(bundle):
+def test_a_stuck_engine_that_cannot_be_reopened_is_awaited(bundle):
     engine = Gate(bundle)
     with Runtime(bundle, engine) as runtime:
         stream = Stream(runtime, frames(3), timeout=0.05)
@@ -155,7 +158,7 @@ def test_a_camera_that_dies_is_opened_again(bundle, short_backoff):
         for index in range(2):
             yield SourceFrame("f", picture(index))
 
-    with Runtime(bundle, NoCost(bundle)) as runtime:
+    with Runtime(bundle, FakeEngine(bundle)) as runtime:
         stream = Stream(runtime, Source(None, read, live=True), policy="queue", reconnect=3)
         answers = iter(stream)
         assert [next(answers).id for _ in range(6)] == list(range(6))
@@ -165,7 +168,7 @@ def test_a_camera_that_dies_is_opened_again(bundle, short_backoff):
     assert stream.health.canceled == stream.health.read - 6
 
 
-def test_a_camera_that_stays_away_ends_the_stream_after_what_it_gave(bundle, short_backoff):
+def test_a_camera_that_does_not_return_ends_the_stream_after_its_frames(bundle, short_backoff):
     opened = []
 
     def read():
@@ -175,7 +178,7 @@ def test_a_camera_that_stays_away_ends_the_stream_after_what_it_gave(bundle, sho
         yield SourceFrame("f", picture(0))
 
     ids = []
-    runtime = Runtime(bundle, NoCost(bundle))
+    runtime = Runtime(bundle, FakeEngine(bundle))
     with runtime, pytest.raises(M2HError, match="did not come back after 2 tries"):
         for answer in Stream(runtime, Source(None, read, live=True), reconnect=2):
             ids.append(answer.id)
@@ -183,13 +186,13 @@ def test_a_camera_that_stays_away_ends_the_stream_after_what_it_gave(bundle, sho
     assert len(opened) == 3
 
 
-def test_a_source_that_breaks_ends_the_stream_after_what_it_gave(bundle):
+def test_a_source_that_fails_ends_the_stream_after_its_frames(bundle):
     def read():
         yield SourceFrame("f", picture(0))
         raise ValueError("surprise")
 
     ids = []
-    with Runtime(bundle, NoCost(bundle)) as runtime, pytest.raises(M2HError, match="the source failed: surprise"):
+    with Runtime(bundle, FakeEngine(bundle)) as runtime, pytest.raises(M2HError, match="the source failed: surprise"):
         for answer in Stream(runtime, Source(2, read)):
             ids.append(answer.id)
     assert ids == [0]

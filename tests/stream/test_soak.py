@@ -1,4 +1,4 @@
-"""A long day in short: memory stays flat, ids do not drift, every future is resolved, and Ctrl-C ends it."""
+"""Soak test: memory is constant, ids match their frames, every future is resolved, and Ctrl-C ends the stream."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.sources.source import Source, SourceFrame
 from m2h_deploy.stream.stream import Stream
-from tests.engines_at_no_cost import NoCost
+from tests.fake_engine import FakeEngine
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Return the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def numbered(count: int) -> Source:
-    """Small pictures that tell their own number."""
+    """A source of small pictures that encode their own number."""
 
     def read():
         for index in range(count):
@@ -43,7 +43,7 @@ def number_of(image: np.ndarray) -> int:
 
 
 def soak_stream(runtime: Runtime, count: int, settle: float = 0.3) -> tuple[int, int]:
-    """Stream `count` numbered frames; memory once it has settled, and at the end."""
+    """Stream `count` numbered frames; return the memory in the steady state and at the end."""
     before = 0
     with Stream(runtime, numbered(count), resolution="network", reuse=True) as stream:
         for expected, answer in enumerate(stream):
@@ -55,7 +55,7 @@ def soak_stream(runtime: Runtime, count: int, settle: float = 0.3) -> tuple[int,
 
 
 def soak_submit(runtime: Runtime, images: list[np.ndarray], count: int, group: int = 50) -> tuple[int, int]:
-    """Submit `count` frames in groups; memory after the first groups, and at the end."""
+    """Submit `count` frames in groups; return the memory after the first groups and at the end."""
     before = 0
     for start in range(0, count, group):
         futures = [runtime.submit(images[i % len(images)], resolution="network") for i in range(start, start + group)]
@@ -72,15 +72,15 @@ def flat(memory: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("count", [5_000, pytest.param(100_000, marks=pytest.mark.slow)])
-def test_an_engine_at_no_cost(tiny_bundle, count):
+def test_soak_on_a_fake_engine(tiny_bundle, count):
     bundle = load_bundle(tiny_bundle)
-    with Runtime(bundle, NoCost(bundle)) as runtime:
+    with Runtime(bundle, FakeEngine(bundle)) as runtime:
         flat(soak_stream(runtime, count))
         flat(soak_submit(runtime, [np.zeros((16, 16, 3), np.uint8)], count // 10))
 
 
 @pytest.mark.parametrize("count", [30, pytest.param(2_000, marks=pytest.mark.slow)])
-def test_the_real_engine(tiny_bundle, count):
+def test_soak_on_the_real_engine(tiny_bundle, count):
     room = render_room(1, 0, height=60, width=80).image
     images = [np.ascontiguousarray(np.roll(room, 8 * index, axis=1)) for index in range(8)]
     with Runtime.load(tiny_bundle, threads=1) as runtime:
@@ -97,7 +97,7 @@ def test_the_real_engine(tiny_bundle, count):
         flat((before, resident()))
 
 
-#: A stream without an end, and futures, on an engine at no cost; prints what became of them.
+#: An endless stream, and futures, on a fake engine; prints their outcomes.
 PROGRAM = """
 import sys
 import numpy as np
@@ -105,7 +105,7 @@ from m2h_deploy import Runtime
 from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.sources.source import Source, SourceFrame
 from m2h_deploy.stream.stream import Stream
-from tests.engines_at_no_cost import NoCost
+from tests.fake_engine import FakeEngine
 
 def read():
     while True:
@@ -114,7 +114,7 @@ def read():
 bundle = load_bundle(sys.argv[1])
 futures = []
 try:
-    runtime = Runtime(bundle, NoCost(bundle))
+    runtime = Runtime(bundle, FakeEngine(bundle))
     stream = Stream(runtime, Source(None, read))
     print("running", flush=True)
     with runtime, stream:
@@ -130,7 +130,7 @@ except KeyboardInterrupt:
 
 
 def interrupted(bundle: Path, wait: float, number: signal.Signals = signal.SIGINT) -> tuple[str, float]:
-    """What the program prints when the signal comes `wait` seconds after it runs, and how long it then takes."""
+    """Interrupt the program `wait` seconds after its start; return its output and the seconds until it ends."""
     program = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(bundle)],
         stdout=subprocess.PIPE,

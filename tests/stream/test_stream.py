@@ -1,4 +1,4 @@
-"""A stream answers frames in order, and ends when it is told to."""
+"""Test that a stream answers frames in order and ends on request."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from m2h_deploy import M2HError, Runtime
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.sources.source import Source, SourceFrame, without_password
 from m2h_deploy.stream.stream import Stream
-from tests.engines_at_no_cost import NoCost
+from tests.fake_engine import FakeEngine
 from tests.stream.sources import Gate, frames, picture, settled
 
 
 def test_a_queue_answers_every_frame_in_order(bundle):
-    with Runtime(bundle, NoCost(bundle)) as runtime, Stream(runtime, frames(50)) as stream:
+    with Runtime(bundle, FakeEngine(bundle)) as runtime, Stream(runtime, frames(50)) as stream:
         answers = list(stream)
     assert stream.policy == "queue"
     assert [answer.id for answer in answers] == list(range(50))
@@ -31,9 +31,9 @@ def test_a_queue_answers_every_frame_in_order(bundle):
 
 
 def test_the_answer_belongs_to_its_frame(bundle):
-    """The engine gives the mean of its input as depth: what was read, computed and delivered is one frame."""
+    """The engine returns the mean of its input as depth, which identifies the frame."""
 
-    class Mean(NoCost):
+    class Mean(FakeEngine):
         def run(self, image, out=None):
             outputs = super().run(image, out)
             outputs["depth"][:] = image.mean() + 5
@@ -58,7 +58,7 @@ def test_a_stream_computes_what_a_call_computes(tiny_bundle, tmp_path):
     assert stream.health.delivered == 4
 
 
-def test_latest_answers_the_newest_frame_and_counts_what_it_threw_out(bundle):
+def test_latest_answers_the_newest_frame_and_counts_dropped_ones(bundle):
     engine = Gate(bundle)
     with Runtime(bundle, engine) as runtime:
         stream = Stream(runtime, frames(30), policy="latest")
@@ -66,7 +66,7 @@ def test_latest_answers_the_newest_frame_and_counts_what_it_threw_out(bundle):
         first: list[int] = []
         reader = threading.Thread(target=lambda: first.extend(answer.id for answer in answers))
         reader.start()
-        engine.entered.acquire()  # the engine has a frame, and the source runs on to its end
+        engine.entered.acquire()  # the engine has a frame, and the source continues to its end
         while stream.health.read < 30:
             time.sleep(0.001)
         for _ in range(3):
@@ -78,26 +78,26 @@ def test_latest_answers_the_newest_frame_and_counts_what_it_threw_out(bundle):
     settled(stream)
 
 
-def test_the_policy_follows_the_source(bundle):
-    with Runtime(bundle, NoCost(bundle)) as runtime:
+def test_the_default_policy_depends_on_the_source(bundle):
+    with Runtime(bundle, FakeEngine(bundle)) as runtime:
         assert Stream(runtime, frames(1)).policy == "queue"
         assert Stream(runtime, frames(1, live=True)).policy == "latest"
         assert Stream(runtime, frames(1, live=True), policy="queue").policy == "queue"
 
 
 def test_a_queue_is_bounded(bundle):
-    with Runtime(bundle, NoCost(bundle)) as runtime:
+    with Runtime(bundle, FakeEngine(bundle)) as runtime:
         stream = Stream(runtime, frames(10_000))
         answers = iter(stream)
         next(answers)
-        time.sleep(0.2)  # time enough to read it all, were there no bound
+        time.sleep(0.2)  # enough time to read all frames if there were no bound
         assert stream.health.read < 30
         answers.close()
     assert stream.health.canceled == stream.health.read - 1
 
 
-def test_closing_early_cancels_what_is_on_its_way(bundle):
-    with Runtime(bundle, NoCost(bundle)) as runtime, Stream(runtime, frames(1000)) as stream:
+def test_closing_early_cancels_frames_in_flight(bundle):
+    with Runtime(bundle, FakeEngine(bundle)) as runtime, Stream(runtime, frames(1000)) as stream:
         for answer in stream:
             if answer.id == 10:
                 break
@@ -128,7 +128,7 @@ def test_closing_does_not_wait_for_an_engine_or_a_source_that_is_stuck(bundle):
 
 
 def test_results_of_the_networks_size(bundle):
-    with Runtime(bundle, NoCost(bundle)) as runtime:
+    with Runtime(bundle, FakeEngine(bundle)) as runtime:
         with Stream(runtime, frames(2, side=64), resolution="network") as stream:
             assert {answer.prediction.depth.shape for answer in stream} == {(112, 140)}
         with pytest.raises(M2HError, match="choose one of image, network"):
@@ -136,13 +136,13 @@ def test_results_of_the_networks_size(bundle):
 
 
 @pytest.mark.parametrize("options", [{"timeout": 0}, {"policy": "newest"}])
-def test_options_that_make_no_stream_are_refused(bundle, options):
-    with Runtime(bundle, NoCost(bundle)) as runtime, pytest.raises(M2HError):
+def test_invalid_options_are_refused(bundle, options):
+    with Runtime(bundle, FakeEngine(bundle)) as runtime, pytest.raises(M2HError):
         Stream(runtime, frames(1), **options)
 
 
 def test_a_runtime_may_be_called_while_it_streams(bundle):
-    with Runtime(bundle, NoCost(bundle)) as runtime, Stream(runtime, frames(200)) as stream:
+    with Runtime(bundle, FakeEngine(bundle)) as runtime, Stream(runtime, frames(200)) as stream:
         for answer in stream:
             if answer.id % 20 == 0:
                 assert runtime(picture(1)).depth is not None
@@ -154,12 +154,12 @@ def test_a_video_is_a_stream(bundle, tmp_path):
     for index in range(5):
         writer.write(render_room(1, index, height=96, width=128).image)
     writer.release()
-    with Runtime(bundle, NoCost(bundle)) as runtime, Stream(runtime, tmp_path / "v.avi") as stream:
+    with Runtime(bundle, FakeEngine(bundle)) as runtime, Stream(runtime, tmp_path / "v.avi") as stream:
         assert [answer.id for answer in stream] == list(range(5))
     (tmp_path / "v.avi").write_bytes((tmp_path / "v.avi").read_bytes()[:-2000])
     told: list[str] = []
     with (
-        Runtime(bundle, NoCost(bundle)) as runtime,
+        Runtime(bundle, FakeEngine(bundle)) as runtime,
         Stream(runtime, tmp_path / "v.avi", on_problem=told.append) as stream,
     ):
         answers = list(stream)
@@ -168,15 +168,15 @@ def test_a_video_is_a_stream(bundle, tmp_path):
     assert told == [f"{tmp_path / 'v.avi'} is cut short: it has {len(answers)} of 5 frames; copy it again"]
 
 
-def test_a_network_stream_that_is_not_there_is_named_without_its_password(bundle):
-    with Runtime(bundle, NoCost(bundle)) as runtime, pytest.raises(M2HError) as error:
+def test_an_unreachable_network_stream_is_named_without_its_password(bundle):
+    with Runtime(bundle, FakeEngine(bundle)) as runtime, pytest.raises(M2HError) as error:
         Stream(runtime, "rtsp://user:secret@127.0.0.1:9/room")
     assert str(error.value) == "cannot open stream rtsp://127.0.0.1:9/room"
     assert without_password("http://camera/video") == "http://camera/video"
 
 
-def test_there_is_no_camera_99(bundle):
+def test_a_missing_camera_is_reported(bundle):
     if Path("/dev/video99").exists():
         pytest.skip("there is one")
-    with Runtime(bundle, NoCost(bundle)) as runtime, pytest.raises(M2HError, match="cannot open camera 99"):
+    with Runtime(bundle, FakeEngine(bundle)) as runtime, pytest.raises(M2HError, match="cannot open camera 99"):
         Stream(runtime, "99")

@@ -1,4 +1,4 @@
-"""A run small enough for a test: a few rooms of 42 x 42 pixels, three short stages."""
+"""Return a training config small enough for a test: a few rooms of 42 x 42 pixels, three short stages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SMALL = TrainConfig(
 
 @pytest.fixture(scope="session")
 def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the runs of all tests keep their frames."""
+    """Return the folder in which the runs of all tests cache their frames."""
     return tmp_path_factory.mktemp("frames")
 
 

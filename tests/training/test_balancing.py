@@ -1,4 +1,4 @@
-"""Dynamic weight averaging."""
+"""Test dynamic weight averaging."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels follow the image through resizing and augmentation."""
+"""Test that labels match the image after resizing and augmentation."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_flipped_normals_are_those_of_the_flipped_depth(cache: FrameCache) -> No
     assert cosine.median() > 0.95
 
 
-def test_augmentation_is_set_by_its_seed_and_keeps_labels(cache: FrameCache) -> None:
+def test_augmentation_is_reproducible_by_its_seed_and_keeps_labels(cache: FrameCache) -> None:
     batch = read_batch(cache, np.arange(3), (40, 48))
     config = AugmentConfig(flip=0)
     first, again, other = (augment(batch, config, seed) for seed in (1, 1, 2))
@@ -83,7 +83,7 @@ def test_augmentation_is_set_by_its_seed_and_keeps_labels(cache: FrameCache) -> 
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue", "gamma"])
-def test_each_change_acts_and_can_be_switched_off(cache: FrameCache, name: str) -> None:
+def test_each_augmentation_has_an_effect_and_can_be_switched_off(cache: FrameCache, name: str) -> None:
     batch = read_batch(cache, np.arange(3), (40, 48))
     assert torch.equal(augment(batch, OFF, 3).image, batch.image)
     changed = augment(batch, AugmentConfig(**{**vars(OFF), name: 0.3}), 3)
@@ -105,7 +105,7 @@ def test_an_epoch_shows_every_frame_once_and_differs_from_the_next() -> None:
     assert first.tolist() == np.concatenate(list(epoch_order(12, 4, [7], 0))).tolist()
 
 
-def test_a_cache_is_built_once_whole_or_not_at_all(tmp_path: object) -> None:
+def test_a_cache_is_built_once_and_atomically(tmp_path: object) -> None:
     class Breaks(Rooms):
         def __getitem__(self, index: int):  # type: ignore[no-untyped-def]
             if index == 2:

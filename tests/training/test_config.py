@@ -1,4 +1,4 @@
-"""The TOML file of a run: the paper's defaults, and one line for every mistake."""
+"""Test the TOML file of a run: the paper's defaults, and one-line errors."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_paths_are_relative_to_the_config_and_then_to_the_working_directory(
         folder.mkdir()
         for name in names:
             (folder / name).write_text("")
-    (recipe / "m2h-tiny").mkdir()  # a folder of a run, which must not hide the shipped weights
+    (recipe / "m2h-tiny").mkdir()  # a run's folder of that name must not hide the shipped weights
     (recipe / "run.toml").write_text(ROOMS)
     monkeypatch.chdir(elsewhere)
     config = load_config("../recipe/run.toml")
@@ -107,8 +107,8 @@ def test_paths_are_relative_to_the_config_and_then_to_the_working_directory(
     assert "\n" not in str(error.value)
 
 
-def test_where_the_file_lies_is_no_part_of_the_run(tmp_path: Path) -> None:
-    """So that a run that was moved with its config is resumed."""
+def test_a_run_does_not_depend_on_the_folder_of_its_config(tmp_path: Path) -> None:
+    """A run that was moved with its config can be resumed."""
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "run.toml").write_text(ROOMS)
@@ -118,7 +118,7 @@ def test_where_the_file_lies_is_no_part_of_the_run(tmp_path: Path) -> None:
         parse_config(f"folder = 'a'\n{ROOMS}", "x.toml")
 
 
-def test_an_evaluation_needs_the_validation_frames_alone(tmp_path: Path) -> None:
+def test_an_evaluation_needs_only_the_validation_frames(tmp_path: Path) -> None:
     file = tmp_path / "evaluation.toml"
     file.write_text("stage = []\n[data]\nsauce = 3\n[validation]\ncount = 2\n")
     assert load_config(file, training=False).validation.count == 2

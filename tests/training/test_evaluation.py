@@ -1,4 +1,4 @@
-"""Evaluate a network on labeled frames: the figures, their table and the command that prints them."""
+"""Test the evaluation on labeled frames: the metrics, their table and the command that prints them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_evaluation_does_not_depend_on_the_batch_size() -> None:
     assert one["semantics"]["miou"] == pytest.approx(two["semantics"]["miou"], abs=1e-3)
 
 
-def test_nothing_to_evaluate_is_an_error() -> None:
+def test_an_evaluation_without_frames_is_an_error() -> None:
     with pytest.raises(M2HError, match="no frames"):
         evaluate(build_model("m2h-tiny", channels=16, head_channels=(8, 8)), [])
 
@@ -74,7 +74,7 @@ def test_the_figures_are_those_of_the_validation_frames(config: Path, tmp_path: 
     assert evaluate_checkpoint("m2h-tiny", other, cache=kept, device="cpu")["depth"] != one["depth"]
 
 
-def test_a_place_for_frames_that_is_a_file_is_named(config: Path, tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_frames_folder_is_named(config: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(M2HError, match="cannot keep frames in"):
         evaluate_checkpoint("m2h-tiny", config, cache=tmp_path / "file")
@@ -87,11 +87,11 @@ def test_the_pages_show_the_same_figures_of_the_shipped_weights() -> None:
     assert "| frames | 200 |" in tables[0][0]
 
 
-def test_an_onnx_file_is_no_checkpoint_and_is_called_what_it_is(config: Path, tiny_onnx: Path) -> None:
+def test_an_onnx_file_in_place_of_a_checkpoint_is_recognized(config: Path, tiny_onnx: Path) -> None:
     assert "is an ONNX file: give the checkpoint" in mistake("evaluate", tiny_onnx, config)
 
 
-def test_progress_knows_how_many_frames_there_are(config: Path, tmp_path: Path) -> None:
+def test_progress_reports_the_number_of_frames(config: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int | None, str]] = []
     evaluate_checkpoint("m2h-tiny", config, device="cpu", cache=tmp_path, progress=lambda *step: told.append(step))
     assert told[:3] == [("frames of rooms 9", done, 3, "") for done in (1, 2, 3)]

@@ -1,4 +1,4 @@
-"""The rearranged forward pass is the network's own, to rounding, outputs and gradients alike."""
+"""Test that the rearranged forward pass equals the network's, outputs and gradients, up to rounding."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_window_shows_the_decoder_part_of_the_image() -> None:
 
 
 @pytest.mark.parametrize("width", [2, 16, 64])
-def test_cpu_attention_is_attention(width: int) -> None:
+def test_cpu_attention_equals_pytorchs(width: int) -> None:
     q, k, v = (torch.randn(2, 3, 10, width, requires_grad=True) for _ in range(3))
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     with CPUAttention():

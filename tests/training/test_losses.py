@@ -1,4 +1,4 @@
-"""Each loss on a case small enough to work out by hand."""
+"""Test each loss on a case small enough to compute by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOG2 = math.log(2)
 
 
 def maps(*rows: list[float]) -> Tensor:
-    """One image of one channel: (1, 1, H, W)."""
+    """Return one image of one channel: (1, 1, H, W)."""
     return torch.tensor([[list(rows)]])
 
 
@@ -119,7 +119,7 @@ def test_with_a_camera_normals_of_depth_are_those_of_the_plane() -> None:
     torch.testing.assert_close(found, normal.view(1, 3, 1, 1).expand_as(found), atol=1e-4, rtol=0)
 
 
-def test_depth_and_normals_that_agree_cost_nothing_and_opposed_ones_two() -> None:
+def test_depth_and_normals_that_agree_have_loss_zero_and_opposed_ones_two() -> None:
     depth = maps([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
     agreeing = torch.tensor([-1.0, 0.0, 1.0]).view(1, 3, 1, 1).expand(1, 3, 2, 3)
     assert losses.depth_normal_consistency(depth, agreeing).item() == pytest.approx(0.0, abs=1e-6)
@@ -145,7 +145,7 @@ def test_edge_segmentation_consistency_is_the_l1_distance_of_gradient_and_edge()
     ],
     ids=["segmentation", "indoor depth", "outdoor depth", "relative depth", "normals", "edges"],
 )
-def test_a_batch_without_labels_costs_nothing_and_moves_nothing(loss: object) -> None:
+def test_a_batch_without_labels_has_zero_loss_and_zero_gradient(loss: object) -> None:
     prediction = torch.randn(2, 3, 4, 5, requires_grad=True)
     value = loss(prediction)  # type: ignore[operator]
     value.backward()

@@ -1,4 +1,4 @@
-"""The optimizers: AdamW as PyTorch has it, Muon on matrices and on kernels seen as matrices."""
+"""Test the optimizers: PyTorch's AdamW, and Muon on matrices and on kernels reshaped to matrices."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_muon_leaves_depthwise_kernels_norms_and_outer_layers_to_adamw():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_restored_optimizer_goes_on_to_the_same_bits(optimizer):
+def test_a_restored_optimizer_continues_bit_for_bit(optimizer):
     whole, first = with_gradients(network()), with_gradients(network())
     steps, before = Optimizer(whole, stage(optimizer=optimizer)), Optimizer(first, stage(optimizer=optimizer))
     steps.step(RATE)

@@ -1,4 +1,4 @@
-"""Fine-tuning for INT8 trains with the build's rounding and ends in an ordinary checkpoint."""
+"""Test that fine-tuning for INT8 trains with the build's rounding and gives an ordinary checkpoint."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def whole(modelopt: None, config: TrainConfig, frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing disturbed."""
+    """Return the folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("qat") / "run"
     train(config, folder, cache=frames, device="cpu", qat=True)
     return folder
@@ -67,7 +67,7 @@ def images() -> list[Tensor]:
 
 
 def rounding(model: M2H) -> dict[str, nn.Module]:
-    """Layers of which both the input and the weight are rounded."""
+    """Return the layers whose input and weight are both rounded."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -88,7 +88,7 @@ def test_the_layers_are_those_that_the_int8_build_quantizes(tmp_path: Path) -> N
         read_onnx(export_onnx(model, tmp_path / "m.onnx", height=42, width=42, form="reference").path)
     )
     chosen = set(chosen_layers(proto, QuantPolicy()))
-    # A unit that two maps share is one module and two nodes with one weight.
+    # A unit shared by two maps is one module, but two nodes with one weight.
     built = {(block_of(node.name).split(".")[0], node.input[1]) for node in proto.graph.node if node.name in chosen}
     trained = Counter(name.split(".")[0] for name in quantized_layers(model))
     assert trained == Counter(block for block, _ in built)
@@ -171,7 +171,7 @@ def test_the_loss_under_quantization_falls(whole: Path) -> None:
     assert np.mean(totals[-3:]) < 0.95 * np.mean(totals[:3])
 
 
-def test_the_evaluation_tells_of_before_and_after(whole: Path) -> None:
+def test_the_evaluation_reports_before_and_after(whole: Path) -> None:
     result = json.loads((whole / "evaluation.json").read_text())
     assert result["before"]["frames"] == result["frames"] == 2
     assert result["before"]["depth"]["rmse"] != result["depth"]["rmse"]
@@ -181,13 +181,13 @@ def test_the_evaluation_tells_of_before_and_after(whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_equals_undisturbed(
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
     whole: Path, config: TrainConfig, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from m2h_deploy.training import loop
 
     class Killed(BaseException):
-        """No handler of the program sees this one: to the run it is the power going off."""
+        """Raise an exception that the program does not handle, like a power failure."""
 
     original = loop._step
 
@@ -217,7 +217,7 @@ def test_without_a_checkpoint_there_is_nothing_to_fine_tune(frames: Path, tmp_pa
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
-def test_what_is_not_installed_is_named_with_its_extra(
+def test_a_missing_package_is_named_with_its_extra(
     config: TrainConfig, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in [name for name in sys.modules if name.split(".")[0] == "modelopt"]:

@@ -1,4 +1,4 @@
-"""A run that is killed and resumed ends in the same bits as one that is not."""
+"""Test that a killed and resumed run is bitwise identical to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def digest(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def whole(frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing disturbed."""
+    """Return the folder of an uninterrupted run."""
     from tests.training.conftest import SMALL
 
     folder = tmp_path_factory.mktemp("whole") / "run"
@@ -57,13 +57,13 @@ def test_the_same_seed_gives_the_same_bits(whole: Path, small: TrainConfig, fram
 
 
 @pytest.mark.parametrize("step", [1, 8], ids=lambda step: f"after step {step}")
-def test_killed_and_resumed_equals_undisturbed(
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
     step: int, whole: Path, small: TrainConfig, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from m2h_deploy.training import loop
 
     class Killed(BaseException):
-        """No handler of the program sees this one: to the run it is the power going off."""
+        """Raise an exception that the program does not handle, like a power failure."""
 
     original = loop._step
 
@@ -83,7 +83,7 @@ def test_killed_and_resumed_equals_undisturbed(
     assert (folder / "losses.csv").read_text() == (whole / "losses.csv").read_text()
 
 
-def test_ctrl_c_saves_the_state_and_leaves_no_half_file(small: TrainConfig, frames: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_the_state_and_leaves_no_partial_file(small: TrainConfig, frames: Path, tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from dataclasses import replace\n"
@@ -113,7 +113,7 @@ def test_ctrl_c_saves_the_state_and_leaves_no_half_file(small: TrainConfig, fram
     assert sorted(p.name for p in folder.iterdir()) == ["losses.csv", "state.pt"]
 
 
-def test_ctrl_c_says_that_the_state_is_saved_and_how_to_go_on(frames: Path, tmp_path: Path) -> None:
+def test_ctrl_c_reports_the_saved_state_and_how_to_resume(frames: Path, tmp_path: Path) -> None:
     config, folder = tmp_path / "run.toml", tmp_path / "run"
     config.write_text(
         "variant = 'm2h-tiny'\nlayer_scale = 1.0\nsave_steps = 100000\n"
@@ -135,14 +135,14 @@ def test_ctrl_c_says_that_the_state_is_saved_and_how_to_go_on(frames: Path, tmp_
     assert "Traceback" not in said
 
 
-def test_ctrl_c_before_the_first_step_says_that_there_is_nothing_to_resume(tmp_path: Path) -> None:
+def test_ctrl_c_before_the_first_step_reports_that_nothing_can_be_resumed(tmp_path: Path) -> None:
     assert "nothing to resume" in interrupted_message(tmp_path)
     (tmp_path / STATE).write_bytes(b"")
     assert "with --resume goes on" in interrupted_message(tmp_path)
     assert "--resume in place of --overwrite" in interrupted_message(tmp_path, overwrite=True)
 
 
-def test_a_run_is_not_started_over_or_continued_as_another(
+def test_a_finished_or_unfinished_run_is_not_replaced(
     whole: Path, small: TrainConfig, frames: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(M2HError, match="finished run"):

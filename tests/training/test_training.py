@@ -1,4 +1,4 @@
-"""Training does what it is for: losses fall, a frozen backbone stays, a student comes nearer to its teacher."""
+"""Test training: losses fall, a frozen backbone does not change, a student approaches its teacher."""
 
 from __future__ import annotations
 
@@ -61,9 +61,7 @@ def test_weights_of_another_backbone_are_refused(small: TrainConfig, frames: Pat
     assert "\n" not in str(error.value)
 
 
-def test_weights_of_a_backbone_that_are_no_weights_are_refused(
-    small: TrainConfig, frames: Path, tmp_path: Path
-) -> None:
+def test_backbone_weights_of_an_integer_type_are_refused(small: TrainConfig, frames: Path, tmp_path: Path) -> None:
     state = dict(build_model("m2h-tiny").backbone.state_dict())
     name = "blocks.0.attn.qkv.weight"
     torch.save({**state, name: (state[name] * 127).to(torch.int8)}, tmp_path / "b.pth")
@@ -81,7 +79,7 @@ def test_a_student_learns_from_its_teacher(small: TrainConfig, frames: Path, tmp
         assert float(rows[-1][f"distil_{task}"]) < float(rows[0][f"distil_{task}"]), task
 
 
-def test_distillation_costs_nothing_where_the_answers_agree() -> None:
+def test_the_distillation_loss_is_zero_where_the_outputs_agree() -> None:
     outputs = {
         "depth": torch.rand(1, 1, 2, 2),
         "semantics": torch.randn(1, 5, 2, 2),
@@ -138,7 +136,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(small: TrainConfig, frames: Pat
 
 
 @pytest.mark.slow
-def test_minutes_of_the_shipped_recipe_learn_every_task(frames: Path, tmp_path: Path) -> None:
+def test_the_shipped_recipe_learns_every_task_within_minutes(frames: Path, tmp_path: Path) -> None:
     config = load_config(Path(__file__).parents[2] / "configs" / "m2h-tiny.toml")
     stages = tuple(replace(stage, epochs=6, batch_size=16, height=112, width=112, crop=0) for stage in config.stages)
     data = replace(config.data, count=96, height=112, width=112)

@@ -47,23 +47,23 @@ typedef enum m2h_color {
 
 typedef struct m2h_runtime m2h_runtime;
 
-/* A structure's struct_size says which version's fields it has: its sizeof, or 0 for the fields of version 0.1. */
+/* A structure's struct_size is its sizeof, which identifies its version, or 0 for the fields of version 0.1. */
 
-/* Zeros are the defaults, so `m2h_options options = {0};` is one. */
+/* Zeros are the defaults: `m2h_options options = {0};`. */
 typedef struct m2h_options {
   size_t struct_size;
-  int threads;        /* of an engine on the CPU; 0: what the bundle says */
-  const char* device; /* as the engine names it, such as CPU, GPU, cuda:0; NULL: what the bundle says */
-  int skip_self_test; /* not 0: do not prove the engine's numbers when opening */
+  int threads;        /* of an engine on the CPU; 0: the bundle's number */
+  const char* device; /* as the engine names it, such as CPU, GPU, cuda:0; NULL: the bundle's device */
+  int skip_self_test; /* not 0: do not run the self-test when opening */
 } m2h_options;
 
-/* What a bundle takes and gives. Strings live as long as the runtime. */
+/* A bundle's input and outputs. Strings are valid as long as the runtime. */
 typedef struct m2h_info {
   size_t struct_size; /* set to sizeof(m2h_info) before the call */
   int width;          /* of the camera's image, and of all results */
   int height;
   int takes_nv12;  /* 1: images are M2H_NV12; 0: M2H_BGR or M2H_RGB */
-  int has_depth;   /* 1 where the engine gives it */
+  int has_depth;   /* 1 if the engine gives it */
   int has_labels;
   int has_normals;
   int has_edges;
@@ -76,7 +76,7 @@ typedef struct m2h_info {
 } m2h_info;
 
 /* An image of the camera. `stride` is the distance between rows in bytes, 0 for rows without gaps. A BGR or NV12 image
- * without gaps is read where it lies; others are copied row by row. */
+ * without gaps is read in place; others are copied row by row. */
 typedef struct m2h_image {
   size_t struct_size;
   const uint8_t* data;
@@ -86,7 +86,7 @@ typedef struct m2h_image {
   m2h_color color;
 } m2h_image;
 
-/* The caller's arrays, H x W without gaps; NULL where a result is not wanted. `*_bytes` is the size of each in bytes,
+/* The caller's arrays, H x W without gaps; NULL if a result is not requested. `*_bytes` is the size of each in bytes,
  * which is checked. The engine writes into them directly where it can: use the same ones from frame to frame. */
 typedef struct m2h_results {
   size_t struct_size;
@@ -110,17 +110,17 @@ M2H_API m2h_status m2h_run(m2h_runtime* runtime, const m2h_image* image, const m
 
 M2H_API m2h_status m2h_get_info(const m2h_runtime* runtime, m2h_info* info);
 
-/* Name of a class and its color (3 bytes, RGB); NULL where there is no such class. */
+/* Name of a class and its color (3 bytes, RGB); NULL if there is no such class. */
 M2H_API const char* m2h_class_name(const m2h_runtime* runtime, int index);
 M2H_API const uint8_t* m2h_class_color(const m2h_runtime* runtime, int index);
 
 /* Milliseconds of the last m2h_run of this runtime: the whole call, and the engine's own part of it. */
 M2H_API m2h_status m2h_timings(const m2h_runtime* runtime, double* total, double* engine);
 
-/* Gives back what the runtime holds. Does nothing for NULL. */
+/* Releases the runtime. Does nothing for NULL. */
 M2H_API void m2h_close(m2h_runtime* runtime);
 
-/* What went wrong in this thread's last failed call, in one line; never NULL. Valid until its next failed call. */
+/* The one-line error message of this thread's last failed call; never NULL. Valid until its next failed call. */
 M2H_API const char* m2h_last_error(void);
 
 /* Engines that this library was built with, such as "openvino, onnxruntime". */

@@ -1,10 +1,10 @@
-// libm2h for C++17: owns the runtime, throws m2h::Error, and takes and gives cv::Mat where OpenCV's headers are there.
+// libm2h for C++17: owns the runtime, throws m2h::Error, and takes and returns cv::Mat if OpenCV's headers are found.
 //
 //   m2h::Runtime runtime("bundle");
 //   m2h::Prediction frame = runtime.run(image);   // image: cv::Mat CV_8UC3 BGR
 //   frame.depth;                                  // CV_32FC1, meters
 //
-// Define M2H_NO_OPENCV to leave OpenCV out although it is there. Threads: see m2h.h.
+// Define M2H_NO_OPENCV to build without OpenCV although it is installed. Threads: see m2h.h.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@
 
 namespace m2h {
 
-// What the C interface reports as a status and a line of text.
+// An error of the C interface: a status and a one-line message.
 class Error : public std::runtime_error {
  public:
   Error(m2h_status status, const std::string& what) : std::runtime_error(what), status_(status) {}
@@ -39,7 +39,7 @@ inline void check(m2h_status status) {
   if (status != M2H_OK) throw Error(status, m2h_last_error());
 }
 
-// A frame's results in memory of its own; empty where the engine does not give one or it was not wanted.
+// A frame's results in owned memory; empty if the engine does not give one or it was not requested.
 struct Arrays {
   int width = 0;
   int height = 0;
@@ -50,7 +50,7 @@ struct Arrays {
 };
 
 #ifdef M2H_WITH_OPENCV
-// The same as matrices; empty where the engine does not give one.
+// The same as matrices; empty if the engine does not give one.
 struct Prediction {
   cv::Mat depth;    // CV_32FC1, meters
   cv::Mat labels;   // CV_8UC1
@@ -115,7 +115,7 @@ class Runtime {
   }
 
 #ifdef M2H_WITH_OPENCV
-  // CV_8UC3 in `color` order, or CV_8UC1 of 3/2 H rows for NV12. Matrices of `out` are kept where they fit.
+  // CV_8UC3 in `color` order, or CV_8UC1 of 3/2 H rows for NV12. Matrices of `out` are reused if size and type match.
   void run(const cv::Mat& image, Prediction& out, m2h_color color = M2H_BGR) {
     if (info_.takes_nv12) color = M2H_NV12;
     const int type = color == M2H_NV12 ? CV_8UC1 : CV_8UC3;

@@ -1,4 +1,4 @@
-"""The doctor tells what is there, what installs the rest, and which known issues touch it."""
+"""Test that the doctor reports what is installed, how to install the rest, and which known issues apply."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _attention_issues(version: str, capabilities: list[str]) -> list[str]:
     return [i.versions[0] for i in KNOWN_ISSUES if applies(i, here) and i.engine == "tensorrt" and "ViT" in i.condition]
 
 
-def test_every_engine_kind_is_reported_with_what_installs_it(report):
+def test_every_engine_kind_is_reported_with_its_install_command(report):
     engines = {engine["kind"]: engine for engine in report["engines"]}
     assert set(engines) == set(KINDS)
     assert engines["onnxruntime"]["version"] == importlib.metadata.version("onnxruntime")
@@ -54,20 +54,20 @@ def test_the_processor_is_described(report):
     assert read_cpu().model == cpu["model"]
 
 
-def test_a_machine_without_a_gpu_is_normal():
+def test_a_machine_without_a_gpu_is_reported_without_an_error():
     nvidia = read_nvidia()
     assert nvidia.source
     assert nvidia.driver is not None or nvidia.gpus == ()
 
 
-def test_the_driver_is_read_off_its_file():
+def test_the_driver_version_is_read_from_its_file():
     line = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (root@host)"
     assert driver_of(line) == "580.95.05"
     assert driver_of("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.161.08  Tue") == "535.161.08"
     assert driver_of("") is None
 
 
-def test_a_broken_library_is_told_from_a_missing_one(monkeypatch):
+def test_a_broken_library_is_distinguished_from_a_missing_one(monkeypatch):
     def broken(name: str):
         raise OSError("libfoo.so: cannot open shared object file\nmore")
 
@@ -78,7 +78,7 @@ def test_a_broken_library_is_told_from_a_missing_one(monkeypatch):
     assert "\n" not in status.details
 
 
-def test_tensorrt_tells_of_the_gpus(monkeypatch):
+def test_tensorrt_reports_the_gpus(monkeypatch):
     monkeypatch.setattr(doctor, "_version", lambda name: "10.13.0")
     monkeypatch.setattr(doctor.importlib, "import_module", lambda name: object())
     with_gpu = Nvidia("580.95", (Gpu("RTX 3080", "8.6", 2**33),), "test")
@@ -100,11 +100,11 @@ def test_tensorrt_tells_of_the_gpus(monkeypatch):
         ("10.30.0", ["8.6"], []),
     ],
 )
-def test_silently_wrong_attention_is_known_by_version_and_gpu(version, capabilities, expected):
+def test_the_wrong_attention_issue_depends_on_version_and_gpu(version, capabilities, expected):
     assert _attention_issues(version, capabilities) == expected
 
 
-def test_versions_are_read_as_numbers():
+def test_versions_are_compared_as_numbers():
     first_release, migration = (i for i in KNOWN_ISSUES if i.versions in (("10.0.0",), (">=11",)))
     assert affects(first_release, "10.0.0b6")
     assert affects(first_release, "10.0.0.6")
@@ -114,7 +114,7 @@ def test_versions_are_read_as_numbers():
     assert not affects(migration, "unknown")
 
 
-def test_issues_that_hang_on_the_cpu_or_on_packages_wait_for_them():
+def test_issues_of_a_cpu_or_packages_apply_only_if_these_are_present():
     precision = next(i for i in KNOWN_ISSUES if "amx_bf16" in i.cpu_features)
     both = next(i for i in KNOWN_ISSUES if len(i.distributions) == 2)
     here = Installed(engines={"openvino": "2026.4.1", "onnxruntime": "1.20"}, distributions={"onnxruntime"})
@@ -126,7 +126,7 @@ def test_issues_that_hang_on_the_cpu_or_on_packages_wait_for_them():
     assert not applies(precision, Installed({}, (), {"amx_bf16"}))
 
 
-def test_every_known_issue_says_what_to_do_and_links_to_a_page():
+def test_every_known_issue_has_a_remedy_and_a_link():
     for issue in KNOWN_ISSUES:
         assert issue.engine in KINDS
         assert issue.condition

@@ -1,4 +1,4 @@
-"""The figures of a graph agree with what its network computes, and reports say what was not read."""
+"""Test that the figures of a graph agree with its network's, and that reports name what could not be read."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_node_moves_its_inputs_weights_and_outputs():
 
 
 @pytest.mark.slow
-def test_a_network_computes_what_pytorch_counts(tiny_onnx, tiny_model, tmp_path):
+def test_macs_equal_pytorchs_count(tiny_onnx, tiny_model, tmp_path):
     report = inspect(tiny_onnx)
     if report["metadata"]["m2h.form"] != "reference":
         from export import export_onnx
@@ -109,7 +109,7 @@ def test_functions_are_counted_inside(tmp_path):
     assert "unknown" not in {row["block"] for row in report["blocks"]}
 
 
-def test_a_free_batch_is_named_and_counted_for_one_frame(tmp_path):
+def test_a_dynamic_batch_is_named_and_counted_for_one_frame(tmp_path):
     onnx.save(small_graph(batch="batch"), tmp_path / "free.onnx")
     onnx.save(small_graph(), tmp_path / "one.onnx")
     free, one = inspect(tmp_path / "free.onnx"), inspect(tmp_path / "one.onnx")
@@ -119,7 +119,7 @@ def test_a_free_batch_is_named_and_counted_for_one_frame(tmp_path):
     assert "dynamic" in _printed(render(free))
 
 
-def test_shapes_that_are_not_known_are_said_and_not_guessed():
+def test_unknown_shapes_are_reported_and_not_guessed():
     model = _one_node(helper.make_node("MatMul", ["x", "w"], ["y"]), {"x": (4, 5)}, {"w": (5, 6)})
     model.graph.node.insert(0, helper.make_node("Unheard", ["x"], ["z"], domain="nowhere"))
     model.graph.node[1].input[0] = "z"
@@ -127,7 +127,7 @@ def test_shapes_that_are_not_known_are_said_and_not_guessed():
     assert uncounted(node_costs(model)) == {"nowhere::Unheard": 1, "MatMul": 1}
 
 
-def test_precision_is_told_by_block(tmp_path):
+def test_precision_is_reported_by_block(tmp_path):
     onnx.save(small_graph(), tmp_path / "full.onnx")
     to_fp16(tmp_path / "full.onnx", tmp_path / "half.onnx")
     full, half = inspect(tmp_path / "full.onnx"), inspect(tmp_path / "half.onnx")

@@ -1,4 +1,4 @@
-"""Calibration: frames are chosen reproducibly, ranges are what the calibrators promise, and are measured once."""
+"""Test that calibration chooses frames reproducibly, computes correct ranges, and measures them once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def histogram_of(values: np.ndarray, parts: int = 4) -> Histogram:
     return histogram
 
 
-def test_a_histogram_counts_every_value_whatever_the_order_they_come_in():
+def test_a_histogram_counts_every_value_in_any_order():
     values = np.concatenate([np.full(10, 0.5), np.full(20, 3.0), np.full(5, -7.0)])
     for order in (values, values[::-1]):
         histogram = histogram_of(order, parts=7)
@@ -39,7 +39,7 @@ def test_a_histogram_counts_every_value_whatever_the_order_they_come_in():
             assert histogram.counts[max(place - 1, 0) : place + 2].sum() == count
 
 
-def test_max_takes_the_largest_value_and_percentile_leaves_the_rest_out():
+def test_max_takes_the_largest_value_and_percentile_clips():
     values = np.concatenate([np.linspace(0, 1, 99_990), np.full(10, 100.0)])
     histogram = histogram_of(values)
     assert threshold(histogram, "max") == 100.0
@@ -75,7 +75,7 @@ def test_the_same_seed_chooses_the_same_frames_and_another_seed_others():
     assert len(first.held_out) == 3
 
 
-def test_no_frame_is_both_calibrated_on_and_checked_on():
+def test_calibration_and_check_frames_are_disjoint():
     chosen = select_frames(frames(12), count=8, held_out=4)
     digests = [frames_digest([frame]) for frame in (*chosen.frames, *chosen.held_out)]
     assert len(set(digests)) == 12
@@ -103,7 +103,7 @@ def test_frames_are_copied_so_that_a_reader_may_reuse_its_buffer():
         ([np.full((1, 3, 8, 8), np.nan, np.float32)], "NaN or infinity"),
     ],
 )
-def test_frames_that_make_no_calibration_are_refused_in_one_line(source, said):
+def test_unusable_calibration_frames_give_a_one_line_error(source, said):
     message = refused(select_frames, source, count=8, source="rooms/")
     assert said in message
     assert message.startswith("rooms/")
@@ -151,7 +151,7 @@ def test_frames_of_another_size_are_refused_by_every_calibrator(method):
 
 def test_ranges_are_measured_once_for_a_graph_and_frames(calibration):
     first = measure_ranges(small_graph(), "0" * 64, ["b"], calibration)
-    broken = onnx.ModelProto()  # would raise if it were run
+    broken = onnx.ModelProto()  # an invalid graph: running it would raise
     assert measure_ranges(broken, "0" * 64, ["b"], calibration) == first
     with pytest.raises(M2HError):
         measure_ranges(broken, "1" * 64, ["b"], calibration)

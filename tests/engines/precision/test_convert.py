@@ -1,4 +1,4 @@
-"""FP16 and INT8 are in the graph: the tests read it, run it on CPUs, and compare."""
+"""Test FP16 and INT8 graphs: read them, run them on CPUs, and compare."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytest.importorskip("modelopt.onnx.quantization")
 
 @pytest.fixture(scope="module")
 def room_frames():
-    """Rooms as the network of `tiny_onnx` sees them: three to calibrate on and two to check on."""
+    """Return rooms as inputs of `tiny_onnx`: three for calibration and two for the check."""
     from m2h_deploy.data.rooms.render import render_room
 
     preprocess = Preprocess(PRESETS["published"], 112, 140)
@@ -35,14 +35,14 @@ def room_frames():
 
 @pytest.fixture(scope="module")
 def fp16(tiny_onnx, room_frames, tmp_path_factory):
-    """`tiny_onnx` in FP16: the file and its report."""
+    """Convert `tiny_onnx` to FP16; return the file and its report."""
     path = tmp_path_factory.mktemp("fp16") / "tiny.onnx"
     return path, to_fp16(tiny_onnx, path, frames=room_frames)
 
 
 @pytest.fixture(scope="module")
 def int8(tmp_path_factory):
-    """The small graph in INT8: the file and its report."""
+    """Convert the small graph to INT8; return the file and its report."""
     folder = tmp_path_factory.mktemp("int8")
     onnx.save(small_graph(), folder / "small.onnx")
     calibration = Calibration(select_frames(frames(6), count=4), "max")
@@ -94,7 +94,7 @@ def test_fp16_keeps_inputs_outputs_and_the_metadata(fp16, tiny_onnx):
     assert entries[1] == entries[0] | {"m2h.precision": "fp16"}
 
 
-def test_fp16_is_within_40_decibels_of_float32_on_frames_it_was_not_tuned_on(fp16):
+def test_fp16_is_within_40_decibels_of_float32_on_unseen_frames(fp16):
     assert set(fp16[1].psnr) == {"depth", "semantics", "normals", "edges"}
     assert min(fp16[1].psnr.values()) > 40
 
@@ -105,7 +105,7 @@ def test_int8_quantizes_linear_and_conv_and_nothing_else(int8):
     check_int8(onnx.load(path), report)
 
 
-def test_int8_says_what_it_was_measured_on_and_what_it_costs(int8):
+def test_the_int8_report_has_calibration_frames_and_psnr(int8):
     _, report = int8
     assert report.calibration.frames == 4
     assert len(report.calibration.frames_sha256) == len(report.calibration.graph_sha256) == 64
@@ -138,7 +138,7 @@ def test_int8_of_the_shipped_network_passes_the_gate_of_verify(tmp_path):
 
 @pytest.fixture(scope="module", params=["m2h_small", "m2h"])
 def published(request, shared, tmp_path_factory):
-    """The published network with reproducible weights as ONNX, and two real frames as it sees them."""
+    """Return the published network with reproducible weights as ONNX, and two real frames as its inputs."""
     import cv2
     import torch
 
@@ -163,9 +163,7 @@ def test_the_published_network_in_half_is_within_40_decibels_on_real_frames(publ
 
 
 @pytest.mark.slow
-def test_the_published_network_in_int8_is_within_25_decibels_on_a_real_frame_it_was_not_calibrated_on(
-    published, tmp_path
-):
+def test_the_published_network_in_int8_is_within_25_decibels_on_an_unseen_frame(published, tmp_path):
     from m2h_deploy.data.rooms.render import render_room
 
     source, real = published
@@ -180,7 +178,7 @@ def test_the_published_network_in_int8_is_within_25_decibels_on_a_real_frame_it_
 
 
 def check_int8(proto: onnx.ModelProto, report) -> None:
-    """Q/DQ feeds the quantized layers and nothing else; weights are int8 per channel; the rest is half precision."""
+    """Check that only the quantized layers have Q/DQ, with int8 weights per channel, and the rest is half precision."""
     types = element_types(proto)
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     producers = {output: node for node in proto.graph.node for output in node.output}
@@ -218,7 +216,7 @@ def test_openvino_reads_the_same_file(precision, request):
         assert np.sqrt(np.mean((got - want) ** 2)) < 0.1 * np.std(want)
 
 
-def test_functions_stay_functions_around_half_precision(tmp_path):
+def test_fp16_keeps_functions(tmp_path):
     source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
     onnx.save(small_graph(functions=True), source)
     report = to_fp16(source, target, frames=select_frames(frames(3), count=1))
@@ -231,7 +229,7 @@ def test_functions_stay_functions_around_half_precision(tmp_path):
     assert types[call.input[0]] == TensorProto.FLOAT16
 
 
-def test_openvino_reads_functions_once_they_are_inlined(tmp_path):
+def test_openvino_reads_inlined_functions(tmp_path):
     openvino = pytest.importorskip("openvino")
     source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
     onnx.save(small_graph(functions=True), source)
@@ -245,7 +243,7 @@ def test_openvino_reads_functions_once_they_are_inlined(tmp_path):
         np.testing.assert_allclose(compiled([frame])[index], want, atol=0.02 * np.abs(want).max())
 
 
-def test_functions_stay_functions_around_int8(tmp_path):
+def test_int8_keeps_functions(tmp_path):
     source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
     onnx.save(small_graph(functions=True), source)
     report = to_int8(source, target, calibration=Calibration(select_frames(frames(4), count=2), "max"))
@@ -322,7 +320,7 @@ def test_weights_alone_can_be_int8(small, tmp_path):
         pytest.param('{"keep":' * 100_000, "not JSON: maximum recursion depth exceeded", id="nested objects"),
     ],
 )
-def test_a_policy_that_says_nothing_sensible_is_refused_in_one_line(small, tmp_path, content, said):
+def test_an_invalid_policy_gives_a_one_line_error(small, tmp_path, content, said):
     policy = tmp_path / "policy.json"
     policy.write_text(content)
     with pytest.raises(M2HError) as error:
@@ -333,9 +331,9 @@ def test_a_policy_that_says_nothing_sensible_is_refused_in_one_line(small, tmp_p
     assert sorted(p.name for p in tmp_path.iterdir()) == ["policy.json", "small.onnx"]
 
 
-def test_blocks_that_cost_too_much_stay_in_half():
+def test_blocks_that_lose_too_much_accuracy_stay_in_half():
     proto = small_graph()
-    ranges = {"b": 3.0, "e": 0.05}  # the Linear's input saturates: useless in INT8
+    ranges = {"b": 3.0, "e": 0.05}  # the Linear's input saturates, so INT8 is inaccurate
     layers = ["/msf.depth/resize/Conv", "/context/ffn/MatMul"]
     chosen = choose_blocks(proto, layers, ranges, frames(1), 30)
     assert chosen == ("/msf.depth/resize/Conv",)

@@ -1,4 +1,4 @@
-"""A lowered graph is known by its nodes and weights, and brings what a bundle needs of the float32 one."""
+"""Test that a lowered graph is recognized by nodes and weights, and carries what a bundle needs of the float32 one."""
 
 from __future__ import annotations
 
@@ -72,16 +72,16 @@ def with_half_input() -> onnx.ModelProto:
         (in_a_function, "int8"),
     ],
 )
-def test_precision_is_read_off_nodes_and_weights(make, precision):
+def test_precision_is_read_from_nodes_and_weights(make, precision):
     assert graph_precision(make()) == precision
 
 
 @pytest.mark.parametrize(("kind", "name"), [(TensorProto.BFLOAT16, "bfloat16"), (TensorProto.FLOAT8E4M3FN, "float8")])
-def test_types_that_no_bundle_has_are_named(kind, name):
+def test_unsupported_types_are_named(kind, name):
     assert name in refused(graph_precision, with_constant(kind))
 
 
-def test_metadata_that_says_another_precision_is_a_contradiction():
+def test_metadata_with_another_precision_is_refused():
     proto = with_half_weights()
     set_metadata(proto, "m2h.precision", "int8")
     said = refused(read_precision, proto, "m.onnx")
@@ -107,7 +107,7 @@ def pictures(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", params=["fp16", "int8"])
 def lowered(request, exported, pictures, tmp_path_factory) -> tuple[str, Path, Path]:
-    """The precision, the bundle that was built of the float32 graph, and the lowered graph that was kept."""
+    """Return the precision, the bundle built from the float32 graph, and the lowered graph that was kept."""
     pytest.importorskip("modelopt.onnx.quantization")
     folder = tmp_path_factory.mktemp(request.param)
     count = 4 if request.param == "int8" else None
@@ -160,8 +160,8 @@ def test_a_device_without_onnx_runtime_compiles_it_too(lowered, tmp_path):
     assert manifest.self_test.outputs == load_bundle(before).manifest.self_test.outputs
 
 
-def test_the_self_test_of_the_float32_graph_judges_the_lowered_one(lowered, tmp_path):
-    """Weights that were changed since are found, whatever the file says."""
+def test_the_lowered_graph_is_checked_by_the_float32_self_test(lowered, tmp_path):
+    """Weights changed after the export are detected, regardless of the metadata."""
     _, _, graph = lowered
     proto = onnx.load(graph)
     for tensor in proto.graph.initializer:
@@ -182,19 +182,19 @@ def test_another_precision_than_the_graphs_is_refused(lowered, exported, picture
     assert not (tmp_path / "bundle").exists()
 
 
-def test_the_graphs_own_precision_may_be_said(lowered, tmp_path):
+def test_the_graphs_own_precision_may_be_given(lowered, tmp_path):
     precision, _, graph = lowered
     assert build_bundle(graph, tmp_path / "bundle", precision=precision).manifest.engine.precision == precision
 
 
-def test_what_belongs_to_lowering_is_refused_for_a_lowered_graph(lowered, pictures, tmp_path):
+def test_lowering_options_are_refused_for_a_lowered_graph(lowered, pictures, tmp_path):
     precision, _, graph = lowered
     lowering = Lowering(str(pictures), count=4 if precision == "int8" else None)
     said = refused(build_bundle, graph, tmp_path / "bundle", precision=precision, lowering=lowering)
     assert f"is {precision} already" in said
 
 
-def test_a_lowered_graph_is_no_reference(lowered):
+def test_a_lowered_graph_is_refused_as_reference(lowered):
     precision, bundle, graph = lowered
     spec = load_bundle(bundle).manifest.input
     assert f"is {precision}: a reference must be float32" in refused(open_reference, graph, spec, 1)
@@ -202,7 +202,7 @@ def test_a_lowered_graph_is_no_reference(lowered):
 
 @pytest.fixture
 def foreign(lowered, tmp_path) -> Path:
-    """The lowered graph as another tool would have left it."""
+    """Return the lowered graph as another tool would have written it."""
     proto = onnx.load(lowered[2])
     set_metadata(proto, "m2h.lowered", None)
     set_metadata(proto, "m2h.precision", None)
@@ -230,14 +230,14 @@ def test_without_a_self_test_onnx_runtime_is_needed_and_named(foreign, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[" * 5000, json.dumps({"self_test": None, "lowering": {}})])
-def test_damaged_metadata_is_one_line(lowered, text, tmp_path):
+def test_damaged_metadata_gives_a_one_line_error(lowered, text, tmp_path):
     proto = onnx.load(lowered[2])
     set_metadata(proto, "m2h.lowered", text)
     onnx.save(proto, tmp_path / "damaged.onnx")
     assert "metadata is damaged (m2h.lowered" in refused(build_bundle, tmp_path / "damaged.onnx", tmp_path / "bundle")
 
 
-def test_other_outputs_than_the_self_tests_are_one_line(lowered, tmp_path):
+def test_outputs_other_than_the_self_tests_give_a_one_line_error(lowered, tmp_path):
     proto = onnx.load(lowered[2])
     del proto.graph.output[1]
     onnx.save(proto, tmp_path / "less.onnx")
@@ -245,7 +245,7 @@ def test_other_outputs_than_the_self_tests_are_one_line(lowered, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_half_inputs_and_outputs_are_read_off_the_graph_and_run(exported, engine, tmp_path):
+def test_half_inputs_and_outputs_are_read_from_the_graph_and_run(exported, engine, tmp_path):
     pytest.importorskip("modelopt.onnx.quantization")
     pytest.importorskip(engine)
     graph = tmp_path / "half.onnx"

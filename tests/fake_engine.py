@@ -1,4 +1,4 @@
-"""An engine that costs nothing: what remains is the runtime itself."""
+"""A fake engine that takes no time, to test the runtime alone."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.errors import M2HError
 
 
-class NoCost:
-    """A backend of a bundle's shapes that gives zeros."""
+class FakeEngine:
+    """A backend with a bundle's shapes that returns zeros."""
 
-    description = "an engine at no cost"
+    description = "a fake engine"
 
     def __init__(self, bundle: Bundle) -> None:
         self._sides = {spec.name: tuple(spec.shape[1:]) for spec in bundle.manifest.outputs}

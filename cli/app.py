@@ -37,10 +37,15 @@ class Commands(TyperGroup):
 
 def take_json_file(args: list[str]) -> tuple[list[str], Path | None]:
     """Split the name that follows `--json` from the other arguments, if it ends in .json."""
-    position = args.index("--json") + 1 if "--json" in args else len(args)
-    if position == len(args) or not args[position].endswith(".json"):
-        return args, None
-    return args[:position] + args[position + 1 :], Path(args[position])
+    for position, argument in enumerate(args):
+        name = argument.removeprefix("--json=") if argument.startswith("--json=") else None
+        if name is not None and not name.endswith(".json"):
+            raise M2HError(f"--json={name}: the name of the file must end in .json")
+        if name is not None:
+            return [*args[:position], "--json", *args[position + 1 :]], Path(name)
+        if argument == "--json" and args[position + 1 : position + 2] and args[position + 1].endswith(".json"):
+            return args[: position + 1] + args[position + 2 :], Path(args[position + 1])
+    return args, None
 
 
 app = typer.Typer(
@@ -82,7 +87,9 @@ OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Also replace f
 
 RecordFlag = Annotated[bool, result_option("--record", help="Write the result into the bundle's manifest, too.")]
 
-ThreadsOption = Annotated[int | None, engine_option(metavar="N", help="CPU threads.", min=1, show_default="its own")]
+ThreadsOption = Annotated[
+    int | None, engine_option(metavar="N", help="CPU threads.", min=1, show_default="its own; on Ray 1")
+]
 
 DeviceOption = Annotated[
     str | None,

@@ -1,4 +1,4 @@
-"""m2h-deploy bench: latency as a robot sees it."""
+"""m2h-deploy bench: measure latency."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def bench(
     bundles: Annotated[list[Path], typer.Argument(help="Bundle folders, measured interleaved.")],
     duration: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="Of each measurement.", show_default="10; LoadGen: its own 600"),
+        typer.Option(metavar="SECONDS", help="Duration of each measurement.", show_default="10; LoadGen: its own 600"),
     ] = None,
     size: Annotated[str, typer.Option(metavar="WxH", help="Size of the frames.")] = "640x480",
     deadline: Annotated[
         float | None,
-        typer.Option(metavar="MS", help="Of a camera's frame or a query.", show_default="one period; server: 100"),
+        typer.Option(metavar="MS", help="Deadline of a frame or a query.", show_default="one period; server: 100"),
     ] = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
-    camera: Annotated[float | None, camera_option(metavar="RATE", help="Simulate it at frames per second.")] = None,
+    camera: Annotated[float | None, camera_option(metavar="RATE", help="Simulate a camera of this frame rate.")] = None,
     camera_policy: Annotated[
         list[QueuePolicyName] | None,
         camera_option(metavar="NAME", help="Frames to run: latest or queue; may repeat.", show_default="latest"),
@@ -69,7 +69,7 @@ def bench(
     ] = None,
     qps: Annotated[float | None, loadgen_option(metavar="N", help="Server: queries per second.")] = None,
     streams: Annotated[int, loadgen_option(metavar="N", help="Multi-stream: frames per query.")] = 8,
-    logs: Annotated[Path | None, loadgen_option(metavar="FOLDER", help="Keep its logs here.")] = None,
+    logs: Annotated[Path | None, loadgen_option(metavar="FOLDER", help="Keep LoadGen's logs in this folder.")] = None,
     peers: Annotated[bool, compare_option("--peers", help="Also PyTorch, torch.compile and a plain export.")] = False,
     reference: Annotated[str | None, compare_option(metavar="FILE", help="Peers: the checkpoint.")] = None,
     layers: Annotated[
@@ -87,7 +87,7 @@ def bench(
 ) -> None:
     """Measure latency: percentiles, stages, a camera's frame age, LoadGen's scenarios, layers.
 
-    Earlier results of the same kind are replaced by --csv, --html and --logs.
+    Earlier results of the same kind are replaced by --json, --csv, --html and --logs.
     """
     from m2h_deploy.camera import parse_camera_size
     from m2h_deploy.files.provenance import check_outputs
@@ -100,6 +100,19 @@ def bench(
         raise M2HError("--peers needs the checkpoint that the bundle was made from: give --reference")
     if camera is None and (camera_policy or camera_queue is not None):
         raise M2HError("--camera-policy and --camera-queue apply only to a camera: give --camera RATE too")
+    idle = {
+        "--camera-queue applies only to the policy queue: give --camera-policy queue too": camera_queue is not None
+        and QueuePolicyName.queue not in (camera_policy or ()),
+        "--qps and --logs apply only to LoadGen: give --scenario too": not scenario and (qps or logs) is not None,
+        "--deadline applies only to a camera or a scenario: give one": not scenario
+        and camera is None
+        and deadline is not None,
+        "--reference is the checkpoint of --peers: give that too": reference is not None and not peers,
+        "--built-from counts MACs of the layers, which --no-layers turns off": bool(built_from) and not layers,
+    }
+    for message, useless in idle.items():
+        if useless:
+            raise M2HError(message)
     width, height = parse_camera_size(size)
     settings = BenchSettings(
         height=height,

@@ -105,7 +105,7 @@ def build(
 ) -> None:
     """Build an engine from an exported graph and put it into a bundle. An earlier bundle at --output is replaced.
 
-    A folder that is not a bundle is never replaced; --overwrite is about the file of --graph.
+    A folder that is not a bundle is never replaced; --overwrite is about the files of --graph and --json.
     """
     from engines import Lowering, build_bundle, load_policy, options_of, trtexec_of
     from engines.tensorrt import check_machine
@@ -147,7 +147,10 @@ def build(
         try:
             check_machine(engine)
         except M2HError as reason:
-            out.print(trtexec_of(model, **request), markup=False, soft_wrap=True)
+            command = trtexec_of(model, **request)
+            print_json({"bundle": None, "trtexec": command}) if as_json else out.print(
+                command, markup=False, soft_wrap=True
+            )
             say(f"no bundle was built: {reason}", "yellow")
             return
     with status("building"):

@@ -28,6 +28,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from m2h_deploy.files.atomic import write_text
+from m2h_deploy.files.text import finite
 from m2h_deploy.version import __version__
 
 #: Columns of what goes to a file or another program: nothing is cut that a program may read.
@@ -148,13 +149,13 @@ def send_json_to(file: Path | None) -> None:
 def print_json(values: dict[str, Any]) -> None:
     """Print a result as one line of JSON on stdout, at once: the command may go on while its reader waits.
 
-    A caller must replace NaN and infinity, which JSON lacks.
+    NaN and infinity, which JSON lacks, become null.
     """
     if _json_file is None:
-        print(json.dumps(values, allow_nan=False), flush=True)
+        print(json.dumps(finite(values)), flush=True)
     else:
         marked = {"tool": f"m2h-deploy {__version__}"} | values  # by which a later command knows the file as its own
-        write_text(_json_file, json.dumps(marked, allow_nan=False, indent=2))
+        write_text(_json_file, json.dumps(finite(marked), indent=2))
 
 
 def print_values(values: dict[str, Any]) -> None:

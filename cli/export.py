@@ -46,7 +46,7 @@ def export(
             show_default="depth,semantics,normals,edges",
         ),
     ] = None,
-    form: Annotated[Form, graph_option(help="Rewritten to run faster, or as published.")] = "deploy",
+    form: Annotated[Form, graph_option(help="deploy: rewritten to run faster; reference: as published.")] = "deploy",
     windows: Annotated[Windows, graph_option(help="WMCA's partition as plain operators or ONNX functions.")] = (
         "standard"
     ),

@@ -87,6 +87,10 @@ def run(
         if place is not None:
             check_outside(bundle, place)
     check_outputs({"mp4": video, "rrd": rerun}, overwrite=overwrite, sources=[source])
+    if rerun is None and (fov is not None or intrinsics is not None):
+        raise M2HError("--fov and --intrinsics describe the camera of --rerun FILE.rrd: give that too")
+    if fov is not None and intrinsics is not None:
+        raise M2HError("give --fov or --intrinsics, not both")
     if npz and not files:
         raise M2HError("--npz writes files, which --no-files turns off: give one of the two")
     if cluster is not None:
@@ -166,10 +170,6 @@ def _sinks(
     from m2h_deploy.sinks.screen import VideoFile, Window
 
     classes = runtime.manifest.classes
-    if rerun is None and (fov is not None or intrinsics is not None):
-        raise M2HError("--fov and --intrinsics describe the camera of --rerun FILE.rrd: give that too")
-    if fov is not None and intrinsics is not None:
-        raise M2HError("give --fov or --intrinsics, not both")
     sinks: list[Sink] = []
     if show:
         sinks.append(Window(classes))

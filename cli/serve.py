@@ -37,12 +37,14 @@ def serve(
 
     Clients send raw pixels: image, uint8 (N, H, W, 3) BGR; they get labels, depth, normals and edges.
     """
+    from m2h_deploy.bundle.folder import check_outside
     from m2h_deploy.files.provenance import check_output
     from m2h_deploy.serving.options import ServeOptions
     from m2h_deploy.serving.server import serve as serve_bundle
 
     if log is not None:
         check_output(log, "log", overwrite=overwrite)
+        check_outside(bundle, log)
     options = ServeOptions(
         bundle, name, host, http_port, grpc_port, metrics_port, max_batch, delay_ms, threads=threads, device=device
     )

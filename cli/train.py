@@ -1,4 +1,4 @@
-"""m2h-deploy train and evaluate: the paper's recipe, and what came of it."""
+"""m2h-deploy train and evaluate: train with the paper's recipe, and measure a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""m2h-deploy verify: an engine beside its checkpoint."""
+"""m2h-deploy verify: compare an engine with its checkpoint."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def verify(
     locate: Annotated[bool, typer.Option("--locate", help="Name the first diverging block.")] = False,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
-    miou_drop: Annotated[float, gate_option(metavar="POINTS", help="Of mIoU.")] = 0.5,
-    rmse_increase: Annotated[float, gate_option(metavar="PERCENT", help="Of RMSE.")] = 1.0,
-    merr_increase: Annotated[float, gate_option(metavar="DEGREES", help="Of the mean angle.")] = 0.3,
-    odsf_drop: Annotated[float, gate_option(metavar="POINTS", help="Of odsF.")] = 0.5,
+    miou_drop: Annotated[float, gate_option(metavar="POINTS", help="Largest drop of mIoU.")] = 0.5,
+    rmse_increase: Annotated[float, gate_option(metavar="PERCENT", help="Largest increase of RMSE.")] = 1.0,
+    merr_increase: Annotated[float, gate_option(metavar="DEGREES", help="Largest increase of the mean angle.")] = 0.3,
+    odsf_drop: Annotated[float, gate_option(metavar="POINTS", help="Largest drop of odsF.")] = 0.5,
     psnr: Annotated[float, gate_option(metavar="DB", help="Lowest PSNR of each output.")] = 30.0,
     junit: Annotated[Path | None, result_option(metavar="FILE", help="Write a JUnit file.")] = None,
     html: Annotated[Path | None, result_option(metavar="FILE", help="Write a page with pictures.")] = None,
@@ -64,17 +64,22 @@ def verify(
 ) -> None:
     """Compare an engine with its checkpoint on data, task by task; exit 1 when a gate fails.
 
-    Earlier results of the same kind are replaced by --junit and --html.
+    Earlier results of the same kind are replaced by --json, --junit and --html.
     """
     from m2h_deploy.bundle.folder import check_outside
     from m2h_deploy.cluster import RayExecutor
     from m2h_deploy.files.provenance import Kind, check_outputs
     from m2h_deploy.parity import Gates, LocalExecutor
     from m2h_deploy.parity import verify as compare
+    from m2h_deploy.visualize.html import check_jinja
 
     places: dict[Kind, Path | None] = {"junit": junit, "html": html}
     for file in check_outputs(places, overwrite=overwrite, sources=[reference]):
         check_outside(bundle, file)
+    if html is not None:
+        check_jinja()
+    if ray_work is not None:
+        check_outside(bundle, ray_work)
     if ray_work is not None and ray is None:
         raise M2HError("--ray-work applies only to a job on Ray: give --ray local too")
     cluster = cluster_of(ray, ray_workers, threads, ray_gpus, device)
@@ -110,14 +115,14 @@ def _give(result: VerifyResult, junit: Path | None, html: Path | None, *, as_jso
     from m2h_deploy.parity import to_json
     from m2h_deploy.parity.report import print_result, write_html, write_junit
 
-    if html is not None:
-        write_html(result, html)
-    if junit is not None and result.located is None:
-        write_junit(result, junit)
     if not as_json:
         print_result(result, out) if result.located is None else out.print(result.located.summary, markup=False)
     elif complete:
         print_json(to_json(result))
+    if junit is not None and result.located is None:
+        write_junit(result, junit)
+    if html is not None:
+        write_html(result, html)
 
 
 def _locate() -> Locate:

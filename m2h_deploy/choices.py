@@ -10,22 +10,22 @@ Engine = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 """The engine kinds, see `m2h_deploy.backends.KINDS`."""
 
 Precision = Literal["fp32", "fp16", "int8"]
-"""Of a graph and its engine."""
+"""Precision of a graph and its engine."""
 
 ComputePrecision = Literal["f32", "bf16", "f16"]
-"""What OpenVINO computes floating-point parts in."""
+"""Type in which OpenVINO computes floating-point parts."""
 
 Provider = Literal["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"]
-"""Of ONNX Runtime."""
+"""Execution provider of ONNX Runtime."""
 
 Calibrator = Literal["max", "entropy", "percentile"]
-"""How INT8 ranges are chosen."""
+"""Method that chooses INT8 ranges."""
 
 FloatType = Literal["fp32", "fp16"]
-"""Of a lowered graph's inputs and outputs."""
+"""Type of a lowered graph's inputs and outputs."""
 
 Form = Literal["reference", "deploy"]
-"""Of an exported graph: as published, or rewritten to run faster."""
+"""Form of an exported graph: as published, or rewritten to run faster."""
 
 Windows = Literal["standard", "functions"]
 """The partition of window attention as plain operators or as ONNX functions."""
@@ -34,22 +34,19 @@ SensorFormat = Literal["uint8", "nv12"]
 """Pixels that a raw-pixel graph takes."""
 
 DepthFormat = Literal["float32", "uint16"]
-"""Of a raw-pixel graph's depth: meters or millimeters."""
+"""Depth output of a raw-pixel graph: meters or millimeters."""
 
 Preset = Literal["published", "imagenet"]
 """Normalization: as M2H's own node does it, or as DINOv2 was trained."""
 
-Split = Literal["train", "val", "test", "all"]
-"""Of a data set."""
-
 QueuePolicy = Literal["latest", "queue"]
-"""What happens to frames that arrive while the engine is busy: the newest replaces the rest, or all wait."""
+"""Policy for frames that arrive while the engine is busy: the newest replaces the rest, or all wait."""
 
 Scenario = Literal["single-stream", "multi-stream", "offline", "server"]
-"""Of MLPerf LoadGen."""
+"""Scenario of MLPerf LoadGen."""
 
 TorchDevice = Literal["auto", "cpu", "cuda"]
-"""Where PyTorch trains and evaluates."""
+"""Device on which PyTorch trains and evaluates."""
 
 
 def check_choice(what: str, value: object, choices: Any) -> None:

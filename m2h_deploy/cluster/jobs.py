@@ -67,7 +67,7 @@ class JobResult:
     def summary(self) -> str:
         """The result in one line."""
         how = f" by {self.workers} workers, {self.done / self.seconds:.1f} a second" if self.done else ""
-        return f"{self.done} frames done{how}; {self.reused} were there"
+        return f"{self.done} frames done{how}; {self.reused} reused"
 
     def to_json(self) -> dict[str, Any]:
         """Return values for `json.dumps`: counts, seconds and frames per second."""

@@ -149,18 +149,23 @@ def locate(
     )
 
 
+def check_locatable(bundle: Bundle) -> None:
+    """Raise M2HError if the engine file is not ONNX: a compiled engine does not expose its intermediate values."""
+    if bundle.engine_file.suffix != ".onnx":
+        raise M2HError(
+            f"{bundle.path}: an engine of {bundle.manifest.engine.kind} does not show its intermediate values: "
+            "locate in an onnxruntime bundle of the same ONNX file"
+        )
+
+
 def locate_in_bundle(bundle: Bundle, reference: str | os.PathLike[str]) -> LocateResult:
     """Run `locate` for the engine of a bundle, on the self-test's input.
 
     Raises:
         M2HError: The engine file is not ONNX; a compiled engine does not expose its intermediate values.
     """
+    check_locatable(bundle)
     engine = bundle.manifest.engine
-    if bundle.engine_file.suffix != ".onnx":
-        raise M2HError(
-            f"{bundle.path}: an engine of {engine.kind} does not show its intermediate values: "
-            "locate in the ONNX file that it was built from"
-        )
     info = GraphInfo.read(_load(reference), reference)
     if info.precision not in (None, "fp32"):
         raise M2HError(f"{reference} is {info.precision}: a reference must be float32, the file before lowering")

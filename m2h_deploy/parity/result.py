@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any
 
+from m2h_deploy.files.text import finite
 from m2h_deploy.parity.gates import GateResult, Gates, Verdict
 from m2h_deploy.parity.locate import LocateResult
 from m2h_deploy.parity.pictures import WorstFrame
@@ -119,19 +119,9 @@ def to_json(result: VerifyResult) -> dict[str, Any]:
         blocks = [_renamed(dataclasses.asdict(block), {"error": "relative_error"}) for block in located.blocks]
         names = ("block", "value", "summary", "compared", "of", "unseen")
         content["located"] = {name: getattr(located, name) for name in names} | {"blocks": blocks}
-    plain: dict[str, Any] = _plain({**head, **content})
+    plain: dict[str, Any] = finite({**head, **content})
     return plain
 
 
 def _renamed(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     return {names.get(key, key): value for key, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -19,7 +19,7 @@ from m2h_deploy.parity.bootstrap import FEW_FRAMES, RESAMPLES, draws
 from m2h_deploy.parity.executor import Executor, LocalExecutor, Measured, Progress, Request
 from m2h_deploy.parity.frames import Comparison, choose_targets
 from m2h_deploy.parity.gates import GateResult, Gates, Rule, judge
-from m2h_deploy.parity.locate import LocateResult
+from m2h_deploy.parity.locate import LocateResult, check_locatable
 from m2h_deploy.parity.result import DataInfo, VerifyResult, to_json
 from m2h_deploy.parity.tensors import TensorResult
 
@@ -106,6 +106,8 @@ def verify(
     chosen, bundle = VerifyOptions(**options), load_bundle(bundle_path)
     if chosen.record:
         check_recordable(bundle)
+    if locate is not None:
+        check_locatable(bundle)
     request = _request(bundle, str(reference), data, chosen)
     measured = (executor or LocalExecutor()).measure(request, progress)
     result = _conclude(request, measured, name_of(data), chosen.gates, chosen.resamples)

@@ -15,6 +15,7 @@ from m2h_deploy.data import Dataset, open_dataset
 from m2h_deploy.data.rooms.render import Rooms
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import make_folder, scratch_folder, write_text
+from m2h_deploy.files.text import finite
 from m2h_deploy.model import M2H, build_model, load_checkpoint, save_checkpoint
 from m2h_deploy.model.checkpoint import check_finite
 from m2h_deploy.model.weights import read_tensors
@@ -224,7 +225,7 @@ def _finish(work: Run, validation: FrameCache) -> dict[str, Any]:
     if work.qat:
         result["before"] = work.before
     folder = work.folder
-    write_text(folder / "evaluation.json", json.dumps(result, indent=2))
+    write_text(folder / "evaluation.json", json.dumps(finite(result), indent=2))
     write_text(folder / "evaluation.md", table(result))
     plot_record(folder / "losses.csv", folder / "losses.png")
     save_checkpoint(without_quantizers(work.model) if work.qat else work.model, folder / "model.safetensors")

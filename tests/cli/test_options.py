@@ -10,12 +10,15 @@ import typer
 
 import cli
 from cli.bench import QueuePolicyName, ScenarioName
-from engines import ENGINES
+from cli.console import print_json
+from engines import ENGINES, build_bundle
 from m2h_deploy.backends import KINDS
 from m2h_deploy.backends.onnxruntime import PROVIDERS
 from m2h_deploy.choices import Engine, Preset, Provider, QueuePolicy, Scenario
+from m2h_deploy.parity import verify
+from m2h_deploy.parity.locate import locate_in_bundle
 from m2h_deploy.runtime.preprocess import PRESETS
-from tests.commands import done, m2h, mistake, one_line
+from tests.commands import done, m2h, mistake, one_line, refused
 
 COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 
@@ -100,4 +103,32 @@ def test_a_file_for_json_is_checked_before_the_work(tiny_bundle, tmp_path):
     assert "m2h-deploy did not write it" in mistake("doctor", "--json", tmp_path / "mine.json")
     assert "there is no folder" in mistake("doctor", "--json", tmp_path / "none" / "a.json")
     assert "holds only its files" in mistake("inspect", tiny_bundle, "--json", tiny_bundle / "a.json")
+    assert "must end in .json" in mistake("doctor", f"--json={tmp_path / 'a.txt'}")
     assert (tmp_path / "mine.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("options", "needs"),
+    [
+        (("--camera-policy", "queue"), "--camera RATE"),
+        (("--camera", 30, "--camera-queue", 2), "--camera-policy queue"),
+        (("--qps", 3), "--scenario"),
+        (("--deadline", 5), "a camera or a scenario"),
+        (("--reference", "m2h-tiny"), "--peers"),
+        (("--built-from", "m.onnx", "--no-layers"), "--no-layers"),
+    ],
+)
+def test_bench_refuses_options_without_effect(tiny_bundle, options, needs):
+    assert needs in mistake("bench", tiny_bundle, *options)
+
+
+def test_json_has_no_nan(capsys):
+    print_json({"miou": float("nan"), "rows": [float("inf"), 1.5]})
+    assert json.loads(capsys.readouterr().out) == {"miou": None, "rows": [None, 1.5]}
+
+
+def test_locating_in_a_compiled_engine_is_refused_before_the_measurement(tiny_onnx, tmp_path):
+    bundle = build_bundle(tiny_onnx, tmp_path / "b", engine="openvino")
+    assert "does not show its intermediate values" in refused(
+        verify, bundle.path, tiny_onnx, "no data", locate=locate_in_bundle
+    )

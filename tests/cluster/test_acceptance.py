@@ -77,7 +77,7 @@ def test_two_thousand_rooms_on_two_workers_with_one_killed(bundle, graph, tmp_pa
     listing.write_text("\n".join(names))
     again = subprocess.run(on_ray, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert re.search(rf"^1 frames done .*; {FRAMES} were there$", again.stderr, re.MULTILINE)
+    assert re.search(rf"^1 frames done .*; {FRAMES} reused$", again.stderr, re.MULTILINE)
     assert json.loads(again.stdout)["data"]["frames"] == FRAMES + 1
 
 

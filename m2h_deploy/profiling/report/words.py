@@ -10,14 +10,14 @@ from m2h_deploy.profiling.result import BenchResult, SubjectResult, mean_reading
 from m2h_deploy.profiling.statistics import Estimate, Summary
 
 # Columns of the tables, the same in the terminal and on the page; the first is for the subject.
-LATENCY_COLUMNS = ("ms", "runs", "p50", "p90", "p99", "most", "variation", "per second")
+LATENCY_COLUMNS = ("ms", "runs", "p50", "p90", "p99", "max", "variation", "per second")
 RATIO_COLUMNS = ("times as fast", "whole frame", "inference")
 CAMERA_COLUMNS = (
-    "age, ms", "policy", "p50", "p90", "p99", "most", "late", "dropped", "in time", "answers/s", "utilization",
+    "age, ms", "policy", "p50", "p90", "p99", "max", "late", "dropped", "in time", "answers/s", "utilization",
 )  # fmt: skip
 LOAD_COLUMNS = ("LoadGen", "scenario", "verdict", "figure", "queries", "frames", "p50 ms", "p99 ms")
 BLOCK_COLUMNS = ("block", "layers", "ms", "share", "MMAC", "MB", "least ms", "of roofline")
-MACHINE_COLUMNS = ("the machine meanwhile", "mean (least to most)")
+MACHINE_COLUMNS = ("machine during the run", "mean (min to max)")
 
 
 def number(value: float) -> str:
@@ -142,7 +142,7 @@ def memory_words(result: BenchResult) -> str:
         )
         if value is not None
     ]
-    return ", ".join(parts) or "not told by this machine"
+    return ", ".join(parts) or "not available on this machine"
 
 
 def reading_words(result: BenchResult) -> dict[str, str]:
@@ -189,5 +189,5 @@ def above_roofline(result: BenchResult) -> str | None:
         return None
     return (
         f"> 100 % of the roofline in {', '.join(above)}: other work ran while the roof was measured, or the engine has "
-        "what the roof has not, such as matrix units (bf16, INT8) or maps that stay in the cache"
+        "features that the roofline does not measure, such as matrix units (bf16, INT8) or maps that stay in the cache"
     )

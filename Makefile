@@ -20,7 +20,8 @@ SERVING_PYTHON ?= /usr/bin/python3
 SELECT ?= not slow
 PYTEST  = $(BIN)/python -m pytest -rs --junit-xml build/junit/$@.xml
 # The tests of one file run in one process, in order: they share what is slow to make.
-PARALLEL ?= -n 2 --dist loadfile
+# Long files come early in this order; by the number of their tests they would come last, on one core.
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo test test-slow test-isa test-ros2 test-serving test-cpp lint clean
 install: $(STAMP)

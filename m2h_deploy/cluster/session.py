@@ -157,10 +157,12 @@ def _session(ray: Any, cluster: Cluster) -> Session:
     if needed > processors:
         raise M2HError(
             f"{workers} workers of {cluster.threads} threads need {needed} CPUs, one of them for Ray's own work, and "
-            f"the cluster has {processors}: give fewer workers"
+            f"the cluster has {processors}: give fewer workers (--ray-workers)"
         )
     if workers * cluster.gpus > gpus:
-        raise M2HError(f"{workers} workers of {cluster.gpus:g} GPUs: the cluster has {gpus:g}: give fewer workers")
+        raise M2HError(
+            f"{workers} workers of {cluster.gpus:g} GPUs: the cluster has {gpus:g}: give fewer workers (--ray-workers)"
+        )
     return Session(ray, workers, cluster.threads, cluster.gpus)
 
 

@@ -55,7 +55,7 @@ class State:
                 "on storage that every node mounts at the same path"
             ) from None
         if token != self.token:
-            raise M2HError(f"{self.folder}: another job uses this folder: give each job its own")
+            raise M2HError(f"{self.folder}: another job uses this folder: give each job its own --output or --ray-work")
 
     @contextmanager
     def attempt(self, key: str) -> Iterator[None]:

@@ -46,7 +46,7 @@ class RepositoryOptions:
     instances: int = 1
     """Number of copies of the engine that run concurrently."""
     threads: int | None = None
-    """CPU threads of each copy; None: the engine's own choice."""
+    """CPU threads of each copy; None: those of the bundle, or the engine's own choice."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -126,9 +126,11 @@ def config_text(bundle: Bundle, options: RepositoryOptions) -> str:
     if batches(manifest):
         config["dynamic_batching"] = {"max_queue_delay_microseconds": round(options.delay_ms * 1000)}
     config["model_warmup"] = _warm_ups(manifest, inputs[0], config["max_batch_size"])
-    if options.threads is not None:
+    # Triton's own backend does not read the manifest; the Python backend's runtime does.
+    threads = options.threads or (manifest.engine.options.get("threads") if native else None)
+    if threads is not None:
         key = "intra_op_thread_count" if native else "threads"
-        config["parameters"] = [{"key": key, "value": {"string_value": str(options.threads)}}]
+        config["parameters"] = [{"key": key, "value": {"string_value": str(threads)}}]
     return protobuf_text(config)
 
 

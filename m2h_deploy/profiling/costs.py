@@ -328,7 +328,7 @@ def _source_of(bundle: Bundle, graphs: Sequence[Path]) -> Path | None:
         if onnx_sha256(graph) == bundle.manifest.model.onnx_sha256:
             return graph
     if graphs:
-        raise M2HError(f"{bundle.path} was not built from {graphs[0]}: its sha256 differs")
+        raise M2HError(f"{bundle.path} was built from none of {', '.join(map(str, graphs))}: the sha256 differs")
     _log.warning(
         f"{bundle.path}: MACs and bytes are not counted: give the ONNX file that it was built from with --built-from"
     )

@@ -13,9 +13,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from m2h_deploy.bundle.folder import load_bundle
+from m2h_deploy.bundle.folder import Bundle, load_bundle
 from m2h_deploy.errors import M2HError
-from m2h_deploy.packaging.triton import RepositoryOptions, protobuf_text, write_repository
+from m2h_deploy.packaging.triton import RepositoryOptions, config_text, protobuf_text, write_repository
 from tests.manifests import as_sensor_bundle
 from tests.serving.conftest import PATIENCE, free_ports
 from tests.serving.test_server import check_parity
@@ -42,6 +42,15 @@ def test_text_format_has_messages_repeated_fields_strings_and_enumerations():
 
 def words(folder: Path) -> str:
     return " ".join((folder / "config.pbtxt").read_text().split())
+
+
+def test_tritons_own_backend_uses_the_threads_of_the_bundle_unless_others_are_given(sensor):
+    bundle = load_bundle(sensor())
+    engine = bundle.manifest.engine.model_copy(update={"options": {"threads": 3}})
+    bundle = Bundle(bundle.path, bundle.manifest.model_copy(update={"engine": engine}))
+    for options, threads in ((RepositoryOptions(), 3), (RepositoryOptions(threads=2), 2)):
+        text = " ".join(config_text(bundle, options).split())
+        assert f'key: "intra_op_thread_count" value {{ string_value: "{threads}" }}' in text
 
 
 def test_a_sensor_graph_is_served_by_tritons_own_backend(sensor, tmp_path):

@@ -100,19 +100,16 @@ def bench(
         raise M2HError("--peers needs the checkpoint that the bundle was made from: give --reference")
     if camera is None and (camera_policy or camera_queue is not None):
         raise M2HError("--camera-policy and --camera-queue apply only to a camera: give --camera RATE too")
-    idle = {
-        "--camera-queue applies only to the policy queue: give --camera-policy queue too": camera_queue is not None
-        and QueuePolicyName.queue not in (camera_policy or ()),
-        "--qps and --logs apply only to LoadGen: give --scenario too": not scenario and (qps or logs) is not None,
-        "--deadline applies only to a camera or a scenario: give one": not scenario
-        and camera is None
-        and deadline is not None,
-        "--reference is the checkpoint of --peers: give that too": reference is not None and not peers,
-        "--built-from counts MACs of the layers, which --no-layers turns off": bool(built_from) and not layers,
-    }
-    for message, useless in idle.items():
-        if useless:
-            raise M2HError(message)
+    if camera_queue is not None and QueuePolicyName.queue not in (camera_policy or ()):
+        raise M2HError("--camera-queue applies only to the policy queue: give --camera-policy queue too")
+    if not scenario and (qps is not None or logs is not None):
+        raise M2HError("--qps and --logs apply only to LoadGen: give --scenario too")
+    if not scenario and camera is None and deadline is not None:
+        raise M2HError("--deadline applies only to a camera or a scenario: give one")
+    if reference is not None and not peers:
+        raise M2HError("--reference is the checkpoint of --peers: give that too")
+    if built_from and not layers:
+        raise M2HError("--built-from counts MACs of the layers, which --no-layers turns off")
     width, height = parse_camera_size(size)
     settings = BenchSettings(
         height=height,

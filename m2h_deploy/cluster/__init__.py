@@ -13,9 +13,9 @@ Needs the extra `ray`. Progress is recorded in files, so a stopped job continues
 this package does not import Ray.
 """
 
-from m2h_deploy.cluster.jobs import JobResult, Progress
+from m2h_deploy.cluster.jobs import JobResult
 from m2h_deploy.cluster.predict import predict_folder
 from m2h_deploy.cluster.session import Cluster
 from m2h_deploy.cluster.verify import RayExecutor
 
-__all__ = ["Cluster", "JobResult", "Progress", "RayExecutor", "predict_folder"]
+__all__ = ["Cluster", "JobResult", "RayExecutor", "predict_folder"]

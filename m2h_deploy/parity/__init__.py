@@ -10,22 +10,16 @@ result.passed
 
 from m2h_deploy.parity.chart import draw_errors
 from m2h_deploy.parity.executor import Executor, LocalExecutor
-from m2h_deploy.parity.gates import GateResult, Gates, Verdict
+from m2h_deploy.parity.gates import Gates
 from m2h_deploy.parity.locate import LocateResult, locate, locate_in_bundle
 from m2h_deploy.parity.result import VerifyResult, to_json
-from m2h_deploy.parity.tasks import TaskResult
-from m2h_deploy.parity.tensors import TensorResult
 from m2h_deploy.parity.verify import verify
 
 __all__ = [
     "Executor",
-    "GateResult",
     "Gates",
     "LocalExecutor",
     "LocateResult",
-    "TaskResult",
-    "TensorResult",
-    "Verdict",
     "VerifyResult",
     "draw_errors",
     "locate",

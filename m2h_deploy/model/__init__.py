@@ -1,16 +1,14 @@
 """PyTorch reference implementation of M2H, one file per block of the paper. Needs torch."""
 
 from m2h_deploy.model.checkpoint import load_checkpoint, save_checkpoint
-from m2h_deploy.model.config import BACKBONES, VARIANTS, BackboneConfig, ModelConfig, make_config
+from m2h_deploy.model.config import VARIANTS, ModelConfig, make_config
 from m2h_deploy.model.network import M2H, build_model
 from m2h_deploy.tasks import TASKS
 
 __all__ = [
-    "BACKBONES",
     "M2H",
     "TASKS",
     "VARIANTS",
-    "BackboneConfig",
     "ModelConfig",
     "build_model",
     "load_checkpoint",

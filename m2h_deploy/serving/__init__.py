@@ -6,8 +6,3 @@
 
 `m2h_deploy.packaging.triton` writes a Triton model repository of a bundle, for an existing server.
 """
-
-from m2h_deploy.serving.options import ServeOptions
-from m2h_deploy.serving.server import serve
-
-__all__ = ["ServeOptions", "serve"]

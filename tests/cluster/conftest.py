@@ -9,9 +9,12 @@ import pytest
 from tests.cluster.processes import add_picture
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_ray():
-    """Start Ray with three CPUs in this process: two workers and one CPU for Ray itself."""
+    """Start Ray with three CPUs in this process: two workers and one CPU for Ray itself.
+
+    For a module, because an idle Ray slows the tests after it by several percent.
+    """
     pytest.importorskip("ray", reason="needs the extra ray")
     from m2h_deploy.cluster.session import Cluster, connected
 

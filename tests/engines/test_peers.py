@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from engines.peers import TorchBackend, open_peers, plain_bundle
+from engines.peers import TorchBackend, open_peers, plain_bundle, write_plain
 from m2h_deploy import M2HError, Runtime
 from m2h_deploy.backends import BackendOptions, open_backend
 from m2h_deploy.bundle.self_test import check_self_test, pattern
@@ -24,9 +27,19 @@ def network(tiny_checkpoint):
     return load_checkpoint(tiny_checkpoint).eval()
 
 
+@pytest.fixture(scope="module")
+def plain(runtime, network, tmp_path_factory):
+    """Export the network once for all kinds of engine."""
+    spec = runtime.manifest.input
+    return write_plain(network, tmp_path_factory.mktemp("plain") / "plain.onnx", spec.height, spec.width)
+
+
 @pytest.mark.parametrize("kind", ["onnxruntime", "openvino"])
-def test_a_plain_export_passes_the_bundles_self_test_on_its_kind_of_engine(runtime, network, kind, tmp_path):
+def test_a_plain_export_passes_the_bundles_self_test_on_its_kind_of_engine(
+    runtime, network, plain, kind, tmp_path, monkeypatch
+):
     pytest.importorskip(kind)
+    monkeypatch.setattr("engines.peers.write_plain", lambda model, path, *sides: Path(shutil.copy(plain, path)))
     engine = runtime.manifest.engine.model_copy(update={"kind": kind, "options": {}})
     bundle = type(runtime.bundle)(runtime.bundle.path, runtime.manifest.model_copy(update={"engine": engine}))
     plain = plain_bundle(network, bundle, tmp_path, threads=1)

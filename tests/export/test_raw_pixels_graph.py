@@ -203,6 +203,7 @@ def test_tensorrt_rtx_compiles_it(plain, tmp_path, format):
     assert record.plan_bytes > 1_000_000
 
 
+@pytest.mark.slow
 def test_the_command_leaves_unrequested_outputs_out_of_a_sensor_graph(tiny_checkpoint, tmp_path):
     output = tmp_path / "sensor.onnx"
     sensor = ("--sensor", "nv12", "--camera-size", "32x32", "--outputs", "labels")

@@ -29,7 +29,7 @@ Options = TypeVar("Options", bound=EngineOptions)
 
 @dataclass(frozen=True)
 class DoctorRow:
-    """How `doctor` finds the devices of an engine."""
+    """Functions and messages that `doctor` uses for the devices of an engine."""
 
     devices: Callable[[Any, Nvidia], tuple[str, ...]]
     """Function of (module, GPUs of this machine) to the devices that the engine can use here."""

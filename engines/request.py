@@ -44,7 +44,7 @@ class BuildRequest:
 
     @property
     def lowers(self) -> bool:
-        """Whether the requested precision is FP16 or INT8; the graph may be in it already."""
+        """True if FP16 or INT8 is requested; the graph may have that precision already."""
         return self.precision in ("fp16", "int8")
 
     def pictures(self) -> Pictures | None:

@@ -80,7 +80,7 @@ class TensorRtOptions(EngineOptions):
 
 @dataclass(frozen=True)
 class BuildRecord:
-    """What was built, from which file and with which options."""
+    """Record of a build: the plan, its source file and the options."""
 
     flavor: str
     version: str

@@ -39,7 +39,7 @@ class CheckReport:
 
     @property
     def passed(self) -> bool:
-        """Whether the check found no failure."""
+        """True if the check found no failure."""
         return not self.failures
 
     def joined(self, other: CheckReport) -> CheckReport:
@@ -80,7 +80,7 @@ def references_of(
 
 
 def check_pictures(images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the pictures to check on by name: `images` (uint8 BGR), or a rendered room if there are none."""
+    """Return named pictures for the check: `images` (uint8 BGR, H x W x 3), or one rendered room by default."""
     from m2h_deploy.data.rooms.render import render_room
 
     if not images:

@@ -64,7 +64,7 @@ class ExportOptions:
     """"deploy": rewritten to do less work (see `export.deploy_form`), the same function up to rounding; "reference": as
     published."""
     normalization: Normalization = PUBLISHED
-    """How images were normalized in training; recorded in the file."""
+    """Normalization of images in training; recorded in the file."""
     classes: Classes | None = None
     """Names and colors of the semantic classes, recorded in the file; None: those of the data set with as many."""
     sensor: Sensor | None = None

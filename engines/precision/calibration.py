@@ -44,7 +44,7 @@ class CalibrationFrames:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """How INT8 ranges were measured; part of a bundle's manifest."""
+    """Method and frames of an INT8 calibration; part of a bundle's manifest."""
 
     method: Calibrator
     percentile: float | None

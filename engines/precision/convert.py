@@ -55,7 +55,7 @@ SENSITIVITY_FRAMES = 2
 
 @dataclass(frozen=True)
 class PrecisionReport:
-    """How a graph was converted, and the resulting PSNR."""
+    """Changes of a conversion to FP16 or INT8, and the resulting PSNR."""
 
     precision: Precision
     io: IO

@@ -1,4 +1,4 @@
-"""The array that an engine on the CPU reads its input from: the caller's, or a converted copy."""
+"""Input arrays of engines on the CPU."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 
 class InputArray:
-    """The input array that an engine is bound to. The engine reads the caller's memory where it can.
+    """Input array that an engine is bound to: the caller's memory, without a copy, if its type and layout fit.
 
-    An image of another type or memory layout is copied to an array that is kept from frame to frame.
+    Otherwise the image is copied to an array that is reused for all frames.
     """
 
     def __init__(self, dtype: Any) -> None:
@@ -21,7 +21,7 @@ class InputArray:
         self._bound: NDArray[Any] | None = None
 
     def give(self, image: NDArray[Any], bind: Callable[[NDArray[Any]], None]) -> None:
-        """Let the engine read `image`; `bind` is called only where it is bound to another array.
+        """Make the engine read `image`; call `bind` only if the array has changed.
 
         An engine borrows the memory, so the array is held for as long as it is bound.
         """

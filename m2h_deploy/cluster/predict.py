@@ -59,7 +59,7 @@ class PredictKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What a job writes."""
+    """Options of a job: images, outputs and checks."""
 
     parquet: bool = False
     """Write Parquet instead of files."""

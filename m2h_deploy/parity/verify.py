@@ -46,7 +46,7 @@ class VerifyKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """What to compare, and how to judge it."""
+    """Options of a comparison: frames, gates and records."""
 
     gates: Gates = field(default_factory=Gates)
     """The limits."""

@@ -66,6 +66,16 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
     ),
     KnownIssue(
         "tensorrt",
+        ("10.3",),
+        "Depth Anything 3 on a Jetson Orin with JetPack 6.2",
+        "depth differs from the desktop's, and its scale changes from frame to frame, with no error",
+        "one user's remedy is TensorRT 10.16.1 in the container nvcr.io/nvidia/tensorrt:26.03-py3; on compute "
+        "capability 12.0 that version gives wrong attention in FP16 and BF16, so take it for Orin only",
+        "https://github.com/ika-rwth-aachen/ros2-depth-anything-v3-trt/issues/16",
+        capabilities=("8.7",),
+    ),
+    KnownIssue(
+        "tensorrt",
         ("10.4",),
         "a ViT, in float32 too",
         "outputs that have nothing to do with the network's, with no error; NaN in FP16",
@@ -79,6 +89,24 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         "attention gives wrong numbers, with no error",
         _ATTENTION,
         "https://github.com/NVIDIA/TensorRT/issues/4333",
+    ),
+    KnownIssue(
+        "tensorrt",
+        ("10.13.3",),
+        "projections that share a LayerNorm (query, key and value), with a largest batch of 1, on a Jetson Thor",
+        "the projections are fused and give wrong numbers, with no error",
+        'build with the environment variable __LUNOWUD="-peep:fc_h_fusion=off", which a user found to correct it',
+        "https://github.com/NVIDIA/TensorRT-Edge-LLM/issues/151",
+        capabilities=("11.0",),
+    ),
+    KnownIssue(
+        "tensorrt",
+        ("10.13.3",),
+        "a build with the FP8 or FP4 builder flag on a Jetson Thor",
+        "the engine is float32, with no error and no warning",
+        "put the precision into the graph: m2h-deploy build --precision fp16 or int8",
+        "https://github.com/NVIDIA/TensorRT/issues/4590",
+        capabilities=("11.0",),
     ),
     KnownIssue(
         "tensorrt",

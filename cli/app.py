@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from cli.console import say, send_json_to, show_log
 from m2h_deploy.backends import KINDS
+from m2h_deploy.backends.driver import extra_here
 from m2h_deploy.bundle.folder import MANIFEST, check_outside
 from m2h_deploy.causes import machine_words
 from m2h_deploy.errors import M2HError, missing_extra
@@ -109,7 +110,9 @@ def needs(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise missing_extra(str(error.name), extra) from None
+        name = str(error.name)
+        # Left out of all other extras, because it would overwrite onnxruntime-gpu.
+        raise missing_extra(name, "onnxruntime" if name == "onnxruntime" else extra) from None
 
 
 def main() -> None:
@@ -139,7 +142,7 @@ def main() -> None:
         extra = EXTRA_OF.get((error.name or "").split(".")[0])
         if extra is None:
             raise
-        say(f"error: {missing_extra(str(error.name), extra)}", "red")
+        say(f"error: {missing_extra(str(error.name), extra_here(extra))}", "red")
         sys.exit(2)
     except (OSError, MemoryError) as error:  # of places that no command names better
         say(f"error: {machine_words(error)}", "red")

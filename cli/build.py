@@ -231,8 +231,6 @@ def tell(bundle: Bundle) -> None:
     size = sum((bundle.path / name).stat().st_size for name in manifest.files) / 1e6
     engine, test = manifest.engine, manifest.self_test
     say(f"wrote {bundle.path} ({engine.kind} {engine.version}, {engine.precision}, {size:.1f} MB)")
-    if test is not None and not test.measured:
-        say("the self-test did not run: this machine cannot run the engine", "yellow")
     if manifest.lowering is not None:
         if not manifest.lowering.psnr:
             say("PSNR against float32: not measured: give --calibration FOLDER, or compare with m2h-deploy verify")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,19 +17,22 @@ from engines.precision.frames import Pictures
 from engines.precision.lowering import Float32Graph, Lowering, lower, self_test_of, with_rounding
 from engines.registry import engine_builder
 from engines.request import BuildRequest
+from engines.targets import runs_rtx
 from engines.tensorrt import PLAN_FILE, TensorRtOptions
 from engines.trtexec import free_batch_of, trtexec_command
 from m2h_deploy.backends import KINDS, open_backend
-from m2h_deploy.backends.cuda import capability_here, missing_gpu
+from m2h_deploy.backends.driver import capability_here, missing_gpu
 from m2h_deploy.bundle.folder import Bundle, check_bundle_place, load_bundle, new_bundle_folder, write_manifest
 from m2h_deploy.bundle.manifest import EngineInfo, InputSpec, Manifest
 from m2h_deploy.bundle.self_test import check_self_test, pattern
-from m2h_deploy.errors import CheckFailed, M2HError
+from m2h_deploy.errors import CheckFailed, M2HError, MissingExtra
 from m2h_deploy.files.atomic import scratch_folder, write_bytes
 from m2h_deploy.onnx_graph.files import as_single_file, read_onnx
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.onnx_graph.interface import check_interface
 from m2h_deploy.onnx_graph.precision import read_precision
+
+_log = logging.getLogger("m2h_deploy.engines.build")
 
 
 def build_bundle(
@@ -47,7 +51,8 @@ def build_bundle(
     The bundle holds a golden self-test made from the float32 graph on ONNX Runtime's CPU; a file that was lowered here
     carries its own. A graph that another tool lowered has no self-test: then the test is what that graph gives on ONNX
     Runtime's CPU, and its `reference` in the manifest says so. If the engine runs on this machine (TensorRT needs a GPU
-    for that), it has passed the test. An older bundle at `out_dir` is replaced only when the new one is complete.
+    for that), it has passed the test; otherwise a warning is logged that says why the test did not run. An older bundle
+    at `out_dir` is replaced only when the new one is complete.
 
     Args:
         onnx_path: An ONNX file of `export_onnx`.
@@ -86,8 +91,8 @@ def build_bundle(
             test = with_rounding(test, prepared.proto, prepared.file, prepared.spec, compiled)
         manifest = make_manifest(prepared.proto, prepared.info, request.source, compiled, test, folder)
         write_manifest(folder, manifest)
-        if _runs_here(compiled):
-            errors = _prove(folder, request, brought=lowered is not None and not prepared.lowered_here)
+        errors = _prove(folder, request, brought=lowered is not None and not prepared.lowered_here)
+        if errors:
             write_manifest(folder, _with_measured(manifest, errors))
     return load_bundle(out_dir)
 
@@ -180,14 +185,19 @@ def _check_graph(request: BuildRequest, proto: onnx.ModelProto, info: GraphInfo,
     request.engine.check_graph(request.options, proto, source)
 
 
-def _runs_here(info: EngineInfo) -> bool:
+def _obstacle(info: EngineInfo) -> str | None:
+    """Return why this machine cannot run the engine, as far as the driver knows; None if nothing speaks against it."""
     if not KINDS[info.kind].needs_gpu:
-        return True
-    try:
-        # The runtime tests a plan for other GPUs, on one of those.
-        return missing_gpu() is None and (not info.targets or capability_here() in info.targets)
-    except ModuleNotFoundError:  # a machine that only builds has no cuda-python
-        return False
+        return None
+    missing = missing_gpu()
+    if missing is not None:
+        return str(missing)
+    capability = capability_here()
+    if info.targets and capability not in info.targets:
+        return f"the plan is for compute capability {', '.join(info.targets)}, and this GPU has {capability}"
+    if info.kind == "tensorrt-rtx" and not runs_rtx(capability):
+        return f"TensorRT-RTX does not run on this GPU, of compute capability {capability}: use --engine tensorrt"
+    return None
 
 
 def _with_measured(manifest: Manifest, errors: dict[str, float]) -> Manifest:
@@ -198,10 +208,19 @@ def _with_measured(manifest: Manifest, errors: dict[str, float]) -> Manifest:
 def _prove(folder: Path, request: BuildRequest, *, brought: bool) -> dict[str, float]:
     """Run the new bundle's self-test with the engine itself, before the bundle is moved into place; return the errors.
 
+    Without an error, and with a logged warning, if this machine cannot run the engine.
+
     `brought`: the self-test came with the user's file.
     """
     bundle = load_bundle(folder)
-    backend = open_backend(bundle, request.options.to_open())
+    obstacle = _obstacle(bundle.manifest.engine)
+    try:
+        backend = None if obstacle is not None else open_backend(bundle, request.options.to_open())
+    except MissingExtra as error:  # building a plan needs fewer packages than running it
+        backend, obstacle = None, str(error)
+    if backend is None:
+        _log.warning("the self-test did not run: %s", obstacle)
+        return {}
     try:
         assert bundle.manifest.self_test is not None
         outputs = backend.run(pattern(bundle.manifest.input))

@@ -9,6 +9,7 @@ from typing import Any
 
 from engines.options import EngineOptions
 from m2h_deploy.backends import BackendOptions
+from m2h_deploy.backends.driver import extra_here
 from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.causes import failure
 from m2h_deploy.choices import Provider, check_choice
@@ -82,5 +83,8 @@ def check_onnxruntime(options: OnnxRuntimeOptions) -> Any:
         raise missing_extra("onnxruntime", "onnxruntime", "the engine onnxruntime") from None
     provider = options.provider
     if PROVIDERS[provider] not in onnxruntime.get_available_providers():
-        raise M2HError(f"this ONNX Runtime lacks the provider '{provider}': {install_extra('gpu')}, on the target")
+        raise M2HError(
+            f"this ONNX Runtime lacks the provider '{provider}': on the target, pip uninstall onnxruntime, and "
+            f"{install_extra(extra_here('gpu'))}"
+        )
     return onnxruntime

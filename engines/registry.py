@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from engines.onnxruntime import OnnxRuntimeOptions, build_onnxruntime, check_onnxruntime
 from engines.openvino import OpenVinoOptions, build_openvino, check_hint, load_openvino
 from engines.options import EngineOptions
+from engines.targets import runs_rtx
 from engines.tensorrt import TensorRtOptions, build_tensorrt, check_flavor, check_graph, check_options
+from m2h_deploy.backends import KINDS
 from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.choices import check_choice
 from m2h_deploy.errors import M2HError
+from m2h_deploy.version import installed_version
 
 if TYPE_CHECKING:
     import onnx
 
+    from m2h_deploy.backends.driver import Gpu, NoGpu
     from m2h_deploy.profiling.hardware import Nvidia
 
 Options = TypeVar("Options", bound=EngineOptions)
@@ -29,12 +33,12 @@ Options = TypeVar("Options", bound=EngineOptions)
 
 @dataclass(frozen=True)
 class DoctorRow:
-    """Functions and messages that `doctor` uses for the devices of an engine."""
+    """Functions by which `doctor` describes the devices of an engine."""
 
     devices: Callable[[Any, Nvidia], tuple[str, ...]]
     """Function of (module, GPUs of this machine) to the devices that the engine can use here."""
-    without_devices: str = ""
-    """Message if it can use no device."""
+    note: Callable[[Nvidia, NoGpu | None], str] = lambda nvidia, missing: ""
+    """Function of (GPUs of this machine, why a GPU cannot be used) to what limits the engine here; empty if nothing."""
 
 
 def _accept(*arguments: Any) -> None:
@@ -58,7 +62,7 @@ class EngineBuilder(Generic[Options]):
     """Check that the engine supports the graph of a file."""
 
 
-def _tensorrt(flavor: str, without_devices: str) -> EngineBuilder[TensorRtOptions]:
+def _tensorrt(flavor: str, doctor: DoctorRow) -> EngineBuilder[TensorRtOptions]:
     return EngineBuilder(
         flavor,
         TensorRtOptions,
@@ -66,12 +70,45 @@ def _tensorrt(flavor: str, without_devices: str) -> EngineBuilder[TensorRtOption
         check_machine=partial(check_flavor, flavor),
         check_options=lambda options, precision: check_options(flavor, options),
         check_graph=check_graph,
-        doctor=DoctorRow(_gpus, without_devices),
+        doctor=doctor,
     )
 
 
 def _gpus(module: Any, nvidia: Nvidia) -> tuple[str, ...]:
     return tuple(f"{gpu.name} ({gpu.compute_capability})" for gpu in nvidia.gpus)
+
+
+def _needs_gpu(nvidia: Nvidia, missing: NoGpu | None) -> str:
+    return "" if missing is None else f"needs an NVIDIA GPU: {missing}"
+
+
+def _rtx_gpus(module: Any, nvidia: Nvidia) -> tuple[str, ...]:
+    return tuple(f"{gpu.name} ({gpu.compute_capability})" for gpu in nvidia.gpus if _runs_on(gpu))
+
+
+def _runs_on(gpu: Gpu) -> bool:
+    return gpu.compute_capability is None or runs_rtx(gpu.compute_capability)
+
+
+def _rtx_note(nvidia: Nvidia, missing: NoGpu | None) -> str:
+    others = [f"{gpu.name}, {gpu.compute_capability}" for gpu in nvidia.gpus if not _runs_on(gpu)]
+    if others:
+        return f"does not run on this GPU ({'; '.join(others)}): use tensorrt"
+    return "" if missing is None else f"builds without a GPU; running needs an NVIDIA GPU: {missing}"
+
+
+def _onnxruntime_note(nvidia: Nvidia, missing: NoGpu | None) -> str:
+    """Say which of two installed packages is imported: they share one folder, and the last one installed is there."""
+    versions = {name: installed_version(name) for name in KINDS["onnxruntime"].distributions}
+    if None in versions.values():
+        return ""
+    import onnxruntime
+
+    cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return (
+        f"{' and '.join(f'{name} {version}' for name, version in versions.items())} overwrite each other: "
+        f"import onnxruntime gives {onnxruntime.__version__} of {'onnxruntime-gpu' if cuda else 'onnxruntime'}"
+    )
 
 
 def _providers(module: Any, nvidia: Nvidia) -> tuple[str, ...]:
@@ -84,7 +121,7 @@ _BUILDERS: tuple[EngineBuilder[Any], ...] = (
         OnnxRuntimeOptions,
         build=build_onnxruntime,
         check_machine=check_onnxruntime,
-        doctor=DoctorRow(_providers),
+        doctor=DoctorRow(_providers, _onnxruntime_note),
     ),
     EngineBuilder(
         "openvino",
@@ -94,8 +131,8 @@ _BUILDERS: tuple[EngineBuilder[Any], ...] = (
         check_options=check_hint,
         doctor=DoctorRow(lambda module, nvidia: tuple(module.Core().available_devices)),
     ),
-    _tensorrt("tensorrt", "needs an NVIDIA GPU"),
-    _tensorrt("tensorrt-rtx", "builds here; running needs an NVIDIA GPU"),
+    _tensorrt("tensorrt", DoctorRow(_gpus, _needs_gpu)),
+    _tensorrt("tensorrt-rtx", DoctorRow(_rtx_gpus, _rtx_note)),
 )
 
 ENGINES = {builder.name: builder for builder in _BUILDERS}

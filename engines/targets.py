@@ -62,13 +62,18 @@ def describe_target(capability: str) -> str:
     return f"{capability} ({', '.join(names)})" if names else capability
 
 
-def check_rtx_targets(targets: Sequence[str]) -> None:
-    """Raise M2HError for a compute capability that no version of TensorRT-RTX supports.
+def runs_rtx(capability: str) -> bool:
+    """Return whether TensorRT-RTX runs on a compute capability: 7.5, 8.0, 8.6, 8.9 and 12.x of its support matrix.
 
-    Its support matrix has 7.5, 8.0, 8.6, 8.9 and 12.x: neither the Jetsons nor data center GPUs from Hopper on.
+    It runs neither on the Jetsons nor on data center GPUs from Hopper on.
     """
+    return capability in ("7.5", "8.0", "8.6", "8.9") or capability.startswith("12.")
+
+
+def check_rtx_targets(targets: Sequence[str]) -> None:
+    """Raise M2HError for a compute capability that no version of TensorRT-RTX supports."""
     for target in targets:
-        if target not in ("7.5", "8.0", "8.6", "8.9") and not target.startswith("12."):
+        if not runs_rtx(target):
             raise M2HError(
                 f"TensorRT-RTX does not run on compute capability {describe_target(target)}, but on 7.5, 8.0, 8.6, 8.9 "
                 "and 12.x: use --engine tensorrt on the device"

@@ -1,7 +1,8 @@
 """Build for TensorRT and TensorRT-RTX: compile a strongly typed ONNX graph to a plan.
 
-TensorRT builds for the GPU of the machine it runs on. TensorRT-RTX needs no GPU to build: its plan is portable over
-compute capability 8.0 and later unless targets are named, and kernels are chosen on the device.
+TensorRT builds for the GPU of the machine it runs on. TensorRT-RTX needs no GPU to build, and kernels are chosen on the
+device. Unless targets are named, its plan is for compute capability 8.0, 8.6, 8.9 and 12.x: Turing (7.5) must be named
+(https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html).
 
 Both flavors' own API is used, which is the same for all that matters here. Polygraphy would add a layer that fixes the
 flavor once per process, by an environment variable, and that hides the parser's errors by node.
@@ -23,8 +24,8 @@ from engines.options import EngineOptions
 from engines.targets import check_rtx_targets, describe_target
 from engines.trtexec import free_batch_of, trtexec_command
 from m2h_deploy.backends import BackendOptions
-from m2h_deploy.backends.cuda import missing_gpu
-from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
+from m2h_deploy.backends.driver import missing_gpu
+from m2h_deploy.backends.tensorrt_api import NAMES, check_started, load_tensorrt
 from m2h_deploy.backends.tensorrt_log import Messages, listen
 from m2h_deploy.blocks import block_of
 from m2h_deploy.bundle.manifest import EngineInfo
@@ -53,7 +54,7 @@ class TensorRtOptions(EngineOptions):
     """Build options for a plan. Options that a flavor does not support are rejected."""
 
     targets: tuple[str, ...] = ()
-    """Compute capabilities; empty: portable (TensorRT-RTX) or this machine's GPU (TensorRT)."""
+    """Compute capabilities; empty: portable (TensorRT-RTX: 8.0, 8.6, 8.9, 12.x) or this machine's GPU (TensorRT)."""
     workspace_mb: int | None = None
     level: int | None = None
     """Builder optimization level 0 to 5 (TensorRT)."""
@@ -162,7 +163,7 @@ def _compile(
     from m2h_deploy.onnx_graph.precision import graph_precision
 
     logger, messages = listen(flavor)
-    builder = trt.Builder(logger)
+    builder = _start_builder(trt, logger, messages, flavor)
     _load_plugins(builder, options.plugins)
     network = _parse(trt, builder, logger, model, flavor, options)
     config = _configure(trt, builder, network, flavor, options)
@@ -183,6 +184,16 @@ def _compile(
         fused_attention=sum("Softmax" in name for name in messages.attention),
         notes=(RTX_INT8_NOTE,) if flavor == "tensorrt-rtx" and _has_int8_convolutions(proto) else (),
     )
+
+
+def _start_builder(trt: Any, logger: Any, messages: Messages, flavor: str) -> Any:
+    """Return a builder. Raises EngineError, with TensorRT's own words, if TensorRT does not start."""
+    try:
+        builder = trt.Builder(logger)
+    except TypeError:  # a null pointer
+        builder = None
+    check_started(f"{NAMES[flavor]} {trt.__version__}", messages, builder)
+    return builder
 
 
 def _has_int8_convolutions(proto: onnx.ModelProto) -> bool:
@@ -236,12 +247,10 @@ def check_flavor(flavor: str, options: TensorRtOptions) -> Any:
 def check_machine(flavor: str) -> Any:
     """Return the module of a flavor that can build on this machine. Raises M2HError, with the reason, if it cannot."""
     trt = load_tensorrt(flavor)
-    try:
-        missing = missing_gpu() if flavor == "tensorrt" else None  # TensorRT-RTX builds without a GPU
-    except ModuleNotFoundError:  # then TensorRT itself reports a missing GPU
-        return trt
-    if missing:
-        raise M2HError(f"TensorRT builds for the GPU of this machine, and there is none ({missing})")
+    # TensorRT-RTX builds without a GPU; neither builds with cuda-bindings.
+    missing = missing_gpu(bindings=False) if flavor == "tensorrt" else None
+    if missing is not None:
+        raise M2HError(f"TensorRT builds for the GPU of this machine, and there is none: {missing}")
     return trt
 
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+#: What an extra needs beside its packages.
+_CONDITIONS = {
+    "jetson": ", in an environment of python3 -m venv --system-site-packages, which sees JetPack's own TensorRT"
+}
+
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -65,6 +70,7 @@ def install_extra(extra: str) -> str:
     """Return how to install an extra: from a clone or a wheel file, because no package index has this project."""
     return (
         f"in the clone of m2h-deploy run pip install -e '.[{extra}]', or with a wheel pip install 'FILE.whl[{extra}]'"
+        + _CONDITIONS.get(extra, "")
     )
 
 

@@ -159,7 +159,7 @@ def test_measuring_and_reports(tiny_onnx, tiny_bundle, place):
 
 def test_the_exporter(place):
     torch = pytest.importorskip("torch").__version__.split("+")[0]
-    lowest = [text for text in requirements("export") if text.split("==")[0] not in WITHOUT_LOWEST]
+    lowest = [text for text in requirements("export", "onnxruntime") if text.split("==")[0] not in WITHOUT_LOWEST]
     # The Python of this environment, where a CPU build of PyTorch is installed.
     environment = Environment(place / "venv", sys.executable, [*lowest, f"torch=={torch}"])
     environment.good("export", "m2h-tiny", "-o", "m.onnx", "--height", 56, "--width", 70, cwd=place)

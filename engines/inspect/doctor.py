@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import platform
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,10 +14,11 @@ from rich.text import Text
 from engines.inspect.known_issues import KNOWN_ISSUES, Installed, KnownIssue, applies
 from engines.registry import ENGINES
 from m2h_deploy.backends import KINDS
+from m2h_deploy.backends.driver import NoGpu, extra_here, missing_gpu
 from m2h_deploy.causes import reason
 from m2h_deploy.errors import install_extra
 from m2h_deploy.profiling.hardware import Cpu, Nvidia, read_cpu, read_nvidia
-from m2h_deploy.version import __version__
+from m2h_deploy.version import __version__, installed_version
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,22 @@ def examine() -> dict[str, Any]:
 
     `known_issues` lists all of them, each with `applies`: whether its engine, version and device are all present.
     """
-    cpu, nvidia = read_cpu(), read_nvidia()
-    engines = [_engine(kind, nvidia) for kind in ENGINES]
+    cpu, nvidia, missing = read_cpu(), read_nvidia(), missing_gpu()
+    engines = [_engine(kind, nvidia, missing) for kind in ENGINES]
     here = Installed(
         engines={engine.kind: engine.version for engine in engines if engine.version},
         capabilities=[gpu.compute_capability for gpu in nvidia.gpus if gpu.compute_capability],
         cpu_features=frozenset(cpu.features),
-        distributions=frozenset(name for kind in KINDS.values() for name in kind.distributions if _version(name)),
+        distributions=frozenset(filter(installed_version, (n for kind in KINDS.values() for n in kind.distributions))),
     )
     return {
         "m2h_deploy": __version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "cores": cpu.cores,
-        "torch": _version("torch"),
+        "torch": installed_version("torch"),
         "cpu": asdict(cpu),
-        "nvidia": asdict(nvidia),
+        "nvidia": asdict(nvidia) | {"missing": missing and str(missing)},
         "engines": [asdict(engine) for engine in engines],
         "known_issues": [_issue(issue, here) for issue in KNOWN_ISSUES],
     }
@@ -74,24 +74,18 @@ def _issue(issue: KnownIssue, here: Installed) -> dict[str, Any]:
     }
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _engine(kind: str, nvidia: Nvidia) -> EngineStatus:
+def _engine(kind: str, nvidia: Nvidia, missing: NoGpu | None) -> EngineStatus:
     engine, row = KINDS[kind], ENGINES[kind].doctor
-    install = install_extra(engine.extra)
-    version = next((found for name in engine.distributions if (found := _version(name))), None)
+    install, note = install_extra(extra_here(engine.extra)), row.note(nvidia, missing)
+    version = next((found for name in engine.distributions if (found := installed_version(name))), None)
     if version is None:
-        return EngineStatus(kind, None, (), install, f"not installed: {install}")
+        details = [f"not installed: {install}", note]
+        return EngineStatus(kind, None, (), install, "; ".join(filter(None, details)))
     try:
         devices = row.devices(importlib.import_module(engine.module), nvidia)
     except Exception as error:  # a broken native library can raise any type
         return EngineStatus(kind, None, (), None, f"{version} is installed but does not load: {reason(error)}")
-    return EngineStatus(kind, version, devices, None, ", ".join(devices) or row.without_devices)
+    return EngineStatus(kind, version, devices, None, "; ".join(filter(None, (", ".join(devices), note))))
 
 
 def render(report: dict[str, Any]) -> list[RenderableType]:
@@ -113,12 +107,18 @@ def _machine_table(report: dict[str, Any]) -> Table:
         "torch": report["torch"] or "not installed (a device needs none)",
         "cpu": f"{cpu.model}, {cpu.cores} cores{memory}",
         "cpu features": ", ".join(cpu.features) or "-",
-        "nvidia": "; ".join([f"driver {report['nvidia']['driver']}", *gpus]) if report["nvidia"]["driver"] else "none",
+        "nvidia": "; ".join(filter(None, [_driver(report["nvidia"]), *gpus, report["nvidia"]["missing"]])),
     }
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(name, Text(str(value)))
     return table
+
+
+def _driver(nvidia: dict[str, Any]) -> str:
+    version = nvidia["driver"] and f"driver {nvidia['driver']}"
+    cuda = nvidia["cuda"] and f"CUDA {nvidia['cuda']}"
+    return ", ".join(filter(None, (version, cuda)))
 
 
 def _issue_tables(issues: list[dict[str, Any]]) -> list[RenderableType]:

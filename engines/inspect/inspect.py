@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from m2h_deploy.backends.cuda import missing_gpu
+from m2h_deploy.backends.driver import missing_gpu
 from m2h_deploy.backends.tensorrt_api import load_tensorrt
 from m2h_deploy.bundle.describe import describe_bundle
 from m2h_deploy.bundle.folder import Bundle, load_bundle

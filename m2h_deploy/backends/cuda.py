@@ -134,24 +134,3 @@ class Cuda:
         if self.stream:
             self._runtime.cudaStreamDestroy(self.stream)
         self.stream = 0
-
-
-def capability_here() -> str:
-    """Return the compute capability of the first GPU. Raises M2HError without a GPU."""
-    gpu = Cuda()
-    try:
-        return gpu.capability()
-    finally:
-        gpu.close()
-
-
-def missing_gpu() -> str | None:
-    """Return CUDA's reason why no GPU is usable here; None if there is one."""
-    try:
-        from cuda.bindings import runtime
-    except ImportError as error:
-        raise ModuleNotFoundError(str(error), name="cuda-bindings") from None
-    status, count = runtime.cudaGetDeviceCount()
-    if status != runtime.cudaError_t.cudaSuccess:
-        return runtime.cudaGetErrorString(status)[1].decode()
-    return None if count else "no CUDA device"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from m2h_deploy.backends.base import Backend, BackendOptions, Run
+from m2h_deploy.backends.driver import extra_here
 from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.errors import BundleError, M2HError, engine_error, missing_extra
 
@@ -142,6 +143,6 @@ def _call(role: Literal["open", "profile"], bundle: Bundle, *arguments: Any) -> 
     try:
         return getattr(importlib.import_module(f"m2h_deploy.backends.{module}"), name)(bundle, *arguments)
     except ModuleNotFoundError as error:
-        raise missing_extra(str(error.name), kind.extra, f"{bundle.path} (engine {kind.name})") from None
+        raise missing_extra(str(error.name), extra_here(kind.extra), f"{bundle.path} (engine {kind.name})") from None
     except M2HError as error:
         raise engine_error(error) from None

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from m2h_deploy.backends.base import Backend, BackendOptions
 from m2h_deploy.backends.buffers import Placement, TensorSpec, plan_buffers
-from m2h_deploy.backends.cuda import Cuda, missing_gpu
+from m2h_deploy.backends.cuda import Cuda
+from m2h_deploy.backends.driver import missing_gpu
 from m2h_deploy.backends.outputs import given_dtype
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt
 from m2h_deploy.backends.tensorrt_log import listen

@@ -6,10 +6,14 @@ Their Python modules have the same classes; members that one of them lacks are c
 from __future__ import annotations
 
 import importlib
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from m2h_deploy.backends.driver import extra_here, missing_gpu
 from m2h_deploy.choices import check_choice
-from m2h_deploy.errors import missing_extra
+from m2h_deploy.errors import EngineError, MissingExtra, missing_extra
+
+if TYPE_CHECKING:
+    from m2h_deploy.backends.tensorrt_log import Messages
 
 Flavor = Literal["tensorrt", "tensorrt-rtx"]
 
@@ -25,5 +29,27 @@ def load_tensorrt(flavor: str) -> Any:
         try:
             _modules[flavor] = importlib.import_module(flavor.replace("-", "_"))
         except (ImportError, OSError) as error:  # OSError: a library that the package needs is missing
-            raise missing_extra(NAMES[flavor], flavor, "the engine", error=error) from None
+            raise _not_installed(flavor, error) from None
     return _modules[flavor]
+
+
+def _not_installed(flavor: str, error: Exception) -> MissingExtra:
+    """Return the error for a flavor that cannot be imported; it also says if its plans could not run here anyway."""
+    missing = missing_extra(NAMES[flavor], extra_here(flavor), "the engine", error=error)
+    gpu = missing_gpu(bindings=False)
+    return missing if gpu is None else MissingExtra(f"{missing}; its plans need an NVIDIA GPU, and here {gpu}")
+
+
+def check_started(name: str, messages: Messages, made: Any = True) -> None:
+    """Raise EngineError, in TensorRT's own words, if it did not start.
+
+    Where CUDA fails, TensorRT's Runtime and Builder log an error and still return an object, whose use then ends the
+    process. Older versions return a null pointer, which raises TypeError in Python.
+
+    Args:
+        name: TensorRT's name and version.
+        messages: What it logged while it made the object.
+        made: The object; None if there is none.
+    """
+    if messages.errors or made is None:
+        raise EngineError(f"{name} does not start: {messages.errors[0] if messages.errors else 'it gives no reason'}")

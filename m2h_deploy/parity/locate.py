@@ -179,7 +179,8 @@ def _load(path: str | os.PathLike[str]) -> onnx.ModelProto:
         import onnx  # noqa: F401 (as below)
         import onnxruntime  # noqa: F401 (imported here, so that one message names the missing package)
     except ModuleNotFoundError as error:
-        raise missing_extra(str(error.name), "export", "locating a difference") from None
+        extra = "onnxruntime" if error.name == "onnxruntime" else "build"
+        raise missing_extra(str(error.name), extra, "locating a difference") from None
     from m2h_deploy.onnx_graph.files import read_onnx
 
     return read_onnx(path)

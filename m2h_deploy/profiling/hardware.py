@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from m2h_deploy.backends.driver import LIBRARY, Gpu, read_driver
+
 #: Features of x86-64 and Arm CPUs that affect an engine's choice of kernels, by their names in Linux.
 FEATURES = (
     "avx2",
@@ -44,22 +46,15 @@ class Cpu:
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """One NVIDIA GPU."""
-
-    name: str
-    compute_capability: str | None
-    memory_bytes: int | None
-
-
-@dataclass(frozen=True)
 class Nvidia:
     """The NVIDIA driver and its GPUs; None and empty on a machine without them."""
 
     driver: str | None
     gpus: tuple[Gpu, ...]
     source: str
-    """Source of the information: nvidia-ml-py, cuda-python, the driver's file, or a message that there is none."""
+    """Source of the information: nvidia-ml-py, the driver's library or file, or a message that there is none."""
+    cuda: str | None = None
+    """The latest version of CUDA that the driver supports."""
 
 
 def read_cpu(root: Path = Path("/")) -> Cpu:
@@ -104,13 +99,15 @@ def usable_cores() -> int:
 
 
 def read_nvidia() -> Nvidia:
-    """Read driver and GPUs from the first working source: nvidia-ml-py, cuda-python, the driver's file in /proc."""
-    for ask in (_ask_nvml, _ask_cuda):
-        # Without the driver its libraries fail in different ways, when imported or when called.
-        with suppress(Exception):
-            return ask()
-    driver = driver_of(read_text(_DRIVER_FILE) or "")
-    return Nvidia(driver, (), str(_DRIVER_FILE) if driver else "nothing here tells of an NVIDIA driver")
+    """Read driver and GPUs from the first working source: nvidia-ml-py, the driver's library, its file in /proc."""
+    # Without the driver NVML fails in different ways, when imported or when called.
+    with suppress(Exception):
+        return _ask_nvml()
+    version, driver = driver_of(read_text(_DRIVER_FILE) or ""), read_driver()
+    if driver.gpus:
+        return Nvidia(version, driver.gpus, LIBRARY, driver.cuda)
+    source = str(_DRIVER_FILE) if version else str(driver.missing)
+    return Nvidia(version, (), source, driver.cuda)
 
 
 def driver_of(text: str) -> str | None:
@@ -130,23 +127,11 @@ def _ask_nvml() -> Nvidia:
             major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
             memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
             gpus.append(Gpu(_string(pynvml.nvmlDeviceGetName(handle)), f"{major}.{minor}", memory))
-        return Nvidia(_string(pynvml.nvmlSystemGetDriverVersion()), tuple(gpus), "nvidia-ml-py")
+        number = pynvml.nvmlSystemGetCudaDriverVersion_v2()
+        cuda = f"{number // 1000}.{number % 1000 // 10}"
+        return Nvidia(_string(pynvml.nvmlSystemGetDriverVersion()), tuple(gpus), "nvidia-ml-py", cuda)
     finally:
         pynvml.nvmlShutdown()
-
-
-def _ask_cuda() -> Nvidia:
-    from cuda.bindings import runtime
-
-    status, count = runtime.cudaGetDeviceCount()
-    if status != runtime.cudaError_t.cudaSuccess:
-        raise RuntimeError("no usable CUDA driver")
-    gpus = []
-    for index in range(count):
-        _, properties = runtime.cudaGetDeviceProperties(index)
-        capability = f"{properties.major}.{properties.minor}"
-        gpus.append(Gpu(_string(properties.name).rstrip("\0"), capability, int(properties.totalGlobalMem)))
-    return Nvidia(driver_of(read_text(_DRIVER_FILE) or ""), tuple(gpus), "cuda-python")
 
 
 def _string(value: Any) -> str:

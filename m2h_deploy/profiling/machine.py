@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from m2h_deploy.backends import KINDS
 from m2h_deploy.profiling.hardware import cpu_name, memory_bytes, read_text
+from m2h_deploy.version import installed_version
 
 #: Packages whose version affects latency.
 _PACKAGES = (
@@ -62,10 +62,4 @@ def describe_machine(root: Path = Path("/"), gpu: str | None = None) -> Machine:
 
 
 def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+    return {name: version for name in _PACKAGES if (version := installed_version(name)) is not None}

@@ -281,12 +281,14 @@ def test_a_file_in_place_of_a_folder_is_refused(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("module", ["torch", "onnxruntime", "onnxscript"])
-def test_export_names_one_extra_for_all_that_it_needs(module, tmp_path):
+@pytest.mark.parametrize(
+    ("module", "extra"), [("torch", "export"), ("onnxscript", "export"), ("onnxruntime", "onnxruntime")]
+)
+def test_export_names_the_extra_of_what_is_missing(module, extra, tmp_path):
     command = [*command_without(module), "export", "m2h-tiny", "-o", str(tmp_path / "m.onnx")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.strip().endswith(f"error: {missing_extra(module, 'export')}")
+    assert done.stderr.strip().endswith(f"error: {missing_extra(module, extra)}")
 
 
 def test_a_device_without_onnx_inspects_its_bundle(tiny_bundle):

@@ -175,7 +175,7 @@ def test_an_engine_on_the_cpu_that_is_not_installed_is_refused_before_any_work(
 def test_tensorrt_without_a_gpu_is_refused_before_any_work(small, tmp_path, no_work, monkeypatch):
     """TensorRT itself crashes with a null pointer in this case."""
     monkeypatch.setattr("engines.tensorrt.load_tensorrt", lambda flavor: object())
-    monkeypatch.setattr("engines.tensorrt.missing_gpu", lambda: "no CUDA device")
+    monkeypatch.setattr("engines.tensorrt.missing_gpu", lambda bindings: "no CUDA device")
     said = refused_build(small, tmp_path / "bundle", engine="tensorrt")
     assert "builds for the GPU of this machine" in said
 

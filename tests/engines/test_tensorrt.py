@@ -79,7 +79,7 @@ def test_a_flavor_that_is_not_installed_is_named_with_its_extra(monkeypatch, tmp
     source = save(small_graph(), tmp_path)
     for flavor in ("tensorrt", RTX):
         said = refused(build_plan, source, tmp_path / "m.plan", flavor=flavor)
-        assert said.endswith(f"is not installed: {install_extra(flavor)}")
+        assert f"is not installed: {install_extra(flavor)}" in said
     assert "choose one of tensorrt, tensorrt-rtx" in refused(build_plan, source, tmp_path / "m.plan", flavor="trt")
 
 

@@ -13,8 +13,9 @@ from rich.console import Console
 from engines.inspect import doctor
 from engines.inspect.known_issues import KNOWN_ISSUES, Installed, affects, applies
 from m2h_deploy.backends import KINDS
+from m2h_deploy.backends.driver import Gpu, NoGpu, extra_here
 from m2h_deploy.errors import install_extra
-from m2h_deploy.profiling.hardware import Gpu, Nvidia, driver_of, read_cpu, read_nvidia
+from m2h_deploy.profiling.hardware import Nvidia, driver_of, read_cpu, read_nvidia
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_every_engine_kind_is_reported_with_its_install_command(report):
     for engine in engines.values():
         assert engine["details"]
         if engine["version"] is None and engine["install"]:
-            assert engine["install"] == install_extra(KINDS[engine["kind"]].extra)
+            assert engine["install"] == install_extra(extra_here(KINDS[engine["kind"]].extra))
     json.dumps(report)
 
 
@@ -72,20 +73,50 @@ def test_a_broken_library_is_distinguished_from_a_missing_one(monkeypatch):
         raise OSError("libfoo.so: cannot open shared object file\nmore")
 
     monkeypatch.setattr(doctor.importlib, "import_module", broken)
-    status = doctor._engine("onnxruntime", Nvidia(None, (), ""))
+    status = doctor._engine("onnxruntime", Nvidia(None, (), ""), None)
     assert status.version is None
     assert "does not load: libfoo.so" in status.details
     assert "\n" not in status.details
 
 
 def test_tensorrt_reports_the_gpus(monkeypatch):
-    monkeypatch.setattr(doctor, "_version", lambda name: "10.13.0")
+    monkeypatch.setattr(doctor, "installed_version", lambda name: "10.13.0")
     monkeypatch.setattr(doctor.importlib, "import_module", lambda name: object())
     with_gpu = Nvidia("580.95", (Gpu("RTX 3080", "8.6", 2**33),), "test")
-    assert doctor._engine("tensorrt", with_gpu).devices == ("RTX 3080 (8.6)",)
-    without = doctor._engine("tensorrt-rtx", Nvidia(None, (), ""))
+    for kind in ("tensorrt", "tensorrt-rtx"):
+        status = doctor._engine(kind, with_gpu, None)
+        assert (status.devices, status.details) == (("RTX 3080 (8.6)",), "RTX 3080 (8.6)")
+    missing = NoGpu("no driver", "no NVIDIA driver is installed")
+    without = doctor._engine("tensorrt-rtx", Nvidia(None, (), ""), missing)
     assert without.version == "10.13.0"
-    assert "running needs an NVIDIA GPU" in without.details
+    assert without.details == "builds without a GPU; running needs an NVIDIA GPU: no NVIDIA driver is installed"
+    assert doctor._engine("tensorrt", Nvidia(None, (), ""), missing).details == f"needs an NVIDIA GPU: {missing}"
+
+
+@pytest.mark.parametrize(("name", "capability"), [("Orin", "8.7"), ("H100", "9.0"), ("B200", "10.0"), ("Thor", "11.0")])
+@pytest.mark.parametrize("version", ["1.7.1.116", None])
+def test_tensorrt_rtx_is_not_advised_where_it_does_not_run(name, capability, version, monkeypatch):
+    monkeypatch.setattr(doctor, "installed_version", lambda name: version)
+    monkeypatch.setattr(doctor.importlib, "import_module", lambda name: object())
+    status = doctor._engine("tensorrt-rtx", Nvidia("580.95", (Gpu(name, capability, 2**36),), "test"), None)
+    assert status.devices == ()
+    assert status.details.endswith(f"does not run on this GPU ({name}, {capability}): use tensorrt")
+
+
+def test_the_package_that_is_imported_is_named_where_two_overwrite_each_other(monkeypatch):
+    versions = {"onnxruntime": "1.31.0", "onnxruntime-gpu": "1.31.1"}
+    monkeypatch.setattr("engines.registry.installed_version", versions.get)
+    monkeypatch.setattr("onnxruntime.__version__", "1.31.1")
+    for providers, package in (
+        (["CPUExecutionProvider"], "onnxruntime"),
+        (["CUDAExecutionProvider"], "onnxruntime-gpu"),
+    ):
+        monkeypatch.setattr("onnxruntime.get_available_providers", lambda found=providers: found)
+        details = doctor._engine("onnxruntime", Nvidia(None, (), ""), None).details
+        assert "onnxruntime 1.31.0 and onnxruntime-gpu 1.31.1 overwrite each other" in details
+        assert details.endswith(f"import onnxruntime gives 1.31.1 of {package}")
+    versions.pop("onnxruntime-gpu")
+    assert "overwrite" not in doctor._engine("onnxruntime", Nvidia(None, (), ""), None).details
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,11 @@ MISTAKES = (
 )
 
 
+def extras() -> dict[str, list[str]]:
+    """Return the requirements of the project's extras."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+
+
 def requirements(*extras: str) -> list[str]:
     """Return the declared requirements of the project and of these extras, each as `name==lowest`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

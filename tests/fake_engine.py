@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from m2h_deploy.backends import Backend
 from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.errors import M2HError
 
 
-class FakeEngine:
+class FakeEngine(Backend):
     """A backend with a bundle's shapes that returns zeros."""
 
     description = "a fake engine"

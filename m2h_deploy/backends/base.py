@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from m2h_deploy.errors import M2HError
 
@@ -25,10 +25,38 @@ class BackendOptions:
     extra: dict[str, Any] = field(default_factory=dict)
     plugins: tuple[Path, ...] = ()
     """Plug-in libraries that the caller allows to be loaded; a bundle only names the ones it needs."""
+    allow_engine_code: bool = False
+    """Whether code inside the engine file may be executed: version-compatible plans of TensorRT contain some."""
 
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
             raise M2HError(f"threads {self.threads}: must be between 1 and {MAX_THREADS}")
+
+
+class Pending(Protocol):
+    """A frame that an engine was given; see `Backend.begin`. As little thread-safe as its engine."""
+
+    def wait_computed(self) -> None:
+        """Wait until the network has run; its outputs may still be on their way to the host."""
+        ...
+
+    def finish(self) -> dict[str, NDArray[np.float32]]:
+        """Wait for the frame and return its outputs. Idempotent. Raises M2HError if the engine fails."""
+        ...
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A frame that was finished when it was begun: that of an engine on the CPU."""
+
+    outputs: dict[str, NDArray[np.float32]]
+
+    def wait_computed(self) -> None:
+        """Return at once."""
+
+    def finish(self) -> dict[str, NDArray[np.float32]]:
+        """Return the outputs."""
+        return self.outputs
 
 
 class Backend(Protocol):
@@ -36,6 +64,9 @@ class Backend(Protocol):
 
     description: str
     """Engine, version and device as text, for logs."""
+
+    in_work: int = 1
+    """Number of frames that the engine works on at the same time, if `begin` is called before `finish`."""
 
     def run(
         self, image: NDArray[np.float32], out: dict[str, NDArray[np.float32]] | None = None
@@ -53,6 +84,18 @@ class Backend(Protocol):
             M2HError: The image has the wrong shape, the engine fails, or it is closed.
         """
         ...
+
+    def begin(self, image: NDArray[np.float32], out: dict[str, NDArray[np.float32]]) -> Pending:
+        """Start to run the engine on an image; `image` and `out` belong to the engine until the frame is finished.
+
+        Raises:
+            M2HError: As `run`.
+        """
+        return Finished(self.run(image, out))
+
+    def new_array(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+        """Allocate an array for images that the engine reads without a detour."""
+        return np.empty(shape, dtype)
 
     def new_outputs(self, batch: int = 1) -> dict[str, NDArray[np.float32]]:
         """Allocate arrays for `out`."""

@@ -1,136 +1,141 @@
-"""The few CUDA runtime calls that an engine needs, through cuda-python, with readable errors."""
+"""One GPU through cuda.core: streams, memory that both sides can reach, copies and CUDA graphs."""
 
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
-from typing import Any
+import math
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, first_line
+
+#: Ranges of page-locked memory by their first address; the values are the addresses after the last byte.
+_page_locked: dict[int, int] = {}
 
 
-@dataclass(frozen=True)
-class Held:
-    """Graphs and memory taken out of a `Cuda`."""
+class Copy(NamedTuple):
+    """A copy of `nbytes` between two addresses, on the host or the device."""
 
-    graphs: list[Any]
-    allocations: list[int]
-    pinned: list[int]
+    target: int
+    source: int
+    nbytes: int
 
 
 class Cuda:
-    """One device and one stream on it. `close` frees all memory and graphs obtained from it."""
+    """One device with a stream for each direction of copies and one for kernels.
 
-    def __init__(self, device: int = 0) -> None:
-        from cuda.bindings import runtime
+    Objects of cuda.core free what they hold when they are no longer referenced, so there is nothing to close.
 
-        self._runtime = runtime
-        self._allocations: list[int] = []
-        self._pinned: list[int] = []
-        self._graphs: list[Any] = []
-        self.device = device
-        self.use()
-        self.stream = int(self.call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking))
+    Raises:
+        M2HError: CUDA refuses; the message has its reason. So do all methods.
+    """
 
-    def call(self, name: str, *arguments: Any) -> Any:
-        """Call the function `name` of the CUDA runtime and return its result.
+    def __init__(self, index: int = 0) -> None:
+        from cuda.core import Buffer, Device, EventOptions, LegacyPinnedMemoryResource
 
-        Raises:
-            M2HError: The call fails; has CUDA's own message.
-        """
-        status, *result = getattr(self._runtime, name)(*arguments)
-        if status != self._runtime.cudaError_t.cudaSuccess:
-            words = self._runtime.cudaGetErrorString(status)[1].decode()
-            raise M2HError(f"CUDA {name} failed: {words} ({status.name})")
-        return result[0] if len(result) == 1 else tuple(result) or None
+        self.index = index
+        self._buffer = Buffer
+        self._timing = EventOptions(timing_enabled=True)
+        with explained(f"GPU {index} cannot be used"):
+            self.device = Device(index)
+            self.use()
+            self._host_memory = LegacyPinnedMemoryResource()
+            self.upload, self.compute, self.download = (self.device.create_stream() for _ in range(3))
+            self.integrated = bool(self.device.properties.integrated)
+            major, minor = self.device.compute_capability
+        self.capability = f"{major}.{minor}"
 
     def use(self) -> None:
         """Make this device current in the calling thread; CUDA keeps the current device per thread."""
-        self.call("cudaSetDevice", self.device)
+        self.device.set_current()
 
-    def allocate(self, nbytes: int) -> int:
-        """Allocate device memory and return its address."""
-        pointer = int(self.call("cudaMalloc", nbytes))
-        self._allocations.append(pointer)
-        return pointer
+    def new_block(self, nbytes: int) -> tuple[object, int]:
+        """Allocate memory for kernels; return its owner, with which it is freed, and its address.
 
-    def allocate_pinned(self, nbytes: int) -> NDArray[np.uint8]:
-        """Allocate page-locked host memory, which the GPU copies directly; uint8 (nbytes,)."""
-        pointer = int(self.call("cudaMallocHost", nbytes))
-        self._pinned.append(pointer)
-        return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(pointer))
+        It is the device's own, or page-locked memory of the host on an integrated GPU.
+        """
+        if self.integrated:
+            array = self.new_array((nbytes,), np.uint8)
+            return array, array.ctypes.data
+        with explained(f"no {nbytes / 2**20:.0f} MiB of memory on GPU {self.index}"):
+            buffer = self.device.allocate(nbytes, stream=self.compute)
+            self.compute.sync()  # the other streams may use it at once
+        return buffer, int(buffer.handle)
 
-    def copy(self, target: int, source: int, nbytes: int) -> None:
-        """Copy on the stream between two addresses, on the device or the host."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDefault
-        self.call("cudaMemcpyAsync", target, source, nbytes, kind, self.stream)
+    def new_array(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+        """Allocate an array in page-locked memory, which the GPU reads and writes directly.
 
-    def synchronize(self) -> None:
-        """Wait for all work on the stream."""
-        self.call("cudaStreamSynchronize", self.stream)
+        The memory lives as long as the array and its views.
+        """
+        nbytes = max(math.prod(shape) * np.dtype(dtype).itemsize, 1)
+        with explained(f"no {nbytes / 2**20:.0f} MiB of page-locked memory"):
+            buffer = self._host_memory.allocate(nbytes)
+        address = int(buffer.handle)
+        memory = (ctypes.c_uint8 * nbytes).from_address(address)
+        memory.owner = buffer  # type: ignore[attr-defined]
+        _page_locked[address] = address + nbytes
+        weakref.finalize(memory, _page_locked.pop, address, None)
+        return np.ctypeslib.as_array(memory)[: math.prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
 
-    def capture(self, work: Any) -> Any:
-        """Record the work that `work()` enqueues on the stream as a CUDA graph."""
-        mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self.call("cudaStreamBeginCapture", self.stream, mode)
-        try:
+    def copy(self, copies: Sequence[Copy], stream: Any) -> None:
+        """Enqueue copies on a stream, or on a graph that is being captured."""
+        for target, source, nbytes in copies:
+            from_, to = (self._buffer.from_handle(address, nbytes) for address in (source, target))
+            from_.copy_to(to, stream=stream)
+
+    def capture(self, work: Callable[[Any], None]) -> Any:
+        """Record what `work(stream)` enqueues on the compute stream as a CUDA graph."""
+        with explained("CUDA cannot capture a graph"):
+            builder = self.compute.create_graph_builder()
+            builder.begin_building("thread_local")
+            try:
+                work(builder)
+            except BaseException:
+                # The stream stays in capture mode until this call, which reports the same failure again.
+                with _ignored():
+                    builder.end_building()
+                builder.close()
+                raise
+            graph = builder.end_building().complete()
+            builder.close()
+        return graph
+
+    def milliseconds(self, work: Callable[[], None]) -> float:
+        """Return the GPU time of what `work()` enqueues on the compute stream, measured by CUDA events."""
+        with explained("CUDA cannot measure time"):
+            start, end = (self.device.create_event(self._timing) for _ in range(2))
+            self.compute.record(start)
             work()
-        finally:
-            graph = self.call("cudaStreamEndCapture", self.stream)
-        executable = self.call("cudaGraphInstantiate", graph, 0)
-        self.call("cudaGraphDestroy", graph)
-        self._graphs.append(executable)
-        return executable
+            self.compute.record(end)
+            end.sync()
+            return float(end - start)
 
-    def launch(self, graph: Any) -> None:
-        """Launch a captured graph on the stream."""
-        self.call("cudaGraphLaunch", graph, self.stream)
 
-    def milliseconds(self, work: Any) -> float:
-        """Return the GPU time of the work that `work()` enqueues, measured by CUDA events."""
-        start, end = self.call("cudaEventCreate"), self.call("cudaEventCreate")
-        try:
-            self.call("cudaEventRecord", start, self.stream)
-            work()
-            self.call("cudaEventRecord", end, self.stream)
-            self.call("cudaEventSynchronize", end)
-            return float(self.call("cudaEventElapsedTime", start, end))
-        finally:
-            self.call("cudaEventDestroy", start)
-            self.call("cudaEventDestroy", end)
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn an error of CUDA into M2HError, with `what` failed before CUDA's own words."""
+    try:
+        yield
+    except M2HError:
+        raise
+    except Exception as error:  # cuda.core's error types are not exported
+        raise M2HError(f"{what}: {first_line(error)}") from None
 
-    def capability(self) -> str:
-        """Return the compute capability of the device, such as `8.6`."""
-        properties = self.call("cudaGetDeviceProperties", self.device)
-        return f"{properties.major}.{properties.minor}"
 
-    def detach(self) -> Held:
-        """Take out all memory and graphs allocated so far; the caller must `free` or `attach` them."""
-        held = Held(self._graphs, self._allocations, self._pinned)
-        self._graphs, self._allocations, self._pinned = [], [], []
-        return held
+@contextmanager
+def _ignored() -> Iterator[None]:
+    try:
+        yield
+    except Exception:  # cuda.core's error types are not exported
+        return
 
-    def attach(self, held: Held) -> None:
-        """Put back what `detach` returned."""
-        self._graphs += held.graphs
-        self._allocations += held.allocations
-        self._pinned += held.pinned
 
-    def free(self, held: Held) -> None:
-        """Free memory and graphs; the stream is kept."""
-        for graph in held.graphs:
-            self._runtime.cudaGraphExecDestroy(graph)
-        for pointer in held.allocations:
-            self._runtime.cudaFree(pointer)
-        for pointer in held.pinned:
-            self._runtime.cudaFreeHost(pointer)
-
-    def close(self) -> None:
-        """Free everything, including the stream. Idempotent."""
-        self.free(self.detach())
-        if self.stream:
-            self._runtime.cudaStreamDestroy(self.stream)
-        self.stream = 0
+def is_page_locked(array: NDArray[Any]) -> bool:
+    """Return whether a contiguous array lies in memory of `Cuda.new_array`, of any device of this process."""
+    first = array.ctypes.data
+    return any(start <= first and first + array.nbytes <= end for start, end in tuple(_page_locked.items()))

@@ -1,4 +1,4 @@
-"""Input arrays of engines on the CPU."""
+"""Input arrays of engines that are bound to memory of the host."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from numpy.typing import NDArray
 class InputArray:
     """Input array that an engine is bound to: the caller's memory, without a copy, if its type and layout fit.
 
-    Otherwise the image is copied to an array that is reused for all frames.
+    Otherwise the image is copied to an array that is reused for all frames. `copied_by_binding`: the engine reads the
+    array when it is bound, not when it runs, and has to be bound for each frame.
     """
 
-    def __init__(self, dtype: Any) -> None:
+    def __init__(self, dtype: Any, *, copied_by_binding: bool = False) -> None:
         self._dtype = np.dtype(dtype)
+        self._copied = copied_by_binding
         self._converted: NDArray[Any] | None = None
         self._bound: NDArray[Any] | None = None
 
     def give(self, image: NDArray[Any], bind: Callable[[NDArray[Any]], None]) -> None:
-        """Make the engine read `image`; call `bind` only if the array has changed.
+        """Make the engine read `image`; call `bind` only if that is necessary.
 
         An engine borrows the memory, so the array is held for as long as it is bound.
         """
@@ -30,7 +32,7 @@ class InputArray:
                 self._converted = np.empty(image.shape, self._dtype)
             np.copyto(self._converted, image, casting="same_kind")
             image = self._converted
-        if image is not self._bound:
+        if self._copied or image is not self._bound:
             bind(image)
             self._bound = image
 

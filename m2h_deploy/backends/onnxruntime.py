@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from m2h_deploy.backends.base import Backend, BackendOptions, LayerTime, Run
 from m2h_deploy.backends.inputs import InputArray
+from m2h_deploy.backends.onnxruntime_gpu import preload_libraries, why_not_started
 from m2h_deploy.backends.outputs import OutputArrays, Outputs, check_image, check_tensor
 from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.causes import failure, reason
@@ -56,7 +57,8 @@ class OnnxRuntimeBackend(Backend):
         self.description = f"ONNX Runtime {ort.__version__}, {provider}"
         self._where = os.fspath(bundle.path)
         self._spec = manifest.input
-        self._image = InputArray(manifest.input.dtype)
+        # ONNX Runtime copies host memory to a GPU when it is bound, and not when the session runs.
+        self._image = InputArray(manifest.input.dtype, copied_by_binding=provider != "cpu")
         self._outputs = OutputArrays(
             {spec.name: tuple(int(side or 1) for side in spec.shape[1:]) for spec in manifest.outputs},
             {spec.name: np.dtype(spec.dtype) for spec in manifest.outputs},
@@ -66,7 +68,7 @@ class OnnxRuntimeBackend(Backend):
         """Run the session on `image`, (N, 3, H, W) or raw pixels for a sensor graph; see `Backend.run`."""
         if self._session is None:
             raise M2HError(f"{self._where}: the engine is closed")
-        check_image(image, self._spec.batch, self._spec.sides, self._where)
+        check_image(image.shape, self._spec.batch, self._spec.sides, self._where)
         self._image.give(image, self._bind_input)
         if self._outputs.take(len(image), out):
             for name, array in self._outputs.raw.items():
@@ -78,7 +80,7 @@ class OnnxRuntimeBackend(Backend):
         return self._outputs.finish()
 
     def _bind_input(self, image: NDArray[Any]) -> None:
-        """Bind `image` to the session without a copy; rebinds only if the array changes."""
+        """Bind `image` to the session; on a CPU without a copy."""
         self._binding.bind_input(self._spec.name, "cpu", 0, image.dtype, image.shape, image.ctypes.data)
 
     def new_outputs(self, batch: int = 1) -> Outputs:
@@ -125,6 +127,8 @@ def open_session(
     if profile is not None:
         session_options.enable_profiling = True
         session_options.profile_file_prefix = profile
+    if provider != "cpu":
+        preload_libraries()
     providers = [(wanted, {str(key): str(value) for key, value in provider_options.items()})]
     try:
         with library_path(bundle.engine_file) as file:
@@ -135,7 +139,7 @@ def open_session(
     except Exception as error:  # ONNX Runtime raises its own unexported types
         raise failure(error, f"ONNX Runtime cannot load {bundle.engine_file}") from None
     if session.get_providers()[0] != wanted:
-        raise M2HError(f"{bundle.path}: the provider '{provider}' does not start on this machine")
+        raise M2HError(f"{bundle.path}: the provider '{provider}' does not start here: {why_not_started(provider)}")
     return session, provider
 
 

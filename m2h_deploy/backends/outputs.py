@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,16 @@ class OutputArrays:
     """Arrays by output name, float32 except for labels (see `given_dtype`).
 
     If the engine writes another type, it has arrays of its own, and `finish` converts. `sides` are each output's sides
-    without the batch, `dtypes` the types that the engine writes.
+    without the batch, `dtypes` the types that the engine writes. `allocate` makes arrays from a shape and a type.
     """
 
-    def __init__(self, sides: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype]) -> None:
-        self._sides, self._dtypes = dict(sides), dict(dtypes)
+    def __init__(
+        self,
+        sides: Mapping[str, tuple[int, ...]],
+        dtypes: Mapping[str, np.dtype],
+        allocate: Callable[[tuple[int, ...], np.dtype], NDArray[Any]] = np.empty,
+    ) -> None:
+        self._sides, self._dtypes, self._allocate = dict(sides), dict(dtypes), allocate
         self._own: Outputs = {}
         self._target: Outputs = {}
         self.raw: dict[str, NDArray[Any]] = {}
@@ -34,7 +39,8 @@ class OutputArrays:
 
     def new(self, batch: int) -> Outputs:
         """Allocate arrays for `out`."""
-        return {name: np.empty((batch, *sides), given_dtype(self._dtypes[name])) for name, sides in self._sides.items()}
+        shapes = {name: (batch, *sides) for name, sides in self._sides.items()}
+        return {name: self._allocate(shape, given_dtype(self._dtypes[name])) for name, shape in shapes.items()}
 
     def take(self, batch: int, out: Outputs | None) -> bool:
         """Choose the arrays for this frame's outputs; return True if the engine has to be bound again.
@@ -62,7 +68,9 @@ class OutputArrays:
         if self._dtypes[name] == target.dtype:
             return target
         kept = self.raw.get(name)
-        return kept if kept is not None and kept.shape == target.shape else np.empty(target.shape, self._dtypes[name])
+        if kept is not None and kept.shape == target.shape:
+            return kept
+        return self._allocate(target.shape, self._dtypes[name])
 
     def finish(self) -> Outputs:
         """Return the frame's outputs, in the arrays chosen by `take`."""
@@ -76,11 +84,11 @@ class OutputArrays:
         self._own, self._target, self.raw = {}, {}, {}
 
 
-def check_image(image: NDArray[Any], batch: int | None, sides: tuple[int, ...], where: str) -> None:
-    """Raise M2HError if `image` is not (batch, *sides); a batch of None means any."""
-    if image.ndim != 1 + len(sides) or image.shape[1:] != sides or not len(image) or batch not in (None, len(image)):
+def check_image(shape: tuple[int, ...], batch: int | None, sides: tuple[int, ...], where: str) -> None:
+    """Raise M2HError if the shape of an image is not (batch, *sides); a batch of None means any."""
+    if len(shape) != 1 + len(sides) or shape[1:] != sides or not shape[0] or batch not in (None, shape[0]):
         words = ", ".join(str(side) for side in (batch or "N", *sides))
-        raise M2HError(f"{where} takes images ({words}), got an array of {image.shape}")
+        raise M2HError(f"{where} takes images ({words}), got an array of {shape}")
 
 
 def check_tensor(

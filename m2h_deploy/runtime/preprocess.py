@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,9 @@ from m2h_deploy.errors import ImageError, M2HError, first_line
 
 if TYPE_CHECKING:
     from m2h_deploy.bundle.manifest import InputSpec
+
+#: Makes an array from a shape and a type.
+Allocate = Callable[[tuple[int, ...], np.dtype], NDArray[Any]]
 
 #: Smallest side of an image that is accepted.
 MIN_SIDE = 16
@@ -131,9 +134,9 @@ class Preprocess:
         self._plane = np.empty((height, width), np.uint8)
         self._out = self.new_tensor()
 
-    def new_tensor(self, batch: int = 1) -> NDArray[Any]:
+    def new_tensor(self, batch: int = 1, allocate: Allocate = np.empty) -> NDArray[Any]:
         """Allocate an array for `out`: float32 (batch, 3, height, width)."""
-        return np.empty((batch, 3, self.size[1], self.size[0]), np.float32)
+        return allocate((batch, 3, self.size[1], self.size[0]), np.dtype(np.float32))
 
     def __call__(self, image: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Convert uint8 (H, W, 3) to float32 (1, 3, height, width).
@@ -181,9 +184,9 @@ class SensorPreprocess:
         self._rgb = color == "RGB"
         self._out = self.new_tensor()
 
-    def new_tensor(self, batch: int = 1) -> NDArray[Any]:
+    def new_tensor(self, batch: int = 1, allocate: Allocate = np.empty) -> NDArray[Any]:
         """Allocate an array for `out`: uint8 (batch, H, W, 3) BGR or (batch, 3/2 H, W) NV12."""
-        return np.empty((batch, *self._sides), np.uint8)
+        return allocate((batch, *self._sides), np.dtype(np.uint8))
 
     def is_raw(self, image: Any) -> bool:
         """Return whether `image` is NV12 from the camera, (3/2 H, W), and the engine takes NV12."""

@@ -68,7 +68,7 @@ class Runtime:
         self.reopen = reopen
         self.engine = Engine(backend)
         # An engine with a larger fixed batch gets a single frame repeated.
-        self._tensor = self.preprocess.new_tensor(bundle.manifest.input.batch or 1)
+        self._tensor = self.preprocess.new_tensor(bundle.manifest.input.batch or 1, backend.new_array)
         self._group_tensor = self._tensor
         self._worker = Worker()
         self._closed = False
@@ -83,11 +83,13 @@ class Runtime:
         device: str | None = None,
         color: Literal["BGR", "RGB"] = "BGR",
         plugins: Iterable[str | os.PathLike[str]] = (),
+        allow_engine_code: bool = False,
     ) -> Runtime:
         """Open the bundle at `path`, verify its files and, unless `self_test` is off, its results on this machine.
 
         `plugins` are libraries that a TensorRT plan needs. Loading one executes its code, so a bundle only names them,
-        with their sha256, and the caller decides.
+        with their sha256, and the caller decides. A version-compatible plan of TensorRT contains code of its own, which
+        `allow_engine_code` lets it execute.
 
         Raises:
             BundleError: The bundle is damaged.
@@ -96,7 +98,12 @@ class Runtime:
             CheckFailed: The engine computes wrong results.
         """
         bundle = load_bundle(path)
-        options = BackendOptions(threads=threads, device=device, plugins=tuple(Path(plugin) for plugin in plugins))
+        options = BackendOptions(
+            threads=threads,
+            device=device,
+            plugins=tuple(Path(plugin) for plugin in plugins),
+            allow_engine_code=allow_engine_code,
+        )
         reopen = partial(open_backend, bundle, options)
         try:
             backend = reopen()
@@ -208,7 +215,7 @@ class Runtime:
         start = perf_counter()
         count = size if self.manifest.input.batch else len(images)
         if len(self._group_tensor) != count:
-            self._group_tensor = self.preprocess.new_tensor(count)
+            self._group_tensor = self.preprocess.new_tensor(count, engine.backend.new_array)
         tensor = self._group_tensor
         for index, image in enumerate(images):
             self.preprocess(image, tensor[index : index + 1])

@@ -27,8 +27,7 @@ class Channel(Generic[T]):
 
         Returns:
             The item without a place in the queue: the dropped oldest one, or `item` itself if the channel has ended;
-            otherwise
-            None.
+            otherwise None.
         """
         with self._changed:
             while len(self._items) >= self._capacity and not self._replace and not self._ended:
@@ -40,10 +39,13 @@ class Channel(Generic[T]):
             self._changed.notify_all()
             return thrown
 
-    def get(self) -> T | None:
-        """Wait for the oldest item and remove it. Return None once the channel has ended and is empty."""
+    def get(self, *, wait: bool = True) -> T | None:
+        """Remove and return the oldest item.
+
+        Returns None once the channel has ended and is empty, or at once if it is empty and `wait` is off.
+        """
         with self._changed:
-            while not self._items and not self._ended:
+            while wait and not self._items and not self._ended:
                 self._changed.wait()
             if not self._items:
                 return None

@@ -1,5 +1,5 @@
-// TensorRT or TensorRT-RTX, depending on the NvInfer.h at compile time: one plan, one stream, and a CUDA graph.
-#include <NvInfer.h>
+// TensorRT or TensorRT-RTX, depending on the NvInferRuntime.h at compile time: one plan, one stream, and a CUDA graph.
+#include <NvInferRuntime.h>
 
 #include <algorithm>
 #include <array>

@@ -4,7 +4,7 @@
 //
 // The environment variable M2H_FAULTS names calls that fail, separated by commas: "enqueue" always, "enqueue@2" the
 // second time. AddressSanitizer finds what is not released.
-#include <NvInfer.h>
+#include <NvInferRuntime.h>
 
 #include <algorithm>
 #include <cstdlib>

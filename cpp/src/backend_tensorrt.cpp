@@ -5,6 +5,7 @@
 #include <array>
 #include <cctype>
 #include <cstring>
+#include <optional>
 #include <string_view>
 
 #include "backend.hpp"
@@ -146,12 +147,8 @@ class TensorRt final : public Backend {
 
   ~TensorRt() override {
     try {
-      const CurrentDevice current(gpu_.index, where_);
-      (void)cudaStreamSynchronize(stream_.get());
+      closing_.emplace(gpu_.index, where_);
       if constexpr (kRtx) save_kernels();  // those that TensorRT-RTX compiled while it ran
-      graph_.reset();
-      context_.reset();
-      engine_.reset();
     } catch (...) {  // closing cannot fail
     }
   }
@@ -346,6 +343,7 @@ class TensorRt final : public Backend {
 #endif
   }
 
+  std::optional<CurrentDevice> closing_;  // the first member, so that the others are destroyed on their GPU
   std::string where_, description_, warning_;
   Manifest manifest_;
   Gpu gpu_;

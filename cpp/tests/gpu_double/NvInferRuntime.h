@@ -20,6 +20,9 @@ std::int32_t getInferLibMinorVersion() noexcept;
 std::int32_t getInferLibPatchVersion() noexcept;
 std::int32_t getInferLibBuildVersion() noexcept;
 
+// Complains on stderr if another GPU is current than the one that an object belongs to.
+void double_destroys(int device) noexcept;
+
 namespace nvinfer1 {
 
 enum class DataType : std::int32_t { kFLOAT = 0, kUINT8 = 5 };
@@ -84,10 +87,12 @@ class IRuntimeConfig {
 
 class IExecutionContext {
  public:
+  ~IExecutionContext() { double_destroys(device); }
   bool setInputShape(const char* name, const Dims& shape) noexcept;
   Dims getTensorShape(const char* name) const noexcept;
   bool setTensorAddress(const char* name, void* address) noexcept;
   bool enqueueV3(cudaStream_t stream) noexcept;
+  int device;
   Tensors tensors;
 #ifdef M2H_DOUBLE_RTX
   IRuntimeCache* cache = nullptr;
@@ -96,6 +101,7 @@ class IExecutionContext {
 
 class ICudaEngine {
  public:
+  ~ICudaEngine() { double_destroys(device); }
   std::int32_t getNbIOTensors() const noexcept { return static_cast<std::int32_t>(tensors.size()); }
   TensorIOMode getTensorIOMode(const char* name) const noexcept { return find(name).mode; }
   DataType getTensorDataType(const char* name) const noexcept { return find(name).type; }
@@ -107,6 +113,7 @@ class ICudaEngine {
   IExecutionContext* createExecutionContext() noexcept;
 #endif
   Tensor find(const char* name) const { return tensors.count(name) != 0 ? tensors.at(name) : Tensor{}; }
+  int device;
   Tensors tensors;
 };
 

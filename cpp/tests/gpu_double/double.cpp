@@ -7,6 +7,7 @@
 #include <NvInferRuntime.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -86,6 +87,10 @@ std::string double_report() {
   return report;
 }
 
+void double_destroys(int device) noexcept {
+  if (device != current) std::fputs("an object is destroyed while another GPU is current\n", stderr);
+}
+
 const char* cudaGetErrorName(cudaError_t error) {
   return error == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation" : "cudaErrorOther";
 }
@@ -143,6 +148,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  double_destroys(stream->device);
   delete stream;
   return cudaSuccess;
 }
@@ -213,7 +219,7 @@ IRuntime* createInferRuntime(ILogger& logger) noexcept {
 
 ICudaEngine* IRuntime::deserializeCudaEngine(const void* plan, std::size_t size) noexcept {
   if (fails("deserialize")) return say("the plan is of another device"), nullptr;
-  auto* engine = new ICudaEngine;
+  auto* engine = new ICudaEngine{current, {}};
   std::istringstream lines(std::string(static_cast<const char*>(plan), size));
   for (std::string line; std::getline(lines, line);) {
     std::istringstream words(line);
@@ -308,12 +314,12 @@ bool IRuntimeConfig::setCudaGraphStrategy(CudaGraphStrategy strategy) noexcept {
 IRuntimeConfig* ICudaEngine::createRuntimeConfig() noexcept { return fails("config") ? nullptr : new IRuntimeConfig; }
 IExecutionContext* ICudaEngine::createExecutionContext(IRuntimeConfig* config) noexcept {
   if (fails("context")) return say("Error Code 2: OutOfMemory (requested 123 bytes)"), nullptr;
-  return new IExecutionContext{tensors, config->cache};
+  return new IExecutionContext{device, tensors, config->cache};
 }
 #else
 IExecutionContext* ICudaEngine::createExecutionContext() noexcept {
   if (fails("context")) return say("Error Code 2: OutOfMemory (requested 123 bytes)"), nullptr;
-  return new IExecutionContext{tensors};
+  return new IExecutionContext{device, tensors};
 }
 #endif
 

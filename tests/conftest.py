@@ -49,11 +49,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Turn a skip in a required group into a failure, except for data that is not in the repository."""
+    """Turn a skip in a required group into a failure, except for files that are not in the repository."""
     report = yield
     required = [group for group in item.config.getoption("require") if item.get_closest_marker(group)]
     skipped = call.excinfo is not None and call.excinfo.errisinstance(pytest.skip.Exception)
-    if required and skipped and "shared" not in getattr(item, "fixturenames", ()):
+    outside = {"shared", "nvidia_headers"}.intersection(getattr(item, "fixturenames", ()))
+    if required and skipped and not outside:
         report.outcome = "failed"
         report.longrepr = f"skipped, which --require {required[0]} does not allow: {call.excinfo.value}"
     return report

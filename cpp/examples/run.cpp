@@ -208,6 +208,7 @@ int main(int argc, char** argv) {
   try {
     m2h::Runtime runtime(argv[1]);
     std::cerr << runtime.info().variant << ", " << runtime.info().precision << ", " << runtime.info().engine << '\n';
+    if (runtime.info().warning != nullptr) std::cerr << "warning: " << runtime.info().warning << '\n';
     fs::create_directories(argv[3]);
     std::vector<double> times;
     const int frames = run(runtime, argv[2], argv[3], times);

@@ -13,6 +13,7 @@ namespace m2h::detail {
 struct BackendOptions {
   int threads = 0;     // 0: the bundle's number
   std::string device;  // empty: the bundle's device
+  bool allow_engine_code = false;
 };
 
 class Backend {
@@ -21,6 +22,13 @@ class Backend {
 
   // Engine, version and device in words.
   virtual std::string description() const = 0;
+
+  // What makes it slower than it should be, in one line; empty if nothing does.
+  virtual std::string warning() const { return {}; }
+
+  // The backend's own memory for the image and for an output, from which `run` need not copy; null if it has none.
+  virtual std::uint8_t* host_input() { return nullptr; }
+  virtual void* host_output(std::size_t /*index*/) { return nullptr; }
 
   // One frame: `input` has the manifest's input_bytes, `outputs` an array for each of its outputs, in order. Throws
   // Failure.

@@ -52,12 +52,12 @@ m2h_status guarded(Body body) noexcept {
 template <typename T>
 constexpr std::size_t kFirstSize = 0;
 template <>
-constexpr std::size_t kFirstSize<m2h_options> = offsetof(m2h_options, skip_self_test) + sizeof(int);
+constexpr std::size_t kFirstSize<m2h_options> = offsetof(m2h_options, allow_engine_code) + sizeof(int);
 template <>
 constexpr std::size_t kFirstSize<m2h_image> = offsetof(m2h_image, color) + sizeof(m2h_color);
 template <>
 constexpr std::size_t kFirstSize<m2h_results> = offsetof(m2h_results, edges_bytes) + sizeof(std::size_t);
-static_assert(sizeof(void*) != 8 || (kFirstSize<m2h_options> == 28 && kFirstSize<m2h_image> == 36 &&
+static_assert(sizeof(void*) != 8 || (kFirstSize<m2h_options> == 32 && kFirstSize<m2h_image> == 36 &&
                                      kFirstSize<m2h_results> == 72),
               "the fields of 0.1 stay where they are");
 static_assert(sizeof(void*) != 8 || (sizeof(m2h_options) == 32 && sizeof(m2h_image) == 40 && sizeof(m2h_results) == 72),

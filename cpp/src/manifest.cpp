@@ -184,10 +184,19 @@ void read_engine(const Fields& top, Manifest& manifest) {
   manifest.engine_version = engine.text("version");
   manifest.precision = engine.text("precision");
   manifest.engine_file = engine.text("file");
+  if (engine.find("targets") != nullptr) {
+    for (const Json& target : engine.array("targets", 64)) {
+      manifest.targets.push_back(engine.as_text(target, "targets"));
+    }
+  }
   if (engine.find("options") == nullptr) return;
   const Fields options = engine.object("options");
   for (const auto& [key, value] : options.json().items()) {
     if (value.is_string()) manifest.texts[key] = options.as_text(value, key);
+    if (key == "version_compatible" && !value.is_null()) {
+      if (!value.is_boolean()) options.fail(key, "expected true or false");
+      manifest.version_compatible = value.get<bool>();
+    }
     if (key == "threads" && !value.is_null()) {
       manifest.threads = static_cast<int>(options.as_integer(value, key, 1, 1024));
     }

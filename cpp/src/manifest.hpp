@@ -47,6 +47,8 @@ struct Manifest {
   std::string engine_version;
   std::string precision;
   std::string engine_file;
+  std::vector<std::string> targets;  // compute capabilities; empty: not limited by the manifest
+  bool version_compatible = false;   // a plan that contains TensorRT's lean runtime
   std::map<std::string, std::string> texts;  // the engine's options that are text
   int threads = 0;
   std::map<std::string, std::string> provider_options;  // of ONNX Runtime's provider

@@ -88,8 +88,10 @@ Runtime::Runtime(const std::string& path, const m2h_options& options) : path_(pa
   chosen.threads = options.threads;
   if (options.threads < 0 || options.threads > 1024) throw Failure("threads: must be from 1 to 1024, or 0");
   if (options.device != nullptr) chosen.device = options.device;
+  chosen.allow_engine_code = options.allow_engine_code != 0;
   backend_ = open_backend(bundle, chosen);
   description_ = backend_->description();
+  warning_ = backend_->warning();
   manifest_ = std::move(bundle.manifest);
   spares_.resize(manifest_.outputs.size());
   outputs_.resize(manifest_.outputs.size());
@@ -137,11 +139,15 @@ const std::uint8_t* Runtime::input_of(const m2h_image& image) {
   const std::size_t stride = image.stride == 0 ? row : image.stride;
   if (stride < row) throw Failure("image: a stride of " + std::to_string(stride) + " bytes is less than a row");
   if (stride == row && image.color != M2H_RGB) return image.data;
-  staging_.resize(manifest_.input_bytes());
+  std::uint8_t* staging = backend_->host_input();
+  if (staging == nullptr) {
+    staging_.resize(manifest_.input_bytes());
+    staging = staging_.data();
+  }
   const std::size_t rows = manifest_.input_bytes() / row;
   for (std::size_t y = 0; y < rows; ++y) {
     const std::uint8_t* from = image.data + y * stride;
-    std::uint8_t* to = staging_.data() + y * row;
+    std::uint8_t* to = staging + y * row;
     if (image.color != M2H_RGB) {
       std::memcpy(to, from, row);
       continue;
@@ -152,7 +158,7 @@ const std::uint8_t* Runtime::input_of(const m2h_image& image) {
       to[x + 2] = from[x];
     }
   }
-  return staging_.data();
+  return staging;
 }
 
 // An array for a missing output would stay unchanged and could be mistaken for a result.
@@ -197,6 +203,7 @@ void* Runtime::target(const Output& output, std::size_t index, const m2h_results
 }
 
 void* Runtime::spare(std::size_t index) {
+  if (void* own = backend_->host_output(index); own != nullptr) return own;
   const Output& output = manifest_.outputs[index];
   spares_[index].resize(output.elements() * bytes_of(output.type));
   return spares_[index].data();
@@ -239,6 +246,7 @@ m2h_info Runtime::info() const {
   info.variant = manifest_.variant.c_str();
   info.precision = manifest_.precision.c_str();
   info.engine = description_.c_str();
+  info.warning = warning_.empty() ? nullptr : warning_.c_str();
   return info;
 }
 

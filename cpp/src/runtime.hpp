@@ -33,7 +33,7 @@ class Runtime {
   std::string path_;
   Manifest manifest_;
   std::unique_ptr<Backend> backend_;
-  std::string description_;
+  std::string description_, warning_;
   std::vector<std::uint8_t> staging_;              // images that cannot be read in place
   std::vector<std::vector<std::uint8_t>> spares_;  // outputs that the caller does not request, or in another type
   std::vector<void*> outputs_;

@@ -55,6 +55,8 @@ typedef struct m2h_options {
   int threads;        /* of an engine on the CPU; 0: the bundle's number */
   const char* device; /* as the engine names it, such as CPU, GPU, cuda:0; NULL: the bundle's device */
   int skip_self_test; /* not 0: do not run the self-test when opening */
+  /* not 0: run code that the bundle contains, as TensorRT's version-compatible plans do. Only for trusted bundles. */
+  int allow_engine_code;
 } m2h_options;
 
 /* A bundle's input and outputs. Strings are valid as long as the runtime. */
@@ -73,6 +75,7 @@ typedef struct m2h_info {
   const char* variant;   /* such as m2h-small */
   const char* precision; /* fp32, fp16, int8 */
   const char* engine;    /* engine, version and device in words */
+  const char* warning;   /* what makes the engine slower than it should be, in one line; NULL if nothing does */
 } m2h_info;
 
 /* An image of the camera. `stride` is the distance between rows in bytes, 0 for rows without gaps. A BGR or NV12 image

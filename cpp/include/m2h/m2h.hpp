@@ -63,6 +63,7 @@ struct Options {
   int threads = 0;
   std::string device;
   bool self_test = true;
+  bool allow_engine_code = false;  // see m2h_options
 };
 
 class Runtime {
@@ -73,6 +74,7 @@ class Runtime {
     raw.threads = options.threads;
     raw.device = options.device.empty() ? nullptr : options.device.c_str();
     raw.skip_self_test = options.self_test ? 0 : 1;
+    raw.allow_engine_code = options.allow_engine_code ? 1 : 0;
     m2h_runtime* opened = nullptr;
     check(m2h_open(bundle.c_str(), &raw, &opened));
     handle_.reset(opened);

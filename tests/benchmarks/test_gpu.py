@@ -19,6 +19,7 @@ import torch
 from benchmarks import gpu, gpu_cell, gpu_engines
 from benchmarks.gpu_cell import Bench, Cell
 from benchmarks.gpu_engines import GPU_ENGINES, EngineWay, bound_session, device_times
+from benchmarks.gpu_pytorch import TorchWay
 from benchmarks.gpu_record import Record, Row, attempt
 from benchmarks.gpu_timing import Roof, Timer
 from m2h_deploy.backends import BackendOptions, open_backend
@@ -236,14 +237,31 @@ def test_pytorch_and_engines_are_measured_on_a_cpu(tmp_path, exports):
     assert len(rows) == 6
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_is_measured():
+    class Network(torch.nn.Module):
+        def forward(self, image):
+            return {"depth": image.mean(dim=1)}
+
+    class Work:
+        cell, least_ms = Cell.parse(CELL), 1.0
+
+        def network(self, form):
+            return Network()
+
+    compiled, graph = TorchWay("reference", half=True, compiled=True).rows(bench_of(None), Work())
+    assert compiled.way == "torch.compile half reference"
+    assert min(compiled.queued_ms, compiled.single_ms, compiled.frame_ms, compiled.roofline_ms) > 0
+    assert graph.note == "CUDA graphs need an NVIDIA GPU"
+
+
 def test_a_failed_export_is_the_reason_of_the_engines_alone(tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise M2HError("no such operator")
 
     monkeypatch.setattr(gpu_cell, "export_onnx", fail)
-    rows = rows_of(
-        tmp_path / "gpu.json", "--minutes", "1000", "--ways", "PyTorch eager fp32 deploy,openvino,tensorrt fp16"
-    )
+    ways = "PyTorch eager fp32 deploy,onnxruntime fp32,tensorrt fp16"
+    rows = rows_of(tmp_path / "gpu.json", "--minutes", "1000", "--ways", ways)
     assert rows["onnxruntime fp32"]["note"] == "the export failed: no such operator"
     assert rows["tensorrt fp16"]["note"] == "needs an NVIDIA GPU"
     assert rows["PyTorch eager fp32 deploy"]["queued_ms"] > 0
@@ -251,7 +269,7 @@ def test_a_failed_export_is_the_reason_of_the_engines_alone(tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_the_whole_program_runs_on_a_cpu(tmp_path):
-    command = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--cells", CELL, "--runs", "2"]
+    command = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--cells", "m2h-tiny:56x56:1", "--runs", "2"]
     options = ["--minutes", "1000", "--json", tmp_path / "gpu.json"]
     done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -267,9 +285,9 @@ def test_a_graph_is_lowered_once_for_the_plain_and_the_raw_pixel_engine(tmp_path
     work = gpu_cell.Workspace(Cell.parse(CELL), tmp_path)
     work.export(Roof(1.0, 1.0))
     plain, raw = (EngineWay("onnxruntime", precision, raw_pixels=raw_pixels) for raw_pixels in (False, True))
-    row, verified = plain.rows(bench_of(None), work)
+    row, *verified = plain.rows(bench_of(None), work)
     lowered = (tmp_path / f"{precision}.onnx").stat().st_mtime_ns
     (raw_row,) = raw.rows(bench_of(None), work)
     assert (tmp_path / f"{precision}.onnx").stat().st_mtime_ns == lowered
     assert min(row.queued_ms, raw_row.queued_ms, raw_row.image_ms) > 0
-    assert "frames" in verified.note
+    assert [other.way for other in verified] == (["onnxruntime fp16 verify"] if precision == "fp16" else [])

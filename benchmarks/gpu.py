@@ -46,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.gpu_cell import Bench, Cell, Workspace
 from benchmarks.gpu_engines import CPU_ENGINES, GPU_ENGINES, EngineWay
 from benchmarks.gpu_pytorch import COMPILED_WAYS, EAGER_WAYS, PARITY, TorchWay, parity_rows
-from benchmarks.gpu_record import Record, Row
+from benchmarks.gpu_record import Record, Row, guarded
 from m2h_deploy.errors import M2HError, first_line
 from m2h_deploy.files.atomic import check_writable, scratch_folder
 from m2h_deploy.profiling.hardware import cpu_name, read_nvidia
@@ -91,13 +91,10 @@ def measure(bench: Bench, cell: Cell, ways: Sequence[Way], time_is_up: Callable[
                 refusals |= dict.fromkeys(engines, f"the export failed: {first_line(error)[:200]}")
         for way in ways:
             note = TIME_IS_UP if time_is_up() else refusals[way.name]
-            if note is not None:
+            if note is None:
+                yield from guarded(cell, way.name, way.rows(bench, work))
+            else:
                 yield Row(str(cell), way.name, note=note)
-                continue
-            try:
-                yield from way.rows(bench, work)
-            except Exception as error:  # such as a failed build
-                yield Row(str(cell), way.name, note=first_line(error)[:200])
 
 
 def about(bench: Bench) -> dict[str, Any]:
@@ -154,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     probes = find_probes()
     record = Record(about(bench), lambda: {k: v for probe in probes for k, v in probe.read().items()}, path)
     if parity:
-        for row in [Row("", PARITY, note=TIME_IS_UP)] if time_is_up() else parity_rows(bench):
+        for row in [Row("", PARITY, note=TIME_IS_UP)] if time_is_up() else guarded("", PARITY, parity_rows(bench)):
             record.add(row)
     for cell in cells:
         with console.status(f"measuring {cell}"):

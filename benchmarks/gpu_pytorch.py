@@ -84,7 +84,7 @@ class TorchWay:
         yield attempt(cell, self.name, lambda: row(self.name, run))
         if self.half:
             name = f"{self.name} CUDA graph"
-            yield attempt(cell, name, lambda: row(name, captured(run)))
+            yield attempt(cell, name, lambda: row(name, captured(bench, run)))
 
 
 FORMS = ("reference", "deploy")
@@ -104,12 +104,12 @@ def runner(bench: Bench, network: Any, image: torch.Tensor, *, half: bool) -> Ca
     return run
 
 
-def captured(run: Callable[[], Outputs]) -> Callable[[], Outputs]:
+def captured(bench: Bench, run: Callable[[], Outputs]) -> Callable[[], Outputs]:
     """Capture `run` as a CUDA graph and return a function that replays it, always into the same outputs.
 
     The warm-up runs on a side stream, as https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs asks for.
     """
-    if not torch.cuda.is_available():
+    if bench.capability is None:
         raise M2HError("CUDA graphs need an NVIDIA GPU")
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,13 +53,21 @@ def attempt(cell: object, way: str, measure: Callable[[], Row]) -> Row:
         return Row(str(cell), way, note=first_line(error)[:200])
 
 
+def guarded(cell: object, way: str, rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield `rows`, and if they fail, such as by a failed build, a row with the reason."""
+    try:
+        yield from rows
+    except Exception as error:  # as in `attempt`
+        yield Row(str(cell), way, note=first_line(error)[:200])
+
+
 class Record:
     """The rows so far, and the machine's sensors before the first and after the latest row."""
 
     def __init__(self, about: dict[str, Any], sensors: Callable[[], dict[str, float]], path: Path | None) -> None:
         self._sensors, self._path = sensors, path
         self._values: dict[str, Any] = {"about": about, "before": sensors(), "after": {}, "rows": []}
-        print(json.dumps({"about": about, "before": self._values["before"]}), f"\n\n{HEADER}", flush=True)
+        print(f"{json.dumps({'about': about, 'before': self._values['before']})}\n\n{HEADER}", flush=True)
 
     def add(self, row: Row) -> None:
         """Print the row and replace the JSON file."""

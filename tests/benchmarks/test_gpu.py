@@ -20,7 +20,7 @@ from benchmarks import gpu, gpu_cell, gpu_engines
 from benchmarks.gpu_cell import Bench, Cell
 from benchmarks.gpu_engines import GPU_ENGINES, EngineWay, bound_session, device_times
 from benchmarks.gpu_pytorch import TorchWay
-from benchmarks.gpu_record import Record, Row, attempt
+from benchmarks.gpu_record import Record, Row, attempt, guarded
 from benchmarks.gpu_timing import Roof, Timer
 from m2h_deploy.backends import BackendOptions, open_backend
 from m2h_deploy.bundle.folder import Bundle, load_bundle
@@ -207,6 +207,17 @@ def test_a_row_is_printed_and_written_as_soon_as_it_is_measured(tmp_path, capsys
     second = json.loads(path.read_text())
     assert (second["after"], second["about"]) == ({"GPU (W)": 300.0}, {"device": "H100"})
     assert [row["note"] for row in second["rows"]] == ["not installed", "integer division or modulo by zero"]
+
+
+def test_a_way_that_fails_is_listed_after_its_rows():
+    def rows():
+        yield Row("cell", "eager")
+        raise M2HError("the build failed")
+
+    assert list(guarded("cell", "tensorrt fp16", rows())) == [
+        Row("cell", "eager"),
+        Row("cell", "tensorrt fp16", note="the build failed"),
+    ]
 
 
 def test_rows_after_the_time_are_listed_and_nothing_is_exported(tmp_path, exports):

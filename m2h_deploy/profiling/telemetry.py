@@ -132,13 +132,14 @@ class Nvml:
         self.name = name.decode() if isinstance(name, bytes) else str(name)
 
     def read(self) -> dict[str, float]:
-        """Return clocks in MHz, temperature in °C, power in watts and this process's memory in MB."""
+        """Return clocks in MHz, temperature in °C, power and its limit in watts, this process's memory in MB."""
         nvml, gpu = self._nvml, self._gpu
         asked = {
             "GPU clock (MHz)": lambda: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM),
             "GPU memory clock (MHz)": lambda: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM),
             "GPU (°C)": lambda: nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU),
             "GPU (W)": lambda: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
+            "GPU power limit (W)": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1000,
             "GPU memory of this process (MB)": self._memory,
         }
         values = {}

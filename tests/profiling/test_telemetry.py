@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import mmap
+import os
 import platform
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ import pytest
 from m2h_deploy.profiling.hardware import cpu_name, read_cpu
 from m2h_deploy.profiling.machine import describe_machine
 from m2h_deploy.profiling.memory import peak_mb, reset_peak, resident_mb
-from m2h_deploy.profiling.telemetry import CpuClock, OtherLoad, Rapl, Thermal, find_probes, watch
+from m2h_deploy.profiling.telemetry import CpuClock, Nvml, OtherLoad, Rapl, Thermal, find_probes, watch
 
 
 def put(path: Path, text: str) -> None:
@@ -38,6 +41,39 @@ def test_the_hottest_zone_of_each_kind_is_reported(tmp_path):
         put(tmp_path / f"sys/class/thermal/thermal_zone{zone}/temp", temperature)
     put(tmp_path / "sys/class/thermal/thermal_zone3/temp", "garbage")
     assert Thermal(tmp_path).read() == {"cpu-thermal (°C)": 63.0, "gpu (°C)": -2.0}
+
+
+def test_a_gpu_is_read_in_megahertz_and_watts_without_what_it_does_not_support(monkeypatch):
+    class NVMLError(Exception):
+        pass
+
+    def unsupported(*arguments):
+        raise NVMLError
+
+    nvml = SimpleNamespace(
+        NVMLError=NVMLError,
+        NVML_CLOCK_SM=1,
+        NVML_CLOCK_MEM=2,
+        NVML_TEMPERATURE_GPU=0,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetName=lambda gpu: b"NVIDIA H100",
+        nvmlDeviceGetClockInfo=lambda gpu, clock: {1: 1980, 2: 2619}[clock],
+        nvmlDeviceGetTemperature=unsupported,
+        nvmlDeviceGetPowerUsage=lambda gpu: 350_500,
+        nvmlDeviceGetEnforcedPowerLimit=lambda gpu: 700_000,
+        nvmlDeviceGetComputeRunningProcesses=lambda gpu: [SimpleNamespace(pid=os.getpid(), usedGpuMemory=3_000_000)],
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    probe = Nvml()
+    assert probe.name == "NVIDIA H100"
+    assert probe.read() == {
+        "GPU clock (MHz)": 1980.0,
+        "GPU memory clock (MHz)": 2619.0,
+        "GPU (W)": 350.5,
+        "GPU power limit (W)": 700.0,
+        "GPU memory of this process (MB)": 3.0,
+    }
 
 
 def test_power_is_energy_over_time_across_a_counter_overflow(tmp_path):

@@ -78,7 +78,9 @@ def build(
     ] = None,
     target: Annotated[
         str | None,
-        tensorrt_option(metavar="GPUS", help="RTX: 8.6,rtx4090,... or portable.", show_default="portable"),
+        tensorrt_option(
+            metavar="GPUS", help="RTX: 8.6,rtx4090,... or portable (8.0, 8.6, 8.9, 12.x).", show_default="portable"
+        ),
     ] = None,
     workspace: Annotated[int | None, tensorrt_option(metavar="MB", help="Workspace.", min=1)] = None,
     level: Annotated[int | None, tensorrt_option(metavar="0..5", help="Builder optimization level.")] = None,

@@ -25,7 +25,7 @@ from engines.targets import check_rtx_targets, describe_target
 from engines.trtexec import free_batch_of, trtexec_command
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.driver import missing_gpu
-from m2h_deploy.backends.tensorrt_api import NAMES, check_started, load_tensorrt
+from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt, start
 from m2h_deploy.backends.tensorrt_log import Messages, listen
 from m2h_deploy.blocks import block_of
 from m2h_deploy.bundle.manifest import EngineInfo
@@ -163,13 +163,13 @@ def _compile(
     from m2h_deploy.onnx_graph.precision import graph_precision
 
     logger, messages = listen(flavor)
-    builder = _start_builder(trt, logger, messages, flavor)
+    builder = start(trt.Builder, f"{NAMES[flavor]} {trt.__version__}", logger, messages)
     _load_plugins(builder, options.plugins)
     network = _parse(trt, builder, logger, model, flavor, options)
     config = _configure(trt, builder, network, flavor, options)
-    start = perf_counter()
+    begin = perf_counter()
     serialized = _build(trt, builder, network, config)
-    seconds = perf_counter() - start
+    seconds = perf_counter() - begin
     if serialized is None:
         raise M2HError(f"{NAMES[flavor]} {trt.__version__} cannot build {model}: {_reason(messages, flavor, options)}")
     write_bytes(plan, memoryview(serialized))
@@ -184,16 +184,6 @@ def _compile(
         fused_attention=sum("Softmax" in name for name in messages.attention),
         notes=(RTX_INT8_NOTE,) if flavor == "tensorrt-rtx" and _has_int8_convolutions(proto) else (),
     )
-
-
-def _start_builder(trt: Any, logger: Any, messages: Messages, flavor: str) -> Any:
-    """Return a builder. Raises EngineError, with TensorRT's own words, if TensorRT does not start."""
-    try:
-        builder = trt.Builder(logger)
-    except TypeError:  # a null pointer
-        builder = None
-    check_started(f"{NAMES[flavor]} {trt.__version__}", messages, builder)
-    return builder
 
 
 def _has_int8_convolutions(proto: onnx.ModelProto) -> bool:

@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from m2h_deploy.backends.driver import missing_gpu
-from m2h_deploy.backends.tensorrt_api import load_tensorrt
+from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt, start
+from m2h_deploy.backends.tensorrt_log import listen
 from m2h_deploy.bundle.describe import describe_bundle
 from m2h_deploy.bundle.folder import Bundle, load_bundle
 from m2h_deploy.errors import M2HError, missing_extra
@@ -155,10 +156,13 @@ def _shares(counts: dict[str, int] | Counter[Any]) -> dict[str, float]:
 
 def _plan_layers(bundle: Bundle) -> list[str]:
     """Read the names of a plan's layers with TensorRT's engine inspector. Raises M2HError without a GPU."""
-    trt = load_tensorrt(bundle.manifest.engine.kind)
-    if (missing := missing_gpu()) is not None:
+    kind = bundle.manifest.engine.kind
+    trt = load_tensorrt(kind)
+    if (missing := missing_gpu(bindings=False)) is not None:
         raise M2HError(f"TensorRT's engine inspector needs an NVIDIA GPU ({missing})")
-    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(bundle.engine_file.read_bytes())
+    logger, messages = listen(kind)
+    runtime = start(trt.Runtime, f"{NAMES[kind]} {trt.__version__}", logger, messages)
+    engine = runtime.deserialize_cuda_engine(bundle.engine_file.read_bytes())
     if engine is None:
         raise M2HError(f"TensorRT refuses the plan {bundle.engine_file}: build it again on this machine")
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)

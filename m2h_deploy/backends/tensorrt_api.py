@@ -5,7 +5,9 @@ Their Python modules have the same classes; members that one of them lacks are c
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from m2h_deploy.backends.driver import extra_here, missing_gpu
@@ -40,16 +42,29 @@ def _not_installed(flavor: str, error: Exception) -> MissingExtra:
     return missing if gpu is None else MissingExtra(f"{missing}; its plans need an NVIDIA GPU, and here {gpu}")
 
 
-def check_started(name: str, messages: Messages, made: Any = True) -> None:
+def start(kind: Callable[[Any], Any], name: str, logger: Any, messages: Messages) -> Any:
+    """Return `kind(logger)`, TensorRT's Runtime or Builder. Raises EngineError as `check_started` does."""
+    try:
+        made = kind(logger)
+    except TypeError:  # a null pointer, in older versions
+        made = None
+    check_started(name, messages, made)
+    return made
+
+
+def check_started(name: str, messages: Messages, made: Any) -> None:
     """Raise EngineError, in TensorRT's own words, if it did not start.
 
-    Where CUDA fails, TensorRT's Runtime and Builder log an error and still return an object, whose use then ends the
-    process. Older versions return a null pointer, which raises TypeError in Python.
+    Where CUDA fails, TensorRT's Runtime and Builder log an error and still return an object. Using it ends the process,
+    and so does freeing it: it is never freed.
 
     Args:
         name: TensorRT's name and version.
         messages: What it logged while it made the object.
         made: The object; None if there is none.
     """
-    if messages.errors or made is None:
-        raise EngineError(f"{name} does not start: {messages.errors[0] if messages.errors else 'it gives no reason'}")
+    if not messages.errors and made is not None:
+        return
+    if made is not None:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
+    raise EngineError(f"{name} does not start: {messages.errors[0] if messages.errors else 'it gives no reason'}")

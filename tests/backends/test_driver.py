@@ -155,8 +155,8 @@ def test_the_jetson_extra_leaves_tensorrt_to_jetpack():
 
 
 def test_tensorrt_that_does_not_start_is_an_error_in_its_own_words():
-    check_started("TensorRT 10.16.1", Messages())
+    check_started("TensorRT 10.16.1", Messages(), object())
     failed = Messages(errors=["CUDA initialization failure with error: 35", "another"])
-    said = refused(check_started, "TensorRT 10.16.1", failed)
+    said = refused(check_started, "TensorRT 10.16.1", failed, object())
     assert said == "TensorRT 10.16.1 does not start: CUDA initialization failure with error: 35"
     assert refused(check_started, "TensorRT 10.3.0", Messages(), None).endswith("it gives no reason")

@@ -103,6 +103,10 @@ PluginsOption = Annotated[
     list[Path] | None, engine_option(metavar="FILE", help="TensorRT: plug-in library to load; may repeat.")
 ]
 
+EngineCodeFlag = Annotated[
+    bool, engine_option("--allow-engine-code", help="TensorRT: execute the code in a version-compatible plan.")
+]
+
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:

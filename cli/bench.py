@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from cli.app import DeviceOption, JsonFlag, OverwriteFlag, RecordFlag, ThreadsOption, app, result_option
+from cli.app import (
+    DeviceOption,
+    EngineCodeFlag,
+    JsonFlag,
+    OverwriteFlag,
+    PluginsOption,
+    RecordFlag,
+    ThreadsOption,
+    app,
+    result_option,
+)
 from cli.console import err, out, print_json, say
 from m2h_deploy.choices import QueuePolicy, Scenario
 from m2h_deploy.errors import M2HError
@@ -55,6 +65,8 @@ def bench(
     ] = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
+    plugins: PluginsOption = None,
+    allow_engine_code: EngineCodeFlag = False,
     camera: Annotated[float | None, camera_option(metavar="RATE", help="Simulate a camera of this frame rate.")] = None,
     camera_policy: Annotated[
         list[QueuePolicyName] | None,
@@ -116,6 +128,8 @@ def bench(
         width=width,
         threads=threads,
         device=device,
+        plugins=tuple(plugins or ()),
+        allow_engine_code=allow_engine_code,
         duration_s=duration,
         scenarios=cast(tuple[Scenario, ...], tuple(name.value for name in scenario or ())),
         streams=streams,

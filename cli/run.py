@@ -12,6 +12,7 @@ import typer
 
 from cli.app import (
     DeviceOption,
+    EngineCodeFlag,
     JsonFlag,
     OverwriteFlag,
     PluginsOption,
@@ -62,6 +63,7 @@ def run(
     threads: ThreadsOption = None,
     device: DeviceOption = None,
     plugins: PluginsOption = None,
+    allow_engine_code: EngineCodeFlag = False,
     self_test: Annotated[
         bool, engine_option(" /--no-self-test", help="Do not run the engine's self-test first.", show_default=False)
     ] = True,
@@ -99,7 +101,8 @@ def run(
 
         with reporting() as report:
             job = predict_folder(bundle, source, output, cluster=cluster, parquet=parquet, npz=npz, limit=limit,
-                                 self_test=self_test, plugins=plugins or (), overwrite=overwrite,
+                                 self_test=self_test, plugins=plugins or (),
+                                 allow_engine_code=allow_engine_code, overwrite=overwrite,
                                  progress=report.advance, complain=report.complain)  # fmt: skip
         _give_job(job, output, as_json=as_json)
         return
@@ -114,7 +117,14 @@ def run(
             check_results(output, frames.names, npz=npz)
     with ExitStack() as stack:
         runtime = stack.enter_context(
-            Runtime.load(bundle, threads=threads, device=device, self_test=self_test, plugins=tuple(plugins or ()))
+            Runtime.load(
+                bundle,
+                threads=threads,
+                device=device,
+                self_test=self_test,
+                plugins=tuple(plugins or ()),
+                allow_engine_code=allow_engine_code,
+            )  # fmt: skip
         )
         sinks = _sinks(runtime, frames, video, rerun, show, fov, intrinsics)
         for sink in sinks:

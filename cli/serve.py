@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli.app import DeviceOption, JsonFlag, OverwriteFlag, ThreadsOption, app
+from cli.app import DeviceOption, EngineCodeFlag, JsonFlag, OverwriteFlag, PluginsOption, ThreadsOption, app
 from cli.console import print_json, say
 
 network_option = partial(typer.Option, rich_help_panel="Network")
@@ -30,6 +30,8 @@ def serve(
     delay_ms: Annotated[float, batching_option(metavar="MS", help="Time that a frame waits for others.")] = 2.0,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
+    plugins: PluginsOption = None,
+    allow_engine_code: EngineCodeFlag = False,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -46,8 +48,9 @@ def serve(
         check_output(log, "log", overwrite=overwrite)
         check_outside(bundle, log)
     options = ServeOptions(
-        bundle, name, host, http_port, grpc_port, metrics_port, max_batch, delay_ms, threads=threads, device=device
-    )
+        bundle, name, host, http_port, grpc_port, metrics_port, max_batch, delay_ms, threads=threads, device=device,
+        plugins=tuple(plugins or ()), allow_engine_code=allow_engine_code,
+    )  # fmt: skip
     addresses = {
         "model": name,
         "http": f"{host}:{http_port}",

@@ -10,8 +10,10 @@ import typer
 
 from cli.app import (
     DeviceOption,
+    EngineCodeFlag,
     JsonFlag,
     OverwriteFlag,
+    PluginsOption,
     RecordFlag,
     ThreadsOption,
     app,
@@ -44,6 +46,8 @@ def verify(
     locate: Annotated[bool, typer.Option("--locate", help="Name the first diverging block.")] = False,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
+    plugins: PluginsOption = None,
+    allow_engine_code: EngineCodeFlag = False,
     miou_drop: Annotated[float, gate_option(metavar="POINTS", help="Largest drop of mIoU.")] = 0.5,
     rmse_increase: Annotated[float, gate_option(metavar="PERCENT", help="Largest increase of RMSE.")] = 1.0,
     merr_increase: Annotated[float, gate_option(metavar="DEGREES", help="Largest increase of the mean angle.")] = 0.3,
@@ -82,6 +86,8 @@ def verify(
         check_outside(bundle, ray_work)
     if ray_work is not None and ray is None:
         raise M2HError("--ray-work applies only to a job on Ray: give --ray local too")
+    if ray is not None and (plugins or allow_engine_code):
+        raise M2HError("--plugins and --allow-engine-code do not apply to a job on Ray: leave out --ray")
     cluster = cluster_of(ray, ray_workers, threads, ray_gpus, device)
     with reporting(resumes=cluster is not None) as report:
         on_ray = None if cluster is None else RayExecutor(cluster, ray_work, report.complain)
@@ -100,7 +106,7 @@ def verify(
             limit=limit,
             split=split,
             pictures=0 if html is None else 2,
-            executor=on_ray or LocalExecutor(threads, device),
+            executor=on_ray or LocalExecutor(threads, device, tuple(plugins or ()), allow_engine_code),
             locate=_locate() if locate else None,
             record=record,
             progress=report.advance,

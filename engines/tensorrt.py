@@ -75,8 +75,8 @@ class TensorRtOptions(EngineOptions):
         return 4 if self.max_batch is None else self.max_batch
 
     def to_open(self) -> BackendOptions:
-        """Return the options for opening the plan: the same plug-ins."""
-        return BackendOptions(plugins=self.plugins)
+        """Return the options for opening the plan that was built here: with its plug-ins and its own code."""
+        return BackendOptions(plugins=self.plugins, allow_engine_code=self.version_compatible)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class PredictSettings:
     threads: int = 1
     self_test: bool = True
     plugins: tuple[Path, ...] = ()
+    allow_engine_code: bool = False
 
 
 class PredictKeywords(TypedDict, total=False):
@@ -54,6 +55,7 @@ class PredictKeywords(TypedDict, total=False):
     limit: int | None
     self_test: bool
     plugins: Sequence[str | os.PathLike[str]]
+    allow_engine_code: bool
     overwrite: bool
 
 
@@ -71,6 +73,8 @@ class PredictOptions:
     """Run the engine's self-test on each worker before its first frame."""
     plugins: Sequence[str | os.PathLike[str]] = ()
     """Libraries that a TensorRT plan needs."""
+    allow_engine_code: bool = False
+    """Whether the code in a version-compatible plan of TensorRT may be executed."""
     overwrite: bool = True
     """Also replace files in the results' folder that m2h-deploy did not write."""
 
@@ -119,7 +123,13 @@ def predict_folder(
         check_results(results, {row.name for row in rows}, npz=chosen.npz)
     libraries = tuple(Path(plugin).resolve() for plugin in chosen.plugins)
     settings = PredictSettings(
-        Path(bundle).resolve(), results, chosen.npz, cluster.threads, chosen.self_test, libraries
+        Path(bundle).resolve(),
+        results,
+        chosen.npz,
+        cluster.threads,
+        chosen.self_test,
+        libraries,
+        chosen.allow_engine_code,
     )
     with on_demand(cluster) as connect:
         make_folder(results)
@@ -151,7 +161,11 @@ class _Predictor(FrameWorker):
         settings = self.settings
         cv2.setNumThreads(settings.threads)
         self._runtime = Runtime.load(
-            settings.bundle, threads=settings.threads, self_test=settings.self_test, plugins=settings.plugins
+            settings.bundle,
+            threads=settings.threads,
+            self_test=settings.self_test,
+            plugins=settings.plugins,
+            allow_engine_code=settings.allow_engine_code,
         )
 
     def work(self, row: Row) -> tuple[Status, str, bytes]:

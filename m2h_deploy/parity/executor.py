@@ -74,10 +74,14 @@ class LocalExecutor:
     """CPU threads of the engine, and of a reference in ONNX."""
     device: str | None = None
     """Device of the engine, if its kind supports several."""
+    plugins: tuple[Path, ...] = ()
+    """Plug-in libraries of TensorRT that may be loaded."""
+    allow_engine_code: bool = False
+    """Whether the code in a version-compatible plan of TensorRT may be executed."""
 
     def measure(self, request: Request, progress: Progress | None = None) -> Measured:
         """Measure the frames of `request` in order; `progress` is called after each."""
-        with Runtime.load(request.bundle.path, self_test=False, threads=self.threads, device=self.device) as runtime:
+        with Runtime.load(request.bundle.path, self_test=False, **vars(self)) as runtime:
             measurer, sides = open_sides(runtime, request.reference, request.targets, self.threads,
                                          allow_other_weights=request.allow_other_weights)  # fmt: skip
             worst = WorstFrames(runtime.manifest.classes, request.pictures)

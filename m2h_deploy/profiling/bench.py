@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from m2h_deploy.backends import KINDS
+from m2h_deploy.backends import KINDS, BackendOptions
 from m2h_deploy.bundle.folder import Bundle, check_recordable, load_bundle, record_result
 from m2h_deploy.choices import QueuePolicy, Scenario
 from m2h_deploy.errors import M2HError, missing_extra
@@ -61,6 +61,10 @@ class BenchSettings:
     """Size of the camera's frames in pixels."""
     threads: int | None = None
     device: str | None = None
+    plugins: tuple[Path, ...] = ()
+    """Plug-in libraries of TensorRT that may be loaded."""
+    allow_engine_code: bool = False
+    """Whether the code in a version-compatible plan of TensorRT may be executed."""
     duration_s: float | None = None
     """Seconds of each measurement; None: 10, and LoadGen's own 600 in its scenarios."""
     min_rounds: int = 20
@@ -77,6 +81,11 @@ class BenchSettings:
     graphs: tuple[Path, ...] = ()
     """ONNX files that bundles were built from, to count what their blocks compute where the engine is a plan."""
     logs: Path | None = None
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """How to open the bundles, as keywords."""
+        return {name: getattr(self, name) for name in ("threads", "device", "plugins", "allow_engine_code")}
 
     def __post_init__(self) -> None:
         if not (16 <= self.height <= 16384 and 16 <= self.width <= 16384):
@@ -143,10 +152,7 @@ def bench(
         tell("loading", 0.0)
         names = _names(bundles)
         threads = settings.threads
-        runtimes = [
-            stack.enter_context(Runtime.load(bundle.path, threads=threads, device=settings.device))
-            for bundle in bundles
-        ]
+        runtimes = [stack.enter_context(Runtime.load(bundle.path, **settings.opening)) for bundle in bundles]
         subjects = [
             subject_of(runtime, name, threads=threads or runtime.manifest.engine.options.get("threads"))
             for runtime, name in zip(runtimes, names, strict=True)
@@ -380,7 +386,7 @@ def _layers(
     for index, (bundle, subject) in enumerate(zip(bundles, subjects, strict=True)):
         tell(f"profiling the layers of {subject.name}", index / len(bundles))
         try:
-            runs = profile_layers(bundle, threads=settings.threads, device=settings.device)
+            runs = profile_layers(bundle, BackendOptions(**settings.opening))
         except M2HError as error:
             notes.append(f"no layers of {subject.name}: {error}")
         else:

@@ -59,13 +59,13 @@ class LayerProfile:
     """The ten slowest layers, medians over the runs."""
 
 
-def profile_layers(bundle: Bundle, *, threads: int | None = None, device: str | None = None) -> list[Run]:
+def profile_layers(bundle: Bundle, options: BackendOptions) -> list[Run]:
     """Measure the layers of `RUNS` runs of a bundle's engine on an image of zeros, in the order of execution.
 
     Raises:
         M2HError: The engine cannot run.
     """
-    return profile_engine(bundle, BackendOptions(threads=threads, device=device), RUNS + WARM_UP)[WARM_UP:]
+    return profile_engine(bundle, options, RUNS + WARM_UP)[WARM_UP:]
 
 
 def blocks_of_run(run: Run) -> list[str]:

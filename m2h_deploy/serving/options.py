@@ -37,6 +37,10 @@ class ServeOptions:
     """CPU threads of the engine."""
     device: str | None = None
     """Device of the engine; None: its own choice."""
+    plugins: tuple[Path, ...] = ()
+    """Plug-in libraries of TensorRT that may be loaded."""
+    allow_engine_code: bool = False
+    """Whether the code in a version-compatible plan of TensorRT may be executed."""
 
     def __post_init__(self) -> None:
         check_name(self.name)

@@ -89,7 +89,13 @@ def run(options: ServeOptions, folder: Path, report: Callable[[str], None]) -> N
     """Serve until SIGTERM. Raises M2HError if the server does not start, or ends by itself."""
     end = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: end.set())
-    with Runtime.load(options.bundle, threads=options.threads, device=options.device) as runtime:
+    with Runtime.load(
+        options.bundle,
+        threads=options.threads,
+        device=options.device,
+        plugins=options.plugins,
+        allow_engine_code=options.allow_engine_code,
+    ) as runtime:
         warm_up(runtime, options.max_batch)
         server = make_server(options, runtime, folder, ended=lambda: report("ended"))
         try:

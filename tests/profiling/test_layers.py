@@ -7,7 +7,7 @@ import json
 import pytest
 
 from engines import build_bundle
-from m2h_deploy.backends import LayerTime
+from m2h_deploy.backends import BackendOptions, LayerTime
 from m2h_deploy.backends.onnxruntime import read_events
 from m2h_deploy.backends.tensorrt_profile import layer_names
 from m2h_deploy.blocks import blocks_in
@@ -32,7 +32,7 @@ def bundle(request, tiny_onnx, tiny_bundle, tmp_path_factory):
 
 
 def test_every_block_of_the_graph_has_a_time(bundle, tiny_onnx):
-    runs = profile_layers(bundle, threads=1)
+    runs = profile_layers(bundle, BackendOptions(threads=1))
     profile = summarize_layers("tiny", runs)
     assert profile.runs == len(runs) == RUNS
     found = {block.block: block for block in profile.blocks}

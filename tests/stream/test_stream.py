@@ -104,7 +104,7 @@ def test_closing_early_cancels_frames_in_flight(bundle):
     health = stream.health
     assert health.delivered == 11
     assert health.canceled == health.read - 11
-    assert not [thread for thread in stream._threads if thread.is_alive()]
+    assert not [thread for thread in threading.enumerate() if thread.name in {"m2h-read", "m2h-infer", "m2h-watch"}]
     with pytest.raises(M2HError, match="runs once"):
         next(iter(stream))
 

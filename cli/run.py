@@ -116,16 +116,15 @@ def run(
         if not overwrite:
             check_results(output, frames.names, npz=npz)
     with ExitStack() as stack:
-        runtime = stack.enter_context(
-            Runtime.load(
-                bundle,
-                threads=threads,
-                device=device,
-                self_test=self_test,
-                plugins=tuple(plugins or ()),
-                allow_engine_code=allow_engine_code,
-            )  # fmt: skip
+        runtime = Runtime.load(
+            bundle,
+            threads=threads,
+            device=device,
+            self_test=self_test,
+            plugins=tuple(plugins or ()),
+            allow_engine_code=allow_engine_code,
         )
+        stack.enter_context(runtime)
         sinks = _sinks(runtime, frames, video, rerun, show, fov, intrinsics)
         for sink in sinks:
             stack.callback(sink.close)

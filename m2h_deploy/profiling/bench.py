@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from m2h_deploy.backends import KINDS, BackendOptions
 from m2h_deploy.bundle.folder import Bundle, check_recordable, load_bundle, record_result

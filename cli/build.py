@@ -79,7 +79,9 @@ def build(
     target: Annotated[
         str | None,
         tensorrt_option(
-            metavar="GPUS", help="RTX: 8.6,rtx4090,... or portable (8.0, 8.6, 8.9, 12.x).", show_default="portable"
+            metavar="GPUS",
+            help="RTX: 8.6,rtx4090,... or portable (8.0, 8.6, 8.9, 12.x).",
+            show_default="portable",
         ),
     ] = None,
     workspace: Annotated[int | None, tensorrt_option(metavar="MB", help="Workspace.", min=1)] = None,

@@ -17,9 +17,10 @@ from engines.options import EngineOptions
 from engines.targets import runs_rtx
 from engines.tensorrt import TensorRtOptions, build_tensorrt, check_flavor, check_graph, check_options
 from m2h_deploy.backends import KINDS
+from m2h_deploy.backends.driver import extra_here
 from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.choices import check_choice
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, install_extra
 from m2h_deploy.version import installed_version
 
 if TYPE_CHECKING:
@@ -78,8 +79,20 @@ def _gpus(module: Any, nvidia: Nvidia) -> tuple[str, ...]:
     return tuple(f"{gpu.name} ({gpu.compute_capability})" for gpu in nvidia.gpus)
 
 
-def _needs_gpu(nvidia: Nvidia, missing: NoGpu | None) -> str:
-    return "" if missing is None else f"needs an NVIDIA GPU: {missing}"
+def _tensorrt_note(nvidia: Nvidia, missing: NoGpu | None) -> str:
+    if missing is not None and not nvidia.gpus:
+        return f"needs an NVIDIA GPU: {missing}"
+    return _running_note("tensorrt", missing)
+
+
+def _running_note(kind: str, missing: NoGpu | None) -> str:
+    """Say what a plan lacks to run on a GPU that is here."""
+    if missing is not None:
+        return f"plans do not run here: {missing}"
+    packages = [name for name in ("cuda-bindings", "cuda-core") if installed_version(name) is None]
+    if not packages:
+        return ""
+    return f"running a plan needs {' and '.join(packages)}: {install_extra(extra_here(KINDS[kind].extra))}"
 
 
 def _rtx_gpus(module: Any, nvidia: Nvidia) -> tuple[str, ...]:
@@ -94,7 +107,9 @@ def _rtx_note(nvidia: Nvidia, missing: NoGpu | None) -> str:
     others = [f"{gpu.name}, {gpu.compute_capability}" for gpu in nvidia.gpus if not _runs_on(gpu)]
     if others:
         return f"does not run on this GPU ({'; '.join(others)}): use tensorrt"
-    return "" if missing is None else f"builds without a GPU; running needs an NVIDIA GPU: {missing}"
+    if missing is not None and not nvidia.gpus:
+        return f"builds without a GPU; running needs an NVIDIA GPU: {missing}"
+    return _running_note("tensorrt-rtx", missing)
 
 
 def _onnxruntime_note(nvidia: Nvidia, missing: NoGpu | None) -> str:
@@ -131,7 +146,7 @@ _BUILDERS: tuple[EngineBuilder[Any], ...] = (
         check_options=check_hint,
         doctor=DoctorRow(lambda module, nvidia: tuple(module.Core().available_devices)),
     ),
-    _tensorrt("tensorrt", DoctorRow(_gpus, _needs_gpu)),
+    _tensorrt("tensorrt", DoctorRow(_gpus, _tensorrt_note)),
     _tensorrt("tensorrt-rtx", DoctorRow(_rtx_gpus, _rtx_note)),
 )
 

@@ -76,13 +76,13 @@ def _issue(issue: KnownIssue, here: Installed) -> dict[str, Any]:
 
 def _engine(kind: str, nvidia: Nvidia, missing: NoGpu | None) -> EngineStatus:
     engine, row = KINDS[kind], ENGINES[kind].doctor
-    install, note = install_extra(extra_here(engine.extra)), row.note(nvidia, missing)
+    install = install_extra(extra_here(engine.extra))
     version = next((found for name in engine.distributions if (found := installed_version(name))), None)
     if version is None:
-        details = [f"not installed: {install}", note]
+        details = [f"not installed: {install}", row.note(nvidia, missing)]
         return EngineStatus(kind, None, (), install, "; ".join(filter(None, details)))
     try:
-        devices = row.devices(importlib.import_module(engine.module), nvidia)
+        devices, note = row.devices(importlib.import_module(engine.module), nvidia), row.note(nvidia, missing)
     except Exception as error:  # a broken native library can raise any type
         return EngineStatus(kind, None, (), None, f"{version} is installed but does not load: {reason(error)}")
     return EngineStatus(kind, version, devices, None, "; ".join(filter(None, (", ".join(devices), note))))

@@ -92,7 +92,10 @@ def read_driver() -> Driver:
 
 def _call(library: Any, name: str, *arguments: Any) -> None:
     """Call a function of the driver. Raises _DriverError, with the driver's own text, if it fails."""
-    code = getattr(library, name)(*arguments)
+    try:
+        code = getattr(library, name)(*arguments)
+    except AttributeError:
+        raise _DriverError(-1, f"{LIBRARY} has no {name}") from None
     if code:
         text = ctypes.c_char_p()
         library.cuGetErrorString(code, ctypes.byref(text))

@@ -13,7 +13,7 @@ from m2h_deploy.backends.tensorrt_log import Messages
 from m2h_deploy.errors import install_extra
 from m2h_deploy.profiling import hardware
 from tests.commands import refused
-from tests.fake_driver import fake_driver
+from tests.fake_driver import compile_library, fake_driver
 from tests.test_lowest_versions import extras, requirements
 
 
@@ -85,6 +85,13 @@ def test_each_cause_has_its_own_message(answers, bindings, cause, reason, machin
 def test_bindings_fit_drivers_of_their_major_version_and_later(version, bindings, machine):
     machine(bindings, CUDA=version)
     assert missing_gpu() is None
+
+
+def test_a_library_that_is_no_driver_is_named(tmp_path, monkeypatch):
+    (tmp_path / "empty.c").write_text("int nothing;")
+    monkeypatch.setattr(driver, "LIBRARY", str(compile_library(tmp_path, "libcuda.so.1", tmp_path / "empty.c")))
+    assert missing_gpu().cause == "failure"
+    assert str(missing_gpu()).endswith("libcuda.so.1 has no cuDriverGetVersion")
 
 
 def test_building_does_not_need_bindings_that_fit_the_driver(machine):

@@ -93,6 +93,18 @@ def test_tensorrt_reports_the_gpus(monkeypatch):
     assert doctor._engine("tensorrt", Nvidia(None, (), ""), missing).details == f"needs an NVIDIA GPU: {missing}"
 
 
+def test_a_gpu_that_plans_cannot_use_yet_is_listed_with_what_is_missing(monkeypatch):
+    monkeypatch.setattr("engines.registry.installed_version", lambda name: None if name == "cuda-core" else "1.0")
+    gpu = Nvidia("540.4", (Gpu("RTX 3080", "8.6", 2**33),), "test")
+    monkeypatch.setattr(doctor.importlib, "import_module", lambda name: object())
+    monkeypatch.setattr(doctor, "installed_version", lambda name: "1.7.1.116")
+    old = NoGpu("old driver", "the NVIDIA driver supports CUDA 12.6")
+    for kind in ("tensorrt", "tensorrt-rtx"):
+        assert doctor._engine(kind, gpu, old).details == f"RTX 3080 (8.6); plans do not run here: {old}"
+        details = doctor._engine(kind, gpu, None).details
+        assert details.startswith("RTX 3080 (8.6); running a plan needs cuda-core: ")
+
+
 @pytest.mark.parametrize(("name", "capability"), [("Orin", "8.7"), ("H100", "9.0"), ("B200", "10.0"), ("Thor", "11.0")])
 @pytest.mark.parametrize("version", ["1.7.1.116", None])
 def test_tensorrt_rtx_is_not_advised_where_it_does_not_run(name, capability, version, monkeypatch):

@@ -12,7 +12,7 @@ import numpy as np
 from m2h_deploy.backends.base import BackendOptions
 from m2h_deploy.backends.buffers import TensorSpec
 from m2h_deploy.backends.driver import missing_gpu
-from m2h_deploy.backends.tensorrt_api import NAMES, check_started
+from m2h_deploy.backends.tensorrt_api import NAMES, start
 from m2h_deploy.backends.tensorrt_log import Messages
 from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.bundle.manifest import Manifest
@@ -110,12 +110,7 @@ def check_gpu(trt: Any, logger: Any, plan: bytes, bundle: Bundle, index: int) ->
 def start_runtime(trt: Any, logger: Any, messages: Messages, kind: str) -> Any:
     """Start TensorRT on the current device. Raises M2HError, with TensorRT's reason, if it does not start."""
     messages.errors.clear()
-    try:
-        runtime = trt.Runtime(logger)
-    except TypeError:  # the binding got a null pointer
-        runtime = None
-    check_started(f"{NAMES[kind]} {trt.__version__}", messages, runtime)
-    return runtime
+    return start(trt.Runtime, f"{NAMES[kind]} {trt.__version__}", logger, messages)
 
 
 def check_whole(trt: Any, runtime: Any, plan: bytes, bundle: Bundle, *, here: bool = True) -> None:

@@ -78,6 +78,18 @@ class PredictOptions:
     overwrite: bool = True
     """Also replace files in the results' folder that m2h-deploy did not write."""
 
+    def settings(self, bundle: str | os.PathLike[str], results: Path, threads: int) -> PredictSettings:
+        """Return what a worker needs."""
+        return PredictSettings(
+            Path(bundle).resolve(),
+            results,
+            self.npz,
+            threads,
+            self.self_test,
+            tuple(Path(plugin).resolve() for plugin in self.plugins),
+            self.allow_engine_code,
+        )
+
 
 def predict_folder(
     bundle: str | os.PathLike[str],
@@ -121,16 +133,7 @@ def predict_folder(
     check_folder(results)
     if not chosen.parquet and not chosen.overwrite:
         check_results(results, {row.name for row in rows}, npz=chosen.npz)
-    libraries = tuple(Path(plugin).resolve() for plugin in chosen.plugins)
-    settings = PredictSettings(
-        Path(bundle).resolve(),
-        results,
-        chosen.npz,
-        cluster.threads,
-        chosen.self_test,
-        libraries,
-        chosen.allow_engine_code,
-    )
+    settings = chosen.settings(bundle, results, cluster.threads)
     with on_demand(cluster) as connect:
         make_folder(results)
         state = State.begin(results / _STATE)

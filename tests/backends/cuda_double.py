@@ -147,73 +147,91 @@ class Graph:
             stream.enqueue(work)
 
 
+class Buffer:
+    """Memory at an address; what was allocated is freed with it."""
+
+    gpu: Gpu
+
+    def __init__(self, address: int, size: int, owner: object = None, kind: dict[int, int] | None = None) -> None:
+        self.handle, self.size, self._owner, self._kind = address, size, owner, kind
+
+    @classmethod
+    def from_handle(cls, ptr: int, size: int) -> Buffer:
+        return cls(ptr, size)
+
+    def copy_to(self, dst: Buffer, *, stream: Stream | GraphBuilder) -> Buffer:
+        captured = isinstance(stream, GraphBuilder)
+        if captured and not all(self.gpu.holds(int(end.handle), end.size) for end in (self, dst)):
+            raise CudaError("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: pageable memory")
+        source, target, size = int(self.handle), int(dst.handle), self.size
+        stream.enqueue(lambda: ctypes.memmove(target, source, size))
+        return dst
+
+    def __del__(self) -> None:
+        if self._kind is not None:
+            self._kind.pop(self.handle, None)
+
+
+class Device:
+    """One of the GPUs."""
+
+    gpu: Gpu
+
+    def __init__(self, device_id: int = 0) -> None:
+        if device_id >= self.gpu.count:
+            raise CudaError(f"device_id must be less than {self.gpu.count}")
+        self._index = device_id
+        self.properties = SimpleNamespace(integrated=self.gpu.integrated)
+        self.compute_capability = (8, 6 + device_id)
+
+    def set_current(self) -> None:
+        self.gpu.make_current(self._index)
+
+    def create_stream(self) -> Stream:
+        return Stream(self.gpu)
+
+    def create_event(self, options: object = None) -> Event:
+        return Event()
+
+    def allocate(self, size: int, *, stream: Stream) -> Buffer:
+        address, memory = self.gpu.take(size, self.gpu.device_memory)
+        return Buffer(address, size, memory, self.gpu.device_memory)
+
+
+class LegacyPinnedMemoryResource:
+    """Page-locked memory."""
+
+    gpu: Gpu
+
+    def allocate(self, size: int) -> Buffer:
+        address, memory = self.gpu.take(size, self.gpu.page_locked)
+        return Buffer(address, size, memory, self.gpu.page_locked)
+
+
+class StridedMemoryView:
+    """A view of a GpuArray."""
+
+    gpu: Gpu
+
+    def __init__(self, array: GpuArray) -> None:
+        self.ptr, self.shape, self.dtype, self.strides = array.address, array.shape, array.dtype, array.strides
+        self.device_id, self.is_device_accessible = array.device, array.device >= 0
+
+    @classmethod
+    def from_any_interface(cls, obj: GpuArray, stream_ptr: int | None = None) -> StridedMemoryView:
+        if not isinstance(obj, GpuArray):
+            raise BufferError("neither object supports DLPack nor CUDA Array Interface")
+        if stream_ptr not in (None, -1):
+            cls.gpu.streams[stream_ptr].wait(obj.producer)
+        return cls(obj)
+
+
 def install(monkeypatch, gpu: Gpu) -> None:
     """Replace the classes of cuda.core that the project uses."""
-
-    class Buffer:
-        def __init__(self, address: int, size: int, owner: object = None, kind: dict[int, int] | None = None) -> None:
-            self.handle, self.size, self._owner, self._kind = address, size, owner, kind
-
-        @classmethod
-        def from_handle(cls, ptr: int, size: int) -> Buffer:
-            return cls(ptr, size)
-
-        def copy_to(self, dst: Buffer, *, stream: Stream | GraphBuilder) -> Buffer:
-            captured = isinstance(stream, GraphBuilder)
-            if captured and not all(gpu.holds(int(end.handle), end.size) for end in (self, dst)):
-                raise CudaError("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: pageable memory")
-            source, target, size = int(self.handle), int(dst.handle), self.size
-            stream.enqueue(lambda: ctypes.memmove(target, source, size))
-            return dst
-
-        def __del__(self) -> None:
-            if self._kind is not None:
-                self._kind.pop(self.handle, None)
-
-    class Device:
-        def __init__(self, device_id: int = 0) -> None:
-            if device_id >= gpu.count:
-                raise CudaError(f"device_id must be less than {gpu.count}")
-            self._index = device_id
-            self.properties = SimpleNamespace(integrated=gpu.integrated)
-            self.compute_capability = (8, 6 + device_id)
-
-        def set_current(self) -> None:
-            gpu.make_current(self._index)
-
-        def create_stream(self) -> Stream:
-            return Stream(gpu)
-
-        def create_event(self, options: object = None) -> Event:
-            return Event()
-
-        def allocate(self, size: int, *, stream: Stream) -> Buffer:
-            address, memory = gpu.take(size, gpu.device_memory)
-            return Buffer(address, size, memory, gpu.device_memory)
-
-    class LegacyPinnedMemoryResource:
-        def allocate(self, size: int) -> Buffer:
-            address, memory = gpu.take(size, gpu.page_locked)
-            return Buffer(address, size, memory, gpu.page_locked)
-
-    class StridedMemoryView:
-        """A view of a GpuArray."""
-
-        def __init__(self, array: GpuArray) -> None:
-            self.ptr, self.shape, self.dtype, self.strides = array.address, array.shape, array.dtype, array.strides
-            self.device_id, self.is_device_accessible = array.device, array.device >= 0
-
-        @classmethod
-        def from_any_interface(cls, obj: GpuArray, stream_ptr: int | None = None) -> StridedMemoryView:
-            if not isinstance(obj, GpuArray):
-                raise BufferError("neither object supports DLPack nor CUDA Array Interface")
-            if stream_ptr not in (None, -1):
-                gpu.streams[stream_ptr].wait(obj.producer)
-            return cls(obj)
-
     for double in (Buffer, Device, LegacyPinnedMemoryResource):
-        monkeypatch.setattr(f"cuda.core.{double.__name__}", double)
-    monkeypatch.setattr("cuda.core.utils.StridedMemoryView", StridedMemoryView)
+        monkeypatch.setattr(f"cuda.core.{double.__name__}", type(double.__name__, (double,), {"gpu": gpu}))
+    view = type("StridedMemoryView", (StridedMemoryView,), {"gpu": gpu})
+    monkeypatch.setattr("cuda.core.utils.StridedMemoryView", view)
 
 
 class GpuArray:

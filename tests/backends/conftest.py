@@ -1,0 +1,28 @@
+"""Machines with doubles of CUDA and TensorRT."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.backends.gpu_machine import KINDS, Machine
+
+
+@pytest.fixture(params=KINDS)
+def machine(request, monkeypatch, tiny_bundle, tmp_path) -> Machine:
+    return Machine(monkeypatch, tiny_bundle, tmp_path, request.param)
+
+
+@pytest.fixture(params=[*KINDS, "jetson"])
+def any_machine(request, monkeypatch, tiny_bundle, tmp_path) -> Machine:
+    kind = "tensorrt" if request.param == "jetson" else request.param
+    return Machine(monkeypatch, tiny_bundle, tmp_path, kind, integrated=request.param == "jetson")
+
+
+@pytest.fixture
+def tensorrt(monkeypatch, tiny_bundle, tmp_path) -> Machine:
+    return Machine(monkeypatch, tiny_bundle, tmp_path, "tensorrt")
+
+
+@pytest.fixture
+def rtx(monkeypatch, tiny_bundle, tmp_path) -> Machine:
+    return Machine(monkeypatch, tiny_bundle, tmp_path, "tensorrt-rtx")

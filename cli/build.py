@@ -99,6 +99,10 @@ def build(
         int | None,
         tensorrt_option(metavar="N", help="Largest batch, if the batch is free.", min=1, show_default="4"),
     ] = None,
+    expected_batch: Annotated[
+        int | None,
+        tensorrt_option(metavar="N", help="Batch to tune for, if the batch is free.", min=1, show_default="1"),
+    ] = None,
     plugins: Annotated[list[Path] | None, tensorrt_option(metavar="FILE", help="Plug-in library; may repeat.")] = None,
     trtexec: Annotated[
         bool,
@@ -142,6 +146,7 @@ def build(
                 "hardware_compatible": hardware_compatible or None,
                 "strip_weights": strip_weights or None,
                 "max_batch": max_batch,
+                "expected_batch": expected_batch,
                 "plugins": tuple(plugins) if plugins else None,
             },
         ),

@@ -21,7 +21,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from engines.options import EngineOptions
-from engines.targets import check_rtx_targets, describe_target
+from engines.targets import check_rtx_targets
+from engines.tensorrt_config import TimingCache, check_known, configure
 from engines.trtexec import free_batch_of, trtexec_command
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.driver import missing_gpu
@@ -66,6 +67,8 @@ class TensorRtOptions(EngineOptions):
     """Leave the weights out of the plan; the runtime restores them from the ONNX file."""
     max_batch: int | None = None
     """Largest batch of a graph with a dynamic batch; None: 4."""
+    expected_batch: int | None = None
+    """Batch that such a graph is tuned for; None: 1."""
     plugins: tuple[Path, ...] = ()
     """Plug-in libraries. Their m2h::WindowPartition and m2h::WindowReverse replace the graph's functions."""
 
@@ -73,6 +76,11 @@ class TensorRtOptions(EngineOptions):
     def largest_batch(self) -> int:
         """The largest batch of a graph with a dynamic batch."""
         return 4 if self.max_batch is None else self.max_batch
+
+    @property
+    def tuned_batch(self) -> int:
+        """The batch that a graph with a dynamic batch is tuned for."""
+        return 1 if self.expected_batch is None else self.expected_batch
 
     def to_open(self) -> BackendOptions:
         """Return the options for opening the plan that was built here: with its plug-ins and its own code."""
@@ -166,12 +174,14 @@ def _compile(
     builder = start(trt.Builder, f"{NAMES[flavor]} {trt.__version__}", logger, messages)
     _load_plugins(builder, options.plugins)
     network = _parse(trt, builder, logger, model, flavor, options)
-    config = _configure(trt, builder, network, flavor, options)
+    config = configure(trt, builder, network, flavor, options)
+    timings = TimingCache(trt, config, flavor)
     begin = perf_counter()
     serialized = _build(trt, builder, network, config)
     seconds = perf_counter() - begin
     if serialized is None:
         raise M2HError(f"{NAMES[flavor]} {trt.__version__} cannot build {model}: {_reason(messages, flavor, options)}")
+    timings.save()
     write_bytes(plan, memoryview(serialized))
     return BuildRecord(
         flavor=flavor,
@@ -195,6 +205,8 @@ def check_options(flavor: str, options: TensorRtOptions) -> None:
     """Raise M2HError on options that no version of the flavor supports. Does not import TensorRT."""
     if options.largest_batch < 1:
         raise M2HError(f"largest batch {options.max_batch}: must be at least 1")
+    if not 1 <= options.tuned_batch <= options.largest_batch:
+        raise M2HError(f"expected batch {options.tuned_batch}: must be from 1 to the largest, {options.largest_batch}")
     if options.level is not None and not 0 <= options.level <= 5:
         raise M2HError(f"builder level {options.level}: must be between 0 and 5")
     for library in options.plugins:
@@ -216,8 +228,8 @@ def check_graph(options: TensorRtOptions, proto: onnx.ModelProto, source: Path) 
 
     if any(value.type.tensor_type.elem_type == onnx.TensorProto.UINT16 for value in proto.graph.output):
         raise M2HError(f"{source} gives depth as uint16, which TensorRT lacks: export it with --depth-format float32")
-    if options.max_batch is not None and free_batch_of(proto) is None:
-        raise M2HError(f"{source} has a fixed batch: leave the largest batch out, or export it with --dynamic-batch")
+    if (options.max_batch, options.expected_batch) != (None, None) and free_batch_of(proto) is None:
+        raise M2HError(f"{source} has a fixed batch: leave the batches out, or export it with --dynamic-batch")
 
 
 def check_flavor(flavor: str, options: TensorRtOptions) -> Any:
@@ -225,7 +237,7 @@ def check_flavor(flavor: str, options: TensorRtOptions) -> Any:
     trt = check_machine(flavor)
     check_options(flavor, options)
     if flavor == "tensorrt-rtx":
-        _check_known(trt, flavor, options.targets)
+        check_known(trt, flavor, options.targets)
     elif options.targets and not hasattr(trt.IBuilderConfig, "set_compute_capability"):
         raise M2HError(
             f"TensorRT {trt.__version__} builds for the GPU of this machine only: leave the targets out and build on "
@@ -282,57 +294,6 @@ def _parser_error(error: Any) -> str:
     inside = f", called from {' > '.join(calls)}" if calls else ""
     block = block_of(calls[0] if calls else name)
     return f"{where}{inside} (block {block}): {' '.join(error.desc().split())} [{error.code()}]"
-
-
-def _configure(trt: Any, builder: Any, network: Any, flavor: str, options: TensorRtOptions) -> Any:
-    config = builder.create_builder_config()
-    if hasattr(trt.BuilderFlag, "TF32"):
-        config.clear_flag(trt.BuilderFlag.TF32)
-    if options.workspace_mb is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
-    if options.level is not None:
-        config.builder_optimization_level = options.level
-    if options.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if options.hardware_compatible:
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if options.strip_weights:
-        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-        # Exactly the same weights are restored, so TensorRT may fold them into the plan.
-        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL if flavor == "tensorrt" else trt.BuilderFlag.REFIT)
-    if options.targets:
-        _set_targets(trt, config, flavor, options.targets)
-    shape = tuple(network.get_input(0).shape)
-    if shape[0] == -1:
-        profile = builder.create_optimization_profile()
-        smallest, largest = (1, *shape[1:]), (options.largest_batch, *shape[1:])
-        profile.set_shape(network.get_input(0).name, smallest, smallest, largest)
-        config.add_optimization_profile(profile)
-    # No timing cache: TensorRT-RTX needs a GPU for it, and TensorRT's is valid for one GPU and version only.
-    return config
-
-
-def _known_targets(trt: Any) -> dict[str, Any]:
-    """Return the compute capabilities that this version can target, by names such as `8.6`."""
-    members = trt.ComputeCapability.__members__.items()
-    return {f"{name[2:-1]}.{name[-1]}": value for name, value in members if name.startswith("SM")}
-
-
-def _check_known(trt: Any, flavor: str, targets: Sequence[str]) -> None:
-    known = _known_targets(trt)
-    for target in targets:
-        if target not in known:
-            raise M2HError(
-                f"{NAMES[flavor]} {trt.__version__} does not build for compute capability {describe_target(target)}: "
-                f"it knows {', '.join(sorted(known, key=lambda c: [int(p) for p in c.split('.')]))}"
-            )
-
-
-def _set_targets(trt: Any, config: Any, flavor: str, targets: Sequence[str]) -> None:
-    _check_known(trt, flavor, targets)
-    config.num_compute_capabilities = len(targets)
-    for index, target in enumerate(targets):
-        config.set_compute_capability(_known_targets(trt)[target], index)
 
 
 def _build(trt: Any, builder: Any, network: Any, config: Any) -> Any:

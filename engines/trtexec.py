@@ -25,7 +25,7 @@ def trtexec_command(
     """
     words = ["trtexec" if flavor == "tensorrt" else "tensorrt_rtx", f"--onnx={model}", f"--saveEngine={plan}"]
     words += ["--stronglyTyped"] if flavor == "tensorrt" else []
-    words += ["--noTF32", "--skipInference"]
+    words += ["--noTF32", "--skipInference", "--profilingVerbosity=detailed"]
     if options.targets:
         words.append("--computeCapabilities=" + ",".join(target.replace(".", "") for target in options.targets))
     if options.workspace_mb is not None:
@@ -38,7 +38,7 @@ def trtexec_command(
     words += [f"--staticPlugins={library}" for library in options.plugins]
     if free_batch is not None:
         name, rest = free_batch
-        ends = [("min", 1), ("opt", 1), ("max", options.largest_batch)]
+        ends = [("min", 1), ("opt", options.tuned_batch), ("max", options.largest_batch)]
         words += [f"--{end}Shapes={name}:{'x'.join(map(str, (batch, *rest)))}" for end, batch in ends]
     return shlex.join(words)
 

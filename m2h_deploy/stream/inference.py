@@ -24,6 +24,10 @@ from m2h_deploy.stream.watchdog import Watch
 MAX_RESTARTS = 3
 
 
+class _GivenUpError(Exception):
+    """The watchdog has given up the frames of an engine."""
+
+
 @dataclass(eq=False)
 class Slot:
     """A frame in work, and the buffers that it uses."""
@@ -114,9 +118,9 @@ class Inference:
     def _infer(self, engine: Engine) -> None:
         work: deque[Slot] = deque()  # the frames that the engine has, the oldest first
         while True:
-            if self._latest and work and self._watched(engine, work, work[-1].wait_computed) is None:
-                slot, kept = None, False
-            else:
+            try:
+                if self._latest and work:
+                    self._watched(engine, work, work[-1].wait_computed)
                 slot = self._channels.inbox.get(wait=not work)
                 if slot is None and not work:
                     break
@@ -126,11 +130,16 @@ class Inference:
                     self._lose(work)
                     engine = taken
                 try:
-                    kept = self._advance(engine, work, slot)
+                    done = self._advance(engine, work, slot)
                 finally:
                     engine.lock.release()
-            if not kept and not self._go_on(engine, work):
-                return
+            except _GivenUpError:
+                if not self._go_on(engine, work):
+                    return
+            else:
+                # The lock is released: the next stage may wait for the caller, who may wait for the lock.
+                if done is not None:
+                    self._deliver(*done)
         self._channels.done.end()
 
     def _go_on(self, engine: Engine, work: deque[Slot]) -> bool:
@@ -144,32 +153,28 @@ class Inference:
         work.clear()
         return True
 
-    def _advance(self, engine: Engine, work: deque[Slot], slot: Slot | None) -> bool:
+    def _advance(self, engine: Engine, work: deque[Slot], slot: Slot | None) -> tuple[Slot, str] | None:
         """Begin the frame of `slot`, if any, and finish the oldest one if the engine has no place for another.
 
         Returns:
-            False if the watchdog has given up the frames in `work`, whose slots must not be used again.
+            The slot that is finished, if any, and what went wrong or "".
         """
         if slot is not None:
             work.append(slot)
             problem = self._watched(engine, work, partial(slot.begin, engine))
-            if problem is None:
-                return False
             if problem:
                 self._fail(work.pop(), problem)
         if work and (slot is None or len(work) >= engine.backend.in_work):
             problem = self._watched(engine, work, work[0].finish)
-            if problem is None:
-                return False
             self._restarts = 0
-            self._deliver(work.popleft(), problem)
-        return True
+            return work.popleft(), problem
+        return None
 
-    def _watched(self, engine: Engine, work: deque[Slot], call: Callable[[], None]) -> str | None:
-        """Call the engine under the watchdog.
+    def _watched(self, engine: Engine, work: deque[Slot], call: Callable[[], None]) -> str:
+        """Call the engine under the watchdog; return what went wrong, "" if nothing.
 
-        Returns:
-            What went wrong, "" if nothing; None if the watchdog has given up the frames in `work`.
+        Raises:
+            _GivenUpError: The watchdog has given up the frames in `work`, whose slots must not be used again.
         """
         turn = self._watch.begin(tuple(work), engine)
         problem = ""
@@ -177,7 +182,9 @@ class Inference:
             call()
         except Exception as error:  # engines raise exceptions of any type
             problem = first_line(error)
-        return problem if self._watch.end(turn) else None
+        if not self._watch.end(turn):
+            raise _GivenUpError
+        return problem
 
     def _deliver(self, slot: Slot, problem: str) -> None:
         bad = [] if problem else nonfinite_outputs(slot.first)

@@ -60,12 +60,14 @@ def test_trtexec_gets_the_same_flags():
     command = trtexec_command("a b.onnx", "m.plan", flavor="tensorrt", options=options, free_batch=batch)
     assert command == (
         "trtexec '--onnx=a b.onnx' --saveEngine=m.plan --stronglyTyped --noTF32 --skipInference "
+        "--profilingVerbosity=detailed "
         "--memPoolSize=workspace:512M --builderOptimizationLevel=4 --versionCompatible --stripWeights "
         "--minShapes=image:1x3x16x16 --optShapes=image:1x3x16x16 --maxShapes=image:2x3x16x16"
     )
     command = trtexec_command("m.onnx", "m.plan", flavor=RTX, options=TensorRtOptions(targets=("8.6", "12.0")))
     assert command == (
-        "tensorrt_rtx --onnx=m.onnx --saveEngine=m.plan --noTF32 --skipInference --computeCapabilities=86,120"
+        "tensorrt_rtx --onnx=m.onnx --saveEngine=m.plan --noTF32 --skipInference --profilingVerbosity=detailed "
+        "--computeCapabilities=86,120"
     )
     assert free_batch_of(small_graph()) is None
 
@@ -145,6 +147,7 @@ class TestBuilds:
             (TensorRtOptions(version_compatible=True), "TensorRT-RTX has no version compatibility"),
             (TensorRtOptions(level=9), "must be between 0 and 5"),
             (TensorRtOptions(max_batch=0), "must be at least 1"),
+            (TensorRtOptions(max_batch=2, expected_batch=3), "must be from 1 to the largest, 2"),
             (TensorRtOptions(plugins=(Path("nowhere.so"),)), "no plug-in library at nowhere.so"),
         ],
     )

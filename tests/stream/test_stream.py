@@ -141,6 +141,23 @@ def test_invalid_options_are_refused(bundle, options):
         Stream(runtime, frames(1), **options)
 
 
+def test_a_caller_with_all_queues_full_may_use_the_runtime(bundle):
+    """The engine's lock is free while a finished frame waits for its place."""
+    with Runtime(bundle, FakeEngine(bundle)) as runtime, Stream(runtime, frames(60), policy="queue") as stream:
+        for answer in stream:
+            if answer.id == 5:
+                deadline = time.monotonic() + 30
+                before = -1
+                while stream.health.read != before and time.monotonic() < deadline:  # until every queue is full
+                    before = stream.health.read
+                    time.sleep(0.05)
+                done = threading.Thread(target=runtime, args=(picture(1),), daemon=True)
+                done.start()
+                done.join(10)
+                assert not done.is_alive()
+    assert stream.health.delivered == 60
+
+
 def test_a_runtime_may_be_called_while_it_streams(bundle):
     with Runtime(bundle, FakeEngine(bundle)) as runtime, Stream(runtime, frames(200)) as stream:
         for answer in stream:

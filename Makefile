@@ -23,7 +23,7 @@ PYTEST  = $(BIN)/python -m pytest -rs --junit-xml build/junit/$@.xml
 # Long files come early in this order; by the number of their tests they would come last, on one core.
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test test-slow test-isa test-ros2 test-serving test-cpp lint clean
+.PHONY: install demo test test-slow test-isa test-gpu test-ros2 test-serving test-cpp lint clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -54,10 +54,14 @@ lint: install
 	$(BIN)/lint-imports
 
 test: lint
-	OMP_NUM_THREADS=1 $(PYTEST) $(PARALLEL) -m "not slow"
+	OMP_NUM_THREADS=1 $(PYTEST) $(PARALLEL) -m "not slow and not gpu"
 
 test-slow: install
 	$(PYTEST) -m slow
+
+# On a machine with an NVIDIA GPU, in an environment with its engines: those that are not installed are skipped.
+test-gpu: install
+	$(PYTEST) --require=gpu -m gpu
 
 test-ros2: install $(ROS_STAMP)
 	M2H_ROS_PYTHON=$(CURDIR)/$(ROS_VENV)/bin/python $(PYTEST) tests/ros2 --require=ros2 -m "ros2 and $(SELECT)"

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cli.app import JsonFlag, OverwriteFlag, app
 from cli.console import out, print_json, say, status
+from m2h_deploy.backends import KINDS
 from m2h_deploy.choices import Calibrator, ComputePrecision, Engine, FloatType, Precision, Provider
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.provenance import check_output
@@ -19,6 +20,8 @@ from m2h_deploy.files.provenance import check_output
 if TYPE_CHECKING:
     from m2h_deploy.bundle.folder import Bundle
 
+#: Bytes of a pixel's results from a raw-pixel graph: depth, label, normal and edge.
+RAW_PIXEL_BYTES = 4 + 1 + 12 + 4
 
 lowering_option = partial(typer.Option, rich_help_panel="FP16 and INT8")
 cpu_option = partial(typer.Option, rich_help_panel="ONNX Runtime and OpenVINO")
@@ -258,6 +261,12 @@ def tell(bundle: Bundle) -> None:
             f"{manifest.model.variant} was lowered by another tool: its self-test is made from the {engine.precision} "
             "graph itself, and m2h-deploy verify compares it with the checkpoint",
             "yellow",
+        )
+    if KINDS[engine.kind].needs_gpu and manifest.sensor is None:
+        raw = RAW_PIXEL_BYTES * manifest.input.height * manifest.input.width
+        say(
+            f"each frame brings {manifest.output_bytes / 1e6:.1f} MB back from the GPU: a raw-pixel graph (export "
+            f"--sensor uint8) brings {raw / 1e6:.1f} MB for a camera of this size, and decodes on the GPU"
         )
     for note in engine.options.get("notes", ()):
         say(note, "yellow")

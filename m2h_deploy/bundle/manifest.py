@@ -67,6 +67,10 @@ class ModelInfo(Record):
     onnx_sha256: Sha256
 
 
+#: Bytes of one value by its type.
+_BYTES = {"float32": 4, "float16": 2, "uint8": 1, "uint16": 2}
+
+
 class InputSpec(Record):
     """The engine's input: (pixel * scale - mean) / std, per channel in the engine's color order."""
 
@@ -224,6 +228,13 @@ class Manifest(Record):
     def tasks(self) -> tuple[str, ...]:
         """The tasks of the outputs: depth, semantics (also as labels), normals, edges."""
         return tuple(task_of(spec.name) for spec in self.outputs)
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the engine's outputs for one frame."""
+        sides = (spec.shape[1:] for spec in self.outputs)
+        sizes = (_BYTES[spec.dtype] for spec in self.outputs)
+        return sum(math.prod(side or 1 for side in shape) * size for shape, size in zip(sides, sizes, strict=True))
 
 
 def first_problem(error: ValidationError | RecursionError) -> str:

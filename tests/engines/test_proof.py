@@ -32,6 +32,12 @@ def built(tiny_onnx, tmp_path_factory):
     return folder / "rtx", done.stderr
 
 
+def test_a_plain_graph_for_a_gpu_is_told_what_a_raw_pixel_graph_saves(built):
+    bundle, said = built
+    assert load_bundle(bundle).manifest.output_bytes == 4 * 112 * 140 * (1 + 41 + 3 + 1)
+    assert "each frame brings 2.9 MB back from the GPU: a raw-pixel graph (export --sensor uint8) brings 0.3 MB" in said
+
+
 def test_the_command_line_says_it_in_one_line(built):
     bundle, said = built
     assert load_bundle(bundle).manifest.self_test.measured == {}

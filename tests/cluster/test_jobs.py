@@ -90,6 +90,7 @@ def test_parquet_holds_each_frame_once_with_the_content_of_the_files(tiny_bundle
     assert predict_folder(tiny_bundle, pictures, table, cluster=TWO, parquet=True, npz=True).reused == 11
 
 
+@pytest.mark.slow
 def test_a_killed_worker_loses_nothing(tiny_bundle, pictures, tmp_path):
     killed = []
 
@@ -187,6 +188,7 @@ class Deadly(FrameWorker):
         return "done", "", row.name.encode()
 
 
+@pytest.mark.slow
 def test_a_frame_that_kills_its_workers_is_skipped_and_named(tmp_path):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
     rows = [Row(name, f"key-{name}", "") for name in ("a", "b", "odd", "deadly", "c")]
@@ -201,6 +203,7 @@ def test_a_frame_that_kills_its_workers_is_skipped_and_named(tmp_path):
     assert kept == {"key-a": b"a", "key-b": b"b", "key-c": b"c"}
 
 
+@pytest.mark.slow
 def test_the_callers_output_is_shown_and_rays_is_not(tiny_bundle, pictures, tmp_path):
     code = (
         "import os, sys; from tests.cluster.processes import kill, workers_of\n"

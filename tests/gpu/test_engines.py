@@ -1,4 +1,4 @@
-"""Test engines where they run: the ones for GPUs with `make test-gpu`, and one for CPUs everywhere, which tests the tests."""
+"""Test engines where they run: on GPUs with `make test-gpu`; the one for CPUs everywhere, which tests the tests."""
 
 from __future__ import annotations
 

@@ -75,6 +75,7 @@ def rounding(model: M2H) -> dict[str, nn.Module]:
     }
 
 
+@pytest.mark.slow
 def test_the_layers_are_those_that_the_int8_build_quantizes(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("modelopt.onnx.quantization", exc_type=ImportError)

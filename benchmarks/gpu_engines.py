@@ -20,7 +20,7 @@ from engines.precision.modelopt import require_modelopt
 from engines.registry import engine_builder
 from engines.targets import check_rtx_targets
 from m2h_deploy.backends import KINDS, Backend, BackendOptions, open_backend
-from m2h_deploy.backends.cuda import missing_gpu
+from m2h_deploy.backends.driver import missing_gpu
 from m2h_deploy.backends.onnxruntime import PROVIDERS
 from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.bundle.self_test import pattern

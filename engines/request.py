@@ -38,7 +38,7 @@ class BuildRequest:
         if self.lowers:
             self.lowering.check(self.precision or "fp32")
         elif self.lowering != Lowering():
-            raise M2HError("calibration, policy and types of inputs do not apply to fp32: choose fp16 or int8")
+            raise M2HError("calibration, policy and types of inputs need a float32 graph and --precision fp16 or int8")
         elif self.graph is not None:
             raise M2HError("only a lowered graph is kept: choose fp16 or int8, or leave the file out")
 

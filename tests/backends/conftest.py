@@ -8,21 +8,21 @@ from tests.backends.gpu_machine import KINDS, Machine
 
 
 @pytest.fixture(params=KINDS)
-def machine(request, monkeypatch, tiny_bundle, tmp_path) -> Machine:
-    return Machine(monkeypatch, tiny_bundle, tmp_path, request.param)
+def machine(request, monkeypatch, tmp_path) -> Machine:
+    return Machine(monkeypatch, tmp_path, request.param)
 
 
 @pytest.fixture(params=[*KINDS, "jetson"])
-def any_machine(request, monkeypatch, tiny_bundle, tmp_path) -> Machine:
+def any_machine(request, monkeypatch, tmp_path) -> Machine:
     kind = "tensorrt" if request.param == "jetson" else request.param
-    return Machine(monkeypatch, tiny_bundle, tmp_path, kind, integrated=request.param == "jetson")
+    return Machine(monkeypatch, tmp_path, kind, integrated=request.param == "jetson")
 
 
 @pytest.fixture
-def tensorrt(monkeypatch, tiny_bundle, tmp_path) -> Machine:
-    return Machine(monkeypatch, tiny_bundle, tmp_path, "tensorrt")
+def tensorrt(monkeypatch, tmp_path) -> Machine:
+    return Machine(monkeypatch, tmp_path, "tensorrt")
 
 
 @pytest.fixture
-def rtx(monkeypatch, tiny_bundle, tmp_path) -> Machine:
-    return Machine(monkeypatch, tiny_bundle, tmp_path, "tensorrt-rtx")
+def rtx(monkeypatch, tmp_path) -> Machine:
+    return Machine(monkeypatch, tmp_path, "tensorrt-rtx")

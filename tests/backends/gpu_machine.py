@@ -17,10 +17,10 @@ KINDS = ("tensorrt", "tensorrt-rtx")
 class Machine:
     """A machine with GPUs, TensorRT, and a bundle for it."""
 
-    def __init__(self, monkeypatch, tiny_bundle, folder, kind: str, *, integrated: bool = False) -> None:
+    def __init__(self, monkeypatch, folder, kind: str, *, integrated: bool = False) -> None:
         self.gpu, self.kind = Gpu(integrated=integrated), kind
         self.trt = Tensorrt(self.gpu, rtx=kind == "tensorrt-rtx")
-        self._tiny, self._folder = tiny_bundle, folder
+        self._folder = folder
         install(monkeypatch, self.gpu)
         monkeypatch.setattr(tensorrt_api, "_modules", {kind: self.trt.module()})
         monkeypatch.setattr(tensorrt_log, "_loggers", {})
@@ -29,7 +29,7 @@ class Machine:
 
     def bundle(self, batch: int | None = None, *, half: bool = False, **options: object):
         path = self._folder / f"bundle{len(list(self._folder.iterdir()))}"
-        return small_bundle(self._tiny, path, self.kind, batch, half=half, **options)
+        return small_bundle(path, self.kind, batch, half=half, **options)
 
     def open(self, bundle=None, **options: object):
         return open_backend(load_bundle(bundle or self.bundle()), BackendOptions(**options))

@@ -119,8 +119,8 @@ def test_arrays_of_the_caller_are_copied_without_a_graph_of_the_copies(any_machi
         check(backend.run(tensor, out), image(seed))
 
 
-def test_an_integrated_gpu_reads_and_writes_the_hosts_arrays(monkeypatch, tiny_bundle, tmp_path):
-    machine = Machine(monkeypatch, tiny_bundle, tmp_path, "tensorrt", integrated=True)
+def test_an_integrated_gpu_reads_and_writes_the_hosts_arrays(monkeypatch, tmp_path):
+    machine = Machine(monkeypatch, tmp_path, "tensorrt", integrated=True)
     backend = machine.open()
     copies: list[object] = []
     monkeypatch.setattr(type(backend._cuda), "copy", lambda self, copied, stream: copies.extend(copied))

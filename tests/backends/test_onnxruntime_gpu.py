@@ -51,7 +51,7 @@ class CopyingBinding:
 
 
 @pytest.fixture
-def bundle(tiny_bundle, tmp_path, monkeypatch):
+def bundle(tmp_path, monkeypatch):
     opened = backend_module.open_session
 
     def open_on_gpu(bundle, options, **arguments):
@@ -59,7 +59,7 @@ def bundle(tiny_bundle, tmp_path, monkeypatch):
         return CopyingSession(session), "cuda"
 
     monkeypatch.setattr(backend_module, "open_session", open_on_gpu)
-    return small_bundle(tiny_bundle, tmp_path / "bundle", "onnxruntime")
+    return small_bundle(tmp_path / "bundle", "onnxruntime")
 
 
 def depth_of(runtime: Runtime, image: np.ndarray) -> np.ndarray:
@@ -92,9 +92,7 @@ def test_a_new_frame_in_the_same_array_gives_a_new_prediction(bundle, way):
         ("", "no NVIDIA driver is installed"),
     ],
 )
-def test_a_provider_that_does_not_start_is_reported_with_its_reason(
-    tiny_bundle, tmp_path, monkeypatch, missing, reason
-):
+def test_a_provider_that_does_not_start_is_reported_with_its_reason(tmp_path, monkeypatch, missing, reason):
     """ONNX Runtime falls back to the CPU and writes the reason to its log only."""
 
     def load(path, mode=0):
@@ -111,6 +109,6 @@ def test_a_provider_that_does_not_start_is_reported_with_its_reason(
         return made(file, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)
-    bundle = small_bundle(tiny_bundle, tmp_path / "bundle", "onnxruntime")
+    bundle = small_bundle(tmp_path / "bundle", "onnxruntime")
     said = refused(open_backend, load_bundle(bundle), BackendOptions(device="cuda"))
     assert f"the provider 'cuda' does not start here: {reason}" in said

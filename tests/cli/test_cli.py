@@ -257,7 +257,7 @@ def test_trtexec_is_printed_where_tensorrt_is_missing_and_nothing_is_built(tiny_
     assert printed.returncode == 0, printed.stderr
     assert printed.stdout.strip() == (
         "trtexec --onnx=tiny.onnx --saveEngine=model.plan --stronglyTyped --noTF32 --skipInference "
-        "--memPoolSize=workspace:512M"
+        "--profilingVerbosity=detailed --memPoolSize=workspace:512M"
     )
     assert "no bundle was built: the engine needs TensorRT, which is not installed" in printed.stderr
     assert list(tmp_path.iterdir()) == []

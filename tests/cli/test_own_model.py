@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 
 from engines.precision.frames import calibration_frames, open_pictures
+from export import Sensor, add_sensor
 from m2h_deploy import M2HError, Runtime
 from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.data.rooms.render import render_room
@@ -50,9 +51,9 @@ def folder(network, tmp_path_factory) -> Path:
         cv2.imwrite(str(folder / "pictures" / f"{index}.png"), render_room(1, index, 48, 64).image)
     size = ("--height", HEIGHT, "--width", WIDTH)
     own = ("--mean", "0.5,0.4,0.3", "--std", "0.2,0.25,0.3", "--classes", folder / "classes.json")
-    sensor = ("--sensor", "uint8", "--camera-size", "64x48")
-    for name, more in (("plain", ()), ("sensor", sensor)):
-        done("export", folder / "own.safetensors", "-o", folder / f"{name}.onnx", *size, *own, *more)
+    done("export", folder / "own.safetensors", "-o", folder / "plain.onnx", *size, *own)
+    onnx.save(add_sensor(onnx.load(folder / "plain.onnx"), Sensor((64, 48))), folder / "sensor.onnx")
+    for name in ("plain", "sensor"):
         done("build", folder / f"{name}.onnx", "-o", folder / name, "--threads", 1)
     return folder
 

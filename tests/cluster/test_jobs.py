@@ -70,6 +70,7 @@ def test_files_equal_those_of_one_process_and_only_new_frames_are_redone(tiny_bu
     assert (nothing.frames, nothing.reused, nothing.workers) == (12, 12, 0)
 
 
+@pytest.mark.slow
 def test_parquet_holds_each_frame_once_with_the_content_of_the_files(tiny_bundle, pictures, tmp_path):
     import pyarrow.parquet
 

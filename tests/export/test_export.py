@@ -89,6 +89,7 @@ def functions_onnx(tiny_model, tmp_path_factory):
     return export_onnx(tiny_model, path, height=112, width=140, windows="functions", dynamic_batch=True).path
 
 
+@pytest.mark.slow
 def test_windows_as_functions_give_the_same_numbers(tiny_onnx, functions_onnx):
     proto = onnx.load(functions_onnx)
     assert {(f.domain, f.name, tuple(f.attribute)) for f in proto.functions} == {

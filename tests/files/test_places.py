@@ -54,6 +54,7 @@ def test_a_failed_build_keeps_the_bundle_of_a_mount_point(tiny_onnx, tmp_path):
     assert "No space left on device" in message
 
 
+@pytest.mark.slow
 def test_other_results_go_to_mount_points(tiny_bundle, tmp_path):
     (tmp_path / "m").mkdir()
     (tmp_path / "report.json").touch()

@@ -1,4 +1,4 @@
-"""Test engines where they run: on GPUs with `make test-gpu`; the one for CPUs everywhere, which tests the tests."""
+"""Test engines where they run: on GPUs with `make test-gpu`; the one for CPUs runs with the slow tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.stream.sources import frames, picture
 
 GPU = pytest.mark.gpu
 ENGINES = [
-    pytest.param("onnxruntime", "fp32", None, id="onnxruntime-cpu"),
+    pytest.param("onnxruntime", "fp32", None, id="onnxruntime-cpu", marks=pytest.mark.slow),
     pytest.param("onnxruntime", "fp32", OnnxRuntimeOptions(provider="cuda"), id="onnxruntime-cuda", marks=GPU),
     *(
         pytest.param(kind, precision, None, id=f"{kind}-{precision}", marks=GPU)

@@ -10,7 +10,7 @@ from m2h_deploy.model import load_checkpoint
 from tests.golden import filler
 
 CASES = [
-    ("m2h_small", 224, 224, 29_042_096),
+    pytest.param("m2h_small", 224, 224, 29_042_096, marks=pytest.mark.slow),
     ("m2h_small", 256, 320, 29_042_096),
     ("m2h", 224, 224, 81_540_240),
 ]

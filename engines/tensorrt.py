@@ -176,6 +176,7 @@ def _compile(
     network = _parse(trt, builder, logger, model, flavor, options)
     config = configure(trt, builder, network, flavor, options)
     timings = TimingCache(trt, config, flavor)
+    messages.errors.clear()  # a timing cache of another version is refused with an error
     begin = perf_counter()
     serialized = _build(trt, builder, network, config)
     seconds = perf_counter() - begin

@@ -94,7 +94,7 @@ class Backend(Protocol):
         return Finished(self.run(image, out))
 
     def new_array(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
-        """Allocate an array for images that the engine reads without a detour."""
+        """Allocate an array for images that the engine reads directly."""
         return np.empty(shape, dtype)
 
     def new_outputs(self, batch: int = 1) -> dict[str, NDArray[np.float32]]:

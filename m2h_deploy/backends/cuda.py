@@ -1,4 +1,4 @@
-"""One GPU through cuda.core: streams, memory that both sides can reach, copies and CUDA graphs."""
+"""One GPU through cuda.core: streams, device and page-locked memory, copies and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -32,38 +32,49 @@ class Cuda:
     Objects of cuda.core free what they hold when they are no longer referenced, so there is nothing to close.
 
     Raises:
-        M2HError: CUDA refuses; the message has its reason. So do all methods.
+        M2HError: CUDA refuses; the message has its reason. So do all methods but `copy`.
     """
 
     def __init__(self, index: int = 0) -> None:
-        from cuda.core import Buffer, Device, EventOptions, LegacyPinnedMemoryResource
+        from cuda.core import (
+            Buffer,
+            Device,
+            DeviceMemoryResource,
+            DeviceMemoryResourceOptions,
+            EventOptions,
+            LegacyPinnedMemoryResource,
+        )
 
         self.index = index
         self._buffer = Buffer
         self._timing = EventOptions(timing_enabled=True)
         with explained(f"GPU {index} cannot be used"):
             self.device = Device(index)
-            self.use()
+            self.device.set_current()
             self._host_memory = LegacyPinnedMemoryResource()
             self.upload, self.compute, self.download = (self.device.create_stream() for _ in range(3))
             self.integrated = bool(self.device.properties.integrated)
+            # A pool of its own: memory of the process's default pool would not return to the system.
+            pool = None if self.integrated else DeviceMemoryResource(index, DeviceMemoryResourceOptions())
+            self._device_memory = pool
             major, minor = self.device.compute_capability
         self.capability = f"{major}.{minor}"
 
     def use(self) -> None:
         """Make this device current in the calling thread; CUDA keeps the current device per thread."""
-        self.device.set_current()
+        with explained(f"GPU {self.index} cannot be used"):
+            self.device.set_current()
 
     def new_block(self, nbytes: int) -> tuple[object, int]:
         """Allocate memory for kernels; return its owner, with which it is freed, and its address.
 
         It is the device's own, or page-locked memory of the host on an integrated GPU.
         """
-        if self.integrated:
+        if self._device_memory is None:
             array = self.new_array((nbytes,), np.uint8)
             return array, array.ctypes.data
         with explained(f"no {nbytes / 2**20:.0f} MiB of memory on GPU {self.index}"):
-            buffer = self.device.allocate(nbytes, stream=self.compute)
+            buffer = self._device_memory.allocate(nbytes, stream=self.compute)
             self.compute.sync()  # the other streams may use it at once
         return buffer, int(buffer.handle)
 
@@ -73,6 +84,7 @@ class Cuda:
         The memory lives as long as the array and its views.
         """
         nbytes = max(math.prod(shape) * np.dtype(dtype).itemsize, 1)
+        self.use()
         with explained(f"no {nbytes / 2**20:.0f} MiB of page-locked memory"):
             buffer = self._host_memory.allocate(nbytes)
         address = int(buffer.handle)
@@ -92,18 +104,13 @@ class Cuda:
         """Record what `work(stream)` enqueues on the compute stream as a CUDA graph."""
         with explained("CUDA cannot capture a graph"):
             builder = self.compute.create_graph_builder()
-            builder.begin_building("thread_local")
             try:
+                builder.begin_building("thread_local")
                 work(builder)
-            except BaseException:
-                # The stream stays in capture mode until this call, which reports the same failure again.
-                with _ignored():
-                    builder.end_building()
-                builder.close()
-                raise
-            graph = builder.end_building().complete()
-            builder.close()
-        return graph
+                return builder.end_building().complete()
+            finally:
+                with _ignored():  # it ends a capture that has failed, and reports the failure again
+                    builder.close()
 
     def milliseconds(self, work: Callable[[], None]) -> float:
         """Return the GPU time of what `work()` enqueues on the compute stream, measured by CUDA events."""
@@ -138,4 +145,4 @@ def _ignored() -> Iterator[None]:
 def is_page_locked(array: NDArray[Any]) -> bool:
     """Return whether a contiguous array lies in memory of `Cuda.new_array`, of any device of this process."""
     first = array.ctypes.data
-    return any(start <= first and first + array.nbytes <= end for start, end in tuple(_page_locked.items()))
+    return any(start <= first and first + array.nbytes <= end for start, end in _page_locked.copy().items())

@@ -69,11 +69,11 @@ class OnnxRuntimeBackend(Backend):
         if self._session is None:
             raise M2HError(f"{self._where}: the engine is closed")
         check_image(image.shape, self._spec.batch, self._spec.sides, self._where)
-        self._image.give(image, self._bind_input)
-        if self._outputs.take(len(image), out):
-            for name, array in self._outputs.raw.items():
-                self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        bind_outputs = self._outputs.take(len(image), out)
         try:
+            self._image.give(image, self._bind_input)
+            for name, array in self._outputs.raw.items() if bind_outputs else ():
+                self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # ONNX Runtime raises its own unexported types
             raise M2HError(f"{self._where}: ONNX Runtime could not run: {reason(error)}") from None

@@ -1,4 +1,4 @@
-"""Output arrays of a CPU engine, reused from frame to frame: the engine's own or the caller's."""
+"""Output arrays of an engine, reused from frame to frame: the engine's own or the caller's."""
 
 from __future__ import annotations
 

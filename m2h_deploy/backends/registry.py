@@ -142,7 +142,8 @@ def _call(role: Literal["open", "profile"], bundle: Bundle, *arguments: Any) -> 
     module, _, name = getattr(kind, role).partition(":")
     try:
         return getattr(importlib.import_module(f"m2h_deploy.backends.{module}"), name)(bundle, *arguments)
-    except ModuleNotFoundError as error:
-        raise missing_extra(str(error.name), extra_here(kind.extra), f"{bundle.path} (engine {kind.name})") from None
+    except ImportError as error:
+        needing = f"{bundle.path} (engine {kind.name})"
+        raise missing_extra(str(error.name), extra_here(kind.extra), needing, error=error) from None
     except M2HError as error:
         raise engine_error(error) from None

@@ -1,12 +1,13 @@
 """Run a plan of TensorRT or TensorRT-RTX on an NVIDIA GPU, with only numpy and cuda-python.
 
-Arrays of `new_array` and `new_outputs` are page-locked, so that copies need no detour. One frame at a time is a single
-CUDA graph of copies and kernels; with `begin`, copies of one frame overlap the kernels of another. It has not been run
-on a GPU: the tests run it on a double of CUDA and TensorRT.
+Arrays of `new_array` and `new_outputs` are page-locked, so that the GPU copies them directly. One frame at a time is a
+single CUDA graph of copies and kernels; with `begin`, copies of one frame overlap the kernels of another. It has not
+been run on a GPU: the tests run it on a double of CUDA and TensorRT.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.cache import read_checked, write_checked
 
+_log = logging.getLogger("m2h_deploy.backends.tensorrt")
+
 #: Number of pairs of batch size and frame in work whose execution contexts are kept.
 MAX_LANES = 4
 
@@ -48,7 +51,8 @@ MAX_LANES = 4
 class DeviceArray:
     """A contiguous array in GPU memory, for libraries that read CUDA's array interface, such as PyTorch and CuPy.
 
-    The next run of its engine overwrites it.
+    The next run of its engine overwrites it. A library that does not wait for the interface's stream, such as PyTorch,
+    must read it after `DeviceOutputs.event` only.
     """
 
     address: int
@@ -60,7 +64,7 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """The array, version 3 of the interface: a reader waits for `stream`."""
+        """The array, version 3 of the interface."""
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
@@ -145,24 +149,27 @@ class TensorRTBackend(Backend):
         from cuda.core.utils import StridedMemoryView
 
         self._check_open()
+        self._cuda.use()  # the library's stream may be the current device's default one
         compute = self._cuda.compute
         with explained("run_on_device takes an array in GPU memory, of a library with DLPack"):
             view = StridedMemoryView.from_any_interface(image, stream_ptr=int(compute.handle))
+            dtype = np.dtype(view.dtype)
         if not view.is_device_accessible or view.device_id != self._cuda.index:
             raise M2HError(
                 f"run_on_device takes an array in the memory of GPU {self._cuda.index}: give others to run()"
             )
-        if np.dtype(view.dtype) != self._image.dtype or not _is_contiguous(view):
+        if dtype != self._image.dtype or not _is_contiguous(view):
             raise M2HError(
                 f"run_on_device takes contiguous {self._image.dtype}, got {view.dtype}: convert it on the GPU"
             )
         lane = self._lane(tuple(view.shape))
-        addresses = lane.run_on_device(int(view.ptr))
+        addresses = lane.run_on_device(int(view.ptr), view)
         arrays = {
             name: DeviceArray(addresses[name], (view.shape[0], *spec.shape[1:]), spec.dtype, int(compute.handle), lane)
             for name, spec in self._results.items()
         }
-        return DeviceOutputs(arrays, compute.record())
+        with explained(f"{self._where}: the GPU failed"):
+            return DeviceOutputs(arrays, compute.record())
 
     def new_array(self, shape: Any, dtype: DTypeLike) -> NDArray[Any]:
         """Allocate a page-locked array."""
@@ -194,7 +201,10 @@ class TensorRTBackend(Backend):
 
         Runs without a CUDA graph, which does not report layers. `profiler.end()` is called after each run.
         """
-        Lane(self._plan, 1).profile(profiler, runs)
+        self._check_open()
+        self._cuda.use()
+        with explained(f"{self._where}: the GPU failed"):
+            Lane(self._plan, 1).profile(profiler, runs)
         inspector = self._plan.engine.create_engine_inspector()
         return str(inspector.get_engine_information(self._plan.trt.LayerInformationFormat.JSON))
 
@@ -203,11 +213,16 @@ class TensorRTBackend(Backend):
         if not self._open:
             return
         self._open = False
-        for lane in self._lanes.values():
-            lane.settle()
-        self._save_kernels()
-        self._lanes.clear()
-        self._plan.engine = self._plan.kernels = None
+        try:
+            self._cuda.use()
+            for lane in self._lanes.values():
+                lane.settle()
+            self._save_kernels()
+        except M2HError as error:
+            _log.warning("%s: while it is closed: %s", self._where, str(error))
+        finally:
+            self._lanes.clear()
+            self._plan.engine = self._plan.kernels = None
 
     def _check_open(self) -> None:
         if not self._open:
@@ -236,8 +251,8 @@ class TensorRTBackend(Backend):
 
     def _load_kernels(self) -> None:
         """Give TensorRT-RTX the kernels that an earlier start has compiled for this GPU."""
-        if not hasattr(self._plan.engine, "create_runtime_config"):
-            return
+        if not hasattr(self._plan.trt, "IRuntimeCache"):
+            return  # TensorRT's plans hold their kernels
         config = self._plan.engine.create_runtime_config()
         self._plan.kernels = None if config is None else config.create_runtime_cache()
         cached = None if self._cache_file is None else read_checked(self._cache_file)

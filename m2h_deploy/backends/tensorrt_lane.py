@@ -1,4 +1,4 @@
-"""One way through a GPU for frames of one batch size: an execution context, device memory and prepared frames."""
+"""Run frames of one batch size on a GPU: an execution context, device memory and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from m2h_deploy.errors import M2HError
 
 _log = logging.getLogger("m2h_deploy.backends.tensorrt")
 
-#: Number of prepared frames that a lane keeps: more than a `Stream` has in work.
+#: What is enqueued on the stream that it is given.
+Work = Callable[[Any], None]
+
+#: Number of CUDA graphs that a lane keeps: more than a `Stream` has frames in work.
 MAX_FRAMES = 12
 
 
@@ -47,7 +50,7 @@ class OpenPlan:
             M2HError: TensorRT makes none; usually the GPU's memory is full.
         """
         self.messages.errors.clear()
-        if hasattr(self.engine, "create_runtime_config"):
+        if hasattr(self.trt, "IRuntimeCache"):  # TensorRT-RTX
             context = self.engine.create_execution_context(self._runtime_config())
         else:
             context = self.engine.create_execution_context()
@@ -62,7 +65,7 @@ class OpenPlan:
         config = self.engine.create_runtime_config()
         if config is None:
             raise M2HError(f"{self.where}: TensorRT-RTX made no runtime configuration: {self.said()}")
-        if hasattr(self.trt, "CudaGraphStrategy"):
+        if hasattr(self.trt, "CudaGraphStrategy"):  # from 1.2 on
             strategy = "WHOLE_GRAPH_CAPTURE" if self.graphs == "by TensorRT" else "DISABLED"
             config.cuda_graph_strategy = getattr(self.trt.CudaGraphStrategy, strategy)
         if hasattr(self.trt, "DynamicShapesKernelSpecializationStrategy"):
@@ -82,16 +85,18 @@ class OpenPlan:
 class _Graphs:
     """CUDA graphs by the addresses that they use. Work is enqueued the first time, and captured the second."""
 
-    def __init__(self, capture: Callable[[Callable[[Any], None]], Any]) -> None:
-        self._capture = capture
+    def __init__(self) -> None:
         self._graphs: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
-    def run(self, key: tuple[int, ...], work: Callable[[Any], None], stream: Any) -> None:
-        """Launch the graph of `key` on the stream, or enqueue `work(stream)`."""
+    def run(self, key: tuple[int, ...], work: Work, stream: Any, capture: Callable[[Work], Any]) -> None:
+        """Launch the graph of `key` on the stream, or enqueue `work(stream)`.
+
+        `capture` is not kept: a cycle of references would keep the GPU's memory after the engine is closed.
+        """
         seen = key in self._graphs
         graph = self._graphs.pop(key, None)
         if seen and graph is None:
-            graph = self._capture(work)
+            graph = capture(work)
         self._graphs[key] = graph
         if len(self._graphs) > MAX_FRAMES:
             self._graphs.popitem(last=False)
@@ -125,18 +130,20 @@ class Lane:
         self._batch = batch
         self._placements, size = plan_buffers(plan.specs, batch)
         self._image, *results = self._placements
-        self._context = plan.new_context()
-        self._take_batch()
+        self._make_context()
         sides = {placement.name: placement.shape[1:] for placement in results}
         self._outputs = OutputArrays(sides, {p.name: p.dtype for p in results}, self._cuda.new_array)
         self._memory, start = self._cuda.new_block(size)
         self._own = _Frame((), {placement.name: start + placement.offset for placement in self._placements})
         self._staged: NDArray[Any] | None = None
-        self._graphs = _Graphs(self._capture)
-        self._bound: dict[str, int] = {}
+        self._graphs = _Graphs()
         self._in_work: InWork | None = None
+        self._given: Any = None
+        self._computed: Any = None
 
-    def _take_batch(self) -> None:
+    def _make_context(self) -> None:
+        self._context, self._context_graphs = self._plan.new_context(), self._plan.graphs
+        self._bound: dict[str, int] = {}
         image = self._image
         if not self._context.set_input_shape(image.name, image.shape):
             low, _, high = self._plan.engine.get_tensor_profile_shape(image.name, 0)
@@ -150,7 +157,7 @@ class Lane:
             if not frame.before:
                 self.run_kernels(frame)
             elif all(map(is_page_locked, frame.arrays)):
-                self._graphs.run(key, partial(self._enqueue, frame), stream)
+                self._graphs.run(key, partial(self._enqueue, frame), stream, self._capture)
             else:  # a graph cannot copy pageable memory
                 self._cuda.copy(frame.before, stream)
                 self.run_kernels(frame)
@@ -162,13 +169,14 @@ class Lane:
         """Start a frame: its copies take place while another lane's frame is computed."""
         cuda, frame = self._cuda, self._take(image, out)
         with explained(f"{self._plan.where}: the GPU failed"):
+            if self._computed is not None:
+                cuda.upload.wait(self._computed)  # kernels without a frame may still read the input
             cuda.copy(frame.before, cuda.upload)
             cuda.compute.wait(cuda.upload)
             self.run_kernels(frame)
-            computed = cuda.compute.record()
-            cuda.download.wait(computed)
+            cuda.download.wait(self._computed)
             cuda.copy(frame.after, cuda.download)
-            self._in_work = InWork(self, frame, computed, cuda.download.record())
+            self._in_work = InWork(self, frame, self._computed, cuda.download.record())
         return self._in_work
 
     def settle(self) -> None:
@@ -183,12 +191,24 @@ class Lane:
 
     def run_kernels(self, frame: _Frame | None = None) -> None:
         """Enqueue the kernels without copies; by default on what the lane's own memory holds."""
-        frame = frame or self._own
-        self._graphs.run(tuple(frame.addresses.values()), partial(self._execute, frame), self._cuda.compute)
+        frame, compute = frame or self._own, self._cuda.compute
+        with explained(f"{self._plan.where}: the GPU failed"):
+            self._graphs.run(tuple(frame.addresses.values()), partial(self._execute, frame), compute, self._capture)
+            self._computed = compute.record()
 
-    def run_on_device(self, address: int) -> dict[str, int]:
-        """Enqueue the kernels on an image at an address of the device; return the addresses of all tensors."""
+    def run_on_device(self, address: int, owner: Any) -> dict[str, int]:
+        """Enqueue the kernels on an image at an address of the device; return the addresses of all tensors.
+
+        `owner` of the image is held until the next one is given.
+        """
         self.settle()
+        with explained(f"{self._plan.where}: the GPU failed"):
+            if self._computed is not None:
+                self._computed.sync()  # the kernels may still read the last image
+            self._given = owner
+            return self._run_on_device(address)
+
+    def _run_on_device(self, address: int) -> dict[str, int]:
         frame, own = self._own, self._own.addresses[self._image.name]
         if address % ALIGNMENT:
             self._cuda.copy([Copy(own, address, self._image.nbytes)], self._cuda.compute)
@@ -210,7 +230,7 @@ class Lane:
         self.settle()
         self._outputs.take(self._batch, out)
         host = {self._image.name: self._as_taken(image), **self._outputs.raw}
-        if self._cuda.integrated and all(map(is_page_locked, host.values())):
+        if self._cuda.integrated and all(map(_is_direct, host.values())):
             return _Frame(tuple(host.values()), {name: array.ctypes.data for name, array in host.items()})
         before, after = [], []
         for placement in self._placements:
@@ -236,6 +256,7 @@ class Lane:
         self._cuda.copy(frame.after, stream)
 
     def _execute(self, frame: _Frame, stream: Any) -> None:
+        self._plan.messages.errors.clear()
         self._bind(frame.addresses)
         handle = getattr(stream, "stream", stream).handle  # a graph that is being captured has a stream
         if not self._context.execute_async_v3(int(handle)):
@@ -253,31 +274,32 @@ class Lane:
     def _capture(self, work: Callable[[Any], None]) -> Any:
         """Capture work as a CUDA graph; None, after one warning, if that fails."""
         plan = self._plan
+        if plan.graphs == "by TensorRT" != self._context_graphs:  # another lane has found out
+            self._make_context()
         if plan.graphs != "captured here":
             return None
         capturable = getattr(self._context, "is_stream_capturable", None)  # TensorRT-RTX alone has it
         if capturable is not None and not capturable(int(self._cuda.compute.handle)):
-            self._leave_graphs_to_tensorrt()
+            plan.graphs = "by TensorRT"
+            self._make_context()
             return None
-        plan.messages.errors.clear()
         try:
             return self._cuda.capture(work)
         except M2HError as error:
             plan.graphs = "none"
             said = f" ({plan.said()})" if plan.messages.errors else ""
-            _log.warning("%s: runs without a CUDA graph, which is slower: %s%s", plan.where, error, said)
+            _log.warning("%s: runs without a CUDA graph, which is slower: %s%s", plan.where, str(error), said)
             return None
 
-    def _leave_graphs_to_tensorrt(self) -> None:
-        """Replace the context by one that makes CUDA graphs itself."""
-        self._plan.graphs = "by TensorRT"
-        self._context, self._bound = self._plan.new_context(), {}
-        self._take_batch()
+
+def _is_direct(array: NDArray[Any]) -> bool:
+    """Return whether the kernels of an integrated GPU can use an array of the host: TensorRT wants it aligned."""
+    return is_page_locked(array) and array.ctypes.data % ALIGNMENT == 0
 
 
 @dataclass(eq=False)
 class InWork(Pending):
-    """A frame on its way through a lane."""
+    """A frame that a lane was given."""
 
     lane: Lane
     _frame: _Frame

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +11,9 @@ from m2h_deploy.backends.tensorrt_api import load_tensorrt
 
 @dataclass
 class Messages:
-    """TensorRT's messages during one task."""
+    """TensorRT's messages; the oldest are dropped. A caller clears them before the call whose reason it wants."""
 
-    errors: list[str] = field(default_factory=list)
+    errors: deque[str] = field(default_factory=lambda: deque(maxlen=50))
     attention: set[str] = field(default_factory=set)
     """Nodes that the builder recognized as attention and maps to a fused kernel."""
 
@@ -21,15 +22,16 @@ _loggers: dict[str, Any] = {}
 
 
 def listen(flavor: str) -> tuple[Any, Messages]:
-    """Return the flavor's logger, and the messages that it collects from now on.
+    """Return the flavor's logger and its messages, which are cleared.
 
-    TensorRT accepts one logger per process and ignores any later one, so all callers share one logger.
+    TensorRT accepts one logger per process and ignores any later one, so all callers share the logger and its messages.
     """
     trt = load_tensorrt(flavor)
     if flavor not in _loggers:
         _loggers[flavor] = _make_logger(trt)
     logger = _loggers[flavor]
-    logger.messages = Messages()
+    logger.messages.errors.clear()
+    logger.messages.attention.clear()
     return logger, logger.messages
 
 

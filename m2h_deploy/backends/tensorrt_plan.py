@@ -101,6 +101,8 @@ def check_gpu(trt: Any, logger: Any, plan: bytes, bundle: Bundle, index: int) ->
         return
     if bundle.manifest.engine.kind == "tensorrt-rtx":
         check_whole(trt, trt.Runtime(logger), plan, bundle, here=False)
+    if missing.cause not in ("no driver", "no device"):
+        raise M2HError(f"{bundle.path} cannot run on GPU {index}: {missing}")
     raise M2HError(
         f"{bundle.path} needs an NVIDIA GPU ({targets_in_words(bundle.manifest)}), and none can be used here "
         f"({missing}): copy the bundle to such a machine, or build one for this one with --engine onnxruntime"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,7 +93,17 @@ class Inference:
         self._restarts = 0
 
     def start(self) -> None:
-        """Start the threads of this stage."""
+        """Start the threads of this stage.
+
+        An engine that works on several frames at a time first runs as many: it prepares each place the first time,
+        which may take longer than a frame's timeout.
+        """
+        engine = self._runtime.engine
+        with engine.lock:
+            for _ in range(engine.backend.in_work if engine.backend.in_work > 1 else 0):
+                slot = self.new_slot()
+                slot.tensor[:] = 0
+                engine.backend.begin(slot.tensor, slot.outputs).finish()
         self._threads.spawn("infer", lambda: self._infer(self._runtime.engine))
         self._threads.spawn("watch", self._watch_engine)
 
@@ -118,6 +129,8 @@ class Inference:
     def _infer(self, engine: Engine) -> None:
         work: deque[Slot] = deque()  # the frames that the engine has, the oldest first
         while True:
+            done: list[tuple[Slot, str]] = []
+            given_up = False
             try:
                 if self._latest and work:
                     self._watched(engine, work, work[-1].wait_computed)
@@ -126,49 +139,48 @@ class Inference:
                     break
                 if (taken := self._take_turn(engine)) is None:
                     return
-                if taken is not engine:  # another stream of this runtime has replaced it
-                    self._lose(work)
-                    engine = taken
                 try:
-                    done = self._advance(engine, work, slot)
+                    if taken is not engine:  # another stream of this runtime has replaced it
+                        done += self._lose(work)
+                    engine = taken
+                    self._advance(engine, work, slot, done)
                 finally:
-                    engine.lock.release()
+                    taken.lock.release()
             except _GivenUpError:
-                if not self._go_on(engine, work):
-                    return
-            else:
-                # The lock is released: the next stage may wait for the caller, who may wait for the lock.
-                if done is not None:
-                    self._deliver(*done)
+                given_up = True
+            # The lock is released: the next stage may wait for the caller, who may wait for the lock.
+            for finished, problem in done:
+                self._deliver(finished, problem)
+            if given_up and not self._go_on(engine, work):
+                return
         self._channels.done.end()
 
     def _go_on(self, engine: Engine, work: deque[Slot]) -> bool:
         """Return whether this thread continues after the watchdog has given up its frames: if the engine is kept."""
         if self._runtime.reopen is not None:  # another thread with another engine has taken over
             if engine is not self._runtime.engine:
-                engine.backend.close()
+                with engine.lock:
+                    engine.backend.close()
             return False
         for _ in range(len(work)):
             self._channels.free.put(self.new_slot())
         work.clear()
         return True
 
-    def _advance(self, engine: Engine, work: deque[Slot], slot: Slot | None) -> tuple[Slot, str] | None:
+    def _advance(self, engine: Engine, work: deque[Slot], slot: Slot | None, done: list[tuple[Slot, str]]) -> None:
         """Begin the frame of `slot`, if any, and finish the oldest one if the engine has no place for another.
 
-        Returns:
-            The slot that is finished, if any, and what went wrong or "".
+        What leaves `work` is added to `done`, with what went wrong or "".
         """
         if slot is not None:
             work.append(slot)
             problem = self._watched(engine, work, partial(slot.begin, engine))
             if problem:
-                self._fail(work.pop(), problem)
+                done.append((work.pop(), problem))
         if work and (slot is None or len(work) >= engine.backend.in_work):
             problem = self._watched(engine, work, work[0].finish)
             self._restarts = 0
-            return work.popleft(), problem
-        return None
+            done.append((work.popleft(), problem))
 
     def _watched(self, engine: Engine, work: deque[Slot], call: Callable[[], None]) -> str:
         """Call the engine under the watchdog; return what went wrong, "" if nothing.
@@ -188,24 +200,20 @@ class Inference:
 
     def _deliver(self, slot: Slot, problem: str) -> None:
         bad = [] if problem else nonfinite_outputs(slot.first)
-        if problem:
-            self._fail(slot, problem)
-        elif bad:
-            self._record.count("nonfinite", f"frame {slot.id}: {', '.join(bad)} not finite")
-            self.release(slot)
-        else:
+        if not problem and not bad:
             self.pass_on(self._channels.done, slot)
-
-    def _fail(self, slot: Slot, problem: str) -> None:
-        self._record.count("failed", f"frame {slot.id}: {problem}")
+            return
+        if problem:
+            self._record.count("failed", f"frame {slot.id}: {problem}")
+        else:
+            self._record.count("nonfinite", f"frame {slot.id}: {', '.join(bad)} not finite")
         self.release(slot)
 
-    def _lose(self, work: deque[Slot]) -> None:
-        """Count the frames of an engine that was replaced as failed; it may still write to their slots."""
-        for slot in work:
-            self._record.count("failed", f"frame {slot.id}: the engine was replaced")
-            self._channels.free.put(self.new_slot())
+    def _lose(self, work: deque[Slot]) -> list[tuple[Slot, str]]:
+        """Give up the frames of an engine that was replaced, which may still write to their slots."""
+        lost = [(dataclasses.replace(self.new_slot(), id=slot.id), "the engine was replaced") for slot in work]
         work.clear()
+        return lost
 
     def _take_turn(self, engine: Engine) -> Engine | None:
         """Lock the engine, or the one that has replaced it, once other callers have released it.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import threading
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -123,16 +124,22 @@ class GraphBuilder:
         self.stream.enqueue(work)
 
     def end_building(self) -> GraphBuilder:
+        self._check()
         self._captured, self.stream.capturing = self.stream.capturing, None
-        if self._gpu.capture_fails:
-            raise CudaError("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED: operation failed due to a previous error")
         return self
 
     def complete(self) -> Graph:
         return Graph(self._gpu, list(self._captured or []))
 
     def close(self) -> None:
-        pass
+        """End a capture that still runs; as in cuda.core, an invalid one is ended with an error."""
+        if self.stream.capturing is not None:
+            self.stream.capturing = None
+            self._check()
+
+    def _check(self) -> None:
+        if self._gpu.capture_fails:
+            raise CudaError("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED: operation failed due to a previous error")
 
 
 class Graph:
@@ -193,6 +200,15 @@ class Device:
     def create_event(self, options: object = None) -> Event:
         return Event()
 
+
+class DeviceMemoryResource:
+    """Memory of a GPU."""
+
+    gpu: Gpu
+
+    def __init__(self, device_id: int, options: object = None) -> None:
+        self._device = device_id
+
     def allocate(self, size: int, *, stream: Stream) -> Buffer:
         address, memory = self.gpu.take(size, self.gpu.device_memory)
         return Buffer(address, size, memory, self.gpu.device_memory)
@@ -214,6 +230,7 @@ class StridedMemoryView:
     gpu: Gpu
 
     def __init__(self, array: GpuArray) -> None:
+        self.exporting_obj = array
         self.ptr, self.shape, self.dtype, self.strides = array.address, array.shape, array.dtype, array.strides
         self.device_id, self.is_device_accessible = array.device, array.device >= 0
 
@@ -228,7 +245,7 @@ class StridedMemoryView:
 
 def install(monkeypatch, gpu: Gpu) -> None:
     """Replace the classes of cuda.core that the project uses."""
-    for double in (Buffer, Device, LegacyPinnedMemoryResource):
+    for double in (Buffer, Device, DeviceMemoryResource, LegacyPinnedMemoryResource):
         monkeypatch.setattr(f"cuda.core.{double.__name__}", type(double.__name__, (double,), {"gpu": gpu}))
     view = type("StridedMemoryView", (StridedMemoryView,), {"gpu": gpu})
     monkeypatch.setattr("cuda.core.utils.StridedMemoryView", view)
@@ -238,11 +255,13 @@ class GpuArray:
     """An array on the device whose producer writes it on a stream of its own, as late as it may."""
 
     def __init__(self, gpu: Gpu, values: np.ndarray, *, offset: int = 0, device: int = 0) -> None:
-        self._start, self._memory = gpu.take(values.nbytes + offset, gpu.device_memory)
+        self._start, memory = gpu.take(values.nbytes + offset, gpu.device_memory)
+        weakref.finalize(self, lambda start=self._start, held=memory: gpu.device_memory.pop(start, held) is None)
         self.address, self.shape, self.dtype, self.device = self._start + offset, values.shape, values.dtype, device
         self.strides: tuple[int, ...] | None = None
         self.producer, kept = Stream(gpu), np.ascontiguousarray(values)
-        self.producer.enqueue(lambda: ctypes.memmove(self.address, kept.ctypes.data, kept.nbytes))
+        address = self.address
+        self.producer.enqueue(lambda: ctypes.memmove(address, kept.ctypes.data, kept.nbytes))
 
 
 def read(address: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

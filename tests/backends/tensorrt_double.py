@@ -53,6 +53,7 @@ class Tensorrt:
         )
         if self.rtx:
             module.CudaGraphStrategy, module.EngineValidity = Strategy, Validity
+            module.IRuntimeCache = RuntimeCache
             module.DynamicShapesKernelSpecializationStrategy = Specialization
             module.EngineInvalidityDiagnostics = Diagnostics
         return module
@@ -212,6 +213,10 @@ class Engine:
             self.trt.say("Requested amount of GPU memory could not be allocated")
             return None
         return self.trt.bound(Context)(self, runtime_config)
+
+    def create_runtime_config(self) -> object:
+        """TensorRT has it from 10.11 on, without a cache of kernels."""
+        return object()
 
     def create_engine_inspector(self) -> SimpleNamespace:
         text = '{"Layers": [{"Name": "network", "Metadata": "[ONNX Layer: /model/depth/Conv]"}]}'

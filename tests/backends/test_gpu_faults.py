@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pytest
 
+from tests.backends.cuda_double import GpuArray
 from tests.backends.gpu_machine import check, image
 from tests.backends.small_network import SIDE
 from tests.commands import refused
@@ -70,6 +71,40 @@ def test_a_plan_that_tensorrt_rtx_cannot_have_captured_gets_its_own_graphs(rtx):
     assert rtx.trt.calls.count("context WHOLE_GRAPH_CAPTURE") == 1
     check(backend.run(image(0, 2)), image(0, 2))
     assert rtx.trt.calls[-1] == "context WHOLE_GRAPH_CAPTURE"
+
+
+def test_every_context_of_such_a_plan_gets_its_own_graphs(rtx):
+    rtx.trt.not_capturable = True
+    backend = rtx.open()
+    backend.run_on_device(GpuArray(rtx.gpu, image(0)))
+    tensor, out = backend.new_array((1, 3, SIDE, SIDE), np.float32), backend.new_outputs()
+    for seed in range(8):
+        tensor[:] = image(seed)
+        backend.begin(tensor, out).finish()
+        check(out, image(seed))
+    assert rtx.trt.calls.count("context DISABLED") == rtx.trt.calls.count("context WHOLE_GRAPH_CAPTURE") == 2
+
+
+def test_an_error_of_one_engine_is_not_the_reason_of_another(tensorrt):
+    first, second = tensorrt.open(extra={"cuda_graph": False}), tensorrt.open(extra={"cuda_graph": False})
+    tensorrt.trt.execution = "CUDA error 700"
+    assert "CUDA error 700" in refused(first.run, image(0))
+    tensorrt.trt.execution = ""
+    tensorrt.open()
+    check(second.run(image(1)), image(1))
+
+
+def test_a_frame_in_work_when_the_gpu_failed_does_not_keep_the_engine_open(tensorrt, caplog, monkeypatch):
+    backend = tensorrt.open()
+    pending = backend.begin(backend.new_array((1, 3, SIDE, SIDE), np.float32), backend.new_outputs())
+
+    def fail(self) -> None:
+        raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    monkeypatch.setattr(type(pending._done), "sync", fail)
+    backend.close()
+    assert "CUDA_ERROR_ILLEGAL_ADDRESS" in caplog.text
+    assert "the engine is closed" in refused(backend.run, image(0))
 
 
 def test_without_graphs_every_kernel_is_launched(machine):

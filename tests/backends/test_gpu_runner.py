@@ -149,19 +149,42 @@ def test_page_locked_memory_lives_as_long_as_a_view_of_it(tensorrt):
 
 
 def test_closing_frees_all_memory_of_the_gpu_even_with_a_frame_in_work(any_machine):
+    """At once: if it waited for Python's garbage collector, the next engine might find no memory."""
     backend = any_machine.open()
     tensor, out = backend.new_array((1, 3, SIDE, SIDE), np.float32), backend.new_outputs()
     tensor[:] = image(3)
-    pending = backend.begin(tensor, out)
-    backend.run(image(1, 4))
-    backend.close()
-    backend.close()
-    check(pending.finish(), image(3))
-    del pending, tensor, out
     gc.collect()
-    assert any_machine.gpu.device_memory == {}
-    assert any_machine.gpu.page_locked == {}
+    gc.disable()
+    try:
+        pending = backend.begin(tensor, out)
+        backend.run(image(1, 4))
+        backend.close()
+        backend.close()
+        check(pending.finish(), image(3))
+        del pending, tensor, out
+        assert any_machine.gpu.device_memory == {}
+        assert any_machine.gpu.page_locked == {}
+    finally:
+        gc.enable()
     assert "the engine is closed" in refused(backend.run, image(0))
+
+
+def test_arrays_are_allocated_in_any_thread(any_machine):
+    runtime, made = Runtime.load(any_machine.bundle()), []
+    thread = threading.Thread(target=lambda: made.append(list(Stream(runtime, frames(3, side=SIDE)))))
+    thread.start()
+    thread.join()
+    assert len(made[0]) == 3
+
+
+def test_kernels_without_a_frame_are_done_before_the_next_upload(machine):
+    backend = machine.open()
+    tensor, out = backend.new_array((1, 3, SIDE, SIDE), np.float32), backend.new_outputs()
+    backend.enqueue()
+    tensor[:] = image(1)
+    for _ in range(2):
+        backend.begin(tensor, out).finish()
+        check(out, image(1))
 
 
 def test_any_thread_may_run_the_engine(any_machine):
@@ -222,7 +245,7 @@ def test_the_double_has_no_member_that_cuda_core_lacks():
     import cuda.core
     from cuda.core.graph import Graph, GraphBuilder
 
-    names = ("Buffer", "Device", "LegacyPinnedMemoryResource", "Stream", "Event")
+    names = ("Buffer", "Device", "DeviceMemoryResource", "LegacyPinnedMemoryResource", "Stream", "Event")
     pairs = [(getattr(cuda_double, name), getattr(cuda.core, name)) for name in names]
     helpers = {"enqueue", "run_to", "position", "stream"}
     for kind, real in [*pairs, (cuda_double.Graph, Graph), (cuda_double.GraphBuilder, GraphBuilder)]:

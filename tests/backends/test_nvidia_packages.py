@@ -22,6 +22,7 @@ from tests.fake_driver import compile_library, fake_driver
 ONLY_RTX = {
     "IBuilderConfig|IRuntimeConfig.create_runtime_cache",
     "IBuilderConfig|IRuntimeConfig.cuda_graph_strategy",
+    "IBuilderConfig|IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
     "IBuilderConfig|IRuntimeConfig.num_compute_capabilities",
     "IBuilderConfig|IRuntimeConfig.set_runtime_cache",
     "ICudaEngine.create_runtime_config",

@@ -52,6 +52,17 @@ class TestOnDevice:
         assert interface["shape"] == (1, 1, SIDE, SIDE)
         assert interface["typestr"] == "<f4"
 
+    def test_the_image_is_held_as_long_as_it_may_be_read(self, tensorrt):
+        backend = tensorrt.open()
+        before = len(tensorrt.gpu.device_memory)
+        outputs = backend.run_on_device(GpuArray(tensorrt.gpu, image(5)))
+        assert len(tensorrt.gpu.device_memory) == before + 2, "the image, and the memory of its lane"
+        outputs.event.sync()
+        found = {name: read(one.address, one.shape, one.dtype) for name, one in outputs.arrays.items()}
+        check(found, image(5))
+        backend.run_on_device(GpuArray(tensorrt.gpu, image(6))).event.sync()
+        assert len(tensorrt.gpu.device_memory) == before + 2
+
     def test_arrays_that_do_not_fit_are_refused(self, tensorrt):
         backend, gpu = tensorrt.open(), tensorrt.gpu
         assert "takes an array in GPU memory" in refused(backend.run_on_device, image(0))

@@ -13,7 +13,9 @@ from types import ModuleType
 from m2h_deploy.bundle.manifest import EngineInfo
 from tests.commands import ROOT
 
-SOURCES = [*sorted((ROOT / "m2h_deploy" / "backends").glob("tensorrt*.py")), ROOT / "engines" / "tensorrt.py"]
+SOURCES = [
+    path for folder in ("m2h_deploy/backends", "engines") for path in sorted((ROOT / folder).glob("tensorrt*.py"))
+]
 
 #: TensorRT's classes by the names that their objects have in these files, with and without `self._`.
 CLASSES = {
@@ -27,7 +29,8 @@ CLASSES = {
     "refitter": ("Refitter",),
     "registry": ("IPluginRegistry",),
     "runtime": ("Runtime",),
-    "runtime_cache": ("IRuntimeCache",),
+    "kernels": ("IRuntimeCache",),
+    "inspector": ("EngineInspector",),
 }
 
 #: TensorRT's classes by the method that returns an object that has no name.
@@ -63,6 +66,8 @@ def _name(node: ast.AST) -> str | None:
     if not isinstance(node, ast.Name) or not names:
         return None
     start, *names = [names[0].removeprefix("_"), *names[1:]] if node.id == "self" else [node.id, *names]
+    if start == "plan" and len(names) > 1:  # an OpenPlan, which holds TensorRT's objects
+        start, *names = names
     names = list(takewhile(lambda name: not name.startswith("__"), names))
     if start == "trt" and names:
         return ".".join(["trt", *names])

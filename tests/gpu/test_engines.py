@@ -9,9 +9,11 @@ import onnx
 import pytest
 
 from engines import OnnxRuntimeOptions, TensorRtOptions, build_bundle
+from engines.targets import runs_rtx
 from export import Sensor, add_sensor
 from m2h_deploy import Runtime, Stream
 from m2h_deploy.backends import KINDS, BackendOptions, open_backend, profile_engine
+from m2h_deploy.backends.driver import capability_here
 from m2h_deploy.blocks import block_of
 from m2h_deploy.bundle.folder import Bundle, load_bundle
 from m2h_deploy.errors import M2HError
@@ -37,6 +39,8 @@ TOLERANCE = {"fp32": 1e-3, "fp16": 3e-2}
 
 def installed(make, *arguments, **options):
     """Return what `make` makes; skip the test where the machine lacks the engine, or the GPU is not one of its."""
+    if options.get("engine") == "tensorrt-rtx" and not runs_rtx(capability_here()):
+        pytest.skip(f"TensorRT-RTX does not run on compute capability {capability_here()}")
     try:
         return make(*arguments, **options)
     except M2HError as error:
@@ -138,7 +142,7 @@ class TestEveryEngine:
 
     def test_a_batch_beyond_the_plans_is_refused_and_the_engine_goes_on(self, gpu_engine, reference):
         if not KINDS[gpu_engine.manifest.engine.kind].needs_gpu:
-            return
+            pytest.skip("only plans have a largest batch")
         backend = open_backend(gpu_engine, BackendOptions())
         assert "takes batches of 1 to 4, got 5" in refused(backend.run, image(0, 5))
         check(backend.run(image(1)), reference, image(1), gpu_engine.manifest.engine.precision)
@@ -185,7 +189,7 @@ class TestPlans:
 
     def test_compiled_kernels_are_kept(self, gpu_engine, tmp_path, monkeypatch):
         if gpu_engine.manifest.engine.kind != "tensorrt-rtx":
-            return
+            pytest.skip("TensorRT's plans hold their kernels")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         for _ in range(2):
             backend = open_backend(gpu_engine, BackendOptions())

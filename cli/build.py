@@ -90,10 +90,10 @@ def build(
     workspace: Annotated[int | None, tensorrt_option(metavar="MB", help="Workspace.", min=1)] = None,
     level: Annotated[int | None, tensorrt_option(metavar="0..5", help="Builder optimization level.")] = None,
     version_compatible: Annotated[
-        bool, tensorrt_option("--version-compatible", help="Let later versions run the plan.")
+        bool, tensorrt_option("--version-compatible", help="TensorRT only: let later versions run the plan.")
     ] = False,
     hardware_compatible: Annotated[
-        bool, tensorrt_option("--hardware-compatible", help="Let every GPU from Ampere on run the plan.")
+        bool, tensorrt_option("--hardware-compatible", help="TensorRT only: let every GPU from Ampere on run it.")
     ] = False,
     strip_weights: Annotated[
         bool, tensorrt_option("--strip-weights", help="Keep the weights in a separate file.")

@@ -219,7 +219,9 @@ def check_options(flavor: str, options: TensorRtOptions) -> None:
     absent["hardware compatibility"] = options.hardware_compatible or None
     for name, value in absent.items():
         if value is not None:
-            raise M2HError(f"TensorRT-RTX has no {name}: leave it out (its plans are portable as they are)")
+            raise M2HError(
+                f"TensorRT-RTX has no {name}: leave it out (its plans are portable between GPUs, not between versions)"
+            )
     check_rtx_targets(options.targets)
 
 

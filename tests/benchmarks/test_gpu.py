@@ -233,6 +233,7 @@ def test_nothing_is_exported_where_no_engine_can_run(tmp_path, exports):
     assert exports == []
 
 
+@pytest.mark.slow
 def test_pytorch_and_engines_are_measured_on_a_cpu(tmp_path, exports):
     ways = "PyTorch eager half deploy,onnxruntime fp32,onnxruntime fp32 raw pixels,tensorrt fp16"
     rows = rows_of(tmp_path / "gpu.json", "--minutes", "1000", "--ways", ways)
@@ -248,6 +249,7 @@ def test_pytorch_and_engines_are_measured_on_a_cpu(tmp_path, exports):
     assert len(rows) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_network_is_measured():
     class Network(torch.nn.Module):

@@ -64,8 +64,11 @@ def refused_build(source: Path, out: Path, **options) -> str:
         ({"engine": "tensorrt-rtx", "options": OnnxRuntimeOptions()}, "takes TensorRtOptions as options, got OnnxRun"),
         ({"engine": "openvino", "options": OnnxRuntimeOptions()}, "the engine openvino takes OpenVinoOptions"),
         ({"options": TensorRtOptions()}, "the engine onnxruntime takes OnnxRuntimeOptions"),
-        ({"engine": "onnxruntime", "lowering": Lowering(min_psnr=30)}, "fp32"),
-        ({"precision": "fp32", "lowering": Lowering(io="fp16")}, "fp32"),
+        (
+            {"engine": "onnxruntime", "lowering": Lowering(min_psnr=30)},
+            "need a float32 graph and --precision fp16 or int8",
+        ),
+        ({"precision": "fp32", "lowering": Lowering(io="fp16")}, "need a float32 graph and --precision fp16 or int8"),
         ({"graph": Path("kept.onnx")}, "only a lowered graph is kept"),
         ({"precision": "fp16", "lowering": Lowering(method="entropy")}, "calibrator has no effect in fp16"),
         ({"precision": "fp16", "lowering": Lowering(count=8)}, "number of calibration frames has no effect"),

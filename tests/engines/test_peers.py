@@ -34,6 +34,7 @@ def plain(runtime, network, tmp_path_factory):
     return write_plain(network, tmp_path_factory.mktemp("plain") / "plain.onnx", spec.height, spec.width)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["onnxruntime", "openvino"])
 def test_a_plain_export_passes_the_bundles_self_test_on_its_kind_of_engine(
     runtime, network, plain, kind, tmp_path, monkeypatch

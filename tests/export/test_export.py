@@ -139,6 +139,7 @@ def test_a_file_with_wrong_numbers_fails_the_check(tiny_model, tiny_onnx, tmp_pa
     assert {failure.split()[0] for failure in report.failures} == {"edges"}
 
 
+@pytest.mark.slow
 def test_a_failed_check_leaves_no_file(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr("m2h_deploy.numerics.BULK_FACTOR", -1.0)
     with pytest.raises(CheckFailed) as error:

@@ -12,7 +12,7 @@ from tests.golden import filler
 CASES = [
     pytest.param("m2h_small", 224, 224, 29_042_096, marks=pytest.mark.slow),
     ("m2h_small", 256, 320, 29_042_096),
-    ("m2h", 224, 224, 81_540_240),
+    pytest.param("m2h", 224, 224, 81_540_240, marks=pytest.mark.slow),
 ]
 
 

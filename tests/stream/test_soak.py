@@ -71,7 +71,7 @@ def flat(memory: tuple[int, int]) -> None:
     assert after < 1.01 * before, f"memory grew from {before} to {after} bytes"
 
 
-@pytest.mark.parametrize("count", [5_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_soak_on_a_fake_engine(tiny_bundle, count):
     bundle = load_bundle(tiny_bundle)
     with Runtime(bundle, FakeEngine(bundle)) as runtime:

@@ -144,9 +144,7 @@ def _newer_bindings(driver: Driver) -> str | None:
     needed, found = int(version.split(".")[0]), driver.cuda_major
     if found is None or found >= needed:
         return None
-    fitting = (
-        "the extra for CUDA 12 (with -cu12, or jetson) in place of the packages for 13, or " if found == 12 else ""
-    )
+    fitting = "the extra for CUDA 12 (-cu12, or jetson) in place of the packages for 13, or " if found == 12 else ""
     return (
         f"the NVIDIA driver supports CUDA {driver.cuda}, and cuda-bindings {version} needs {needed}.0: "
         f"install {fitting}a newer driver"

@@ -53,7 +53,7 @@ def test_a_machine_without_a_driver_lacks_its_library(monkeypatch):
             "13.5.0",
             "old driver",
             "the NVIDIA driver supports CUDA 12.6, and cuda-bindings 13.5.0 needs 13.0: install "
-            "install the extra for CUDA 12 (with -cu12, or jetson) in place of the packages for 13, or a newer driver",
+            "the extra for CUDA 12 (-cu12, or jetson) in place of the packages for 13, or a newer driver",
         ),
         (
             {"CUDA": 11080},

@@ -133,7 +133,7 @@ def test_every_version_of_the_bindings_gives_one_line_or_a_table(version, place,
     old = {"LD_LIBRARY_PATH": driver, "FAKE_CUDA": 12060}
     table, line = environment.table(**old), environment.refusal(*run, **old)
     assert "CUDA 12.6; Fake 0 (compute capability 8.6)" in table
-    needed = f"cuda-bindings {version} needs 13.0: install the extra for CUDA 12 (with "
+    needed = f"cuda-bindings {version} needs 13.0: install the extra for CUDA 12 (-cu12"
     for said in (table, line):
         assert (needed in said) is version.startswith("13")
 

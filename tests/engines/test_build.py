@@ -66,9 +66,9 @@ def refused_build(source: Path, out: Path, **options) -> str:
         ({"options": TensorRtOptions()}, "the engine onnxruntime takes OnnxRuntimeOptions"),
         (
             {"engine": "onnxruntime", "lowering": Lowering(min_psnr=30)},
-            "need a float32 graph and --precision fp16 or int8",
+            "need a float32 graph and --precision fp16",
         ),
-        ({"precision": "fp32", "lowering": Lowering(io="fp16")}, "need a float32 graph and --precision fp16 or int8"),
+        ({"precision": "fp32", "lowering": Lowering(io="fp16")}, "need a float32 graph and --precision fp16"),
         ({"graph": Path("kept.onnx")}, "only a lowered graph is kept"),
         ({"precision": "fp16", "lowering": Lowering(method="entropy")}, "calibrator has no effect in fp16"),
         ({"precision": "fp16", "lowering": Lowering(count=8)}, "number of calibration frames has no effect"),

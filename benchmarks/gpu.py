@@ -6,11 +6,10 @@
 
 In an image with PyTorch for CUDA, in the clone (`onnxruntime` and `onnxruntime-gpu` exclude each other):
 
-    pip install -e '.[export,precision,data,bench,tensorrt]'
-    pip uninstall -y onnxruntime && pip install onnxruntime-gpu
+    pip uninstall -y onnxruntime && pip install -e '.[export,precision,data,bench,gpu,tensorrt]'
 
 For compute capability 7.5, 8.0, 8.6, 8.9 and 12.x also the extra `tensorrt-rtx`. If the driver is older than CUDA 13:
-`tensorrt-cu12 'cuda-bindings<13'` in place of the extra `tensorrt`.
+`gpu-cu12`, `tensorrt-cu12` and `tensorrt-rtx-cu12` in place of these extras.
 
 Prints a row per way to run a network, and with `--json` replaces the file after each row. Times are milliseconds:
 

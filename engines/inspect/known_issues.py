@@ -128,9 +128,9 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
     KnownIssue(
         "tensorrt-rtx",
         EVERY,
-        "an INT8 graph (Q/DQ around convolutions and linear layers)",
-        "it is computed in FP16 and float32: no faster than FP16, and less exact",
-        "build with --precision fp16",
+        "an INT8 graph with Q/DQ around convolutions",
+        "they are computed in FP16 and float32: no faster than FP16, and less exact",
+        'build with --precision fp16, or quantize matrix products alone: the policy {"quantize": ["/*/MatMul*"]}',
     ),
     KnownIssue(
         "onnxruntime",

@@ -169,8 +169,6 @@ class Lane:
         """Start a frame: its copies take place while another lane's frame is computed."""
         cuda, frame = self._cuda, self._take(image, out)
         with explained(f"{self._plan.where}: the GPU failed"):
-            if self._computed is not None:
-                cuda.upload.wait(self._computed)  # kernels without a frame may still read the input
             cuda.copy(frame.before, cuda.upload)
             cuda.compute.wait(cuda.upload)
             self.run_kernels(frame)

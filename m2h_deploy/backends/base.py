@@ -26,7 +26,7 @@ class BackendOptions:
     plugins: tuple[Path, ...] = ()
     """Plug-in libraries that the caller allows to be loaded; a bundle only names the ones it needs."""
     allow_engine_code: bool = False
-    """Whether code inside the engine file may be executed: version-compatible plans of TensorRT contain some."""
+    """Allow code inside the engine file to be executed: version-compatible plans of TensorRT contain some."""
 
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:

@@ -74,7 +74,7 @@ class PredictOptions:
     plugins: Sequence[str | os.PathLike[str]] = ()
     """Libraries that a TensorRT plan needs."""
     allow_engine_code: bool = False
-    """Whether the code in a version-compatible plan of TensorRT may be executed."""
+    """Allow the code in a version-compatible plan of TensorRT to be executed."""
     overwrite: bool = True
     """Also replace files in the results' folder that m2h-deploy did not write."""
 

@@ -77,7 +77,7 @@ class LocalExecutor:
     plugins: tuple[Path, ...] = ()
     """Plug-in libraries of TensorRT that may be loaded."""
     allow_engine_code: bool = False
-    """Whether the code in a version-compatible plan of TensorRT may be executed."""
+    """Allow the code in a version-compatible plan of TensorRT to be executed."""
 
     def measure(self, request: Request, progress: Progress | None = None) -> Measured:
         """Measure the frames of `request` in order; `progress` is called after each."""

@@ -65,7 +65,7 @@ class BenchSettings:
     plugins: tuple[Path, ...] = ()
     """Plug-in libraries of TensorRT that may be loaded."""
     allow_engine_code: bool = False
-    """Whether the code in a version-compatible plan of TensorRT may be executed."""
+    """Allow the code in a version-compatible plan of TensorRT to be executed."""
     duration_s: float | None = None
     """Seconds of each measurement; None: 10, and LoadGen's own 600 in its scenarios."""
     min_rounds: int = 20
@@ -85,7 +85,7 @@ class BenchSettings:
 
     @property
     def opening(self) -> dict[str, Any]:
-        """How to open the bundles, as keywords."""
+        """The options for opening the bundles, as keywords."""
         return {name: getattr(self, name) for name in ("threads", "device", "plugins", "allow_engine_code")}
 
     def __post_init__(self) -> None:

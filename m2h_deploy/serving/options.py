@@ -40,7 +40,7 @@ class ServeOptions:
     plugins: tuple[Path, ...] = ()
     """Plug-in libraries of TensorRT that may be loaded."""
     allow_engine_code: bool = False
-    """Whether the code in a version-compatible plan of TensorRT may be executed."""
+    """Allow the code in a version-compatible plan of TensorRT to be executed."""
 
     def __post_init__(self) -> None:
         check_name(self.name)

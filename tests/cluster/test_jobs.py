@@ -166,6 +166,7 @@ def test_figures_equal_those_of_one_process_and_only_a_new_frame_is_run(tiny_bun
         verify_on_ray(bundle, tiny_onnx, data, work, record=True)
 
 
+@pytest.mark.slow
 def test_a_failure_in_a_worker_gives_a_one_line_error(tiny_bundle, tiny_onnx, tmp_path):
     data = write_multitask_folder(tmp_path / "rooms", 2, height=32, width=40)
     with pytest.raises(M2HError, match="give the checkpoint the bundle was built from"):

@@ -119,6 +119,7 @@ def test_a_dynamic_batch_gives_the_results_of_single_frames(functions_onnx):
             assert np.abs(batch[index] - single[0]).max() < 3e-3 * single.std()
 
 
+@pytest.mark.slow
 def test_dropped_tasks_leave_no_trace(tiny_model, tmp_path):
     path = export_onnx(
         tiny_model, tmp_path / "d.onnx", height=28, width=28, tasks=["semantics", "depth"], opset=18

@@ -61,7 +61,7 @@ def check_started(name: str, messages: Messages, made: Any) -> None:
     Args:
         name: TensorRT's name and version.
         messages: What it logged while it made the object.
-        made: The object; None if there is none.
+        made: The object; None if TensorRT returned a null pointer.
     """
     if not messages.errors and made is not None:
         return

@@ -52,7 +52,7 @@ class Nvidia:
     driver: str | None
     gpus: tuple[Gpu, ...]
     source: str
-    """Source of the information: nvidia-ml-py, the driver's library or file, or a message that there is none."""
+    """Source of the information: nvidia-ml-py, the driver's library or its file; a message if no source works."""
     cuda: str | None = None
     """The latest version of CUDA that the driver supports."""
 

@@ -18,7 +18,7 @@ class Threads:
 
     @property
     def started(self) -> bool:
-        """Whether any thread was started, or the stop came first."""
+        """True once a thread was started or `stop` was set."""
         return bool(self._threads) or self.stop.is_set()
 
     def spawn(self, name: str, work: Callable[[], None]) -> None:

@@ -109,7 +109,7 @@ class RuntimeCache:
 
 
 class RuntimeConfig:
-    """How a context runs on TensorRT-RTX."""
+    """The configuration of a context on TensorRT-RTX."""
 
     cuda_graph_strategy = Strategy.DISABLED
     dynamic_shapes_kernel_specialization_strategy = Specialization.LAZY

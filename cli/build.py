@@ -79,6 +79,10 @@ def build(
         ComputePrecision | None,
         cpu_option(help="OpenVINO: what to compute in.", show_default="fastest that is true to the precision"),
     ] = None,
+    float32: Annotated[
+        list[str] | None,
+        cpu_option(metavar="BLOCK", help="OpenVINO: a block to compute in float32 (heads.edges); may repeat."),
+    ] = None,
     target: Annotated[
         str | None,
         tensorrt_option(
@@ -142,6 +146,7 @@ def build(
                 "threads": threads,
                 "provider": provider,
                 "hint": hint,
+                "float32": tuple(float32) if float32 else None,
                 "targets": choose_targets(engine, target),
                 "workspace_mb": workspace,
                 "level": level,

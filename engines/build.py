@@ -161,8 +161,9 @@ def _prepare(
     whole = as_single_file(source, scratch / "whole")
     if request.precision in (None, found):
         return _Prepared(whole, proto, info, spec, found, lowered_here=False)
+    tool = request.engine.lowering_tool(request.options, request.precision)
     with _named(source, whole):
-        lower(Float32Graph(whole, info, spec), target, request.precision, request.lowering, pictures)
+        lower(Float32Graph(whole, info, spec), target, request.precision, request.lowering, pictures, tool)
     if request.graph is not None:
         write_bytes(request.graph, target.read_bytes())
     proto = read_onnx(target)
@@ -177,6 +178,8 @@ def _check_graph(request: BuildRequest, proto: onnx.ModelProto, info: GraphInfo,
         raise M2HError(f"{source} is {found}, not {wanted}: give the float32 file, or leave the precision out")
     if found != "fp32" and (lowering != Lowering() or request.graph is not None):
         raise M2HError(f"{source} is {found} already: calibration, policy, io and a graph to keep need a float32 graph")
+    if wanted not in (None, found):
+        request.engine.lowering_tool(request.options, wanted)
     if found != wanted == "int8" and lowering.frames is None:
         raise M2HError("int8 needs calibration frames: give --calibration a folder, a video, or NYUv2")
     if info.sensor and lowering.io == "fp16":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.options import EngineOptions
+from engines.options import EngineOptions, Tool
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.driver import extra_here
 from m2h_deploy.bundle.manifest import EngineInfo
@@ -71,6 +71,18 @@ def build_onnxruntime(
     except Exception as error:  # ONNX Runtime raises its own unexported types
         raise failure(error, f"ONNX Runtime cannot load {model}") from None
     return info
+
+
+def onnxruntime_tool(options: OnnxRuntimeOptions, precision: str) -> Tool:
+    """Return the tool that lowers a graph for the provider. Raises M2HError for FP16 on the CPU."""
+    if options.provider != "cpu":
+        return "modelopt"
+    if precision == "fp16":
+        raise M2HError(
+            "ONNX Runtime has no FP16 kernels for a CPU: it would convert every tensor to float32 and back, and be "
+            "slower than fp32: leave the precision out, use --engine openvino, or --provider cuda"
+        )
+    return "onnxruntime"
 
 
 def check_onnxruntime(options: OnnxRuntimeOptions) -> Any:

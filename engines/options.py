@@ -1,10 +1,14 @@
-"""Base class of the options of an engine kind."""
+"""Base class of the options of an engine kind, and the tools that lower graphs for the kinds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from m2h_deploy.backends import BackendOptions
+
+Tool = Literal["modelopt", "nncf", "onnxruntime"]
+"""The tool that lowers a graph: NVIDIA's, OpenVINO's or ONNX Runtime's own."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from engines.onnxruntime import OnnxRuntimeOptions, build_onnxruntime, check_onnxruntime
+from engines.onnxruntime import OnnxRuntimeOptions, build_onnxruntime, check_onnxruntime, onnxruntime_tool
 from engines.openvino import OpenVinoOptions, build_openvino, check_hint, load_openvino
-from engines.options import EngineOptions
+from engines.options import EngineOptions, Tool
 from engines.targets import runs_rtx
 from engines.tensorrt import TensorRtOptions, build_tensorrt, check_flavor, check_graph, check_options
 from m2h_deploy.backends import KINDS
@@ -61,6 +61,8 @@ class EngineBuilder(Generic[Options]):
     """Check the options for a precision; None: that of the graph, which is not loaded yet. Needs no engine."""
     check_graph: Callable[[Options, onnx.ModelProto, Path], object] = _accept
     """Check that the engine supports the graph of a file."""
+    lowering_tool: Callable[[Options, str], Tool] = lambda options, precision: "modelopt"
+    """The tool that lowers a graph to a precision; raises M2HError if the engine gains nothing from it."""
 
 
 def _tensorrt(flavor: str, doctor: DoctorRow) -> EngineBuilder[TensorRtOptions]:
@@ -136,6 +138,7 @@ _BUILDERS: tuple[EngineBuilder[Any], ...] = (
         OnnxRuntimeOptions,
         build=build_onnxruntime,
         check_machine=check_onnxruntime,
+        lowering_tool=onnxruntime_tool,
         doctor=DoctorRow(_providers, _onnxruntime_note),
     ),
     EngineBuilder(
@@ -144,6 +147,7 @@ _BUILDERS: tuple[EngineBuilder[Any], ...] = (
         build=build_openvino,
         check_machine=lambda options: load_openvino(),
         check_options=check_hint,
+        lowering_tool=lambda options, precision: "nncf" if precision == "int8" else "modelopt",
         doctor=DoctorRow(lambda module, nvidia: tuple(module.Core().available_devices)),
     ),
     _tensorrt("tensorrt", DoctorRow(_gpus, _tensorrt_note)),

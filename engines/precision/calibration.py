@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import logging
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnxruntime.quantization.calibrate import HistogramCollector
 
-from engines.precision.histograms import BINS, PERCENTILE, Histogram, threshold
 from m2h_deploy.choices import Calibrator, check_choice
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.arrays import DAMAGED_ARRAY
@@ -26,6 +28,15 @@ from m2h_deploy.onnx_graph.interface import dims_of
 from m2h_deploy.onnx_graph.session import cpu_session
 
 _log = logging.getLogger("m2h_deploy.engines.calibration")
+
+#: Smallest and largest value that INT8 represents in a tensor.
+Range = tuple[float, float]
+
+#: Share of values, in percent, that the percentile calibrator does not clip.
+PERCENTILE = 99.99
+
+#: Bins of a histogram, as ONNX Runtime has them by default; 128 levels are the half of INT8.
+BINS = {"entropy": 128, "percentile": 2048}
 
 #: Activations are fetched in groups of at most this many bytes per frame.
 GROUP_BYTES = 512 << 20
@@ -151,53 +162,69 @@ def record_of(calibration: Calibration, graph_sha256: str) -> CalibrationRecord:
 
 def measure_ranges(
     proto: onnx.ModelProto, graph_sha256: str, tensors: Sequence[str], calibration: Calibration
-) -> dict[str, float]:
-    """Return the saturation threshold of each tensor of `tensors`, cached or measured on ONNX Runtime."""
-    frames = calibration.frames.frames
+) -> dict[str, Range]:
+    """Return the range (low, high) at which each of `tensors` saturates, cached or measured on ONNX Runtime.
+
+    `max` takes the smallest and the largest value; `percentile` and `entropy` are ONNX Runtime's calibrators.
+    """
     file = _cache_file(calibration, graph_sha256)
-    histograms = _read_cache(file) if file is not None else {}
-    if not set(tensors) <= set(histograms):
-        if calibration.method == "max":  # needs no histogram: one run per frame whatever the size of the tensors
-            largest = largest_values(proto, tensors, frames)
-            histograms = {name: replace(Histogram.empty(), largest=value) for name, value in largest.items()}
-        else:
-            histograms = collect_histograms(proto, tensors, frames)
+    ranges = _read_cache(file) if file is not None else {}
+    if not set(tensors) <= set(ranges):
+        measure = _extremes if calibration.method == "max" else _clipped
+        ranges = measure(proto, tensors, calibration)
         if file is not None:
-            _write_cache(file, histograms)
-    return {name: threshold(histograms[name], calibration.method, calibration.percentile) for name in tensors}
+            _write_cache(file, ranges)
+    return {name: ranges[name] for name in tensors}
 
 
-def collect_histograms(
-    proto: onnx.ModelProto, tensors: Sequence[str], frames: Sequence[NDArray[np.float32]]
-) -> dict[str, Histogram]:
-    """Return a histogram of each of `tensors` over `frames`."""
-    histograms = dict.fromkeys(tensors, Histogram.empty())
-    session = _open_with_outputs(proto, tensors)
-    for done, frame in enumerate(frames, start=1):
-        _log.info("calibrating on frame %d of %d", done, len(frames))
-        for name, values in _run_in_groups(session, proto, tensors, frame):
-            histograms[name] = histograms[name].add(values)
-    return histograms
+def magnitude(bounds: Range) -> float:
+    """Return the largest magnitude within a range."""
+    return max(abs(bounds[0]), abs(bounds[1]))
 
 
-def largest_values(
-    proto: onnx.ModelProto, tensors: Sequence[str], frames: Sequence[NDArray[np.float32]]
-) -> dict[str, float]:
-    """Return the largest magnitude of each of `tensors` over `frames`, reduced inside the graph to save memory."""
+def _extremes(proto: onnx.ModelProto, tensors: Sequence[str], calibration: Calibration) -> dict[str, Range]:
+    """Return the smallest and the largest value of each of `tensors`, reduced inside the graph to save memory."""
     reduced = copy_of(proto)
     for index, name in enumerate(tensors):
-        reduced.graph.node.append(onnx.helper.make_node("Abs", [name], [f"magnitude_{index}"]))
-        reduced.graph.node.append(
-            onnx.helper.make_node("ReduceMax", [f"magnitude_{index}"], [f"largest_{index}"], keepdims=0)
-        )
-    outputs = [f"largest_{index}" for index in range(len(tensors))]
-    session = _open_with_outputs(reduced, outputs)
-    largest = np.zeros(len(tensors))
+        for operator in ("ReduceMin", "ReduceMax"):
+            output = f"{operator}_{index}"
+            reduced.graph.node.append(onnx.helper.make_node(operator, [name], [output], keepdims=0))
+    lows, highs = ([f"{operator}_{index}" for index in range(len(tensors))] for operator in ("ReduceMin", "ReduceMax"))
+    session = _open_with_outputs(reduced, [*lows, *highs])
+    found = np.stack(
+        [session.run([*lows, *highs], {session.get_inputs()[0].name: frame}) for frame in _frames(session, calibration)]
+    )
+    low, high = found[:, : len(tensors)].min(axis=0), found[:, len(tensors) :].max(axis=0)
+    return {name: (float(low[index]), float(high[index])) for index, name in enumerate(tensors)}
+
+
+def _clipped(proto: onnx.ModelProto, tensors: Sequence[str], calibration: Calibration) -> dict[str, Range]:
+    """Return the ranges that ONNX Runtime's calibrator chooses from histograms, with a bounded amount of memory."""
+    collector = HistogramCollector(
+        method=calibration.method,
+        symmetric=False,
+        num_bins=BINS[calibration.method],
+        num_quantized_bins=128,
+        percentile=calibration.percentile,
+        scenario="same",
+    )
+    session = _open_with_outputs(proto, tensors)
+    for frame in _frames(session, calibration):
+        for name, values in _run_in_groups(session, proto, tensors, frame):
+            with redirect_stdout(io.StringIO()):
+                collector.collect_value({name: [values]})
+    with redirect_stdout(io.StringIO()):
+        result = collector.compute_collection_result()
+    return {name: (float(result[name][0]), float(result[name][1])) for name in tensors}
+
+
+def _frames(session: ort.InferenceSession, calibration: Calibration) -> Iterator[NDArray[np.float32]]:
+    """Yield the frames to calibrate on, with progress. Raises M2HError for a size that the graph does not take."""
+    frames = calibration.frames.frames
     for done, frame in enumerate(frames, start=1):
         _log.info("calibrating on frame %d of %d", done, len(frames))
         _check_size(session, frame)
-        largest = np.maximum(largest, session.run(outputs, {session.get_inputs()[0].name: frame}))
-    return {name: float(value) for name, value in zip(tensors, largest, strict=True)}
+        yield frame
 
 
 def _check_size(session: ort.InferenceSession, frame: NDArray[np.float32]) -> None:
@@ -222,7 +249,6 @@ def _run_in_groups(
     session: ort.InferenceSession, proto: onnx.ModelProto, tensors: Sequence[str], frame: NDArray[np.float32]
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Yield the values of `tensors` on `frame`, with one run per GROUP_BYTES of them to bound the memory."""
-    _check_size(session, frame)
     feed = {session.get_inputs()[0].name: frame}
     yield from ((name, feed[name]) for name in tensors if name in feed)
     wanted = [name for name in tensors if name not in feed]
@@ -251,33 +277,23 @@ def _tensor_bytes(proto: onnx.ModelProto) -> dict[str, int]:
 def _cache_file(calibration: Calibration, graph_sha256: str) -> Path | None:
     if calibration.cache is None:
         return None
-    kind = "max" if calibration.method == "max" else "ranges"
-    return calibration.cache / f"{kind}-{graph_sha256[:16]}-{calibration.frames.sha256[:16]}.npz"
+    method = calibration.method + (f"{calibration.percentile:g}" if calibration.method == "percentile" else "")
+    return calibration.cache / f"{method}-{graph_sha256[:16]}-{calibration.frames.sha256[:16]}.npz"
 
 
-def _read_cache(file: Path) -> dict[str, Histogram]:
-    """Read the histograms of an earlier run; empty if the file is missing or damaged, so that it is written again."""
+def _read_cache(file: Path) -> dict[str, Range]:
+    """Read the ranges of an earlier run; empty if the file is missing or damaged, so that it is written again."""
     try:
         with np.load(file, allow_pickle=False) as stored:
-            names, counts = stored["names"], stored["counts"]
-            limits, largest = stored["limits"], stored["largest"]
+            names, ranges = stored["names"], stored["ranges"]
     except DAMAGED_ARRAY:
         return {}
-    if counts.shape != (len(names), BINS) or not len(names) == len(limits) == len(largest):
+    if ranges.shape != (len(names), 2):
         return {}
-    return {
-        str(name): Histogram(counts[index], float(limits[index]), float(largest[index]))
-        for index, name in enumerate(names)
-    }
+    return {str(name): (float(low), float(high)) for name, (low, high) in zip(names, ranges, strict=True)}
 
 
-def _write_cache(file: Path, histograms: Mapping[str, Histogram]) -> None:
+def _write_cache(file: Path, ranges: Mapping[str, Range]) -> None:
     # If the cache cannot be written, the next run only takes longer.
     with contextlib.suppress(M2HError), whole_file(make_folder(file.parent) / file.name) as temporary:
-        np.savez_compressed(
-            temporary,
-            names=np.array(list(histograms)),
-            counts=np.stack([histogram.counts for histogram in histograms.values()]),
-            limits=np.array([histogram.limit for histogram in histograms.values()]),
-            largest=np.array([histogram.largest for histogram in histograms.values()]),
-        )
+        np.savez_compressed(temporary, names=np.array(list(ranges)), ranges=np.array(list(ranges.values())))

@@ -17,15 +17,18 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from engines.options import Tool
 from engines.precision.calibration import (
     Calibration,
     CalibrationFrames,
     CalibrationRecord,
-    largest_values,
+    Range,
+    magnitude,
     measure_ranges,
     record_of,
 )
 from engines.precision.compare import CpuReference
+from engines.precision.int8_cpu import layer_results, quantize_for_onnxruntime, quantize_for_openvino
 from engines.precision.islands import Island, WeightRisk, find_islands, weight_risks
 from engines.precision.modelopt import quiet_modelopt, require_modelopt
 from engines.precision.quantization import (
@@ -96,6 +99,7 @@ def to_fp16(
     Raises:
         M2HError: The input is invalid; no file is written then.
     """
+    require_modelopt()
     source = _load_float32(onnx_path, io)
     plain, calls = inline_functions(source.network)
     largest = _largest_values(plain, frames.frames) if frames else None
@@ -110,23 +114,33 @@ def to_int8(
     out_path: str | os.PathLike[str],
     *,
     calibration: Calibration,
+    tool: Tool = "modelopt",
     policy: QuantPolicy | None = None,
     min_psnr: float | None = None,
     io: IO = "fp32",
 ) -> PrecisionReport:
-    """Write the float32 graph at `onnx_path` with Q/DQ around the layers `policy` names, and the rest in FP16.
+    """Write the float32 graph at `onnx_path` with Q/DQ around the layers `policy` names, as an engine wants it.
 
-    Weights are int8 per output channel, activations int8 per tensor, symmetric, with ranges measured on
-    `calibration.frames`; its held-out frames give the PSNR. With `min_psnr` (decibels, every output) the most sensitive
-    blocks stay in FP16 until the rest reaches it on the first calibration frames.
+    Weights are int8 per output channel, with ranges of the activations measured on `calibration.frames`; its held-out
+    frames give the PSNR. With `min_psnr` (decibels, every output) the most sensitive blocks are not quantized until the
+    rest reaches it on the first calibration frames. By `tool`:
+
+    - `modelopt`, for GPUs: activations int8 per tensor, symmetric; FP16 around.
+    - `nncf`, for OpenVINO, and `onnxruntime`, for its CPU kernels: activations uint8; float32 around.
 
     Raises:
         M2HError: The input is invalid; no file is written then.
     """
+    if tool == "modelopt":
+        require_modelopt()
     source = _load_float32(onnx_path, io)
-    policy = policy or QuantPolicy()
+    policy, half = policy or QuantPolicy(), tool == "modelopt"
+    if not half and io == "fp16":
+        raise M2HError("INT8 for a CPU has float32 around it: leave io at fp32")
+    if policy.smooth_quant is not None and tool != "nncf":
+        raise M2HError("smooth_quant is a step of NNCF, which quantizes for OpenVINO: leave it out of the policy")
     plain, calls = inline_functions(source.network)
-    islands, risks = _islands_and_risks(plain, None)
+    islands, risks = _islands_and_risks(plain, None) if half else ((), ())
     kept = {island.node for island in islands}
     layers = tuple(name for name in chosen_layers(plain, policy) if name not in kept)
     digest = onnx_sha256(onnx_path)
@@ -135,18 +149,39 @@ def to_int8(
             raise M2HError("a least PSNR applies only to INT8 activations: leave it out with weights_only")
         quantized = insert_weight_dq(plain, layers)
     else:
-        # All candidates are measured, so that another policy finds its ranges in the cache.
-        inputs = candidates(plain)
-        ranges = measure_ranges(plain, digest, tuple(dict.fromkeys(inputs.values())), calibration)
-        if min_psnr is not None:
-            few = calibration.frames.frames[:SENSITIVITY_FRAMES]
-            layers = choose_blocks(plain, layers, ranges, few, min_psnr)
-        wanted = {inputs[name]: ranges[inputs[name]] for name in layers}
-        quantized = insert_qdq(plain, layers, wanted, calibration.frames.frames[0])
-    result = outline_functions(_autocast(quantized, islands, io), calls, source.network)
+        quantized = _quantize(plain, layers, digest, calibration, policy, tool, min_psnr)
+    if half:
+        quantized = _autocast(quantized, islands, io)
+    result = outline_functions(quantized, calls, source.network)
     record = record_of(calibration, digest)
     report = PrecisionReport("int8", io, islands, risks, quantized_layers(result), record)
     return _finish(source, result, report, Path(out_path), calibration.frames.held_out)
+
+
+def _quantize(
+    plain: onnx.ModelProto,
+    layers: tuple[str, ...],
+    digest: str,
+    calibration: Calibration,
+    policy: QuantPolicy,
+    tool: Tool,
+    min_psnr: float | None,
+) -> onnx.ModelProto:
+    # All candidates are measured, so that another policy finds its ranges in the cache.
+    inputs = candidates(plain)
+    ranges: dict[str, Range] = {}
+    if tool != "nncf" or min_psnr is not None:
+        tensors = layer_results(plain, inputs)
+        ranges = measure_ranges(plain, digest, tensors, calibration)
+    if min_psnr is not None:
+        few = calibration.frames.frames[:SENSITIVITY_FRAMES]
+        layers = choose_blocks(plain, layers, ranges, few, min_psnr)
+    if tool == "nncf":
+        return quantize_for_openvino(plain, layers, calibration, policy.smooth_quant)
+    if tool == "onnxruntime":
+        return quantize_for_onnxruntime(plain, layers, ranges)
+    wanted = {inputs[name]: magnitude(ranges[inputs[name]]) for name in layers}
+    return insert_qdq(plain, layers, wanted, calibration.frames.frames[0])
 
 
 def _load_float32(path: str | os.PathLike[str], io: IO) -> _Source:
@@ -156,7 +191,6 @@ def _load_float32(path: str | os.PathLike[str], io: IO) -> _Source:
     info = GraphInfo.read(proto, path)
     if info.sensor is not None and io == "fp16":
         raise M2HError(f"{path} is a sensor graph, whose input and output types are fixed: leave io at fp32")
-    require_modelopt()
     return _Source(proto, take_network(proto) if info.sensor is not None else proto, info)
 
 
@@ -164,7 +198,9 @@ def _largest_values(proto: onnx.ModelProto, frames: Sequence[NDArray[np.float32]
     kinds = {value.name: value.type.tensor_type.elem_type for value in proto.graph.value_info}
     names = [name for name, kind in kinds.items() if kind == onnx.TensorProto.FLOAT]
     made = {output for node in proto.graph.node for output in node.output}
-    return largest_values(proto, [name for name in names if name in made], frames)
+    calibration = Calibration(CalibrationFrames(tuple(frames), (), 0, ""))
+    ranges = measure_ranges(proto, "", [name for name in names if name in made], calibration)
+    return {name: magnitude(bounds) for name, bounds in ranges.items()}
 
 
 def _islands_and_risks(

@@ -24,6 +24,7 @@ from m2h_deploy.onnx_graph.functions import inline_functions
 from m2h_deploy.onnx_graph.info import GraphInfo, Lowered, is_sensor_graph
 
 if TYPE_CHECKING:
+    from engines.options import Tool
     from engines.precision.convert import PrecisionReport
     from engines.precision.quantization import QuantPolicy
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 class Lowering:
     """Options of the conversion to FP16 or INT8, see `engines.precision.convert`; None takes the default."""
 
-    frames: str | None = None
+    frames: str | Pictures | None = None
     """Calibration frames: a folder, a video, or NYUv2. INT8 needs them; FP16 uses them only for measurements."""
     count: int | None = None
     """Number of frames to calibrate INT8 on; default 64."""
@@ -72,6 +73,8 @@ class Lowering:
         """Open the pictures to calibrate on without reading them. Raises M2HError if there are too few."""
         if self.frames is None:
             return None
+        if isinstance(self.frames, Pictures):
+            return self.frames
         return open_pictures(self.frames, self.wanted(precision) + self.held_out)
 
 
@@ -84,13 +87,19 @@ class Float32Graph:
     spec: InputSpec
 
 
-def lower(source: Float32Graph, target: Path, precision: str, lowering: Lowering, pictures: Pictures | None) -> None:
-    """Write `source` in `precision` to `target` with a record of the lowering; `pictures` are those of `lowering`."""
-    from engines.precision.modelopt import require_modelopt
+def lower(
+    source: Float32Graph, target: Path, precision: str, lowering: Lowering, pictures: Pictures | None, tool: Tool
+) -> None:
+    """Write `source` in `precision` to `target` with a record of the lowering; `pictures` are those of `lowering`.
 
-    require_modelopt()
+    `tool` is the one that lowers for the engine.
+    """
+    if tool == "modelopt":
+        from engines.precision.modelopt import require_modelopt
+
+        require_modelopt()
     expected = _run_on_cpu(read_onnx(source.file), source.spec, source.file)
-    report = _convert(source, target, precision, lowering, pictures)
+    report = _convert(source, target, precision, lowering, pictures, tool)
     proto = read_onnx(target)
     test = make_self_test(expected, _run_on_cpu(proto, source.spec, target))
     record = Lowered(self_test=test, lowering=_lowering_info(report), calibration=_calibration_info(report))
@@ -99,7 +108,7 @@ def lower(source: Float32Graph, target: Path, precision: str, lowering: Lowering
 
 
 def _convert(
-    source: Float32Graph, target: Path, precision: str, lowering: Lowering, pictures: Pictures | None
+    source: Float32Graph, target: Path, precision: str, lowering: Lowering, pictures: Pictures | None, tool: Tool
 ) -> PrecisionReport:
     from engines.precision.calibration import Calibration, select_frames
     from engines.precision.convert import to_fp16, to_int8
@@ -123,7 +132,7 @@ def _convert(
     cache = user_cache_folder("calibration")
     calibration = Calibration(frames, method=lowering.method or "max", cache=cache)  # type: ignore[arg-type]
     options = {"policy": lowering.policy, "min_psnr": lowering.min_psnr, "io": lowering.io}
-    return to_int8(source.file, target, calibration=calibration, **options)  # type: ignore[arg-type]
+    return to_int8(source.file, target, calibration=calibration, tool=tool, **options)  # type: ignore[arg-type]
 
 
 def _lowering_info(report: PrecisionReport) -> LoweringInfo:

@@ -42,12 +42,14 @@ class QuantPolicy:
     weights_only: bool = False
     """Store the weights of Linear layers in INT8 and compute in FP16: TensorRT-RTX supports INT8 for these."""
     keep: tuple[str, ...] = KEPT_IN_FLOAT
+    smooth_quant: float | None = None
+    """Alpha of SmoothQuant in linear layers, 0 to 1, for OpenVINO: moves outliers of activations into the weights."""
 
 
 def load_policy(path: str | os.PathLike[str]) -> QuantPolicy:
     """Read a policy from JSON: `{"quantize": ["backbone", "wmca"], "keep": ["/heads.*/final/*"]}`, either optional.
 
-    `"weights_only": true` may be added.
+    `"weights_only": true` and `"smooth_quant": 0.5` may be added.
 
     Raises:
         M2HError: The file cannot be read or is not a policy; names the file.
@@ -62,6 +64,8 @@ def load_policy(path: str | os.PathLike[str]) -> QuantPolicy:
 def _fits(key: str, value: Any) -> bool:
     if key == "weights_only":
         return isinstance(value, bool)
+    if key == "smooth_quant":
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
     return key in ("quantize", "keep") and isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 
@@ -194,8 +198,14 @@ def _only_layers_read_quantized(proto: onnx.ModelProto, layers: Sequence[str]) -
 
 
 def quantized_layers(proto: onnx.ModelProto) -> tuple[str, ...]:
-    """Return the layers of a Q/DQ graph whose weight comes from a DequantizeLinear."""
-    dequantized = {output for node in proto.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
+    """Return the layers of a Q/DQ graph whose constant weight comes from a DequantizeLinear."""
+    constant = {tensor.name for tensor in proto.graph.initializer}
+    dequantized = set()
+    for node in proto.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] in constant:  # of a weight that is stored as float
+            constant.add(node.output[0])
+        if node.op_type == "DequantizeLinear" and node.input[0] in constant:
+            dequantized.add(node.output[0])
     return tuple(node.name for node in proto.graph.node if node.op_type in QUANTIZABLE and node.input[1] in dequantized)
 
 

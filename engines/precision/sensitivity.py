@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from engines.precision.calibration import Range, magnitude
 from engines.precision.compare import CpuReference
 from engines.precision.quantization import int8_per_channel
 from m2h_deploy.blocks import block_of
@@ -23,7 +24,7 @@ from m2h_deploy.onnx_graph.edit import copy_of, replace_nodes
 def choose_blocks(
     proto: onnx.ModelProto,
     layers: Sequence[str],
-    ranges: Mapping[str, float],
+    ranges: Mapping[str, Range],
     frames: Sequence[NDArray[np.float32]],
     min_psnr: float,
 ) -> tuple[str, ...]:
@@ -55,8 +56,13 @@ def choose_blocks(
     raise M2HError(f"no block can be INT8 with every output at {min_psnr:g} dB: use fp16, or ask for less")
 
 
-def simulate_int8(proto: onnx.ModelProto, layers: Sequence[str], ranges: Mapping[str, float]) -> onnx.ModelProto:
-    """Return the float32 graph with Q/DQ on the activations of `layers` and weights rounded to int8 per channel."""
+def simulate_int8(
+    proto: onnx.ModelProto, layers: Sequence[str], ranges: Mapping[str, Range], *, symmetric: bool = True
+) -> onnx.ModelProto:
+    """Return the float32 graph with Q/DQ on the activations of `layers` and weights rounded to int8 per channel.
+
+    Activations are int8 and symmetric, as on GPUs, or uint8 with a zero point, as on CPUs.
+    """
     result = copy_of(proto)
     wanted = set(layers)
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
@@ -67,7 +73,7 @@ def simulate_int8(proto: onnx.ModelProto, layers: Sequence[str], ranges: Mapping
             source, weight = node.input[0], node.input[1]
             if source not in done:
                 done[source] = f"{source}_dequantized"
-                nodes.extend(_qdq(result, source, ranges[source], done[source]))
+                nodes.extend(_qdq(result, source, ranges[source], done[source], symmetric=symmetric))
             if weight not in done:
                 done[weight] = f"{weight}_rounded"
                 axis = 0 if node.op_type == "Conv" else -1
@@ -79,10 +85,13 @@ def simulate_int8(proto: onnx.ModelProto, layers: Sequence[str], ranges: Mapping
     return result
 
 
-def _qdq(proto: onnx.ModelProto, source: str, largest: float, target: str) -> list[onnx.NodeProto]:
+def _qdq(proto: onnx.ModelProto, source: str, bounds: Range, target: str, *, symmetric: bool) -> list[onnx.NodeProto]:
     scale, zero, middle = f"{source}_scale", f"{source}_zero", f"{source}_quantized"
-    proto.graph.initializer.append(numpy_helper.from_array(np.array((largest or 1.0) / 127, np.float32), scale))
-    proto.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), zero))
+    low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
+    step = ((magnitude(bounds) or 1.0) / 127) if symmetric else ((high - low) or 1.0) / 255
+    offset = np.array(0, np.int8) if symmetric else np.array(round(-low / step), np.uint8)
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(step, np.float32), scale))
+    proto.graph.initializer.append(numpy_helper.from_array(offset, zero))
     return [
         helper.make_node("QuantizeLinear", [source, scale, zero], [middle]),
         helper.make_node("DequantizeLinear", [middle, scale, zero], [target]),

@@ -208,6 +208,10 @@ class Manifest(Record):
     self_test: SelfTest | None = None
     parity: dict[str, Any] | None = None
     latency: dict[str, Any] | None = None
+    speed: dict[str, Any] | None = None
+    """How much faster than float32 on the same engine it was where it was built, see `engines.speed.Speed`."""
+    tuning: dict[str, Any] | None = None
+    """The table of the tuning that chose this engine, see `engines.tune.result.TuneResult`."""
     files: dict[FileName, Sha256]
 
     @model_validator(mode="after")

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.data.frame import Dataset
 from m2h_deploy.errors import CheckFailed, M2HError
+from m2h_deploy.files.arrays import DAMAGED_ARRAY
+from m2h_deploy.files.atomic import whole_file
 from m2h_deploy.parity.frames import FrameRecord, Measurer
 from m2h_deploy.parity.gates import GateResult
 from m2h_deploy.parity.pictures import WorstFrame, WorstFrames
-from m2h_deploy.parity.reference import Reference, open_reference
+from m2h_deploy.parity.reference import Outputs, Reference, open_reference
 from m2h_deploy.parity.result import Side
-from m2h_deploy.parity.tasks import Against
+from m2h_deploy.parity.tasks import Against, State
 from m2h_deploy.runtime.runtime import Runtime
 
 #: Called with the numbers of finished frames and of all frames.
@@ -58,6 +65,36 @@ class Measured:
     worst: tuple[WorstFrame, ...]
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Results of one reference on the frames of one data set: outputs in a folder's files, metric states here."""
+
+    folder: Path
+    states: dict[tuple[str, str], State] = field(default_factory=dict)
+
+
+class _Remembered:
+    """A reference that computes every image once."""
+
+    def __init__(self, reference: Reference, memory: Memory) -> None:
+        self._reference, self._folder = reference, memory.folder
+        self.description, self.tasks = reference.description, reference.tasks
+        self.weights_sha256 = reference.weights_sha256
+
+    def run(self, image: NDArray[np.float32]) -> Outputs:
+        """Run the reference on an image, or read the outputs that it gave before."""
+        digest = hashlib.sha256(image.tobytes() + self.weights_sha256.encode()).hexdigest()
+        file = self._folder / f"{digest}.npz"
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                return {name: stored[name] for name in self.tasks}
+        except DAMAGED_ARRAY:
+            outputs = self._reference.run(image)
+        with contextlib.suppress(M2HError), whole_file(file) as temporary:  # only time is lost without it
+            np.savez(temporary, **outputs)  # type: ignore[arg-type]
+        return outputs
+
+
 class Executor(Protocol):
     """Interface of executors."""
 
@@ -78,12 +115,21 @@ class LocalExecutor:
     """Plug-in libraries of TensorRT that may be loaded."""
     allow_engine_code: bool = False
     """Allow the code in a version-compatible plan of TensorRT to be executed."""
+    memory: Memory | None = None
+    """The reference's results of earlier runs on the same frames, to use and to add to."""
 
     def measure(self, request: Request, progress: Progress | None = None) -> Measured:
         """Measure the frames of `request` in order; `progress` is called after each."""
-        with Runtime.load(request.bundle.path, self_test=False, **vars(self)) as runtime:
-            measurer, sides = open_sides(runtime, request.reference, request.targets, self.threads,
-                                         allow_other_weights=request.allow_other_weights)  # fmt: skip
+        opening = {name: value for name, value in vars(self).items() if name != "memory"}
+        with Runtime.load(request.bundle.path, self_test=False, **opening) as runtime:
+            measurer, sides = open_sides(
+                runtime,
+                request.reference,
+                request.targets,
+                self.threads,
+                allow_other_weights=request.allow_other_weights,
+                memory=self.memory,
+            )
             worst = WorstFrames(runtime.manifest.classes, request.pictures)
             records = []
             for done, index in enumerate(request.indices, start=1):
@@ -98,7 +144,13 @@ class LocalExecutor:
 
 
 def open_sides(
-    runtime: Runtime, reference: str, targets: dict[str, Against], threads: int | None, *, allow_other_weights: bool
+    runtime: Runtime,
+    reference: str,
+    targets: dict[str, Against],
+    threads: int | None,
+    *,
+    allow_other_weights: bool,
+    memory: Memory | None = None,
 ) -> tuple[Measurer, Sides]:
     """Open the reference next to the engine and run the engine's self-test; a bundle that fails it is still measured.
 
@@ -112,6 +164,8 @@ def open_sides(
         Side(runtime.backend.description, runtime.manifest.model.weights_sha256),
         _self_test(runtime),
     )
+    if memory is not None:
+        return Measurer(runtime, _Remembered(opened, memory), targets, memory.states), sides
     return Measurer(runtime, opened, targets), sides
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,15 @@ def choose_targets(manifest: Manifest, frame: Frame, source: Dataset) -> dict[st
 class Measurer:
     """Run frames through reference and engine, and measure each frame separately."""
 
-    def __init__(self, runtime: Runtime, reference: Reference, targets: dict[str, Against]) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        reference: Reference,
+        targets: dict[str, Against],
+        known: dict[tuple[str, str], State] | None = None,
+    ) -> None:
+        """Compare `runtime` with `reference`; `known` keeps the reference's states by task and image, to use again."""
+        self._known = known
         self._manifest = runtime.manifest
         sides = _Plain if runtime.manifest.sensor is None else _Sensor
         self._sides = sides(runtime, reference)
@@ -77,11 +86,18 @@ class Measurer:
 
     def record(self, frame: Frame, both: BothSides) -> FrameRecord:
         """Measure one frame. Raises M2HError, naming the frame, if its labels do not fit its image."""
+        known = {} if self._known is None else self._known
+        digest = "" if self._known is None else hashlib.sha256(frame.image.tobytes()).hexdigest()
+        states = {}
+        for task in self._tasks:
+            key = task.task, digest
+            states[task.task] = task.states(frame, both.reference, both.engine, known.get(key))
+            known[key] = states[task.task][0]
         return FrameRecord(
             printable(frame.name),
             {name: tensor_sums(name, both.reference_outputs[name], both.engine_outputs[name], both.nonfinite[name])
              for name in compared_outputs(self._manifest)},
-            {task.task: task.states(frame, both.reference, both.engine) for task in self._tasks},
+            states,
             {task.task: difference(task.task, both.reference, both.engine) for task in self._tasks},
             frame.derived,
         )  # fmt: skip

@@ -83,8 +83,12 @@ class TaskComparison:
         self._engine: list[State] = []
         self._scale: list[State] = []
 
-    def states(self, frame: Frame, reference: Prediction, engine: Prediction) -> tuple[State, ...]:
+    def states(
+        self, frame: Frame, reference: Prediction, engine: Prediction, known: State | None = None
+    ) -> tuple[State, ...]:
         """Return the frame's metric states: of the reference, of the engine, and for depth of a prediction of zeros.
+
+        `known` is the reference's state, if an earlier call gave it.
 
         Raises:
             M2HError: The frame's labels do not fit its image; names the frame.
@@ -95,7 +99,7 @@ class TaskComparison:
         else:
             target = self._target(frame, reference_map)
         try:
-            state = self._metric.frame_state(reference_map, target)
+            state = self._metric.frame_state(reference_map, target) if known is None else known
             # Edge matching is slow, and a good engine often gives exactly the same array.
             same = np.array_equal(reference_map, engine_map)
             states = [state, state if same else self._metric.frame_state(engine_map, target)]

@@ -121,7 +121,7 @@ def test_calibration_frames_are_normalized_by_the_graphs_metadata(folder):
 def test_fp16_is_measured_on_frames_of_that_normalization_and_stays_close(folder, tmp_path):
     pytest.importorskip("modelopt.onnx.quantization")
     graph = tmp_path / "fp16.onnx"
-    lowering = ("--precision", "fp16", "--calibration", folder / "pictures", "--graph", graph)
+    lowering = ("--engine", "openvino", "--precision", "fp16", "--calibration", folder / "pictures", "--graph", graph)
     done("build", folder / "sensor.onnx", "-o", tmp_path / "a", *lowering)
     done("build", graph, "-o", tmp_path / "b")
     before, after = (load_bundle(tmp_path / name).manifest for name in "ab")

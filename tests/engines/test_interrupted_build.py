@@ -59,7 +59,7 @@ def in_the_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 STAGES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], dict[str, str]]] = {
-    "lowering": (in_the_lowering, {"precision": "fp16"}),
+    "lowering": (in_the_lowering, {"precision": "fp16", "engine": "openvino"}),
     "engine": (in_the_engine, {}),
     "self-test": (in_the_self_test, {}),
 }
@@ -98,5 +98,5 @@ def test_a_kept_graph_is_written_atomically(small, tmp_path, monkeypatch):
     before = everything_in(tmp_path)
     in_the_lowering(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        build_bundle(small, tmp_path / "bundle", precision="fp16", graph=tmp_path / "kept.onnx")
+        build_bundle(small, tmp_path / "bundle", engine="openvino", precision="fp16", graph=tmp_path / "kept.onnx")
     assert everything_in(tmp_path) == before

@@ -16,7 +16,7 @@ import torch
 pytest.importorskip("openvino")
 import openvino as ov
 
-from engines.openvino import OpenVinoOptions, build_openvino, preferred_precision
+from engines.openvino import OpenVinoOptions, build_openvino, preferred_precisions
 from engines.precision.convert import to_fp16
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.openvino import OpenVINOBackend, available_precision, cache_folder
@@ -170,14 +170,16 @@ class Processor:
     [
         (("FP32", "INT8", "BIN"), "f32", {"f32": "f32", "bf16": "f32", "f16": "f32"}),  # AVX2
         (("BF16", "FP32", "INT8"), "bf16", {"f32": "f32", "bf16": "bf16", "f16": "f32"}),  # Zen 4
-        (("BF16", "FP32", "FP16"), "f16", {"f32": "f32", "bf16": "bf16", "f16": "f16"}),  # Sapphire Rapids
+        (("BF16", "FP32", "FP16"), "bf16", {"f32": "f32", "bf16": "bf16", "f16": "f16"}),  # Sapphire Rapids
     ],
 )
 def test_the_precision_fits_the_processor_and_is_not_coarser_than_recorded(capabilities, default, expected):
     processor = Processor(*capabilities)
     assert {hint: available_precision(processor, "CPU", hint) for hint in expected} == expected
-    assert preferred_precision(processor, "fp16") == default
-    assert preferred_precision(processor, "fp32") == preferred_precision(processor, "int8") == "f32"
+    # On Arm, FP16 is preferred.
+    assert preferred_precisions(processor, "fp16")[0] in (default, "f16")
+    assert preferred_precisions(processor, "int8") == [*(["bf16"] if "BF16" in capabilities else []), "f32"]
+    assert preferred_precisions(processor, "fp32") == ["f32"]
 
 
 def test_int8_graphs_load(tmp_path, tiny_bundle):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -9,62 +11,14 @@ import pytest
 from engines.precision.calibration import (
     Calibration,
     CalibrationFrames,
-    collect_histograms,
     frames_digest,
+    magnitude,
     measure_ranges,
     select_frames,
 )
-from engines.precision.histograms import BINS, Histogram, threshold
 from m2h_deploy.errors import M2HError
 from tests.commands import refused
 from tests.engines.graphs import SIDE, frames, small_graph
-
-
-def histogram_of(values: np.ndarray, parts: int = 4) -> Histogram:
-    histogram = Histogram.empty()
-    for part in np.array_split(values.astype(np.float32), parts):
-        histogram = histogram.add(part)
-    return histogram
-
-
-def test_a_histogram_counts_every_value_in_any_order():
-    values = np.concatenate([np.full(10, 0.5), np.full(20, 3.0), np.full(5, -7.0)])
-    for order in (values, values[::-1]):
-        histogram = histogram_of(order, parts=7)
-        assert histogram.counts.sum() == 35
-        assert histogram.largest == 7.0
-        width = histogram.limit / BINS
-        for value, count in ((0.5, 10), (3.0, 20), (7.0, 5)):
-            place = min(int(value / width), BINS - 1)
-            assert histogram.counts[max(place - 1, 0) : place + 2].sum() == count
-
-
-def test_max_takes_the_largest_value_and_percentile_clips():
-    values = np.concatenate([np.linspace(0, 1, 99_990), np.full(10, 100.0)])
-    histogram = histogram_of(values)
-    assert threshold(histogram, "max") == 100.0
-    assert threshold(histogram, "percentile", 99.9) == pytest.approx(1.0, abs=2 * histogram.limit / BINS)
-    assert threshold(histogram, "percentile", 100.0) == pytest.approx(100.0, rel=1e-3)
-
-
-def test_entropy_clips_a_long_tail_and_keeps_a_uniform_range():
-    rng = np.random.default_rng(0)
-    heavy = histogram_of(rng.standard_t(3, size=400_000))
-    assert 5 < threshold(heavy, "entropy") < 0.5 * heavy.largest
-    uniform = histogram_of(rng.uniform(-1, 1, size=400_000))
-    assert threshold(uniform, "entropy") > 0.95
-
-
-def test_the_zeros_of_a_relu_do_not_change_what_entropy_keeps():
-    values = np.abs(np.random.default_rng(0).normal(size=400_000))
-    with_zeros = np.concatenate([values, np.zeros(400_000)])
-    assert threshold(histogram_of(with_zeros), "entropy") == pytest.approx(
-        threshold(histogram_of(values), "entropy"), rel=0.1
-    )
-
-
-def test_a_tensor_that_is_always_zero_has_no_range():
-    assert threshold(histogram_of(np.zeros(100)), "entropy") == 0.0
 
 
 def test_the_same_seed_chooses_the_same_frames_and_another_seed_others():
@@ -122,24 +76,38 @@ def calibration(tmp_path) -> Calibration:
     return Calibration(select_frames(frames(5), count=3), "max", cache=tmp_path / "cache")
 
 
-def test_ranges_are_what_the_graph_computes(calibration):
-    proto = small_graph()
-    ranges = measure_ranges(proto, "0" * 64, ["image", "b"], calibration)
-    assert ranges["image"] == pytest.approx(max(float(np.abs(f).max()) for f in calibration.frames.frames))
-    weights = onnx.numpy_helper.to_array(proto.graph.initializer[0])
-    expected = 0.0
+def convolved(calibration: Calibration) -> list[np.ndarray]:
+    """Return the first convolution's results on the calibration frames, computed here."""
+    weights = onnx.numpy_helper.to_array(small_graph().graph.initializer[0])
+    results = []
     for frame in calibration.frames.frames:
         padded = np.pad(frame[0], ((0, 0), (1, 1), (1, 1)))
         patches = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
-        expected = max(expected, float(np.einsum("chwij,ocij->ohw", patches, weights).max()))
-    assert ranges["b"] == pytest.approx(expected, rel=1e-4)
+        results.append(np.einsum("chwij,ocij->ohw", patches, weights))
+    return results
 
 
-def test_the_largest_value_is_the_same_with_and_without_a_histogram(calibration):
-    names = ["image", "b", "sum"]
-    alone = measure_ranges(small_graph(), "0" * 64, names, calibration)
-    whole = collect_histograms(small_graph(), names, calibration.frames.frames)
-    assert {name: histogram.largest for name, histogram in whole.items()} == pytest.approx(alone)
+def test_max_takes_the_smallest_and_the_largest_value(calibration):
+    ranges = measure_ranges(small_graph(), "0" * 64, ["image", "a", "b"], calibration)
+    frames, results = np.stack(calibration.frames.frames), np.stack(convolved(calibration))
+    assert ranges["image"] == pytest.approx((frames.min(), frames.max()))
+    assert ranges["a"] == pytest.approx((results.min(), results.max()), rel=1e-4)
+    assert ranges["b"] == pytest.approx((0, results.max()), rel=1e-4)  # after the ReLU
+    assert magnitude(ranges["a"]) == pytest.approx(np.abs(results).max(), rel=1e-4)
+
+
+def test_percentile_and_entropy_clip_what_is_rare(calibration):
+    frames = [frame.copy() for frame in calibration.frames.frames]
+    frames[1][0, 0, 0, 0] = 50.0
+    outlier = replace(calibration, frames=replace(calibration.frames, frames=tuple(frames)), cache=None)
+    names = ["image"]
+    assert measure_ranges(small_graph(), "", names, outlier)["image"][1] == 50.0
+    clipped = measure_ranges(small_graph(), "", names, replace(outlier, method="percentile", percentile=99.8))["image"]
+    values = np.stack(frames)
+    assert values.min() <= clipped[0] < -2
+    assert 2 < clipped[1] < 6
+    low, high = measure_ranges(small_graph(), "", names, replace(outlier, method="entropy"))["image"]
+    assert -50 < low < 0 < high < 50
 
 
 @pytest.mark.parametrize("method", ["max", "entropy"])

@@ -333,7 +333,7 @@ def test_an_invalid_policy_gives_a_one_line_error(small, tmp_path, content, said
 
 def test_blocks_that_lose_too_much_accuracy_stay_in_half():
     proto = small_graph()
-    ranges = {"b": 3.0, "e": 0.05}  # the Linear's input saturates, so INT8 is inaccurate
+    ranges = {"b": (0.0, 3.0), "e": (-0.05, 0.05)}  # the Linear's input saturates, so INT8 is inaccurate
     layers = ["/msf.depth/resize/Conv", "/context/ffn/MatMul"]
     chosen = choose_blocks(proto, layers, ranges, frames(1), 30)
     assert chosen == ("/msf.depth/resize/Conv",)

@@ -105,6 +105,10 @@ def pictures(tmp_path_factory) -> Path:
     return folder
 
 
+#: An engine that takes each precision here.
+ENGINE_OF = {"fp16": "openvino", "int8": "onnxruntime"}
+
+
 @pytest.fixture(scope="module", params=["fp16", "int8"])
 def lowered(request, exported, pictures, tmp_path_factory) -> tuple[str, Path, Path]:
     """Return the precision, the bundle built from the float32 graph, and the lowered graph that was kept."""
@@ -114,6 +118,7 @@ def lowered(request, exported, pictures, tmp_path_factory) -> tuple[str, Path, P
     bundle = build_bundle(
         exported,
         folder / "bundle",
+        engine=ENGINE_OF[request.param],
         precision=request.param,
         lowering=Lowering(str(pictures), count=count),
         graph=folder / "lowered.onnx",
@@ -128,7 +133,7 @@ def build_without(modules: str, *arguments: object) -> subprocess.CompletedProce
 
 def test_a_device_without_torch_builds_the_same_bundle_of_the_lowered_graph(lowered, tmp_path):
     precision, before, graph = lowered
-    done = build_without("torch,modelopt", graph, "-o", tmp_path / "bundle")
+    done = build_without("torch,modelopt,nncf", graph, "-o", tmp_path / "bundle", "--engine", ENGINE_OF[precision])
     assert done.returncode == 0, done.stderr
     first, second = load_bundle(before).manifest, load_bundle(tmp_path / "bundle").manifest
     assert second.engine.precision == first.engine.precision == precision
@@ -143,9 +148,13 @@ def test_a_device_without_torch_builds_the_same_bundle_of_the_lowered_graph(lowe
         runtime.self_test()
 
 
-def test_a_device_without_onnx_runtime_compiles_it_too(lowered, tmp_path):
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_device_without_onnx_runtime_compiles_it_too(precision, exported, pictures, tmp_path):
     pytest.importorskip("tensorrt_rtx")
-    precision, before, graph = lowered
+    pytest.importorskip("modelopt.onnx.quantization")
+    before, graph = tmp_path / "before", tmp_path / "lowered.onnx"
+    lowering = Lowering(str(pictures), count=4 if precision == "int8" else None)
+    build_bundle(exported, before, engine="tensorrt-rtx", precision=precision, lowering=lowering, graph=graph)
     done = build_without(
         "torch,modelopt,onnxruntime,openvino,onnxscript,safetensors,scipy,h5py",
         graph,
@@ -249,7 +258,8 @@ def test_half_inputs_and_outputs_are_read_from_the_graph_and_run(exported, engin
     pytest.importorskip("modelopt.onnx.quantization")
     pytest.importorskip(engine)
     graph = tmp_path / "half.onnx"
-    build_bundle(exported, tmp_path / "a", precision="fp16", lowering=Lowering(io="fp16"), graph=graph)
+    lowering = Lowering(io="fp16")
+    build_bundle(exported, tmp_path / "a", engine="openvino", precision="fp16", lowering=lowering, graph=graph)
     manifest = build_bundle(graph, tmp_path / "b", engine=engine).manifest
     assert (manifest.input.dtype, *(output.dtype for output in manifest.outputs)) == ("float16",) * 3
     with Runtime.load(tmp_path / "b", threads=1) as runtime:

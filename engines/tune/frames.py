@@ -1,0 +1,95 @@
+"""Divide a data set: frames to calibrate on, frames to search on, and others that the gates are judged on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.precision.frames import Pictures
+from m2h_deploy.data.frame import Dataset
+from m2h_deploy.data.open import open_dataset
+from m2h_deploy.data.subset import Subset
+from m2h_deploy.errors import M2HError
+from m2h_deploy.parity.bootstrap import FEW_FRAMES
+
+
+@dataclass(frozen=True)
+class TuneFrames:
+    """The frames of a tuning; no frame is in two sets, except that the search may look at calibration frames."""
+
+    calibration: Pictures
+    count: int
+    """Number of calibration frames."""
+    search: Subset
+    check: Subset
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The largest number of frames of each set."""
+
+    calibration: int = 16
+    search: int = 6
+    check: int = 32
+
+
+def divide(source: Path, counts: Counts, seed: int) -> TuneFrames:
+    """Divide the data at `source`: by its own splits, else at random by `seed`.
+
+    Raises:
+        M2HError: The data cannot be read, or has too few frames to calibrate on some and to judge others.
+    """
+    train, check = _splits(source, seed)
+    calibration = _some(train, counts.calibration, seed)
+    search = Subset(calibration.data, calibration.indices[: counts.search])
+    pictures = Pictures(str(source), len(calibration), lambda: _images(calibration))
+    return TuneFrames(pictures, len(calibration), search, _some(check, counts.check, seed))
+
+
+def _splits(source: Path, seed: int) -> tuple[Subset, Subset]:
+    whole = open_dataset(source, "val")
+    try:
+        train: Dataset | None = open_dataset(source, "train")
+    except M2HError:
+        train = None
+    if train is not None and len(train) and not _same(train, whole):
+        if len(whole) < FEW_FRAMES:
+            raise M2HError(f"{source}: {len(whole)} frames in its split val, {FEW_FRAMES} are needed to judge by")
+        return _all(train), _all(whole)
+    count = len(whole)
+    if count < FEW_FRAMES + 1:
+        raise M2HError(
+            f"{source} has {count} frame{'s' * (count != 1)}: at least {FEW_FRAMES + 1} are needed, some to calibrate "
+            f"on and {FEW_FRAMES} others to judge by"
+        )
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    judged = max(FEW_FRAMES, 2 * count // 3)
+    return Subset(whole, tuple(sorted(order[judged:]))), Subset(whole, tuple(sorted(order[:judged])))
+
+
+def _same(first: Dataset, second: Dataset) -> bool:
+    """Return whether two splits are the same frames, as in a data set without splits."""
+    files = getattr(first, "files_of", None)
+    other = getattr(second, "files_of", None)
+    return len(first) == len(second) and (files is None or other is None or files(0) == other(0))
+
+
+def _all(data: Dataset) -> Subset:
+    return Subset(data, tuple(range(len(data))))
+
+
+def _some(subset: Subset, count: int, seed: int) -> Subset:
+    if len(subset) <= count:
+        return subset
+    return Subset(subset.data, tuple(sorted(random.Random(seed).sample(subset.indices, count))))
+
+
+def _images(subset: Subset) -> Iterator[NDArray[np.uint8]]:
+    for frame in subset:
+        yield frame.image

@@ -1,0 +1,52 @@
+"""What a tuning has measured, on disk line by line, so that a killed one goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from m2h_deploy.causes import failure
+from m2h_deploy.files.text import finite
+
+
+class Journal:
+    """Values by key. Every value is on disk before the next is measured; a line that was cut off is left out."""
+
+    def __init__(self, file: Path, settings: str) -> None:
+        """Open the journal; only values of the same `settings`, a digest, are taken from an earlier run."""
+        self._file, self._settings = file, settings
+        self._values: dict[str, Any] = {}
+        try:
+            content = file.read_text(encoding="utf-8") if file.is_file() else ""
+        except (OSError, ValueError):
+            content = ""  # a damaged journal costs time, not results
+        for line in content.splitlines():
+            try:
+                entry = json.loads(line)
+                if entry["settings"] == settings:
+                    self._values[entry["key"]] = entry["value"]
+            except (ValueError, KeyError, TypeError):
+                continue
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def once(self, key: str, measure: Callable[[], Any]) -> Any:
+        """Return the value of `key`, measured by `measure` (in JSON's types) unless it is known.
+
+        Raises:
+            M2HError: The journal cannot be written.
+        """
+        if key not in self._values:
+            value = finite(measure())
+            self._values[key] = value
+            line = json.dumps({"settings": self._settings, "key": key, "value": value})
+            try:
+                with self._file.open("a", encoding="utf-8") as file:
+                    # A line that a killed run cut off must not swallow this one.
+                    file.write(("\n" if self._file.stat().st_size else "") + line)
+            except OSError as error:
+                raise failure(error, f"cannot write {self._file}") from None
+        return self._values[key]

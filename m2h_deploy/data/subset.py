@@ -1,0 +1,35 @@
+"""Some of the frames of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from m2h_deploy.data.frame import Dataset, Frame
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """The frames of `data` at `indices`, in that order."""
+
+    data: Dataset
+    indices: tuple[int, ...]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names of the whole data set."""
+        return self.data.class_names
+
+    @property
+    def derived(self) -> frozenset[str]:
+        """Computed labels of the whole data set."""
+        return self.data.derived
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Frame:
+        return self.data[self.indices[index]]
+
+    def __iter__(self) -> Iterator[Frame]:
+        return (self[index] for index in range(len(self)))

@@ -195,12 +195,13 @@ def largest_values(
     largest = np.zeros(len(tensors))
     for done, frame in enumerate(frames, start=1):
         _log.info("calibrating on frame %d of %d", done, len(frames))
-        _check_size(session, frame)
+        check_frame_size(session, frame)
         largest = np.maximum(largest, session.run(outputs, {session.get_inputs()[0].name: frame}))
     return {name: float(value) for name, value in zip(tensors, largest, strict=True)}
 
 
-def _check_size(session: ort.InferenceSession, frame: NDArray[np.float32]) -> None:
+def check_frame_size(session: ort.InferenceSession, frame: NDArray[np.float32]) -> None:
+    """Raise M2HError if `frame` does not have the height and width of the session's input."""
     expected = session.get_inputs()[0].shape
     if list(frame.shape[2:]) != expected[2:]:
         raise M2HError(
@@ -222,7 +223,7 @@ def _run_in_groups(
     session: ort.InferenceSession, proto: onnx.ModelProto, tensors: Sequence[str], frame: NDArray[np.float32]
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Yield the values of `tensors` on `frame`, with one run per GROUP_BYTES of them to bound the memory."""
-    _check_size(session, frame)
+    check_frame_size(session, frame)
     feed = {session.get_inputs()[0].name: frame}
     yield from ((name, feed[name]) for name in tensors if name in feed)
     wanted = [name for name in tensors if name not in feed]

@@ -21,12 +21,12 @@ from engines.precision.calibration import (
     Calibration,
     CalibrationFrames,
     CalibrationRecord,
-    largest_values,
     measure_ranges,
     record_of,
 )
 from engines.precision.compare import CpuReference
-from engines.precision.islands import Island, WeightRisk, find_islands, weight_risks
+from engines.precision.headroom import activation_ranges
+from engines.precision.islands import Island, WeightRisk, islands_and_risks
 from engines.precision.modelopt import quiet_modelopt, require_modelopt
 from engines.precision.quantization import (
     QuantPolicy,
@@ -98,8 +98,9 @@ def to_fp16(
     """
     source = _load_float32(onnx_path, io)
     plain, calls = inline_functions(source.network)
-    largest = _largest_values(plain, frames.frames) if frames else None
-    islands, risks = _islands_and_risks(plain, largest)
+    ranges = activation_ranges(plain, frames.frames) if frames else None
+    largest = {name: values.largest for name, values in ranges.items()} if ranges else None
+    islands, risks = islands_and_risks(plain, largest)
     result = outline_functions(_autocast(plain, islands, io), calls, source.network)
     report = PrecisionReport("fp16", io, islands, risks)
     return _finish(source, result, report, Path(out_path), frames.held_out if frames else ())
@@ -126,7 +127,7 @@ def to_int8(
     source = _load_float32(onnx_path, io)
     policy = policy or QuantPolicy()
     plain, calls = inline_functions(source.network)
-    islands, risks = _islands_and_risks(plain, None)
+    islands, risks = islands_and_risks(plain, None)
     kept = {island.node for island in islands}
     layers = tuple(name for name in chosen_layers(plain, policy) if name not in kept)
     digest = onnx_sha256(onnx_path)
@@ -158,22 +159,6 @@ def _load_float32(path: str | os.PathLike[str], io: IO) -> _Source:
         raise M2HError(f"{path} is a sensor graph, whose input and output types are fixed: leave io at fp32")
     require_modelopt()
     return _Source(proto, take_network(proto) if info.sensor is not None else proto, info)
-
-
-def _largest_values(proto: onnx.ModelProto, frames: Sequence[NDArray[np.float32]]) -> dict[str, float]:
-    kinds = {value.name: value.type.tensor_type.elem_type for value in proto.graph.value_info}
-    names = [name for name, kind in kinds.items() if kind == onnx.TensorProto.FLOAT]
-    made = {output for node in proto.graph.node for output in node.output}
-    return largest_values(proto, [name for name in names if name in made], frames)
-
-
-def _islands_and_risks(
-    proto: onnx.ModelProto, largest: dict[str, float] | None
-) -> tuple[tuple[Island, ...], tuple[WeightRisk, ...]]:
-    islands = find_islands(proto, largest)
-    risks = weight_risks(proto, islands)
-    kept = dict.fromkeys(risk.node for risk in risks if risk.action == "node kept in float32")
-    return (*islands, *(Island(name, "weights") for name in kept)), risks
 
 
 def _autocast(proto: onnx.ModelProto, islands: Sequence[Island], io: IO) -> onnx.ModelProto:

@@ -16,7 +16,7 @@ from engines.precision.calibration import check_frame_size
 from engines.precision.islands import FP16_MAX, FP16_NORMAL
 from m2h_deploy.errors import M2HError
 from m2h_deploy.onnx_graph.edit import copy_of, replace_nodes
-from m2h_deploy.onnx_graph.session import cpu_session
+from m2h_deploy.onnx_graph.session import cpu_session, run_session
 
 _log = logging.getLogger("m2h_deploy.engines.headroom")
 
@@ -76,15 +76,16 @@ def activation_ranges(proto: onnx.ModelProto, frames: Sequence[NDArray[np.float3
     """
     names, sources = _float_tensors(proto)
     session = cpu_session(_with_reductions(proto, names), "the graph to measure", in_order=True)
-    image = session.get_inputs()[0]
-    batch = image.shape[0] if isinstance(image.shape[0], int) else 1
+    side = session.get_inputs()[0].shape[0]
+    batch = side if isinstance(side, int) else 1
     wanted = [f"{_PREFIX}{part}/{index}" for part in _PARTS for index in range(len(names))]
     largest, smallest, shares = np.zeros(len(names)), np.full(len(names), np.inf), np.zeros((2, len(names)))
     for done, frame in enumerate(frames, start=1):
         _log.info("measuring on frame %d of %d", done, len(frames))
         check_frame_size(session, frame)
-        values = np.array(session.run(wanted, {image.name: np.repeat(frame, batch, axis=0)}), np.float64)
-        most, total, least, *subnormal = values.reshape(len(_PARTS), len(names))
+        values = run_session(session, np.repeat(frame, batch, axis=0), "the graph to measure", wanted)
+        figures = np.array(list(values.values()), np.float64).reshape(len(_PARTS), len(names))
+        most, total, least, *subnormal = figures
         _check_finite(proto, names, most, total)
         largest, smallest = np.maximum(largest, most), np.minimum(smallest, least)
         shares += np.array(subnormal) / len(frames)

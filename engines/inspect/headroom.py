@@ -87,7 +87,8 @@ def _read_network(path: Path) -> tuple[onnx.ModelProto, GraphInfo]:
 
 
 def _report(network: onnx.ModelProto, frames: CalibrationFrames) -> dict[str, Any]:
-    activations, weights = activation_ranges(network, frames.frames), weight_ranges(network)
+    weights = weight_ranges(network)  # first: an error names the weight, and not a result of it
+    activations = activation_ranges(network, frames.frames)
     islands, _ = islands_and_risks(network, {name: values.largest for name, values in activations.items()})
     kept = [{"node": found.node, "block": block_of(found.node), "reason": found.reason} for found in islands]
     tensors = sorted(_tensor_rows(network, activations, weights), key=lambda row: -row["largest"])
@@ -218,13 +219,13 @@ def _cells(row: Mapping[str, Any]) -> Iterator[str]:
 
 def _island_parts(islands: Sequence[dict[str, Any]]) -> list[RenderableType]:
     """Return the nodes that the measurement keeps in float32 as a table, and the count of those kept by rule."""
-    by_rule = Counter(row["reason"] for row in islands if row["reason"] not in MEASURED)
-    words = ", ".join(f"{count} {reason}" for reason, count in by_rule.items()) or "0"
-    note = Text(f"float32 whatever their range: {words} (--json lists them)")
     found = [row for row in islands if row["reason"] in MEASURED]
+    by_rule = Counter(row["reason"] for row in islands if row["reason"] not in MEASURED)
+    words = ", ".join(f"{count} {reason}" for reason, count in by_rule.items())
+    notes = [Text(f"float32 whatever their range: {words} (--json lists them)")] if words else []
     if not found:
-        return [Text("no other node needs float32: every range fits into FP16", style="green"), note]
+        return [Text("no range and no weight needs another node in float32", style="green"), *notes]
     table = Table("node to keep in float32", "reason", box=None)
     for row in found:
         table.add_row(Text(row["node"]), row["reason"])
-    return [table, note]
+    return [table, *notes]

@@ -163,7 +163,7 @@ def _with_reductions(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.Model
 def _reduce(tensor: str, index: int) -> list[onnx.NodeProto]:
     """Return the nodes that compute the `_PARTS` of one tensor."""
     steps: list[tuple[str, list[str], str]] = [
-        ("Abs", [tensor], "magnitude"),
+        ("Abs", [], "magnitude"),
         ("ReduceMax", ["magnitude"], "largest"),
         ("ReduceSum", ["magnitude"], "sum"),
         ("Equal", ["magnitude", "zero"], "is_zero"),
@@ -180,8 +180,8 @@ def _reduce(tensor: str, index: int) -> list[onnx.NodeProto]:
     own = {output for _, _, output in steps}
     nodes = []
     for operator, inputs, output in steps:
-        names = [f"{_PREFIX}{n}/{index}" if n in own else n if n == tensor else f"{_PREFIX}{n}" for n in inputs]
-        node = helper.make_node(operator, names, [f"{_PREFIX}{output}/{index}"])
+        names = [f"{_PREFIX}{name}/{index}" if name in own else f"{_PREFIX}{name}" for name in inputs]
+        node = helper.make_node(operator, names or [tensor], [f"{_PREFIX}{output}/{index}"])
         if operator == "Cast":
             node.attribute.append(helper.make_attribute("to", TensorProto.FLOAT))
         elif operator.startswith("Reduce"):

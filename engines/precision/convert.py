@@ -89,9 +89,9 @@ def to_fp16(
     """Write the float32 graph at `onnx_path` as FP16 to `out_path`.
 
     Inputs and outputs stay float32 unless `io` is "fp16". Reductions, the last layers of depth and the division of the
-    normals stay float32. With `frames`, nodes whose tensors come near FP16's largest value on them (`islands.HEADROOM`)
-    stay float32 too, and the held-out frames give the PSNR. In a sensor graph only the network is converted, and
-    `frames` are the network's.
+    normals stay float32. With `frames`, nodes whose tensors or sums FP16 cannot represent on them
+    (`islands.find_islands`) stay float32 too, and the held-out frames give the PSNR. In a sensor graph only the network
+    is converted, and `frames` are the network's.
 
     Raises:
         M2HError: The input is invalid; no file is written then.

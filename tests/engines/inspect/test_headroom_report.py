@@ -80,17 +80,21 @@ def test_the_report_has_every_tensor_once_with_its_block(small, rooms):
     ]  # fmt: skip
 
 
-def test_the_network_in_a_sensor_graph_and_in_functions_is_measured(tiny_onnx, small, rooms, tmp_path):
+def largest_by_block(model, rooms):
+    return {row["block"]: row["largest"] for row in examine_headroom(model, str(rooms), frames=1)["blocks"]}
+
+
+def test_the_network_in_a_sensor_graph_is_measured(tiny_onnx, rooms, tmp_path):
     from export import Sensor, add_sensor
 
     onnx.save(add_sensor(onnx.load(tiny_onnx), Sensor((160, 120))), tmp_path / "sensor.onnx")
-    onnx.save(small_graph(functions=True), tmp_path / "functions.onnx")
-    for form, plain in (("sensor", tiny_onnx), ("functions", small)):
-        given, expected = (
-            {row["block"]: row["largest"] for row in examine_headroom(path, str(rooms), frames=1)["blocks"]}
-            for path in (tmp_path / f"{form}.onnx", plain)
-        )
-        assert given == expected
+    assert largest_by_block(tmp_path / "sensor.onnx", rooms) == largest_by_block(tiny_onnx, rooms)
+
+
+@pytest.mark.parametrize("form", [{"functions": True}, {"batch": 2}, {"batch": "batch"}])
+def test_functions_and_batches_are_measured(small, rooms, tmp_path, form):
+    onnx.save(small_graph(**form), tmp_path / "form.onnx")
+    assert largest_by_block(tmp_path / "form.onnx", rooms) == largest_by_block(small, rooms)
 
 
 def test_the_command_prints_tables_or_json_and_writes_a_picture(small, rooms, tmp_path):

@@ -87,7 +87,12 @@ def span_of(low: float, high: float, mean_square: float) -> float:
 
 
 def psnr(mean_square_error: float, span: float) -> float:
-    """Return the peak signal-to-noise ratio in dB, at most `BEST_PSNR`; `span` is the peak."""
+    """Return the peak signal-to-noise ratio in dB, at most `BEST_PSNR`; `span` is the peak.
+
+    An error that is NaN or infinite, of an output with such values, gives 0 dB.
+    """
+    if not np.isfinite(mean_square_error):
+        return 0.0
     if mean_square_error <= 0:
         return BEST_PSNR
     return min(BEST_PSNR, float(20 * np.log10(span) - 10 * np.log10(mean_square_error)))

@@ -90,6 +90,11 @@ def test_psnr_of_a_constant_output_is_relative_to_its_magnitude():
     assert span_of(0.0, 0.0, 0.0) == 1.0
 
 
+@pytest.mark.parametrize("error", [np.nan, np.inf])
+def test_psnr_of_an_output_with_nan_or_infinity_is_zero(error):
+    assert psnr(error, 1.0) == 0.0
+
+
 def test_labels_are_judged_by_the_share_that_rounding_changes():
     expected = np.zeros((50, 40), np.uint8)
     few, many = expected.copy(), expected.copy()

@@ -30,7 +30,7 @@ from m2h_deploy.onnx_graph.session import cpu_session
 _log = logging.getLogger("m2h_deploy.engines.calibration")
 
 #: Smallest and largest value that INT8 represents in a tensor.
-Range = tuple[float, float]
+Bounds = tuple[float, float]
 
 #: Share of values, in percent, that the percentile calibrator does not clip.
 PERCENTILE = 99.99
@@ -162,7 +162,7 @@ def record_of(calibration: Calibration, graph_sha256: str) -> CalibrationRecord:
 
 def measure_ranges(
     proto: onnx.ModelProto, graph_sha256: str, tensors: Sequence[str], calibration: Calibration
-) -> dict[str, Range]:
+) -> dict[str, Bounds]:
     """Return the range (low, high) at which each of `tensors` saturates, cached or measured on ONNX Runtime.
 
     `max` takes the smallest and the largest value; `percentile` and `entropy` are ONNX Runtime's calibrators.
@@ -177,12 +177,12 @@ def measure_ranges(
     return {name: ranges[name] for name in tensors}
 
 
-def magnitude(bounds: Range) -> float:
+def magnitude(bounds: Bounds) -> float:
     """Return the largest magnitude within a range."""
     return max(abs(bounds[0]), abs(bounds[1]))
 
 
-def _extremes(proto: onnx.ModelProto, tensors: Sequence[str], calibration: Calibration) -> dict[str, Range]:
+def _extremes(proto: onnx.ModelProto, tensors: Sequence[str], calibration: Calibration) -> dict[str, Bounds]:
     """Return the smallest and the largest value of each of `tensors`, reduced inside the graph to save memory."""
     reduced = copy_of(proto)
     for index, name in enumerate(tensors):
@@ -198,7 +198,7 @@ def _extremes(proto: onnx.ModelProto, tensors: Sequence[str], calibration: Calib
     return {name: (float(low[index]), float(high[index])) for index, name in enumerate(tensors)}
 
 
-def _clipped(proto: onnx.ModelProto, tensors: Sequence[str], calibration: Calibration) -> dict[str, Range]:
+def _clipped(proto: onnx.ModelProto, tensors: Sequence[str], calibration: Calibration) -> dict[str, Bounds]:
     """Return the ranges that ONNX Runtime's calibrator chooses from histograms, with a bounded amount of memory."""
     collector = HistogramCollector(
         method=calibration.method,
@@ -223,11 +223,12 @@ def _frames(session: ort.InferenceSession, calibration: Calibration) -> Iterator
     frames = calibration.frames.frames
     for done, frame in enumerate(frames, start=1):
         _log.info("calibrating on frame %d of %d", done, len(frames))
-        _check_size(session, frame)
+        check_frame_size(session, frame)
         yield frame
 
 
-def _check_size(session: ort.InferenceSession, frame: NDArray[np.float32]) -> None:
+def check_frame_size(session: ort.InferenceSession, frame: NDArray[np.float32]) -> None:
+    """Raise M2HError if `frame` does not have the height and width of the session's input."""
     expected = session.get_inputs()[0].shape
     if list(frame.shape[2:]) != expected[2:]:
         raise M2HError(
@@ -281,7 +282,7 @@ def _cache_file(calibration: Calibration, graph_sha256: str) -> Path | None:
     return calibration.cache / f"{method}-{graph_sha256[:16]}-{calibration.frames.sha256[:16]}.npz"
 
 
-def _read_cache(file: Path) -> dict[str, Range]:
+def _read_cache(file: Path) -> dict[str, Bounds]:
     """Read the ranges of an earlier run; empty if the file is missing or damaged, so that it is written again."""
     try:
         with np.load(file, allow_pickle=False) as stored:
@@ -293,7 +294,7 @@ def _read_cache(file: Path) -> dict[str, Range]:
     return {str(name): (float(low), float(high)) for name, (low, high) in zip(names, ranges, strict=True)}
 
 
-def _write_cache(file: Path, ranges: Mapping[str, Range]) -> None:
+def _write_cache(file: Path, ranges: Mapping[str, Bounds]) -> None:
     # If the cache cannot be written, the next run only takes longer.
     with contextlib.suppress(M2HError), whole_file(make_folder(file.parent) / file.name) as temporary:
         np.savez_compressed(temporary, names=np.array(list(ranges)), ranges=np.array(list(ranges.values())))

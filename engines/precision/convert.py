@@ -19,17 +19,18 @@ from numpy.typing import NDArray
 
 from engines.options import Tool
 from engines.precision.calibration import (
+    Bounds,
     Calibration,
     CalibrationFrames,
     CalibrationRecord,
-    Range,
     magnitude,
     measure_ranges,
     record_of,
 )
 from engines.precision.compare import CpuReference
+from engines.precision.headroom import activation_ranges
 from engines.precision.int8_cpu import layer_results, quantize_for_onnxruntime, quantize_for_openvino
-from engines.precision.islands import Island, WeightRisk, find_islands, weight_risks
+from engines.precision.islands import Island, WeightRisk, islands_and_risks
 from engines.precision.modelopt import quiet_modelopt, require_modelopt
 from engines.precision.quantization import (
     QuantPolicy,
@@ -92,9 +93,9 @@ def to_fp16(
     """Write the float32 graph at `onnx_path` as FP16 to `out_path`.
 
     Inputs and outputs stay float32 unless `io` is "fp16". Reductions, the last layers of depth and the division of the
-    normals stay float32. With `frames`, nodes whose tensors come near FP16's largest value on them (`islands.HEADROOM`)
-    stay float32 too, and the held-out frames give the PSNR. In a sensor graph only the network is converted, and
-    `frames` are the network's.
+    normals stay float32. With `frames`, nodes whose tensors or sums FP16 cannot represent on them
+    (`islands.find_islands`) stay float32 too, and the held-out frames give the PSNR. In a sensor graph only the network
+    is converted, and `frames` are the network's.
 
     Raises:
         M2HError: The input is invalid; no file is written then.
@@ -102,8 +103,7 @@ def to_fp16(
     require_modelopt()
     source = _load_float32(onnx_path, io)
     plain, calls = inline_functions(source.network)
-    largest = _largest_values(plain, frames.frames) if frames else None
-    islands, risks = _islands_and_risks(plain, largest)
+    islands, risks = islands_and_risks(plain, _largest_values(plain, frames.frames) if frames else None)
     result = outline_functions(_autocast(plain, islands, io), calls, source.network)
     report = PrecisionReport("fp16", io, islands, risks)
     return _finish(source, result, report, Path(out_path), frames.held_out if frames else ())
@@ -140,7 +140,9 @@ def to_int8(
     if policy.smooth_quant is not None and tool != "nncf":
         raise M2HError("smooth_quant is a step of NNCF, which quantizes for OpenVINO: leave it out of the policy")
     plain, calls = inline_functions(source.network)
-    islands, risks = _islands_and_risks(plain, None) if half else ((), ())
+    # FP16 is around INT8 on GPUs only.
+    few = calibration.frames.frames[:SENSITIVITY_FRAMES]
+    islands, risks = islands_and_risks(plain, _largest_values(plain, few)) if half else ((), ())
     kept = {island.node for island in islands}
     layers = tuple(name for name in chosen_layers(plain, policy) if name not in kept)
     digest = onnx_sha256(onnx_path)
@@ -169,7 +171,7 @@ def _quantize(
 ) -> onnx.ModelProto:
     # All candidates are measured, so that another policy finds its ranges in the cache.
     inputs = candidates(plain)
-    ranges: dict[str, Range] = {}
+    ranges: dict[str, Bounds] = {}
     if tool != "nncf" or min_psnr is not None:
         tensors = layer_results(plain, inputs)
         ranges = measure_ranges(plain, digest, tensors, calibration)
@@ -194,22 +196,9 @@ def _load_float32(path: str | os.PathLike[str], io: IO) -> _Source:
     return _Source(proto, take_network(proto) if info.sensor is not None else proto, info)
 
 
-def _largest_values(proto: onnx.ModelProto, frames: Sequence[NDArray[np.float32]]) -> dict[str, float]:
-    kinds = {value.name: value.type.tensor_type.elem_type for value in proto.graph.value_info}
-    names = [name for name, kind in kinds.items() if kind == onnx.TensorProto.FLOAT]
-    made = {output for node in proto.graph.node for output in node.output}
-    calibration = Calibration(CalibrationFrames(tuple(frames), (), 0, ""))
-    ranges = measure_ranges(proto, "", [name for name in names if name in made], calibration)
-    return {name: magnitude(bounds) for name, bounds in ranges.items()}
-
-
-def _islands_and_risks(
-    proto: onnx.ModelProto, largest: dict[str, float] | None
-) -> tuple[tuple[Island, ...], tuple[WeightRisk, ...]]:
-    islands = find_islands(proto, largest)
-    risks = weight_risks(proto, islands)
-    kept = dict.fromkeys(risk.node for risk in risks if risk.action == "node kept in float32")
-    return (*islands, *(Island(name, "weights") for name in kept)), risks
+def _largest_values(plain: onnx.ModelProto, frames: Sequence[NDArray[np.float32]]) -> dict[str, float]:
+    """Return the largest magnitude of each activation over `frames`."""
+    return {name: values.largest for name, values in activation_ranges(plain, frames).items()}
 
 
 def _autocast(proto: onnx.ModelProto, islands: Sequence[Island], io: IO) -> onnx.ModelProto:

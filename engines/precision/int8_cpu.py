@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import shape_inference
 
-from engines.precision.calibration import Calibration, Range
+from engines.precision.calibration import Bounds, Calibration
 from m2h_deploy.causes import reason
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.onnx_graph.edit import copy_of
@@ -63,7 +63,7 @@ def quantize_for_openvino(
 
 
 def quantize_for_onnxruntime(
-    proto: onnx.ModelProto, layers: Sequence[str], ranges: Mapping[str, Range]
+    proto: onnx.ModelProto, layers: Sequence[str], ranges: Mapping[str, Bounds]
 ) -> onnx.ModelProto:
     """Insert Q/DQ around `layers` with ONNX Runtime's quantizer: uint8 activations, int8 weights per channel.
 

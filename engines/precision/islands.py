@@ -10,8 +10,11 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-#: Operators that sum many values: FP16 sums overflow or lose the small terms. TensorRT still fuses attention where
-#: only the softmax between its two products is float32.
+from engines.precision.sums import largest_sums
+
+#: Operators that sum many values. They stay float32 whatever their range: this protects precision, because an FP16 sum
+#: loses the small terms even where it does not overflow. TensorRT still fuses attention where only the softmax between
+#: its two products is float32.
 REDUCTIONS = frozenset(
     {
         "GlobalAveragePool",
@@ -25,11 +28,13 @@ REDUCTIONS = frozenset(
     }
 )
 
-#: Largest and smallest magnitude of FP16.
+#: Largest magnitude of FP16, the smallest with full precision, and the smallest.
 FP16_MAX = 65504.0
+FP16_NORMAL = 2.0**-14
 FP16_TINY = 2.0**-24
 
-#: Nodes that read or write a tensor beyond FP16's largest value divided by this stay float32.
+#: Nodes that read or write a tensor beyond FP16's largest value divided by this stay float32: other frames than those
+#: that were measured may have larger values.
 HEADROOM = 8.0
 
 #: If more than this share of a weight's values underflows in FP16, the node that uses it stays float32.
@@ -41,7 +46,7 @@ class Island:
     """A node that stays float32, and the reason."""
 
     node: str
-    reason: Literal["reduction", "depth output", "unit normals", "position resize", "range", "weights"]
+    reason: Literal["range", "sum", "reduction", "depth output", "unit normals", "position resize", "weights"]
 
 
 @dataclass(frozen=True)
@@ -59,24 +64,42 @@ class WeightRisk:
 def find_islands(proto: onnx.ModelProto, largest: Mapping[str, float] | None) -> tuple[Island, ...]:
     """Find the nodes of `proto` that stay float32, in graph order.
 
-    `largest` is the largest magnitude measured in each tensor, or None without measurements.
+    `largest` is the largest magnitude measured in each activation, or None without measurements. Weights are the same
+    for all frames, so they need no headroom: `weight_risks` finds those beyond FP16.
     """
     reasons: dict[str, Island] = {}
     tails = dict(_output_tails(proto))
-    limit = FP16_MAX / HEADROOM
+    sums = largest_sums(proto, largest) if largest else {}
     for node in proto.graph.node:
         reason: str | None = None
-        if node.op_type in REDUCTIONS:
+        if largest and any(_is_outside(largest.get(name, 0.0)) for name in (*node.input, *node.output)):
+            reason = "range"
+        elif sums.get(node.name, 0.0) > FP16_MAX:  # without headroom: the bound takes all terms for the largest
+            reason = "sum"
+        elif node.op_type in REDUCTIONS:
             reason = "reduction"
         elif node.name in tails:
             reason = tails[node.name]
         elif node.op_type == "Resize" and _is_cubic(node):
             reason = "position resize"
-        elif largest and any(largest.get(name, 0.0) > limit for name in (*node.input, *node.output)):
-            reason = "range"
         if reason is not None:
             reasons[node.name] = Island(node.name, reason)  # type: ignore[arg-type]
     return tuple(reasons.values())
+
+
+def islands_and_risks(
+    proto: onnx.ModelProto, largest: Mapping[str, float] | None
+) -> tuple[tuple[Island, ...], tuple[WeightRisk, ...]]:
+    """Return all nodes that stay float32, for their ranges or for their weights, and the risks of the weights."""
+    islands = find_islands(proto, largest)
+    risks = weight_risks(proto, islands)
+    kept = dict.fromkeys(risk.node for risk in risks if risk.action == "node kept in float32")
+    return (*islands, *(Island(name, "weights") for name in kept)), risks
+
+
+def _is_outside(largest: float) -> bool:
+    """Return whether a tensor comes near FP16's largest value, or has no value with full precision in FP16."""
+    return largest > FP16_MAX / HEADROOM or 0 < largest < FP16_NORMAL
 
 
 def _is_cubic(node: onnx.NodeProto) -> bool:

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from engines.precision.calibration import Range, magnitude
+from engines.precision.calibration import Bounds, magnitude
 from engines.precision.compare import CpuReference
 from engines.precision.quantization import int8_per_channel
 from m2h_deploy.blocks import block_of
@@ -24,7 +24,7 @@ from m2h_deploy.onnx_graph.edit import copy_of, replace_nodes
 def choose_blocks(
     proto: onnx.ModelProto,
     layers: Sequence[str],
-    ranges: Mapping[str, Range],
+    ranges: Mapping[str, Bounds],
     frames: Sequence[NDArray[np.float32]],
     min_psnr: float,
 ) -> tuple[str, ...]:
@@ -57,7 +57,7 @@ def choose_blocks(
 
 
 def simulate_int8(
-    proto: onnx.ModelProto, layers: Sequence[str], ranges: Mapping[str, Range], *, symmetric: bool = True
+    proto: onnx.ModelProto, layers: Sequence[str], ranges: Mapping[str, Bounds], *, symmetric: bool = True
 ) -> onnx.ModelProto:
     """Return the float32 graph with Q/DQ on the activations of `layers` and weights rounded to int8 per channel.
 
@@ -85,7 +85,7 @@ def simulate_int8(
     return result
 
 
-def _qdq(proto: onnx.ModelProto, source: str, bounds: Range, target: str, *, symmetric: bool) -> list[onnx.NodeProto]:
+def _qdq(proto: onnx.ModelProto, source: str, bounds: Bounds, target: str, *, symmetric: bool) -> list[onnx.NodeProto]:
     scale, zero, middle = f"{source}_scale", f"{source}_zero", f"{source}_quantized"
     low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
     step = ((magnitude(bounds) or 1.0) / 127) if symmetric else ((high - low) or 1.0) / 255

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from engines.precision.calibration import Calibration, Range, measure_ranges, select_frames
+from engines.precision.calibration import Bounds, Calibration, measure_ranges, select_frames
 from engines.precision.frames import calibration_frames
 from engines.precision.quantization import QuantPolicy, candidates
 from engines.precision.search import Losses, SearchResult, Step, macs_by_layer, parts_of, search
@@ -114,7 +114,7 @@ class PolicySearch:
         return height, width  # type: ignore[return-value]
 
     @cached_property
-    def _ranges(self) -> dict[str, Range]:
+    def _ranges(self) -> dict[str, Bounds]:
         height, width = self._size
         frames = select_frames(
             calibration_frames(self._frames.calibration, self._info.normalization, height=height, width=width),

@@ -29,6 +29,7 @@ def cpu_session(
     optimize: Literal["all", "basic", "none"] = "all",
     threads: int | None = None,
     arena: bool = True,
+    in_order: bool = False,
 ) -> ort.InferenceSession:
     """Open a session that computes Q/DQ nodes as written.
 
@@ -38,6 +39,7 @@ def cpu_session(
         optimize: Level of graph optimization.
         threads: CPU threads, which then do not spin: another engine shares the cores.
         arena: Whether memory is kept from run to run.
+        in_order: Whether nodes run in the graph's order, so that a value is freed after its last use in that order.
 
     Raises:
         M2HError: ONNX Runtime rejects the graph.
@@ -46,6 +48,8 @@ def cpu_session(
     options.log_severity_level = 3
     options.graph_optimization_level = _LEVELS[optimize]
     options.enable_cpu_mem_arena = arena
+    if in_order:
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     if threads is not None:
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

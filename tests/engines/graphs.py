@@ -87,6 +87,25 @@ def small_graph(*, functions: bool = False, batch: int | str = 1, scale: float =
     return onnx.shape_inference.infer_shapes(proto)
 
 
+def plant_overflow(proto: onnx.ModelProto, scale: float = 2.0**17) -> onnx.ModelProto:
+    """Scale one channel of an exported network's first attention values, and undo it in the next linear layer.
+
+    The results are the same, and FP16 overflows between the two.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    nodes = {node.name: node for node in result.graph.node}
+    weights = {tensor.name: tensor for tensor in result.graph.initializer}
+    qkv, bias, proj = (f"/backbone/blocks.0/{name}" for name in ("qkv/MatMul", "qkv/Add", "proj/MatMul"))
+    channel = 2 * weights[nodes[qkv].input[1]].dims[1] // 3  # the first of the values, after queries and keys
+    for name, place, factor in ((qkv, np.s_[:, channel], scale), (bias, channel, scale), (proj, 0, 1 / scale)):
+        tensor = weights[nodes[name].input[1]]
+        values = numpy_helper.to_array(tensor).copy()
+        values[place] *= factor
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    return result
+
+
 def set_metadata(proto: onnx.ModelProto, key: str, value: str | None) -> None:
     """Change or remove one entry of the metadata, as another tool might."""
     kept = [entry for entry in proto.metadata_props if entry.key != key]

@@ -94,9 +94,9 @@ def test_fp16_keeps_inputs_outputs_and_the_metadata(fp16, tiny_onnx):
     assert entries[1] == entries[0] | {"m2h.precision": "fp16"}
 
 
-def test_fp16_is_within_40_decibels_of_float32_on_unseen_frames(fp16):
+def test_fp16_is_within_50_decibels_of_float32_on_unseen_frames(fp16):
     assert set(fp16[1].psnr) == {"depth", "semantics", "normals", "edges"}
-    assert min(fp16[1].psnr.values()) > 40
+    assert min(fp16[1].psnr.values()) > 50
 
 
 def test_int8_quantizes_linear_and_conv_and_nothing_else(int8):

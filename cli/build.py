@@ -63,6 +63,9 @@ def build(
     min_psnr: Annotated[
         float | None, lowering_option(metavar="DB", help="INT8: keep costly blocks in FP16 up to this PSNR.")
     ] = None,
+    speed: Annotated[
+        bool, lowering_option("--speed/--no-speed", help="Measure how much faster than float32 it is here.")
+    ] = True,
     io: Annotated[FloatType, lowering_option(help="Type of the graph's inputs and outputs.")] = "fp32",
     graph: Annotated[
         Path | None,
@@ -139,6 +142,7 @@ def build(
             policy=load_policy(policy) if policy else None,
             min_psnr=min_psnr,
             io=io,
+            speed=speed,
         ),
         "options": options_of(
             engine,
@@ -227,6 +231,7 @@ def measured_by_build(bundle: Bundle) -> dict[str, Any]:
         "precision": engine.precision,
         "bytes": sum((bundle.path / name).stat().st_size for name in manifest.files),
         "outputs": outputs,
+        "speed": manifest.speed,
         "notes": list(engine.options.get("notes", ())),
     }
 
@@ -261,6 +266,8 @@ def tell(bundle: Bundle) -> None:
                 f"{', '.join(risky[:3])}{more}; {cost}",
                 "yellow",
             )
+    if manifest.speed is not None:
+        tell_speed(manifest.speed, engine.precision)
     if test is not None and test.reference != "float32 graph":
         say(
             f"{manifest.model.variant} was lowered by another tool: its self-test is made from the {engine.precision} "
@@ -275,3 +282,13 @@ def tell(bundle: Bundle) -> None:
         )
     for note in engine.options.get("notes", ()):
         say(note, "yellow")
+
+
+def tell_speed(speed: dict[str, Any], precision: str) -> None:
+    """Say how much faster than float32 the engine is here; warn where it is slower."""
+    ratio = speed["times_as_fast"]
+    ends = "" if ratio["low"] is None or ratio["high"] is None else f" ({ratio['low']:.2f} to {ratio['high']:.2f})"
+    words = f"{precision} is {ratio['value']:.2f} times as fast as fp32{ends}: {speed['engine']}, {speed['processor']}"
+    slower = ratio["value"] < 1
+    better = "; slower here: leave out --precision, or let m2h-deploy tune choose the engine" if slower else ""
+    say(words + better, "yellow" if slower else None)

@@ -23,7 +23,7 @@ from engines.trtexec import free_batch_of, trtexec_command
 from m2h_deploy.backends import KINDS, open_backend
 from m2h_deploy.backends.driver import capability_here, missing_gpu
 from m2h_deploy.bundle.folder import Bundle, check_bundle_place, load_bundle, new_bundle_folder, write_manifest
-from m2h_deploy.bundle.manifest import EngineInfo, InputSpec, Manifest
+from m2h_deploy.bundle.manifest import EngineInfo, InputSpec, Manifest, SelfTest
 from m2h_deploy.bundle.self_test import check_self_test, pattern
 from m2h_deploy.errors import CheckFailed, M2HError, MissingExtra
 from m2h_deploy.files.atomic import scratch_folder, write_bytes
@@ -80,21 +80,29 @@ def build_bundle(
     with scratch_folder("m2h-build-") as scratch, ExitStack() as stack:
         prepared = _prepare(request, pictures, scratch, progress)
         with _named(request.source, prepared.file):
-            lowered = prepared.info.lowered
-            test = (
-                lowered.self_test
-                if lowered is not None
-                else self_test_of(prepared.proto, prepared.file, prepared.precision, prepared.spec)
-            )
+            test = _self_test(prepared)
             folder = stack.enter_context(new_bundle_folder(out_dir))
             compiled = builder.build(prepared.file, folder, prepared.precision, options)
             test = with_rounding(test, prepared.proto, prepared.file, prepared.spec, compiled)
         manifest = make_manifest(prepared.proto, prepared.info, request.source, compiled, test, folder)
         write_manifest(folder, manifest)
-        errors = _prove(folder, request, brought=lowered is not None and not prepared.lowered_here)
+        brought = prepared.info.lowered is not None and not prepared.lowered_here
+        errors = _prove(folder, request, brought=brought)
         if errors:
             write_manifest(folder, _with_measured(manifest, errors))
-    return load_bundle(out_dir)
+    bundle = load_bundle(out_dir)
+    return _with_speed(bundle, request) if lowering.speed and errors and prepared.lowered_here else bundle
+
+
+def _with_speed(bundle: Bundle, request: BuildRequest) -> Bundle:
+    """Record how much faster `bundle` is than the same engine in float32."""
+    from engines.speed import compare_with_float32
+
+    _log.info("comparing with float32")
+    with scratch_folder("m2h-float32-") as scratch:
+        options = request.options.in_float32()
+        build_bundle(request.source, scratch / "float32", engine=request.engine.name, options=options)
+        return compare_with_float32(bundle, scratch / "float32")
 
 
 @contextmanager
@@ -145,6 +153,14 @@ class _Prepared:
     lowered_here: bool
 
 
+def _self_test(prepared: _Prepared) -> SelfTest:
+    """Return the self-test that a lowered graph carries; else make one."""
+    lowered = prepared.info.lowered
+    if lowered is not None:
+        return lowered.self_test
+    return self_test_of(prepared.proto, prepared.file, prepared.precision, prepared.spec)
+
+
 def _prepare(
     request: BuildRequest, pictures: Pictures | None, scratch: Path, progress: Callable[[str], None] | None = None
 ) -> _Prepared:
@@ -176,7 +192,7 @@ def _check_graph(request: BuildRequest, proto: onnx.ModelProto, info: GraphInfo,
     source, wanted, lowering = request.source, request.precision, request.lowering
     if found != "fp32" and wanted not in (None, found):
         raise M2HError(f"{source} is {found}, not {wanted}: give the float32 file, or leave the precision out")
-    if found != "fp32" and (lowering != Lowering() or request.graph is not None):
+    if found != "fp32" and (lowering.given or request.graph is not None):
         raise M2HError(f"{source} is {found} already: calibration, policy, io and a graph to keep need a float32 graph")
     if wanted not in (None, found):
         request.engine.lowering_tool(request.options, wanted)

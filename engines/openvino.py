@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,10 @@ class OpenVinoOptions(EngineOptions):
     """Type to compute the floating-point parts in; None: the first of `preferred_precisions` that compiles."""
     float32: tuple[str, ...] = ()
     """Blocks or globs (`m2h_deploy.blocks.matches`) that are computed in float32 whatever the hint is."""
+
+    def in_float32(self) -> OpenVinoOptions:
+        """Return the same options without a hint and blocks in float32."""
+        return replace(self, hint=None, float32=())
 
     def __post_init__(self) -> None:
         BackendOptions(threads=self.threads)  # refuses an invalid number of threads

@@ -15,6 +15,10 @@ Tool = Literal["modelopt", "nncf", "onnxruntime"]
 class EngineOptions:
     """The `options` of `build_bundle`; each engine kind has its own subclass."""
 
+    def in_float32(self) -> EngineOptions:
+        """Return the same options for a float32 engine, without those that only apply to a lower precision."""
+        return self
+
     def to_open(self) -> BackendOptions:
         """Return the options for opening the engine that was built, for its self-test."""
         return BackendOptions()

@@ -37,7 +37,7 @@ class BuildRequest:
         self.engine.check_options(self.options, self.precision)
         if self.lowers:
             self.lowering.check(self.precision or "fp32")
-        elif self.lowering != Lowering():
+        elif self.lowering.given:
             raise M2HError("calibration, policy and types of inputs need a float32 graph and --precision fp16 or int8")
         elif self.graph is not None:
             raise M2HError("only a lowered graph is kept: choose fp16 or int8, or leave the file out")

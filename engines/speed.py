@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from m2h_deploy.bundle.folder import Bundle, record_result
 from m2h_deploy.profiling.machine import describe_machine
 from m2h_deploy.profiling.measure import Timer, frames, interleave, subject_of
 from m2h_deploy.profiling.statistics import Estimate, percentile, speedup
@@ -33,12 +34,15 @@ class Speed:
         """Return the record for a manifest."""
         return asdict(self)
 
-    @property
-    def words(self) -> str:
-        """The ratio in words: `1.52 times as fast as fp32 (1.48 to 1.55)`."""
-        ratio = self.times_as_fast
-        ends = "" if ratio.low is None or ratio.high is None else f" ({ratio.low:.2f} to {ratio.high:.2f})"
-        return f"{ratio.value:.2f} times as fast as fp32{ends}"
+
+def compare_with_float32(bundle: Bundle, float32: Path, progress: Callable[[float], None] | None = None) -> Bundle:
+    """Measure how much faster `bundle` is than the bundle `float32`, of the same engine, and record it.
+
+    Raises:
+        M2HError: One of them cannot be run here.
+    """
+    _, (speed,) = measure_speed(float32, [(bundle.path, None)], progress=progress)
+    return record_result(bundle, speed=speed.to_json())
 
 
 def measure_speed(

@@ -45,6 +45,14 @@ class Lowering:
     policy: QuantPolicy | None = None
     min_psnr: float | None = None
     io: FloatType = "fp32"
+    speed: bool = False
+    """Where the engine runs on this machine: also build it in float32, measure both in turns, and record in the
+    manifest's `speed` how much faster the lowered one is."""
+
+    @property
+    def given(self) -> bool:
+        """Whether anything is asked for that only a float32 graph can have."""
+        return replace(self, speed=False) != Lowering()
 
     def wanted(self, precision: str) -> int:
         """Return the number of frames to calibrate on; FP16 uses one, only to find values near its maximum."""

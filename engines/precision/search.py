@@ -152,7 +152,7 @@ def search(
 
 
 def _harm(losses: Losses) -> float:
-    """Return what a part costs: the gate that it hurts most. A figure that got better by chance is no gain."""
+    """Return what a part costs: the gate that it hurts most. A figure that got better by chance counts as 0."""
     return max(max(losses.values()), 0.0)
 
 

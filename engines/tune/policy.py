@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from engines.precision.calibration import Bounds, Calibration, measure_ranges, select_frames
+from engines.precision.calibration import Bounds, Calibration, CalibrationFrames, measure_ranges, select_frames
 from engines.precision.frames import calibration_frames
 from engines.precision.quantization import QuantPolicy, candidates
 from engines.precision.search import Losses, SearchResult, Step, macs_by_layer, parts_of, search
@@ -65,19 +65,13 @@ class Found:
 
 
 class PolicySearch:
-    """Search once per kind of arithmetic: engines with the same one share the policy."""
+    """The search for one network on the frames of a tuning."""
 
     def __init__(
         self, proto: onnx.ModelProto, info: GraphInfo, frames: TuneFrames, gates: Gates, journal: Journal, seed: int
     ) -> None:
         self._plain, _ = inline_functions(proto)
         self._info, self._frames, self._gates, self._journal, self._seed = info, frames, gates, journal, seed
-        self._found: dict[bool, Found] = {}
-
-    @property
-    def found(self) -> Found | None:
-        """The last search's result."""
-        return next(iter(self._found.values()), None)
 
     def find(self, *, symmetric: bool, deadline: float | None, progress: Callable[[str, float], None]) -> Found:
         """Return the policy for symmetric INT8 (GPUs) or asymmetric (CPUs).
@@ -85,20 +79,17 @@ class PolicySearch:
         Raises:
             OutOfTime: `deadline`, of `time.monotonic`, has passed.
         """
-        if symmetric not in self._found:
-            layers = list(self._inputs)
-            kind = "symmetric" if symmetric else "asymmetric"
+        layers = list(self._inputs)
+        kind = "symmetric" if symmetric else "asymmetric"
 
-            def measure(chosen: Sequence[str]) -> Losses:
-                if deadline is not None and time.monotonic() > deadline:
-                    raise OutOfTime
-                key = f"losses {kind} {','.join(str(layers.index(name)) for name in chosen)}"
-                losses: Losses = self._journal.once(key, lambda: self._losses(chosen, symmetric=symmetric))
-                return losses
+        def measure(chosen: Sequence[str]) -> Losses:
+            if deadline is not None and time.monotonic() > deadline:
+                raise OutOfTime
+            key = f"losses {kind} {','.join(str(layers.index(name)) for name in chosen)}"
+            losses: Losses = self._journal.once(key, lambda: self._losses(chosen, symmetric=symmetric))
+            return losses
 
-            parts = parts_of(layers, macs_by_layer(self._plain))
-            self._found[symmetric] = Found(search(parts, measure, progress))
-        return self._found[symmetric]
+        return Found(search(parts_of(layers, macs_by_layer(self._plain)), measure, progress))
 
     def _losses(self, layers: Sequence[str], *, symmetric: bool) -> Losses:
         session = cpu_session(simulate_int8(self._plain, layers, self._ranges, symmetric=symmetric))
@@ -113,17 +104,25 @@ class PolicySearch:
         height, width = dims_of(self._plain.graph.input[0])[2:]
         return height, width  # type: ignore[return-value]
 
+    def check_frames(self) -> None:
+        """Raise M2HError if too few of the frames can be calibrated on."""
+        _ = self._calibration
+
     @cached_property
-    def _ranges(self) -> dict[str, Bounds]:
+    def _calibration(self) -> CalibrationFrames:
         height, width = self._size
-        frames = select_frames(
+        return select_frames(
             calibration_frames(self._frames.calibration, self._info.normalization, height=height, width=width),
             count=max(1, self._frames.count - 2),
             held_out=0,
             seed=self._seed,
             source=self._frames.calibration.source,
         )
-        return measure_ranges(self._plain, "", tuple(dict.fromkeys(self._inputs.values())), Calibration(frames))
+
+    @cached_property
+    def _ranges(self) -> dict[str, Bounds]:
+        tensors = tuple(dict.fromkeys(self._inputs.values()))
+        return measure_ranges(self._plain, "", tensors, Calibration(self._calibration))
 
     @cached_property
     def _judge(self) -> Judge:

@@ -121,6 +121,8 @@ class _Tuning:
         self.memory = Memory(make_folder(self.work / "reference"))
         self.search = PolicySearch(self.graph, self.info, self.frames, settings.gates, self.journal, settings.seed)
         self.rows: dict[str, Row] = {}
+        self.found: dict[str, Any] | None = None
+        self.search.check_frames()
 
     def run(self) -> TuneResult:
         """Measure the candidates, and put the winner in place."""
@@ -157,6 +159,8 @@ class _Tuning:
 
     def _measure(self, candidate: Candidate, baseline: str) -> Row:
         row = Row(candidate.name, candidate.engine, candidate.precision)
+        if candidate.precision == "int8":
+            self._policy(candidate)
         obstacle = self._build(candidate)
         if obstacle is not None:
             return replace(row, obstacle=obstacle)
@@ -203,7 +207,7 @@ class _Tuning:
         if candidate.precision == "fp16":
             return Lowering(frames=self.frames.calibration)
         policy = self._policy(candidate) if candidate.precision == "int8" else None
-        held_out = 2
+        held_out = 2  # frames for the PSNR
         return Lowering(
             frames=self.frames.calibration,
             count=max(1, self.frames.count - held_out),
@@ -213,15 +217,23 @@ class _Tuning:
         )
 
     def _policy(self, candidate: Candidate) -> QuantPolicy | None:
-        """Return the searched policy, None (the default) where the budget does not allow a search or none holds."""
-        left = self._left()
-        deadline = None if left is None else time.monotonic() + _SEARCH_SHARE * left
-        try:
-            found = self.search.find(symmetric=candidate.tool == "modelopt", deadline=deadline, progress=self.tell)
-        except OutOfTime:
+        """Return the policy that a search found; None, the default, where the budget does not allow a search."""
+        symmetric = candidate.tool == "modelopt"
+
+        def search() -> dict[str, Any] | None:
+            left = self._left()
+            deadline = None if left is None else time.monotonic() + _SEARCH_SHARE * left
+            try:
+                return self.search.find(symmetric=symmetric, deadline=deadline, progress=self.tell).to_json()
+            except OutOfTime:
+                return None
+
+        found = self.journal.once(f"search {'symmetric' if symmetric else 'asymmetric'}", search)
+        if found is None:
             return None
-        write_text(self.work / "policy.json", json.dumps(found.policy_file, indent=2))
-        return found.policy
+        self.found = found
+        write_text(self.work / "policy.json", json.dumps(found["policy"], indent=2))
+        return QuantPolicy(quantize=tuple(found["policy"]["quantize"]), keep=())
 
     def _speeds(self, candidate: Candidate, folder: Path, baseline: str) -> list[dict[str, Any]]:
         what = f"timing {candidate.name}"
@@ -255,7 +267,6 @@ class _Tuning:
         self.say(row.summary)
 
     def _result(self, baseline: str) -> TuneResult:
-        found = self.search.found
         return TuneResult(
             tool=f"m2h-deploy {__version__}",
             graph=self.source.name,
@@ -268,7 +279,7 @@ class _Tuning:
             baseline=baseline,
             rows=tuple(self.rows.values()),
             passed=tuple(asdict(entry) for entry in self.passed),
-            search=None if found is None else found.to_json(),
+            search=self.found,
         )
 
     def _publish(self, result: TuneResult) -> None:

@@ -170,16 +170,21 @@ def check_recordable(bundle: Bundle) -> None:
 
 
 def record_result(
-    bundle: Bundle, *, parity: dict[str, Any] | None = None, latency: dict[str, Any] | None = None
+    bundle: Bundle,
+    *,
+    parity: dict[str, Any] | None = None,
+    latency: dict[str, Any] | None = None,
+    speed: dict[str, Any] | None = None,
 ) -> Bundle:
-    """Record a parity or latency result in the manifest on disk, and return the updated bundle.
+    """Record a parity, latency or speed result in the manifest on disk, and return the updated bundle.
 
     Results recorded in the meantime are kept.
 
     Raises:
         M2HError: The folder holds another engine by now.
     """
-    updates = {key: value for key, value in (("parity", parity), ("latency", latency)) if value is not None}
+    results = {"parity": parity, "latency": latency, "speed": speed}
+    updates = {key: value for key, value in results.items() if value is not None}
     present = _read_manifest(bundle.path)
     if present.files != bundle.manifest.files:
         raise M2HError(f"{bundle.path} was rebuilt meanwhile: the result is of the earlier engine, and is not recorded")

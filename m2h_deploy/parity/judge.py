@@ -61,7 +61,7 @@ class Judge:
         self._spans = {task: _span([outputs[task] for outputs in self._outputs]) for task in interface.tasks}
 
     def losses(self, network: Network) -> dict[str, float]:
-        """Return how much of each gate's limit a network uses up: 1 is the limit, 0 or less is no loss.
+        """Return how much of each gate's limit a network uses up: 1 is the limit, below 0 it is better.
 
         By gate: `depth.rmse_increase`, ..., and `depth.psnr`, ... as power of the error: those of single blocks add up.
         A network that gives NaN or infinity uses up infinitely much.

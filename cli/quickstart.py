@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.app import DeviceOption, JsonFlag, OverwriteFlag, app, needs
-from cli.console import err, make_progress, print_json, print_values
+from cli.console import err, make_progress, print_json, print_values, say
 from cli.export import print_check
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import check_folder, make_folder
@@ -76,3 +76,4 @@ def quickstart(
         "picture": str(files.written[0]),
     }
     print_json(summary) if as_json else print_values(summary)
+    say(f"next: m2h-deploy tune {variant} --data YOUR_PICTURES/ -o best/ finds the fastest engine of this machine")

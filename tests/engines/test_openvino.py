@@ -158,6 +158,34 @@ def test_fp16_graphs_load_with_half_the_weights(tmp_path, tiny_bundle, hint):
     assert backend.description.endswith(f"({recorded} is not available here)") == (backend.precision != recorded)
 
 
+def test_a_block_in_float32_is_marked_in_the_engine_file_and_computed_more_exactly(tmp_path, tiny_bundle):
+    graph = _saved(small_graph(scale=0.3), tmp_path / "small.onnx")
+    bundles = {}
+    for name, blocks in (("rounded", ()), ("exact", ("backbone", "msf.*", "wmca", "context", "heads.*"))):
+        options = OpenVinoOptions(hint="bf16", float32=blocks)
+        bundles[name] = _small_bundle(tmp_path / name, tiny_bundle, graph, precision="fp16", options=options)
+    assert bundles["exact"].manifest.engine.options["float32"][0] == "backbone"
+    content = (bundles["exact"].path / "model.xml").read_text()
+    assert content.count('name="precise"') > 5
+    assert 'name="precise"' not in (bundles["rounded"].path / "model.xml").read_text()
+    expected = _expected(graph, _images(1))["semantics"]
+    rounded, exact = (
+        _error(OpenVINOBackend(bundles[name], ONE_THREAD).run(_images(1))["semantics"], expected)
+        for name in ("rounded", "exact")
+    )
+    if available_precision(ov.Core(), "CPU", "bf16") == "bf16":
+        assert exact < rounded
+    assert exact < 0.05
+
+
+def test_float32_names_blocks_of_the_graph_and_needs_a_lower_precision(tmp_path):
+    graph = _saved(small_graph(), tmp_path / "small.onnx")
+    with pytest.raises(M2HError, match=r"'heads\.edge' matches nothing"):
+        build_openvino(graph, tmp_path, "fp16", OpenVinoOptions(float32=("heads.edge",)))
+    with pytest.raises(M2HError, match="leave float32 out"):
+        build_openvino(graph, tmp_path, "fp32", OpenVinoOptions(float32=("heads.depth",)))
+
+
 class Processor:
     """A fake OpenVINO core that reports a processor's capabilities."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.options import EngineOptions
+from engines.options import EngineOptions, check_cpu_precision
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.driver import extra_here
 from m2h_deploy.bundle.manifest import EngineInfo
@@ -71,6 +71,12 @@ def build_onnxruntime(
     except Exception as error:  # ONNX Runtime raises its own unexported types
         raise failure(error, f"ONNX Runtime cannot load {model}") from None
     return info
+
+
+def check_precision(options: OnnxRuntimeOptions, precision: str | None) -> None:
+    """Raise M2HError if the provider does not compute in `precision`; None is one that is not known yet."""
+    if options.provider == "cpu":
+        check_cpu_precision(precision)
 
 
 def check_onnxruntime(options: OnnxRuntimeOptions) -> Any:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.options import EngineOptions
+from engines.options import EngineOptions, check_cpu_precision
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.bundle.manifest import EngineInfo
 from m2h_deploy.causes import NO_SPACE, no_space
@@ -101,6 +101,7 @@ def preferred_precision(core: Any, precision: str) -> ComputePrecision:
 
 def check_hint(options: OpenVinoOptions, precision: str | None) -> None:
     """Raise M2HError if the hint contradicts the precision; None is a precision that is not known yet."""
+    check_cpu_precision(precision)
     if precision not in (None, *_PREFERRED):
         raise M2HError(f"precision '{precision}': choose one of {', '.join(_PREFERRED)}")
     if precision == "fp32" and options.hint not in (None, "f32"):

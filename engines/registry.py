@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from engines.onnxruntime import OnnxRuntimeOptions, build_onnxruntime, check_onnxruntime
+from engines.onnxruntime import OnnxRuntimeOptions, build_onnxruntime, check_onnxruntime, check_precision
 from engines.openvino import OpenVinoOptions, build_openvino, check_hint, load_openvino
 from engines.options import EngineOptions
 from engines.targets import runs_rtx
@@ -69,7 +69,7 @@ def _tensorrt(flavor: str, doctor: DoctorRow) -> EngineBuilder[TensorRtOptions]:
         TensorRtOptions,
         build=partial(build_tensorrt, flavor=flavor),
         check_machine=partial(check_flavor, flavor),
-        check_options=lambda options, precision: check_options(flavor, options),
+        check_options=lambda options, precision: check_options(flavor, options, precision),
         check_graph=check_graph,
         doctor=doctor,
     )
@@ -136,6 +136,7 @@ _BUILDERS: tuple[EngineBuilder[Any], ...] = (
         OnnxRuntimeOptions,
         build=build_onnxruntime,
         check_machine=check_onnxruntime,
+        check_options=check_precision,
         doctor=DoctorRow(_providers, _onnxruntime_note),
     ),
     EngineBuilder(

@@ -1,4 +1,4 @@
-"""Convert to FP16 and INT8 in the ONNX graph itself, as explicit casts and Q/DQ nodes.
+"""Convert to FP16, INT8 and FP8 in the ONNX graph itself, as explicit casts and Q/DQ nodes.
 
 TensorRT 11 and TensorRT-RTX build exactly the types in the graph (strong typing), TensorRT 10 does so on request. The
 converted file is both checked on a CPU and compiled.
@@ -26,6 +26,7 @@ from engines.precision.calibration import (
     record_of,
 )
 from engines.precision.compare import CpuReference
+from engines.precision.fp8 import fp8_layers, insert_fp8
 from engines.precision.islands import Island, WeightRisk, find_islands, weight_risks
 from engines.precision.modelopt import quiet_modelopt, require_modelopt
 from engines.precision.quantization import (
@@ -46,7 +47,7 @@ from m2h_deploy.onnx_graph.functions import inline_functions, outline_functions
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.onnx_graph.precision import default_opset, graph_precision
 
-Precision = Literal["fp16", "int8"]
+Precision = Literal["fp16", "int8", "fp8"]
 IO = Literal["fp32", "fp16"]
 
 #: Frames that blocks are compared on when a minimum PSNR is requested.
@@ -55,7 +56,7 @@ SENSITIVITY_FRAMES = 2
 
 @dataclass(frozen=True)
 class PrecisionReport:
-    """Changes of a conversion to FP16 or INT8, and the resulting PSNR."""
+    """Changes of a conversion to FP16, INT8 or FP8, and the resulting PSNR."""
 
     precision: Precision
     io: IO
@@ -64,7 +65,7 @@ class PrecisionReport:
     risks: tuple[WeightRisk, ...]
     """Weights with values that FP16 cannot hold."""
     quantized: tuple[str, ...] = ()
-    """Layers that became INT8."""
+    """Layers that became INT8 or FP8."""
     calibration: CalibrationRecord | None = None
     psnr: dict[str, float] = field(default_factory=dict)
     """Decibels by output against the float32 graph, on the held-out frames; empty without frames."""
@@ -146,6 +147,41 @@ def to_int8(
     result = outline_functions(_autocast(quantized, islands, io), calls, source.network)
     record = record_of(calibration, digest)
     report = PrecisionReport("int8", io, islands, risks, quantized_layers(result), record)
+    return _finish(source, result, report, Path(out_path), calibration.frames.held_out)
+
+
+def to_fp8(
+    onnx_path: str | os.PathLike[str],
+    out_path: str | os.PathLike[str],
+    *,
+    calibration: Calibration,
+    policy: QuantPolicy | None = None,
+    min_psnr: float | None = None,
+    io: IO = "fp32",
+) -> PrecisionReport:
+    """Write the float32 graph at `onnx_path` with E4M3 Q/DQ around wide layers that `policy` names, the rest in FP16.
+
+    Weights are scaled per output channel, activations per tensor by the largest value on `calibration.frames`; its
+    held-out frames give the PSNR. `min_psnr` as in `to_int8`. A policy for weights only is not supported.
+
+    Raises:
+        M2HError: The input is invalid; no file is written then.
+    """
+    source = _load_float32(onnx_path, io)
+    policy = policy or QuantPolicy()
+    if policy.weights_only:
+        raise M2HError("a policy with weights_only applies to int8: leave it out, or choose int8")
+    plain, calls = inline_functions(source.network)
+    islands, risks = _islands_and_risks(plain, None)
+    kept = {island.node for island in islands}
+    layers = tuple(name for name in fp8_layers(plain, policy) if name not in kept)
+    digest, inputs = onnx_sha256(onnx_path), candidates(plain)
+    ranges = measure_ranges(plain, digest, tuple(dict.fromkeys(inputs.values())), calibration)
+    if min_psnr is not None:
+        few = calibration.frames.frames[:SENSITIVITY_FRAMES]
+        layers = choose_blocks(plain, layers, ranges, few, min_psnr, insert_fp8)
+    result = outline_functions(_autocast(insert_fp8(plain, layers, ranges), islands, io), calls, source.network)
+    report = PrecisionReport("fp8", io, islands, risks, quantized_layers(result), record_of(calibration, digest))
     return _finish(source, result, report, Path(out_path), calibration.frames.held_out)
 
 

@@ -83,10 +83,6 @@ class OnnxRuntime final : public Backend {
     const int threads = options.threads > 0 ? options.threads : manifest.threads;
     check(api_.SetIntraOpNumThreads(settings.get(), threads > 0 ? threads : usable_processors()));
     check(api_.SetInterOpNumThreads(settings.get(), 1));
-    if (manifest.precision == "fp8") {
-      // Seen with 1.32: on the CPU this optimizer removes a Relu before QuantizeLinear to E4M3.
-      check(api_.AddSessionConfigEntry(settings.get(), "optimization.disable_specified_optimizers", "ReluQuantRewrite"));
-    }
     choose(provider, manifest, settings.get());
     const std::vector<char>& file = bundle.file(manifest.engine_file);
     check(api_.CreateSessionFromArray(env_.get(), file.data(), file.size(), settings.get(), session_.fill()));

@@ -20,7 +20,6 @@ from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.causes import failure, reason
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import library_path, scratch_folder
-from m2h_deploy.onnx_graph.session import KEEP_RELU
 
 #: ONNX Runtime's name of a provider by its name in a bundle.
 PROVIDERS = {
@@ -125,8 +124,6 @@ def open_session(
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 4  # errors are raised as exceptions
     session_options.inter_op_num_threads = 1
-    if bundle.manifest.engine.precision == "fp8":
-        session_options.add_session_config_entry(*KEEP_RELU)
     if profile is not None:
         session_options.enable_profiling = True
         session_options.profile_file_prefix = profile

@@ -21,10 +21,6 @@ _LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 
-#: Session entry that every FP8 graph needs where nodes run on the CPU. Seen with ONNX Runtime 1.32: the named optimizer
-#: removes a Relu before QuantizeLinear to E4M3, which is right only for a type without negative values.
-KEEP_RELU = ("optimization.disable_specified_optimizers", "ReluQuantRewrite")
-
 
 def cpu_session(
     model: onnx.ModelProto | bytes | str,
@@ -55,7 +51,8 @@ def cpu_session(
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # The CPU's own integer kernels saturate differently.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    options.add_session_config_entry(*KEEP_RELU)
+    # Seen with 1.32: this optimizer removes a Relu before QuantizeLinear to FP8, which has negative values too.
+    options.add_session_config_entry("optimization.disable_specified_optimizers", "ReluQuantRewrite")
     try:
         content = model if isinstance(model, (str, bytes)) else model.SerializeToString()
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])

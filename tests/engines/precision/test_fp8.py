@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-
 import cv2
 import numpy as np
 import onnx
@@ -17,9 +14,6 @@ from engines.precision.convert import to_fp8, to_int8
 from engines.precision.fp8 import E4M3_MAX, insert_fp8
 from engines.precision.quantization import QuantPolicy
 from engines.tensorrt import TensorRtOptions, build_plan
-from m2h_deploy.backends import BackendOptions, open_backend
-from m2h_deploy.bundle.folder import load_bundle, write_manifest
-from m2h_deploy.files.digests import file_sha256
 from m2h_deploy.onnx_graph.precision import graph_precision
 from m2h_deploy.onnx_graph.session import cpu_session, run_session
 from m2h_deploy.runtime.preprocess import PRESETS, Preprocess
@@ -162,21 +156,6 @@ def test_a_graph_that_is_fp8_already_is_refused_where_nothing_computes_in_fp8(fp
     said = refused(build_bundle, fp8[0], tmp_path / "bundle", engine=RTX, options=options)
     assert "does not compute in FP8" in said
     assert said == refused(build_plan, fp8[0], tmp_path / "m.plan", flavor=RTX, options=options)
-
-
-def test_a_bundle_for_a_gpu_provider_gives_the_same_on_the_cpu(wide, fp8, tmp_path):
-    bundle = build_bundle(wide, tmp_path / "bundle")
-    file = bundle.engine_file
-    shutil.copy(fp8[0], file)
-    engine = bundle.manifest.engine.model_copy(update={"precision": "fp8", "options": {"provider": "cuda"}})
-    files = {file.name: file_sha256(file)}
-    write_manifest(bundle.path, bundle.manifest.model_copy(update={"engine": engine, "files": files}))
-    backend = open_backend(load_bundle(bundle.path), BackendOptions(device="cpu"))
-    frame = frames(1)[0]
-    expected = run_session(cpu_session(os.fspath(fp8[0]), optimize="none"), frame)
-    for name, values in backend.run(frame).items():
-        np.testing.assert_allclose(values, expected[name], atol=0.05 * np.abs(expected[name]).max())
-    backend.close()
 
 
 def test_metadata_that_contradicts_fp8_is_refused(fp8, tmp_path):

@@ -28,7 +28,7 @@ E4M3_MAX = 448.0
 MIN_CHANNELS = 64
 
 #: Layers that stay in FP16 besides `KEPT_IN_FLOAT`, unless a policy names its own: the noise of the first block reaches
-#: everything. On m2h-tiny its fc1 alone adds a fifth of the depth's noise and half of the edges'.
+#: everything. On m2h-tiny it adds half of the noise of depth and edges.
 KEPT_IN_HALF = ("/backbone/blocks.0/*",)
 
 _E4M3 = onnx.TensorProto.FLOAT8E4M3FN

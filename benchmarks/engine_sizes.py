@@ -5,8 +5,8 @@
 
 A network is a variant and, unless it is 224x224, HEIGHTxWIDTH. Every graph is compiled once for each of `--targets`
 (separated by '/'). Prints a Markdown table. TensorRT-RTX compiles without a GPU; TensorRT (`--engine tensorrt`) needs
-one. Weights are those of `--checkpoint`, or random: neither size nor time depends on them. INT8 is calibrated on a
-rendered room.
+one. Weights are those of `--checkpoint`, or random: neither size nor time depends on them. INT8 and FP8 are
+calibrated on a rendered room. FP8 needs targets from 8.9 on: --precisions fp8 --targets 8.9/12.0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from cli.console import say
 from engines.precision.calibration import Calibration, select_frames
-from engines.precision.convert import to_fp16, to_int8
+from engines.precision.convert import to_fp8, to_fp16, to_int8
 from engines.targets import parse_targets
 from engines.tensorrt import BuildRecord, TensorRtOptions, build_plan
 from export import export_onnx
@@ -81,9 +81,10 @@ def build_cell(
     model = source.with_name(f"{source.stem}-{precision}.onnx") if precision != "fp32" else source
     if precision == "fp16":
         to_fp16(source, model)
-    elif precision == "int8":
+    elif precision in ("int8", "fp8"):
         frames = select_frames(_rooms(2, height, width), count=1, held_out=1)
-        to_int8(source, model, calibration=Calibration(frames))
+        convert = to_int8 if precision == "int8" else to_fp8
+        convert(source, model, calibration=Calibration(frames))
     for target in targets:
         options = TensorRtOptions(targets=parse_targets(target))
         record = build_plan(model, folder / "model.plan", flavor=flavor, options=options)

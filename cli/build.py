@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: Bytes of a pixel's results from a raw-pixel graph: depth, label, normal and edge.
 RAW_PIXEL_BYTES = 4 + 1 + 12 + 4
 
-lowering_option = partial(typer.Option, rich_help_panel="FP16 and INT8")
+lowering_option = partial(typer.Option, rich_help_panel="FP16, INT8 and FP8")
 cpu_option = partial(typer.Option, rich_help_panel="ONNX Runtime and OpenVINO")
 tensorrt_option = partial(typer.Option, rich_help_panel="TensorRT and TensorRT-RTX")
 
@@ -44,11 +44,11 @@ def build(
         str | None,
         lowering_option(
             metavar="SOURCE",
-            help="Folder, video or NYUv2: INT8 is calibrated on it, and FP16 and INT8 are measured on it.",
+            help="Folder, video or NYUv2: INT8 and FP8 are calibrated on it, and all are measured on it.",
         ),
     ] = None,
     calibration_frames: Annotated[
-        int | None, lowering_option(metavar="N", help="INT8: how many frames.", min=1, show_default="64")
+        int | None, lowering_option(metavar="N", help="INT8, FP8: how many frames.", min=1, show_default="64")
     ] = None,
     calibrator: Annotated[
         Calibrator | None,
@@ -58,10 +58,10 @@ def build(
         int | None, lowering_option(metavar="N", help="Seed that chooses the frames.", show_default="0")
     ] = None,
     policy: Annotated[
-        Path | None, lowering_option(metavar="FILE", help="INT8: JSON with the blocks to quantize and to keep.")
+        Path | None, lowering_option(metavar="FILE", help="INT8, FP8: JSON with the blocks to quantize and to keep.")
     ] = None,
     min_psnr: Annotated[
-        float | None, lowering_option(metavar="DB", help="INT8: keep costly blocks in FP16 up to this PSNR.")
+        float | None, lowering_option(metavar="DB", help="INT8, FP8: keep costly blocks in FP16 up to this PSNR.")
     ] = None,
     speed: Annotated[
         bool, lowering_option("--speed/--no-speed", help="Measure how much faster than float32 it is here.")
@@ -90,7 +90,7 @@ def build(
         str | None,
         tensorrt_option(
             metavar="GPUS",
-            help="RTX: 8.6,rtx4090,... or portable (8.0, 8.6, 8.9, 12.x).",
+            help="RTX: 8.6,rtx4090,... or portable (8.0, 8.6, 8.9, 12.x; in FP8 8.9, 12.0).",
             show_default="portable",
         ),
     ] = None,
@@ -202,7 +202,7 @@ def choose_targets(engine: str, target: str | None) -> tuple[str, ...] | None:
 
 def check_trtexec(engine: str, precision: str | None, graph: Path | None) -> None:
     """Raise M2HError where there is no trtexec command to print."""
-    if precision in ("fp16", "int8") and graph is None:
+    if precision in ("fp16", "int8", "fp8") and graph is None:
         raise M2HError(
             f"trtexec needs the {precision} graph that is compiled: save it with --graph FILE.onnx, or leave out "
             "--precision where the file is lowered already"

@@ -18,7 +18,7 @@ from engines.precision.lowering import Float32Graph, Lowering, lower, self_test_
 from engines.registry import engine_builder
 from engines.request import BuildRequest
 from engines.targets import runs_rtx
-from engines.tensorrt import PLAN_FILE, TensorRtOptions
+from engines.tensorrt import PLAN_FILE, TensorRtOptions, with_targets
 from engines.trtexec import free_batch_of, trtexec_command
 from m2h_deploy.backends import KINDS, open_backend
 from m2h_deploy.backends.driver import capability_here, missing_gpu
@@ -58,8 +58,8 @@ def build_bundle(
         onnx_path: An ONNX file of `export_onnx`.
         out_dir: Folder of the bundle.
         engine: Engine kind, a key of `ENGINES`.
-        precision: None for the graph's own. With fp16 or int8 a float32 graph is lowered first; a graph that is lowered
-            already is compiled unchanged.
+        precision: None for the graph's own. With fp16, int8 or fp8 a float32 graph is lowered first; a graph that is
+            lowered already is compiled unchanged.
         options: Options of the engine kind: `OnnxRuntimeOptions`, `OpenVinoOptions` or `TensorRtOptions`.
         lowering: How to lower a float32 graph.
         graph: File to keep the lowered graph in, to inspect it or to compile it on a device.
@@ -138,6 +138,7 @@ def trtexec_of(
         prepared = _prepare(request, pictures, scratch)
     batch = free_batch_of(prepared.proto)
     file = (graph or source).name
+    options = with_targets(options, engine, prepared.precision)
     return trtexec_command(file, PLAN_FILE, flavor=engine, options=options, free_batch=batch)
 
 
@@ -194,10 +195,10 @@ def _check_graph(request: BuildRequest, proto: onnx.ModelProto, info: GraphInfo,
         raise M2HError(f"{source} is {found}, not {wanted}: give the float32 file, or leave the precision out")
     if found != "fp32" and (lowering.given or request.graph is not None):
         raise M2HError(f"{source} is {found} already: calibration, policy, io and a graph to keep need a float32 graph")
-    if wanted not in (None, found):
+    if wanted is not None and wanted != found:
         request.engine.lowering_tool(request.options, wanted)
-    if found != wanted == "int8" and lowering.frames is None:
-        raise M2HError("int8 needs calibration frames: give --calibration a folder, a video, or NYUv2")
+    if found != wanted and wanted in ("int8", "fp8") and lowering.frames is None:
+        raise M2HError(f"{wanted} needs calibration frames: give --calibration a folder, a video, or NYUv2")
     if info.sensor and lowering.io == "fp16":
         raise M2HError(f"{source} is a sensor graph, whose input and output types are fixed: leave io at fp32")
     request.engine.check_options(request.options, wanted or found)

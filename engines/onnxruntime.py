@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.options import EngineOptions, Tool
+from engines.options import EngineOptions, Tool, check_cpu_precision
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.backends.driver import extra_here
 from m2h_deploy.bundle.manifest import EngineInfo
@@ -83,6 +83,12 @@ def onnxruntime_tool(options: OnnxRuntimeOptions, precision: str) -> Tool:
             "slower than fp32: leave the precision out, use --engine openvino, or --provider cuda"
         )
     return "onnxruntime"
+
+
+def check_precision(options: OnnxRuntimeOptions, precision: str | None) -> None:
+    """Raise M2HError if the provider does not compute in `precision`; None is one that is not known yet."""
+    if options.provider == "cpu":
+        check_cpu_precision(precision)
 
 
 def check_onnxruntime(options: OnnxRuntimeOptions) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from engines.options import EngineOptions
+from engines.options import EngineOptions, check_cpu_precision
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.blocks import check_patterns, matches
 from m2h_deploy.bundle.manifest import EngineInfo
@@ -142,6 +142,7 @@ def _compilable(core: Any, network: Any, precision: str) -> ComputePrecision:
 
 def check_hint(options: OpenVinoOptions, precision: str | None) -> None:
     """Raise M2HError if the hint contradicts the precision; None is a precision that is not known yet."""
+    check_cpu_precision(precision)
     if precision not in (None, *_PREFERRED):
         raise M2HError(f"precision '{precision}': choose one of {', '.join(_PREFERRED)}")
     if precision == "fp32" and options.float32:

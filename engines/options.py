@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from m2h_deploy.backends import BackendOptions
+from m2h_deploy.errors import M2HError
 
 Tool = Literal["modelopt", "nncf", "onnxruntime"]
 """The tool that lowers a graph: NVIDIA's, OpenVINO's or ONNX Runtime's own."""
@@ -22,3 +23,12 @@ class EngineOptions:
     def to_open(self) -> BackendOptions:
         """Return the options for opening the engine that was built, for its self-test."""
         return BackendOptions()
+
+
+def check_cpu_precision(precision: str | None) -> None:
+    """Raise M2HError for a precision that no CPU computes in."""
+    if precision == "fp8":
+        raise M2HError(
+            "no CPU computes in FP8: build with --precision int8 or fp16, or for a GPU with --engine tensorrt-rtx, "
+            "--engine tensorrt, or --engine onnxruntime --provider tensorrt"
+        )

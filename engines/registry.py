@@ -11,7 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from engines.onnxruntime import OnnxRuntimeOptions, build_onnxruntime, check_onnxruntime, onnxruntime_tool
+from engines.onnxruntime import (
+    OnnxRuntimeOptions,
+    build_onnxruntime,
+    check_onnxruntime,
+    check_precision,
+    onnxruntime_tool,
+)
 from engines.openvino import OpenVinoOptions, build_openvino, check_hint, load_openvino
 from engines.options import EngineOptions, Tool
 from engines.targets import runs_rtx
@@ -71,7 +77,7 @@ def _tensorrt(flavor: str, doctor: DoctorRow) -> EngineBuilder[TensorRtOptions]:
         TensorRtOptions,
         build=partial(build_tensorrt, flavor=flavor),
         check_machine=partial(check_flavor, flavor),
-        check_options=lambda options, precision: check_options(flavor, options),
+        check_options=lambda options, precision: check_options(flavor, options, precision),
         check_graph=check_graph,
         doctor=doctor,
     )
@@ -139,6 +145,7 @@ _BUILDERS: tuple[EngineBuilder[Any], ...] = (
         build=build_onnxruntime,
         check_machine=check_onnxruntime,
         lowering_tool=onnxruntime_tool,
+        check_options=check_precision,
         doctor=DoctorRow(_providers, _onnxruntime_note),
     ),
     EngineBuilder(

@@ -38,14 +38,16 @@ class BuildRequest:
         if self.lowers:
             self.lowering.check(self.precision or "fp32")
         elif self.lowering.given:
-            raise M2HError("calibration, policy and types of inputs need a float32 graph and --precision fp16 or int8")
+            raise M2HError(
+                "calibration, policy and types of inputs need a float32 graph and --precision fp16, int8 or fp8"
+            )
         elif self.graph is not None:
-            raise M2HError("only a lowered graph is kept: choose fp16 or int8, or leave the file out")
+            raise M2HError("only a lowered graph is kept: choose fp16, int8 or fp8, or leave the file out")
 
     @property
     def lowers(self) -> bool:
-        """True if FP16 or INT8 is requested; the graph may have that precision already."""
-        return self.precision in ("fp16", "int8")
+        """True if a precision below float32 is requested; the graph may have it already."""
+        return self.precision in ("fp16", "int8", "fp8")
 
     def pictures(self) -> Pictures | None:
         """Open the pictures to calibrate on, None if not needed. Raises M2HError if they are missing or too few."""

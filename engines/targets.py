@@ -35,6 +35,11 @@ GPUS = {
 
 PORTABLE = "portable"
 
+#: Least compute capability that computes in FP8 (Ada), and the capabilities that a TensorRT-RTX plan in FP8 is for
+#: unless targets are named; 12.1 must be named.
+FP8_CAPABILITY = "8.9"
+FP8_TARGETS = (FP8_CAPABILITY, "12.0")
+
 
 def parse_targets(text: str) -> tuple[str, ...]:
     """Parse a list such as `8.6,rtx4090,12.0` to sorted, unique compute capabilities; `portable` gives an empty tuple.
@@ -53,7 +58,20 @@ def parse_targets(text: str) -> tuple[str, ...]:
         raise M2HError(
             f"unknown target '{unknown}': give a compute capability such as 8.6, or one of {', '.join(GPUS)}"
         )
-    return tuple(sorted(found, key=lambda capability: tuple(map(int, capability.split(".")))))
+    return tuple(sorted(found, key=_number))
+
+
+def _number(capability: str) -> tuple[int, ...]:
+    return tuple(map(int, capability.split(".")))
+
+
+def check_fp8_target(capability: str) -> None:
+    """Raise M2HError for a compute capability that does not compute in FP8."""
+    if _number(capability) < _number(FP8_CAPABILITY):
+        raise M2HError(
+            f"compute capability {describe_target(capability)} does not compute in FP8, which begins with "
+            f"{FP8_CAPABILITY}: build with --precision fp16 or int8 there"
+        )
 
 
 def describe_target(capability: str) -> str:

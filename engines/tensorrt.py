@@ -2,7 +2,8 @@
 
 TensorRT builds for the GPU of the machine it runs on. TensorRT-RTX needs no GPU to build, and kernels are chosen on the
 device. Unless targets are named, its plan is for compute capability 8.0, 8.6, 8.9 and 12.x: Turing (7.5) must be named
-(https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html).
+(https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html). For FP8 it is for
+8.9 and 12.0 then.
 
 Both flavors' own API is used, which is the same for all that matters here. Polygraphy would add a layer that fixes the
 flavor once per process, by an environment variable, and that hides the parser's errors by node.
@@ -14,18 +15,18 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from engines.options import EngineOptions
-from engines.targets import check_rtx_targets
+from engines.targets import FP8_TARGETS, check_fp8_target, check_rtx_targets
 from engines.tensorrt_config import TimingCache, check_known, configure
 from engines.trtexec import free_batch_of, trtexec_command
 from m2h_deploy.backends import BackendOptions
-from m2h_deploy.backends.driver import missing_gpu
+from m2h_deploy.backends.driver import capability_here, missing_gpu
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt, start
 from m2h_deploy.backends.tensorrt_log import Messages, listen
 from m2h_deploy.blocks import block_of
@@ -55,7 +56,8 @@ class TensorRtOptions(EngineOptions):
     """Build options for a plan. Options that a flavor does not support are rejected."""
 
     targets: tuple[str, ...] = ()
-    """Compute capabilities; empty: portable (TensorRT-RTX: 8.0, 8.6, 8.9, 12.x) or this machine's GPU (TensorRT)."""
+    """Compute capabilities; empty: portable (TensorRT-RTX: 8.0, 8.6, 8.9, 12.x; FP8: 8.9, 12.0) or this machine's GPU
+    (TensorRT)."""
     workspace_mb: int | None = None
     level: int | None = None
     """Builder optimization level 0 to 5 (TensorRT)."""
@@ -117,12 +119,12 @@ def build_tensorrt(
     from m2h_deploy.onnx_graph.files import read_onnx
     from m2h_deploy.onnx_graph.precision import graph_precision
 
-    options = options or TensorRtOptions()
+    options = with_targets(options or TensorRtOptions(), flavor, precision)
     proto = read_onnx(model)
     found = graph_precision(proto, model)
     if found != precision:
         raise M2HError(f"{model} is {found}, not {precision}: convert it before it is compiled")
-    record = _compile(check_flavor(flavor, options), proto, model, folder / PLAN_FILE, flavor, options)
+    record = _compile(check_flavor(flavor, options, precision), proto, model, folder / PLAN_FILE, flavor, options)
     if options.strip_weights:
         (folder / WEIGHTS_FILE).write_bytes(model.read_bytes())
     details = {key: value for key, value in asdict(options).items() if key not in ("targets", "plugins")}
@@ -155,12 +157,15 @@ def build_plan(model: Path, plan: Path, *, flavor: str, options: TensorRtOptions
         M2HError: The graph cannot be parsed or built; the message has TensorRT's own text, by node and block.
     """
     from m2h_deploy.onnx_graph.files import read_onnx
+    from m2h_deploy.onnx_graph.precision import graph_precision
 
-    options = options or TensorRtOptions()
     if not plan.absolute().parent.is_dir():
         raise M2HError(f"cannot write {plan}: its folder does not exist")
-    trt = check_flavor(flavor, options)
-    return _compile(trt, read_onnx(model), model, plan, flavor, options)
+    proto = read_onnx(model)
+    precision = graph_precision(proto, model)
+    options = with_targets(options or TensorRtOptions(), flavor, precision)
+    trt = check_flavor(flavor, options, precision)
+    return _compile(trt, proto, model, plan, flavor, options)
 
 
 def _compile(
@@ -198,12 +203,24 @@ def _compile(
 
 
 def _has_int8_convolutions(proto: onnx.ModelProto) -> bool:
-    made = {output for node in proto.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
+    import onnx
+
+    int8 = {tensor.name for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    made = {node.output[0] for node in proto.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in int8}
     return any(node.op_type == "Conv" and node.input[1] in made for node in proto.graph.node)
 
 
-def check_options(flavor: str, options: TensorRtOptions) -> None:
-    """Raise M2HError on options that no version of the flavor supports. Does not import TensorRT."""
+def with_targets(options: TensorRtOptions, flavor: str, precision: str) -> TensorRtOptions:
+    """Return `options` with the targets of an FP8 plan of TensorRT-RTX, if none are named."""
+    fp8 = flavor == "tensorrt-rtx" and precision == "fp8" and not options.targets
+    return replace(options, targets=FP8_TARGETS) if fp8 else options
+
+
+def check_options(flavor: str, options: TensorRtOptions, precision: str | None = None) -> None:
+    """Raise M2HError on options that no version of the flavor supports, or not in `precision`.
+
+    Does not import TensorRT.
+    """
     if options.largest_batch < 1:
         raise M2HError(f"largest batch {options.max_batch}: must be at least 1")
     if not 1 <= options.tuned_batch <= options.largest_batch:
@@ -213,6 +230,8 @@ def check_options(flavor: str, options: TensorRtOptions) -> None:
     for library in options.plugins:
         if not library.is_file():
             raise M2HError(f"no plug-in library at {library}")
+    if precision == "fp8":
+        _check_fp8(flavor, options)
     if flavor != "tensorrt-rtx":
         return
     absent = {"builder level": options.level, "version compatibility": options.version_compatible or None}
@@ -225,6 +244,15 @@ def check_options(flavor: str, options: TensorRtOptions) -> None:
     check_rtx_targets(options.targets)
 
 
+def _check_fp8(flavor: str, options: TensorRtOptions) -> None:
+    """Raise M2HError if the plan is for a GPU that does not compute in FP8."""
+    if options.hardware_compatible:
+        raise M2HError("a plan for every GPU from Ampere on cannot compute in FP8: leave hardware compatibility out")
+    here = flavor == "tensorrt" and not options.targets and missing_gpu(bindings=False) is None
+    for target in (capability_here(),) if here else options.targets:
+        check_fp8_target(target)
+
+
 def check_graph(options: TensorRtOptions, proto: onnx.ModelProto, source: Path) -> None:
     """Raise M2HError if TensorRT does not support the graph of the file `source` with `options`."""
     import onnx
@@ -235,10 +263,10 @@ def check_graph(options: TensorRtOptions, proto: onnx.ModelProto, source: Path) 
         raise M2HError(f"{source} has a fixed batch: leave the batches out, or export it with --dynamic-batch")
 
 
-def check_flavor(flavor: str, options: TensorRtOptions) -> Any:
+def check_flavor(flavor: str, options: TensorRtOptions, precision: str | None = None) -> Any:
     """Return the module of a flavor that can build with `options` here. Raises M2HError if it cannot."""
     trt = check_machine(flavor)
-    check_options(flavor, options)
+    check_options(flavor, options, precision)
     if flavor == "tensorrt-rtx":
         check_known(trt, flavor, options.targets)
     elif options.targets and not hasattr(trt.IBuilderConfig, "set_compute_capability"):

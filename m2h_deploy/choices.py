@@ -9,7 +9,7 @@ from m2h_deploy.errors import M2HError
 Engine = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 """The engine kinds, see `m2h_deploy.backends.KINDS`."""
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "fp8"]
 """Precision of a graph and its engine."""
 
 ComputePrecision = Literal["f32", "bf16", "f16"]

@@ -29,7 +29,7 @@ from m2h_deploy.onnx_graph.precision import default_opset, graph_precision
 from m2h_deploy.profiling.costs import NodeCost, node_costs, operator, precision_of, total, uncounted
 
 #: Precisions in the order of the tables.
-PRECISIONS = ("float32", "float16", "int8")
+PRECISIONS = ("float32", "float16", "int8", "fp8")
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _onnx(path: Path) -> dict[str, Any]:
 
 
 def _precision(proto: onnx.ModelProto) -> str | None:
-    """Return fp32, fp16 or int8; None for a graph of other types."""
+    """Return fp32, fp16, int8 or fp8; None for a graph of other types."""
     try:
         return graph_precision(proto)
     except M2HError:
@@ -123,7 +123,7 @@ def _weights(costs: Sequence[NodeCost]) -> dict[str, int]:
         quantization = cost.operator in ("QuantizeLinear", "DequantizeLinear")
         for tensor in cost.weights:
             precision = precision_of(tensor.dtype)
-            if precision in counts and not (quantization and (precision != "int8" or tensor.size == 1)):
+            if precision in counts and not (quantization and (precision not in ("int8", "fp8") or tensor.size == 1)):
                 counts[precision] += tensor.size
     return counts
 

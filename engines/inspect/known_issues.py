@@ -104,7 +104,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         ("10.13.3",),
         "a build with the FP8 or FP4 builder flag on a Jetson Thor",
         "the engine is float32, with no error and no warning",
-        "put the precision into the graph: m2h-deploy build --precision fp16 or int8",
+        "put the precision into the graph: m2h-deploy build --precision fp16, int8 or fp8",
         "https://github.com/NVIDIA/TensorRT/issues/4590",
         capabilities=("11.0",),
     ),

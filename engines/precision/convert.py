@@ -1,4 +1,4 @@
-"""Convert to FP16 and INT8 in the ONNX graph itself, as explicit casts and Q/DQ nodes.
+"""Convert to FP16, INT8 and FP8 in the ONNX graph itself, as explicit casts and Q/DQ nodes.
 
 TensorRT 11 and TensorRT-RTX build exactly the types in the graph (strong typing), TensorRT 10 does so on request. The
 converted file is both checked on a CPU and compiled.
@@ -28,6 +28,7 @@ from engines.precision.calibration import (
     record_of,
 )
 from engines.precision.compare import CpuReference
+from engines.precision.fp8 import fp8_layers, insert_fp8
 from engines.precision.headroom import activation_ranges
 from engines.precision.int8_cpu import layer_results, quantize_for_onnxruntime, quantize_for_openvino
 from engines.precision.islands import Island, WeightRisk, islands_and_risks
@@ -50,7 +51,7 @@ from m2h_deploy.onnx_graph.functions import inline_functions, outline_functions
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.onnx_graph.precision import default_opset, graph_precision
 
-Precision = Literal["fp16", "int8"]
+Precision = Literal["fp16", "int8", "fp8"]
 IO = Literal["fp32", "fp16"]
 
 #: Frames that blocks are compared on when a minimum PSNR is requested.
@@ -59,7 +60,7 @@ SENSITIVITY_FRAMES = 2
 
 @dataclass(frozen=True)
 class PrecisionReport:
-    """Changes of a conversion to FP16 or INT8, and the resulting PSNR."""
+    """Changes of a conversion to FP16, INT8 or FP8, and the resulting PSNR."""
 
     precision: Precision
     io: IO
@@ -68,7 +69,7 @@ class PrecisionReport:
     risks: tuple[WeightRisk, ...]
     """Weights with values that FP16 cannot hold."""
     quantized: tuple[str, ...] = ()
-    """Layers that became INT8."""
+    """Layers that became INT8 or FP8."""
     calibration: CalibrationRecord | None = None
     psnr: dict[str, float] = field(default_factory=dict)
     """Decibels by output against the float32 graph, on the held-out frames; empty without frames."""
@@ -184,6 +185,42 @@ def _quantize(
         return quantize_for_onnxruntime(plain, layers, ranges)
     wanted = {inputs[name]: magnitude(ranges[inputs[name]]) for name in layers}
     return insert_qdq(plain, layers, wanted, calibration.frames.frames[0])
+
+
+def to_fp8(
+    onnx_path: str | os.PathLike[str],
+    out_path: str | os.PathLike[str],
+    *,
+    calibration: Calibration,
+    policy: QuantPolicy | None = None,
+    min_psnr: float | None = None,
+    io: IO = "fp32",
+) -> PrecisionReport:
+    """Write the float32 graph at `onnx_path` with E4M3 Q/DQ around wide layers that `policy` names, the rest in FP16.
+
+    Weights are scaled per output channel, activations per tensor by the largest value on `calibration.frames`; its
+    held-out frames give the PSNR. `min_psnr` as in `to_int8`. A policy for weights only is not supported.
+
+    Raises:
+        M2HError: The input is invalid; no file is written then.
+    """
+    require_modelopt()
+    source = _load_float32(onnx_path, io)
+    policy = policy or QuantPolicy()
+    if policy.weights_only:
+        raise M2HError("a policy with weights_only applies to int8: leave it out, or choose int8")
+    plain, calls = inline_functions(source.network)
+    few = calibration.frames.frames[:SENSITIVITY_FRAMES]
+    islands, risks = islands_and_risks(plain, _largest_values(plain, few))
+    kept = {island.node for island in islands}
+    layers = tuple(name for name in fp8_layers(plain, policy) if name not in kept)
+    digest, inputs = onnx_sha256(onnx_path), candidates(plain)
+    ranges = measure_ranges(plain, digest, tuple(dict.fromkeys(inputs.values())), calibration)
+    if min_psnr is not None:
+        layers = choose_blocks(plain, layers, ranges, few, min_psnr, insert_fp8)
+    result = outline_functions(_autocast(insert_fp8(plain, layers, ranges), islands, io), calls, source.network)
+    report = PrecisionReport("fp8", io, islands, risks, quantized_layers(result), record_of(calibration, digest))
+    return _finish(source, result, report, Path(out_path), calibration.frames.held_out)
 
 
 def _load_float32(path: str | os.PathLike[str], io: IO) -> _Source:

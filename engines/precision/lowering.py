@@ -1,4 +1,4 @@
-"""Lower a float32 graph to FP16 or INT8, and record how in the lowered file (see `Lowered`)."""
+"""Lower a float32 graph to FP16, INT8 or FP8, and record how in the lowered file (see `Lowered`)."""
 
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lowering:
-    """Options of the conversion to FP16 or INT8, see `engines.precision.convert`; None takes the default."""
+    """Options of the conversion to FP16, INT8 or FP8, see `engines.precision.convert`; None takes the default."""
 
     frames: str | Pictures | None = None
-    """Calibration frames: a folder, a video, or NYUv2. INT8 needs them; FP16 uses them only for measurements."""
+    """Calibration frames: a folder, a video, or NYUv2. INT8 and FP8 need them; FP16 uses them only for
+    measurements."""
     count: int | None = None
-    """Number of frames to calibrate INT8 on; default 64."""
+    """Number of frames to calibrate INT8 or FP8 on; default 64."""
     held_out: int = 2
     seed: int | None = None
     """Seed of the choice of frames; default 0."""
     method: Calibrator | None = None
-    """Calibrator of INT8 ranges; default max."""
+    """Calibrator of INT8 ranges; default max, which FP8 always uses."""
     policy: QuantPolicy | None = None
     min_psnr: float | None = None
     io: FloatType = "fp32"
@@ -56,19 +57,22 @@ class Lowering:
 
     def wanted(self, precision: str) -> int:
         """Return the number of frames to calibrate on; FP16 uses one, only to find values near its maximum."""
-        return (64 if self.count is None else self.count) if precision == "int8" else 1
+        return (64 if self.count is None else self.count) if precision in ("int8", "fp8") else 1
 
     def check(self, precision: str) -> None:
         """Raise M2HError on options that have no effect in `precision`, or only together with a missing one."""
-        int8 = {
-            "calibrator": self.method,
+        quantized = {
             "number of calibration frames": self.count,
             "policy": self.policy,
             "least PSNR": self.min_psnr,
         }
-        for what, value in int8.items():
-            if value is not None and precision != "int8":
-                raise M2HError(f"the {what} has no effect in {precision}: leave it out, or choose int8")
+        for what, value in quantized.items():
+            if value is not None and precision not in ("int8", "fp8"):
+                raise M2HError(f"the {what} has no effect in {precision}: leave it out, or choose int8 or fp8")
+        if self.method is not None and precision != "int8":
+            raise M2HError(f"the calibrator has no effect in {precision}: leave it out, or choose int8")
+        if self.policy is not None and self.policy.weights_only and precision == "fp8":
+            raise M2HError("a policy with weights_only applies to int8: leave it out, or choose int8")
         if self.method is not None:
             check_choice("calibrator", self.method, Calibrator)
         check_choice("io", self.io, FloatType)
@@ -119,7 +123,7 @@ def _convert(
     source: Float32Graph, target: Path, precision: str, lowering: Lowering, pictures: Pictures | None, tool: Tool
 ) -> PrecisionReport:
     from engines.precision.calibration import Calibration, select_frames
-    from engines.precision.convert import to_fp16, to_int8
+    from engines.precision.convert import to_fp8, to_fp16, to_int8
     from m2h_deploy.files.cache import user_cache_folder
 
     frames = None
@@ -140,6 +144,8 @@ def _convert(
     cache = user_cache_folder("calibration")
     calibration = Calibration(frames, method=lowering.method or "max", cache=cache)  # type: ignore[arg-type]
     options = {"policy": lowering.policy, "min_psnr": lowering.min_psnr, "io": lowering.io}
+    if precision == "fp8":
+        return to_fp8(source.file, target, calibration=calibration, **options)  # type: ignore[arg-type]
     return to_int8(source.file, target, calibration=calibration, tool=tool, **options)  # type: ignore[arg-type]
 
 
@@ -147,7 +153,8 @@ def _lowering_info(report: PrecisionReport) -> LoweringInfo:
     return LoweringInfo(
         psnr=report.psnr,
         float32_nodes=len(report.islands),
-        int8_layers=len(report.quantized),
+        int8_layers=len(report.quantized) if report.precision == "int8" else 0,
+        fp8_layers=len(report.quantized) if report.precision == "fp8" else 0,
         weights_beyond_fp16=tuple(dict.fromkeys(risk.node for risk in report.risks)),
     )
 

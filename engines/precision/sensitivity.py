@@ -6,7 +6,7 @@ same and takes seconds instead of the minutes of a full conversion.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -20,6 +20,9 @@ from m2h_deploy.blocks import block_of
 from m2h_deploy.errors import M2HError
 from m2h_deploy.onnx_graph.edit import copy_of, replace_nodes
 
+#: A function of (float32 graph, layers, ranges of activations) to the graph with these layers rounded.
+Simulation = Callable[[onnx.ModelProto, Sequence[str], Mapping[str, Bounds]], onnx.ModelProto]
+
 
 def choose_blocks(
     proto: onnx.ModelProto,
@@ -27,33 +30,37 @@ def choose_blocks(
     ranges: Mapping[str, Bounds],
     frames: Sequence[NDArray[np.float32]],
     min_psnr: float,
+    simulate: Simulation | None = None,
 ) -> tuple[str, ...]:
-    """Choose the layers of `layers` that may be INT8 with every output at `min_psnr` decibels or more.
+    """Choose the layers of `layers` that may be quantized with every output at `min_psnr` decibels or more.
 
     The noise of the blocks is nearly independent, so its power adds up: the block that adds most to the worst output is
     removed until the others, measured together, reach the limit.
 
+    `simulate` quantizes a float32 graph; None: to INT8.
+
     Raises:
-        M2HError: No block can be INT8.
+        M2HError: No block can be quantized.
     """
+    simulate = simulate or simulate_int8
     reference = CpuReference(proto, frames)
     by_block: dict[str, list[str]] = {}
     for name in layers:
         by_block.setdefault(block_of(name), []).append(name)
-    # Noise that INT8 in a single block adds to each output, as mean square over the output's span squared.
-    left = {block: reference.noise(simulate_int8(proto, names, ranges)) for block, names in by_block.items()}
+    # Noise that a single quantized block adds to each output, as mean square over the output's span squared.
+    left = {block: reference.noise(simulate(proto, names, ranges)) for block, names in by_block.items()}
     limit = 10 ** (-min_psnr / 10)
     while left:
         chosen = [name for block in left for name in by_block[block]]
         expected = {o: sum(noise[o] for noise in left.values()) for o in reference.names}
         measured = expected
         if max(expected.values()) <= limit:
-            measured = reference.noise(simulate_int8(proto, chosen, ranges))
+            measured = reference.noise(simulate(proto, chosen, ranges))
             if max(measured.values()) <= limit:
                 return tuple(chosen)
         worst = max(measured, key=lambda output: measured[output])
         del left[max(left, key=lambda block: left[block][worst])]
-    raise M2HError(f"no block can be INT8 with every output at {min_psnr:g} dB: use fp16, or ask for less")
+    raise M2HError(f"no block can be quantized with every output at {min_psnr:g} dB: use fp16, or ask for less")
 
 
 def simulate_int8(

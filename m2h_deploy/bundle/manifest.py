@@ -142,12 +142,13 @@ class LoweringInfo(Record):
     float32_nodes: int
     """Number of nodes that stayed float32."""
     int8_layers: int
+    fp8_layers: int = 0
     weights_beyond_fp16: tuple[str, ...]
     """Layers with weights that FP16 rounds to zero or infinity."""
 
 
 class CalibrationInfo(Record):
-    """The frames that INT8 ranges were measured on."""
+    """The frames that INT8 or FP8 ranges were measured on."""
 
     method: str
     frames: Annotated[int, Field(ge=1)]
@@ -175,7 +176,7 @@ class SelfTest(Record):
     the largest share that differs."""
     outputs: dict[str, SelfTestOutput]
     reference: Literal["float32 graph", "lowered graph"] = "float32 graph"
-    """Graph that gave the values on ONNX Runtime's CPU. "lowered graph": the FP16 or INT8 graph itself, made by another
+    """Graph that gave the values on ONNX Runtime's CPU. "lowered graph": the lowered graph itself, made by another
     tool; a passed test then shows that the engine computes that graph, not how far it is from float32."""
     measured: dict[str, float] = Field(default_factory=dict)
     """Error of each output on the machine that built the bundle, in the units of `tolerance`; empty if the engine could

@@ -51,7 +51,7 @@ class SensorGraphInfo:
 
 
 class Lowered(Record):
-    """Record of a file that was lowered to FP16 or INT8: the parts of the manifest that need the float32 graph.
+    """Record of a file that was lowered to FP16, INT8 or FP8: the parts of the manifest that need the float32 graph.
 
     A device that compiles the file may have neither torch nor the float32 graph.
     """

@@ -29,8 +29,8 @@ _INT8_OPERATORS = frozenset(
     }
 )
 
-_HALF = onnx.TensorProto.FLOAT16
-#: Types that a graph may use in addition to `_HALF`. Integers are indices, shapes, pixels and labels.
+_HALF, _E4M3 = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT8E4M3FN
+#: Types that a graph may use in addition to `_HALF` and `_E4M3`. Integers are indices, shapes, pixels and labels.
 _PLAIN = frozenset(
     onnx.TensorProto.DataType.Value(name)
     for name in (
@@ -41,16 +41,19 @@ _PLAIN = frozenset(
 
 
 def graph_precision(proto: onnx.ModelProto, path: str | os.PathLike[str] = "the graph") -> str:
-    """Return `int8`, `fp16` or `fp32`, the precision of a strongly typed graph, whatever its metadata says.
+    """Return `fp8`, `int8`, `fp16` or `fp32`, the precision of a strongly typed graph, whatever its metadata says.
 
-    Q/DQ makes it int8; a weight, constant, cast, input or output of float16 makes it fp16.
+    A tensor or cast of E4M3 makes it fp8, other Q/DQ int8; a weight, constant, cast, input or output of float16 makes
+    it fp16.
 
     Raises:
-        M2HError: The graph has types that bundles do not support, such as bfloat16 or float8.
+        M2HError: The graph has types that bundles do not support, such as bfloat16 or E5M2.
     """
     types = set(_element_types(proto))
-    if others := sorted(onnx.TensorProto.DataType.Name(kind).lower() for kind in types - _PLAIN - {_HALF}):
-        raise M2HError(f"{path} holds {', '.join(others)}: engines are built from fp32, fp16 or int8 graphs")
+    if others := sorted(onnx.TensorProto.DataType.Name(kind).lower() for kind in types - _PLAIN - {_HALF, _E4M3}):
+        raise M2HError(f"{path} holds {', '.join(others)}: engines are built from fp32, fp16, int8 or fp8 graphs")
+    if _E4M3 in types:
+        return "fp8"
     if any(node.op_type in _INT8_OPERATORS for node in _all_nodes(proto)):
         return "int8"
     return "fp16" if _HALF in types else "fp32"
@@ -68,7 +71,7 @@ def read_precision(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> str:
 
 
 def _element_types(proto: onnx.ModelProto) -> Iterator[int]:
-    """Yield the types of all inputs, outputs, weights, constants and casts."""
+    """Yield the types of all inputs, outputs, weights, constants, casts and quantizations."""
     for value in (*proto.graph.input, *proto.graph.output):
         yield value.type.tensor_type.elem_type
     for tensor in proto.graph.initializer:
@@ -77,7 +80,7 @@ def _element_types(proto: onnx.ModelProto) -> Iterator[int]:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:
                 yield attribute.t.data_type
-            elif node.op_type == "Cast" and attribute.name == "to":
+            elif (node.op_type, attribute.name) in (("Cast", "to"), ("QuantizeLinear", "output_dtype")):
                 yield attribute.i
             elif attribute.type == onnx.AttributeProto.GRAPH:
                 yield from (tensor.data_type for tensor in attribute.g.initializer)

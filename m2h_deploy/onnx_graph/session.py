@@ -55,6 +55,8 @@ def cpu_session(
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # The CPU's own integer kernels saturate differently.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
+    # Seen with 1.32: this optimizer removes a Relu before QuantizeLinear to FP8, which has negative values too.
+    options.add_session_config_entry("optimization.disable_specified_optimizers", "ReluQuantRewrite")
     try:
         content = model if isinstance(model, (str, bytes)) else model.SerializeToString()
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import onnx
 
 #: Relative error that a single operator may add by rounding only, by the engine's precision.
-ROUNDING = {"fp32": 1e-4, "fp16": 3e-3, "int8": 5e-2}
+ROUNDING = {"fp32": 1e-4, "fp16": 3e-3, "int8": 5e-2, "fp8": 1e-1}
 
 #: A value diverges if its error is this many times that of its inputs (or the rounding error, if that is larger);
 #: skipped operators in between may each add as much.

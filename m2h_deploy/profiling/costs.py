@@ -28,7 +28,7 @@ from m2h_deploy.profiling.layers import BlockCost
 
 _log = logging.getLogger("m2h_deploy.profiling.costs")
 
-Precision = Literal["float32", "float16", "int8", "other"]
+Precision = Literal["float32", "float16", "int8", "fp8", "other"]
 
 _PRECISIONS: dict[int, Precision] = {
     TensorProto.FLOAT: "float32",
@@ -36,6 +36,7 @@ _PRECISIONS: dict[int, Precision] = {
     TensorProto.BFLOAT16: "float16",
     TensorProto.INT8: "int8",
     TensorProto.UINT8: "int8",
+    TensorProto.FLOAT8E4M3FN: "fp8",
 }
 
 #: Operators that a runtime implements as a view of their input, or that only read a shape.
@@ -220,11 +221,12 @@ def _blocks(proto: onnx.ModelProto) -> list[str]:
 def _precision(
     node: onnx.NodeProto, tensors: Mapping[str, Tensor], producers: Mapping[str, onnx.NodeProto]
 ) -> Precision:
-    """Return a node's precision: int8 for a product of two dequantized tensors, else the type that it reads."""
+    """Return a node's precision: int8 or fp8 for a product of two dequantized tensors, else the type that it reads."""
     if node.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm") and all(
         name in producers and producers[name].op_type == "DequantizeLinear" for name in list(node.input)[:2]
     ):
-        return "int8"
+        stored = tensors.get(producers[node.input[1]].input[0])
+        return "fp8" if stored is not None and precision_of(stored.dtype) == "fp8" else "int8"
     names = node.output if node.op_type in ("Cast", "DequantizeLinear") else node.input
     types = [tensors[name].dtype for name in names if name in tensors]
     return next((found for dtype in types if (found := precision_of(dtype)) != "other"), "other")

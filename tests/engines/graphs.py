@@ -38,21 +38,23 @@ def _small_nodes(*, functions: bool) -> list[onnx.NodeProto]:
     ]
 
 
-def small_graph(*, functions: bool = False, batch: int | str = 1, scale: float = 0.1) -> onnx.ModelProto:
+def small_graph(
+    *, functions: bool = False, batch: int | str = 1, scale: float = 0.1, channels: int = 16
+) -> onnx.ModelProto:
     """Make a graph from image (N, 3, 16, 16) to depth and semantics: Conv, norm, Linear, attention core, two heads.
 
-    With `functions`, a map passes through m2h::Swap, a function of plain operators. `scale` multiplies the weights. The
-    metadata is that of an exported file.
+    With `functions`, a map passes through m2h::Swap, a function of plain operators. `scale` multiplies the weights;
+    `channels` is the width of all layers. The metadata is that of an exported file.
     """
     rng = np.random.default_rng(0)
     weights: dict[str, np.ndarray] = {
-        "stem": rng.normal(0, scale, (16, 3, 3, 3)),
-        "middle": rng.normal(0, scale, (16, 16, 3, 3)),
-        "linear": rng.normal(0, scale, (16, 16)),
-        "gain": np.ones(16),
-        "bias": np.zeros(16),
-        "depth": rng.normal(0, scale, (1, 16, 1, 1)),
-        "semantics": rng.normal(0, scale, (4, 16, 1, 1)),
+        "stem": rng.normal(0, scale, (channels, 3, 3, 3)),
+        "middle": rng.normal(0, scale, (channels, channels, 3, 3)),
+        "linear": rng.normal(0, scale, (channels, channels)),
+        "gain": np.ones(channels),
+        "bias": np.zeros(channels),
+        "depth": rng.normal(0, scale, (1, channels, 1, 1)),
+        "semantics": rng.normal(0, scale, (4, channels, 1, 1)),
     }
     nodes = _small_nodes(functions=functions)
     nodes[-2].output[0], nodes[-1].output[0] = "depth", "semantics"

@@ -75,6 +75,15 @@ def refused_build(source: Path, out: Path, **options) -> str:
         ({"precision": "fp16", "lowering": Lowering(min_psnr=30)}, "least PSNR has no effect"),
         ({"precision": "fp16", "lowering": Lowering(policy=QuantPolicy())}, "policy has no effect"),
         ({"precision": "int8", "lowering": Lowering(seed=3)}, "seed chooses calibration frames"),
+        ({"engine": "tensorrt-rtx", "precision": "fp8", "lowering": Lowering(method="max")}, "no effect in fp8"),
+        (
+            {
+                "engine": "tensorrt-rtx",
+                "precision": "fp8",
+                "lowering": Lowering(policy=QuantPolicy(weights_only=True)),
+            },
+            "weights_only applies to int8",
+        ),
         (
             {"precision": "int8", "lowering": Lowering(method="max", policy=QuantPolicy(weights_only=True))},
             "needs no ranges",
@@ -91,6 +100,16 @@ def test_an_option_without_effect_is_refused(options, named, small, tmp_path, no
         ({"engine": "tensorrt-rtx", "options": TensorRtOptions(targets=("8.7",))}, "8.7 (orin)"),
         ({"engine": "tensorrt-rtx", "options": TensorRtOptions(targets=("8.6", "9.0"))}, "9.0 (h100)"),
         ({"engine": "tensorrt-rtx", "options": TensorRtOptions(level=3)}, "no builder level"),
+        ({"precision": "fp8"}, "no CPU computes in FP8: build with --precision int8 or fp16"),
+        ({"precision": "fp8", "engine": "openvino"}, "no CPU computes in FP8"),
+        (
+            {"precision": "fp8", "engine": "tensorrt-rtx", "options": TensorRtOptions(targets=("8.6", "8.9"))},
+            "8.6 (a10, rtx3060, rtx3070, rtx3080, rtx3090, rtxa2000) does not compute in FP8, which begins with 8.9",
+        ),
+        (
+            {"precision": "fp8", "engine": "tensorrt", "options": TensorRtOptions(hardware_compatible=True)},
+            "cannot compute in FP8",
+        ),
         ({"precision": "fp64"}, "choose one of fp32, fp16, int8"),
         ({"engine": "tflite"}, "choose one of onnxruntime"),
         ({"options": OnnxRuntimeOptions(provider="cuda")}, "lacks the provider 'cuda'"),
@@ -192,6 +211,19 @@ def test_a_policy_that_is_nested_too_deeply_gives_a_one_line_error(small, tmp_pa
 
 def test_int8_of_a_float32_graph_needs_frames(small, tmp_path):
     assert "give --calibration" in refused_build(small, tmp_path / "bundle", precision="int8")
+
+
+def test_fp8_of_a_float32_graph_needs_frames(small, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    said = refused_build(small, tmp_path / "bundle", precision="fp8", engine="tensorrt-rtx")
+    assert said.startswith("fp8 needs calibration frames: give --calibration")
+
+
+def test_fp8_for_the_gpu_of_this_machine_is_refused_if_it_lacks_fp8(small, tmp_path, no_work, monkeypatch):
+    monkeypatch.setattr("engines.tensorrt.missing_gpu", lambda bindings: None)
+    monkeypatch.setattr("engines.tensorrt.capability_here", lambda: "8.7")
+    said = refused_build(small, tmp_path / "bundle", precision="fp8", engine="tensorrt")
+    assert "8.7 (orin) does not compute in FP8" in said
 
 
 def test_a_maximum_batch_is_refused_for_a_fixed_batch(small, tmp_path):

@@ -73,7 +73,7 @@ typedef struct m2h_info {
   float max_depth;
   int classes;           /* number of classes; labels are below it */
   const char* variant;   /* such as m2h-small */
-  const char* precision; /* fp32, fp16, int8 */
+  const char* precision; /* fp32, fp16, int8, fp8 */
   const char* engine;    /* engine, version and device in words */
   const char* warning;   /* what makes the engine slower than it should be, in one line; NULL if nothing does */
 } m2h_info;

@@ -16,12 +16,13 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from engines.inspect.inspect import compare, inspect, render, render_comparison
-from engines.precision.convert import to_fp16
+from engines.precision.calibration import Calibration, select_frames
+from engines.precision.convert import to_fp8, to_fp16
 from m2h_deploy.bundle.folder import load_bundle, write_manifest
 from m2h_deploy.files.digests import file_sha256
 from m2h_deploy.model import build_model
 from m2h_deploy.profiling.costs import node_costs, total, uncounted
-from tests.engines.graphs import SIDE, quantize_elsewhere, small_graph
+from tests.engines.graphs import SIDE, frames, quantize_elsewhere, small_graph
 
 
 def _printed(renderables) -> str:
@@ -88,7 +89,7 @@ def test_figures_are_by_block_of_the_paper(tiny_onnx):
     report = inspect(tiny_onnx)
     blocks = {row["block"]: row for row in report["blocks"]}
     assert {"backbone", "mstr", "msf.depth", "wmca", "context.depth", "heads.depth", "heads.edges"} <= set(blocks)
-    assert blocks["backbone"]["weight_share"] == {"float32": 1.0, "float16": 0.0, "int8": 0.0}
+    assert blocks["backbone"]["weight_share"] == {"float32": 1.0, "float16": 0.0, "int8": 0.0, "fp8": 0.0}
     assert report["metadata"]["m2h.variant"] == "m2h-tiny"
     assert report["dynamic"] == {}
     json.dumps(report)
@@ -150,6 +151,19 @@ def test_int8_layers_count_as_int8(tmp_path):
     assert msf["node_share"]["int8"] > 0
     assert quantized["macs"] == full["macs"]
     assert quantized["weights"]["int8"] == 16 * 16 * 9 + 3 * 16 * 9 + 16 * 16 + 16 + 4 * 16
+
+
+def test_fp8_layers_count_as_fp8(tmp_path):
+    onnx.save(small_graph(channels=64), tmp_path / "full.onnx")
+    calibration = Calibration(select_frames(frames(3), count=1))
+    to_fp8(tmp_path / "full.onnx", tmp_path / "fp8.onnx", calibration=calibration)
+    full, quantized = inspect(tmp_path / "full.onnx"), inspect(tmp_path / "fp8.onnx")
+    msf = {row["block"]: row for row in quantized["blocks"]}["msf.depth"]
+    assert msf["weight_share"]["fp8"] == 1.0
+    assert msf["node_share"]["fp8"] > 0
+    assert (quantized["precision"], quantized["macs"]) == ("fp8", full["macs"])
+    assert quantized["weights"]["fp8"] == 64 * 64 * 9 + 64 * 64
+    assert quantized["weights"]["int8"] == 0
 
 
 def test_the_graph_that_onnx_runtime_fused_computes_the_same(tiny_bundle, tiny_onnx):

@@ -70,13 +70,15 @@ def with_half_input() -> onnx.ModelProto:
         (lambda: with_node("DequantizeLinear", ["q", "s"], ["d"]), "int8"),
         (lambda: with_node("MatMulInteger", ["q", "s"], ["d"]), "int8"),
         (in_a_function, "int8"),
+        (lambda: with_constant(TensorProto.FLOAT8E4M3FN), "fp8"),
+        (lambda: with_node("QuantizeLinear", ["depth", "s"], ["q"], output_dtype=TensorProto.FLOAT8E4M3FN), "fp8"),
     ],
 )
 def test_precision_is_read_from_nodes_and_weights(make, precision):
     assert graph_precision(make()) == precision
 
 
-@pytest.mark.parametrize(("kind", "name"), [(TensorProto.BFLOAT16, "bfloat16"), (TensorProto.FLOAT8E4M3FN, "float8")])
+@pytest.mark.parametrize(("kind", "name"), [(TensorProto.BFLOAT16, "bfloat16"), (TensorProto.FLOAT8E5M2, "float8e5m2")])
 def test_unsupported_types_are_named(kind, name):
     assert name in refused(graph_precision, with_constant(kind))
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cli.app import JsonFlag, app, needs
 from cli.console import err, make_progress, out, print_json, say
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import CheckFailed
 
 if TYPE_CHECKING:
     from engines.tune.result import Row, TuneResult
@@ -85,7 +85,11 @@ def tune(
     else:
         print_result(result)
     page = work_folder(output) / "index.html"
-    say(f"wrote {output}" + (f"; the table with pictures is {page}" if page.is_file() else ""))
+    if page.is_file():
+        say(f"the table with pictures is {page}")
+    if result.winner is None:
+        raise CheckFailed("no candidate holds every gate: allow more by the options of the gates, or use fp32")
+    say(f"wrote {output}")
 
 
 def _export(checkpoint: str, output: Path) -> Path:
@@ -120,7 +124,7 @@ def print_result(result: TuneResult) -> None:
     for entry in (*result.passed, *({"name": r.name, "reason": r.obstacle} for r in result.rows if r.obstacle)):
         say(f"passed over {entry['name']}: {entry['reason']}", "dim")
     if winner is None:
-        raise M2HError("no candidate holds every gate")
+        return
     out.print(
         f"{winner.name} with {winner.threads} threads: {winner.ratio:.2f} times as fast as {result.baseline}, "
         f"every gate holds on {result.frames} frames ({result.minutes:.0f} minutes, {result.processor})",

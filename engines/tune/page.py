@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,17 @@ def _cells(row: Row) -> list[Cell | str]:
 def _draw_rows(result: TuneResult) -> bytes:
     figure, axes = _axes(8.2, 4.4)
     rows = [row for row in result.rows if row.speed is not None and row.gates]
+    points = {row.name: (row.ratio, max(worst_share(row), _LEAST)) for row in rows}
     for row in rows:
-        share = max(worst_share(row), _LEAST)
-        axes.scatter(row.ratio, share, s=46, color=_COLORS.get(row.mark, "#777"), zorder=3)
-        axes.annotate(row.name, (row.ratio, share), xytext=(6, 5), textcoords="offset points", fontsize=8)
-    _front(axes, [(row.ratio, max(worst_share(row), _LEAST)) for row in rows])
+        x, y = points[row.name]
+        axes.scatter(x, y, s=46, color=_COLORS.get(row.mark, "#777"), zorder=3)
+        # Away from the nearest other point, whose name is on the other side.
+        others = [point for name, point in points.items() if name != row.name]
+        nearest = min(others, key=lambda point: abs(point[0] - x) + abs(math.log10(point[1] / y)), default=(x, 0.0))
+        offset, align = ((0, 8), "bottom") if (y, x) > nearest[::-1] else ((0, -8), "top")
+        label = axes.annotate(row.name, (x, y), offset, textcoords="offset points", ha="center", va=align, fontsize=8)
+        label.set_bbox({"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1})
+    _front(axes, list(points.values()))
     axes.set_xlabel(f"times as fast as {result.baseline}")
     return _png(figure, axes)
 

@@ -26,7 +26,7 @@ from engines.tune.journal import Journal
 from engines.tune.policy import OutOfTime, PolicySearch
 from engines.tune.result import Row, TuneResult
 from m2h_deploy.bundle.folder import MANIFEST, check_bundle_place, load_bundle, new_bundle_folder, write_manifest
-from m2h_deploy.errors import CheckFailed, M2HError
+from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import make_folder, write_text
 from m2h_deploy.onnx_graph.files import onnx_sha256, read_onnx
 from m2h_deploy.onnx_graph.info import GraphInfo
@@ -89,8 +89,11 @@ def tune(
         progress: Called with the current step and the share of it that is done.
         say: Called with a line about each candidate that is done.
 
+    Returns:
+        The table. Where no candidate holds the gates, its `winner` is None and there is no bundle.
+
     Raises:
-        M2HError: The graph or the data cannot be used, or no candidate holds the gates.
+        M2HError: The graph or the data cannot be used.
     """
     run = _Tuning(Path(onnx_path), Path(data), Path(out_dir), settings or TuneSettings(), progress, say)
     return run.run()
@@ -291,7 +294,7 @@ class _Tuning:
             write_page(result, self.work / "index.html")
         winner = result.winner
         if winner is None:
-            raise CheckFailed(f"no candidate holds every gate: see {self.work / 'tune.json'}")
+            return
         bundle = load_bundle(self._folder(winner.name))
         manifest = bundle.manifest
         engine = manifest.engine

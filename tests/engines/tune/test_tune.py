@@ -24,9 +24,9 @@ from engines.tune.result import Row
 from engines.tune.tune import TuneSettings, tune, work_folder
 from m2h_deploy import Runtime
 from m2h_deploy.bundle.folder import load_bundle
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.parity import Gates
-from tests.commands import mistake, refused
+from tests.commands import mistake, refused, run_here
 from tests.engines.graphs import SIDE, small_graph
 
 #: The network has random weights, so that its labels are near ties everywhere.
@@ -156,6 +156,16 @@ def test_a_budget_ends_the_tuning_with_the_best_so_far(source, pictures, tmp_pat
     result = tune(source, pictures, tmp_path / "best", replace(SETTINGS, budget_minutes=0.5))
     assert [row.obstacle for row in result.rows] == [None, "the budget was used up"]
     assert result.winner.name == "onnxruntime-fp32"
+
+
+def test_without_a_candidate_that_holds_the_gates_there_is_a_table_and_no_bundle(source, pictures, tmp_path):
+    out = tmp_path / "best"
+    counts = ("--calibration-frames", 6, "--search-frames", 2, "--check-frames", 8)
+    done = run_here("tune", source, "--data", pictures, "-o", out, "--engine", "onnxruntime", "--psnr", 500, *counts)
+    assert isinstance(done.exception, CheckFailed)
+    assert "onnxruntime-fp32" in done.stdout
+    assert not out.exists()
+    assert json.loads((work_folder(out) / "tune.json").read_text())["winner"] is None
 
 
 def test_a_candidate_that_cannot_be_built_is_passed_over(source, pictures, tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ def write_page(result: TuneResult, path: Path) -> Path:
             *result.passed,
             *({"name": row.name, "reason": row.obstacle} for row in result.rows if row.obstacle is not None),
         ],
-        search=None if result.search is None else _search(result.search),
+        searches=[_search(activations, search) for activations, search in result.searches.items()],
     )
     return write_bytes(path, page)
 
@@ -137,7 +137,7 @@ def _png(figure: Any, axes: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _search(search: dict[str, Any]) -> dict[str, Any]:
+def _search(activations: str, search: dict[str, Any]) -> dict[str, Any]:
     total = sum(entry["macs"] for entry in search["alone"]) or 1
     found = "holds every gate on the search's frames" if search["holds"] else "comes nearest to holding every gate"
     ranked = sorted(search["alone"], key=lambda entry: -max(entry["losses"].values()))[:_PARTS]
@@ -147,6 +147,9 @@ def _search(search: dict[str, Any]) -> dict[str, Any]:
         rows.append([Cell(entry["part"], "code"), f"{100 * entry['macs'] / total:.1f} %", gate, f"{100 * share:.0f} %"])
     return {
         "chart": data_url("image/png", _draw_steps(search)),
-        "words": f"The policy with {100 * search['share']:.1f} % of the multiply-accumulates in INT8 {found}.",
+        "words": (
+            f"With {activations} activations, the policy with {100 * search['share']:.1f} % of the "
+            f"multiply-accumulates in INT8 {found}."
+        ),
         "rows": rows,
     }

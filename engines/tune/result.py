@@ -102,8 +102,9 @@ class TuneResult:
     rows: tuple[Row, ...]
     passed: tuple[dict[str, str], ...]
     """Engines that were not tried, and why."""
-    search: dict[str, Any] | None
-    """The search for an INT8 policy, see `engines.tune.policy.Found.to_json`."""
+    searches: dict[str, dict[str, Any]]
+    """The searches for an INT8 policy by the type of activations (int8 on GPUs, uint8 on CPUs), see
+    `engines.tune.policy.Found.to_json`."""
 
     @property
     def winner(self) -> Row | None:

@@ -30,7 +30,7 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import make_folder, write_text
 from m2h_deploy.onnx_graph.files import onnx_sha256, read_onnx
 from m2h_deploy.onnx_graph.info import GraphInfo
-from m2h_deploy.onnx_graph.interface import check_interface
+from m2h_deploy.onnx_graph.interface import check_interface, dims_of
 from m2h_deploy.onnx_graph.precision import read_precision
 from m2h_deploy.parity import Gates, LocalExecutor, to_json, verify
 from m2h_deploy.parity.executor import Memory
@@ -124,7 +124,7 @@ class _Tuning:
         self.memory = Memory(make_folder(self.work / "reference"))
         self.search = PolicySearch(self.graph, self.info, self.frames, settings.gates, self.journal, settings.seed)
         self.rows: dict[str, Row] = {}
-        self.found: dict[str, Any] | None = None
+        self.found: dict[str, dict[str, Any]] = {}
         self.search.check_frames()
 
     def run(self) -> TuneResult:
@@ -162,9 +162,9 @@ class _Tuning:
 
     def _measure(self, candidate: Candidate, baseline: str) -> Row:
         row = Row(candidate.name, candidate.engine, candidate.precision)
-        if candidate.precision == "int8":
-            self._policy(candidate)
         obstacle = self._build(candidate)
+        if candidate.precision == "int8" and obstacle is None:
+            self._policy(candidate)  # its record, where an earlier run built the engine
         if obstacle is not None:
             return replace(row, obstacle=obstacle)
         folder = self._folder(candidate.name)
@@ -222,6 +222,7 @@ class _Tuning:
     def _policy(self, candidate: Candidate) -> QuantPolicy | None:
         """Return the policy that a search found; None, the default, where the budget does not allow a search."""
         symmetric = candidate.tool == "modelopt"
+        activations = "int8" if symmetric else "uint8"
 
         def search() -> dict[str, Any] | None:
             left = self._left()
@@ -231,11 +232,11 @@ class _Tuning:
             except OutOfTime:
                 return None
 
-        found = self.journal.once(f"search {'symmetric' if symmetric else 'asymmetric'}", search)
+        found = self.journal.once(f"search {activations}", search)
         if found is None:
             return None
-        self.found = found
-        write_text(self.work / "policy.json", json.dumps(found["policy"], indent=2))
+        self.found[activations] = found
+        write_text(self.work / f"policy-{activations}.json", json.dumps(found["policy"], indent=2))
         return QuantPolicy(quantize=tuple(found["policy"]["quantize"]), keep=())
 
     def _speeds(self, candidate: Candidate, folder: Path, baseline: str) -> list[dict[str, Any]]:
@@ -282,7 +283,7 @@ class _Tuning:
             baseline=baseline,
             rows=tuple(self.rows.values()),
             passed=tuple(asdict(entry) for entry in self.passed),
-            search=self.found,
+            searches=self.found,
         )
 
     def _publish(self, result: TuneResult) -> None:
@@ -346,4 +347,7 @@ def _read(source: Path) -> tuple[GraphInfo, onnx.ModelProto]:
         raise M2HError(f"{source} is {found} already: give the float32 file of m2h-deploy export")
     if info.sensor is not None:
         raise M2HError(f"{source} is a sensor graph: tune the file of the same export without it, then build it alike")
+    batch = dims_of(proto.graph.input[0])[0]
+    if batch > 1:
+        raise M2HError(f"{source} takes {batch} frames at once: tune a file of the same export with a batch of 1")
     return info, proto

@@ -104,12 +104,12 @@ def test_the_winner_is_a_bundle_that_runs_and_holds_the_table(tuned):
 
 def test_the_policy_file_is_what_build_takes_and_the_page_shows_both_pictures(tuned):
     result, out = tuned
-    policy = load_policy(work_folder(out) / "policy.json")
-    assert list(policy.quantize) == result.search["policy"]["quantize"]
+    policy = load_policy(work_folder(out) / "policy-uint8.json")
+    assert list(policy.quantize) == result.searches["uint8"]["policy"]["quantize"]
     page = (work_folder(out) / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 2
     assert all(row.name in page for row in result.rows)
-    assert all(step["losses"].keys() >= {"depth.psnr"} for step in result.search["steps"])
+    assert all(step["losses"].keys() >= {"depth.psnr"} for step in result.searches["uint8"]["steps"])
 
 
 def test_a_second_run_measures_nothing_again(tuned, source, pictures, monkeypatch):
@@ -146,7 +146,7 @@ def test_a_run_that_was_killed_goes_on_and_finds_the_same_policy(tuned, source, 
     again = tune(source, pictures, out, SETTINGS)
     assert (work_folder(out) / "journal.jsonl").read_text().splitlines()[: len(kept)] == kept
     assert len(calls) == len(set(calls)) + 1  # only the one that was stopped is judged twice
-    assert again.search["policy"] == result.search["policy"]
+    assert again.searches["uint8"]["policy"] == result.searches["uint8"]["policy"]
     assert [row.name for row in again.rows][:4] == [row.name for row in result.rows][:4]
 
 
@@ -234,6 +234,8 @@ def test_what_cannot_be_tuned_is_one_line(source, pictures, tuned, tmp_path):
     assert "choose one of" in refused(candidates_here, ("tflite",))
     assert "does not run here" in refused(candidates_here, ("tensorrt-rtx",))
     assert "budget 0 minutes" in refused(TuneSettings, budget_minutes=0.0)
+    onnx.save(small_graph(batch=2), tmp_path / "two.onnx")
+    assert "takes 2 frames at once" in refused(tune, tmp_path / "two.onnx", pictures, out)
     quantized = next(work_folder(tuned[1]).glob("onnxruntime-int8-*")) / "model.onnx"
     lowered = tmp_path / "int8.onnx"
     shutil.copyfile(quantized, lowered)

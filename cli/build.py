@@ -289,6 +289,6 @@ def tell_speed(speed: dict[str, Any], precision: str) -> None:
     ratio = speed["times_as_fast"]
     ends = "" if ratio["low"] is None or ratio["high"] is None else f" ({ratio['low']:.2f} to {ratio['high']:.2f})"
     words = f"{precision} is {ratio['value']:.2f} times as fast as fp32{ends}: {speed['engine']}, {speed['processor']}"
-    slower = ratio["value"] < 1
+    slower = ratio["value"] < 1 and (ratio["high"] is None or ratio["high"] < 1)
     better = "; slower here: leave out --precision, or let m2h-deploy tune choose the engine" if slower else ""
     say(words + better, "yellow" if slower else None)

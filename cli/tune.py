@@ -1,4 +1,4 @@
-"""m2h-deploy tune: the fastest engine of this machine that holds the accuracy gates."""
+"""m2h-deploy tune: the fastest engine of this machine that passes the accuracy gates."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from cli.app import JsonFlag, app, needs
 from cli.console import err, make_progress, out, print_json, say
-from m2h_deploy.errors import CheckFailed
+from m2h_deploy.errors import CheckFailed, M2HError
+from m2h_deploy.version import __version__
 
 if TYPE_CHECKING:
     from engines.tune.result import Row, TuneResult
@@ -52,8 +53,8 @@ def tune(
 ) -> None:
     """Build every engine and precision that this machine runs, measure them, and keep the best as a bundle.
 
-    The best is the fastest that holds every gate of verify, on frames that calibration did not see. What was measured
-    is kept in FOLDER.tune, with a page: a run that was stopped goes on where it was.
+    The best is the fastest that passes every gate of verify, on frames that calibration did not see. What was measured
+    is kept in FOLDER.tune, with a page: the same command resumes a run that was stopped.
     """
     with needs("build"):
         from engines.tune.frames import Counts
@@ -78,7 +79,7 @@ def tune(
         try:
             result = choose(source, data, output, settings, progress=show, say=lambda line: say(line, "dim"))
         except KeyboardInterrupt:
-            say(f"stopped: what was measured is in {work_folder(output)}; the same command goes on from there")
+            say(f"stopped: what was measured is in {work_folder(output)}; the same command resumes it")
             raise
     if as_json:
         print_json(result.to_json())
@@ -88,7 +89,11 @@ def tune(
     if page.is_file():
         say(f"the table with pictures is {page}")
     if result.winner is None:
-        raise CheckFailed("no candidate holds every gate: allow more by the options of the gates, or use fp32")
+        judged = [row for row in result.rows if row.parity is not None]
+        if not judged:
+            reasons = "; ".join(dict.fromkeys(str(row.obstacle) for row in result.rows))
+            raise M2HError(f"no candidate could be judged: {reasons}")
+        raise CheckFailed("no candidate passes every gate: relax the gates, or judge more frames (--check-frames)")
     say(f"wrote {output}")
 
 
@@ -104,7 +109,7 @@ def _export(checkpoint: str, output: Path) -> Path:
         from m2h_deploy.model.checkpoint import weights_digest
     model = load_checkpoint(checkpoint)
     check_bundle_place(output)
-    file = make_folder(work_folder(output)) / f"{model.config.variant}-{weights_digest(model)[:8]}.onnx"
+    file = make_folder(work_folder(output)) / f"{model.config.variant}-{weights_digest(model)[:8]}-{__version__}.onnx"
     if not file.is_file():
         with err.status(f"exporting {checkpoint}"):
             export_onnx(model, file)
@@ -116,18 +121,19 @@ def print_result(result: TuneResult) -> None:
     from engines.tune.result import CHANGES
 
     winner = result.winner
-    table = Table("engine", "MB", "ms", "times fp32", "threads", *CHANGES.values(), "gates", box=None)
+    table = Table(Column("engine", no_wrap=True), "MB", "ms", "times as fast", "thr.", *CHANGES.values(), "gates", box=None)
     for row in sorted(result.rows, key=lambda row: -row.ratio):
         style = "bold green" if row is winner else None if row.passed else "dim"
         table.add_row(*_cells(row), style=style)
     out.print(table)
-    for entry in (*result.passed, *({"name": r.name, "reason": r.obstacle} for r in result.rows if r.obstacle)):
-        say(f"passed over {entry['name']}: {entry['reason']}", "dim")
+    for entry in (*result.skipped, *({"name": r.name, "reason": r.obstacle} for r in result.rows if r.obstacle)):
+        say(f"skipped {entry['name']}: {entry['reason']}", "dim")
     if winner is None:
         return
+    threads = "" if winner.threads is None else f" with {winner.threads} thread{'s' * (winner.threads > 1)}"
     out.print(
-        f"{winner.name} with {winner.threads} threads: {winner.ratio:.2f} times as fast as {result.baseline}, "
-        f"every gate holds on {result.frames} frames ({result.minutes:.0f} minutes, {result.processor})",
+        f"{winner.name}{threads}: {winner.ratio:.2f} times as fast as {result.baseline}, passes every gate on "
+        f"{result.frames} frames ({result.minutes:.0f} minutes, {result.processor})",
         markup=False,
         soft_wrap=True,
     )

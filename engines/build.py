@@ -29,7 +29,7 @@ from m2h_deploy.errors import CheckFailed, M2HError, MissingExtra
 from m2h_deploy.files.atomic import scratch_folder, write_bytes
 from m2h_deploy.onnx_graph.files import as_single_file, read_onnx
 from m2h_deploy.onnx_graph.info import GraphInfo
-from m2h_deploy.onnx_graph.interface import check_interface
+from m2h_deploy.onnx_graph.interface import check_interface, dims_of
 from m2h_deploy.onnx_graph.precision import read_precision
 
 _log = logging.getLogger("m2h_deploy.engines.build")
@@ -95,14 +95,18 @@ def build_bundle(
 
 
 def _with_speed(bundle: Bundle, request: BuildRequest) -> Bundle:
-    """Record how much faster `bundle` is than the same engine in float32."""
+    """Record how much faster `bundle` is than the same engine in float32; where that fails, log a warning."""
     from engines.speed import compare_with_float32
 
     _log.info("comparing with float32")
-    with scratch_folder("m2h-float32-") as scratch:
-        options = request.options.in_float32()
-        build_bundle(request.source, scratch / "float32", engine=request.engine.name, options=options)
-        return compare_with_float32(bundle, scratch / "float32")
+    try:
+        with scratch_folder("m2h-float32-") as scratch:
+            options = request.options.in_float32()
+            build_bundle(request.source, scratch / "float32", engine=request.engine.name, options=options)
+            return compare_with_float32(bundle, scratch / "float32", request.options.to_open())
+    except M2HError as error:  # the bundle is complete
+        _log.warning("the speed was not compared with float32: %s", error)
+        return bundle
 
 
 @contextmanager
@@ -199,6 +203,9 @@ def _check_graph(request: BuildRequest, proto: onnx.ModelProto, info: GraphInfo,
         request.engine.lowering_tool(request.options, wanted)
     if found != wanted and wanted in ("int8", "fp8") and lowering.frames is None:
         raise M2HError(f"{wanted} needs calibration frames: give --calibration a folder, a video, or NYUv2")
+    batch = dims_of(proto.graph.input[0])[0]
+    if batch > 1 and lowering.frames is not None:
+        raise M2HError(f"{source} takes {batch} frames at once: calibrate a file of the same export with a batch of 1")
     if info.sensor and lowering.io == "fp16":
         raise M2HError(f"{source} is a sensor graph, whose input and output types are fixed: leave io at fp32")
     request.engine.check_options(request.options, wanted or found)

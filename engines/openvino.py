@@ -49,7 +49,7 @@ class OpenVinoOptions(EngineOptions):
     """Blocks or globs (`m2h_deploy.blocks.matches`) that are computed in float32 whatever the hint is."""
 
     def in_float32(self) -> OpenVinoOptions:
-        """Return the same options without a hint and blocks in float32."""
+        """Return the same options without a hint and without float32 blocks."""
         return replace(self, hint=None, float32=())
 
     def __post_init__(self) -> None:
@@ -145,8 +145,8 @@ def check_hint(options: OpenVinoOptions, precision: str | None) -> None:
     check_cpu_precision(precision)
     if precision not in (None, *_PREFERRED):
         raise M2HError(f"precision '{precision}': choose one of {', '.join(_PREFERRED)}")
-    if precision == "fp32" and options.float32:
-        raise M2HError("precision fp32 computes everything in float32: leave float32 out")
+    if options.float32 and "f32" in (options.hint, {"fp32": "f32"}.get(precision or "")):
+        raise M2HError("everything is computed in float32 already: leave float32 out")
     if precision == "fp32" and options.hint not in (None, "f32"):
         raise M2HError(f"precision fp32 computes in f32: for {options.hint} build with --precision fp16")
 

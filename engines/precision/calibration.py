@@ -73,7 +73,7 @@ class Calibration:
     method: Calibrator = "max"
     percentile: float = PERCENTILE
     cache: Path | None = None
-    """Folder in which histograms are cached by graph and frames."""
+    """Folder in which ranges are cached by graph and frames."""
 
     def __post_init__(self) -> None:
         check_choice("calibrator", self.method, Calibrator)

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +43,7 @@ from engines.precision.quantization import (
     quantized_layers,
 )
 from engines.precision.raw_pixels import put_network, take_network
-from engines.precision.sensitivity import choose_blocks
+from engines.precision.sensitivity import choose_blocks, simulate_int8
 from m2h_deploy.causes import reason
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import scratch_folder, whole_file
@@ -138,7 +139,7 @@ def to_int8(
     policy, half = policy or QuantPolicy(), tool == "modelopt"
     if not half and io == "fp16":
         raise M2HError("INT8 for a CPU has float32 around it: leave io at fp32")
-    if policy.smooth_quant is not None and tool != "nncf":
+    if policy.smooth_quant is not None and (tool != "nncf" or policy.weights_only):
         raise M2HError("smooth_quant is a step of NNCF, which quantizes for OpenVINO: leave it out of the policy")
     plain, calls = inline_functions(source.network)
     # FP16 is around INT8 on GPUs only.
@@ -178,7 +179,9 @@ def _quantize(
         ranges = measure_ranges(plain, digest, tensors, calibration)
     if min_psnr is not None:
         few = calibration.frames.frames[:SENSITIVITY_FRAMES]
-        layers = choose_blocks(plain, layers, ranges, few, min_psnr)
+        layers = choose_blocks(
+            plain, layers, ranges, few, min_psnr, partial(simulate_int8, symmetric=tool == "modelopt")
+        )
     if tool == "nncf":
         return quantize_for_openvino(plain, layers, calibration, policy.smooth_quant)
     if tool == "onnxruntime":
@@ -209,6 +212,8 @@ def to_fp8(
     policy = policy or QuantPolicy()
     if policy.weights_only:
         raise M2HError("a policy with weights_only applies to int8: leave it out, or choose int8")
+    if policy.smooth_quant is not None:
+        raise M2HError("smooth_quant is a step of NNCF, which quantizes to int8 for OpenVINO: leave it out")
     plain, calls = inline_functions(source.network)
     few = calibration.frames.frames[:SENSITIVITY_FRAMES]
     islands, risks = islands_and_risks(plain, _largest_values(plain, few))

@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 
 from engines.precision.calibration import Bounds, magnitude
 from engines.precision.headroom import E4M3_MAX
-from engines.precision.quantization import QuantPolicy, chosen_layers
+from engines.precision.quantization import QuantPolicy, chosen_layers, output_axis
 from m2h_deploy.blocks import KEPT_IN_FLOAT, matches
 from m2h_deploy.errors import M2HError
 from m2h_deploy.onnx_graph.edit import copy_of, drop_unused_initializers, replace_nodes
@@ -68,7 +68,7 @@ def insert_fp8(proto: onnx.ModelProto, layers: Sequence[str], ranges: Mapping[st
                 nodes += _activation_nodes(result, node.name, source, magnitude(ranges[source]))
             if weight not in made:
                 values = numpy_helper.to_array(weights[weight])
-                nodes.append(_weight_node(result, node.name, weight, values, _output_axis(node, values.ndim)))
+                nodes.append(_weight_node(result, node.name, weight, values, output_axis(node, values.ndim)))
             made |= {source, weight}
             node.input[0], node.input[1] = f"{source}_dequantized", f"{weight}_dequantized"
         nodes.append(node)
@@ -99,12 +99,6 @@ def _weight_node(
     proto.graph.initializer.append(numpy_helper.from_array(scales.ravel(), f"{name}_scale"))
     inputs, outputs = [f"{name}_fp8", f"{name}_scale"], [f"{name}_dequantized"]
     return helper.make_node("DequantizeLinear", inputs, outputs, f"{layer}_weight", axis=axis)
-
-
-def _output_axis(node: onnx.NodeProto, sides: int) -> int:
-    """Return the axis of a weight with `sides` axes that counts the output channels."""
-    transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-    return 0 if node.op_type == "Conv" or transposed else sides - 1
 
 
 def _scales(largest: NDArray[np.floating]) -> NDArray[np.float32]:

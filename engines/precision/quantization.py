@@ -155,7 +155,7 @@ def insert_weight_dq(proto: onnx.ModelProto, layers: Sequence[str]) -> onnx.Mode
     for node in result.graph.node:
         if node.name in wanted:
             name = node.input[1]
-            axis = 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
+            axis = output_axis(node, 2)
             if name not in done:
                 values, scales = int8_per_channel(numpy_helper.to_array(weights[name]), axis)
                 result.graph.initializer.append(numpy_helper.from_array(values, f"{name}_int8"))
@@ -168,6 +168,12 @@ def insert_weight_dq(proto: onnx.ModelProto, layers: Sequence[str]) -> onnx.Mode
     replace_nodes(result, nodes)
     drop_unused_initializers(result)
     return result
+
+
+def output_axis(node: onnx.NodeProto, sides: int) -> int:
+    """Return the axis of a weight with `sides` axes that counts the output channels."""
+    transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    return 0 if node.op_type == "Conv" or transposed else sides - 1
 
 
 def int8_per_channel(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

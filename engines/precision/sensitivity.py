@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from engines.precision.calibration import Bounds, magnitude
 from engines.precision.compare import CpuReference
-from engines.precision.quantization import int8_per_channel
+from engines.precision.quantization import int8_per_channel, output_axis
 from m2h_deploy.blocks import block_of
 from m2h_deploy.errors import M2HError
 from m2h_deploy.onnx_graph.edit import copy_of, replace_nodes
@@ -83,8 +83,8 @@ def simulate_int8(
                 nodes.extend(_qdq(result, source, ranges[source], done[source], symmetric=symmetric))
             if weight not in done:
                 done[weight] = f"{weight}_rounded"
-                axis = 0 if node.op_type == "Conv" else -1
-                values, scales = int8_per_channel(numpy_helper.to_array(weights[weight]), axis)
+                exact = numpy_helper.to_array(weights[weight])
+                values, scales = int8_per_channel(exact, output_axis(node, exact.ndim))
                 result.graph.initializer.append(numpy_helper.from_array(values * scales, done[weight]))
             node.input[0], node.input[1] = done[source], done[weight]
         nodes.append(node)

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
+from engines.options import Tool
 from engines.registry import ENGINES, engine_builder, options_of
+from engines.targets import runs_rtx
 from m2h_deploy.backends import KINDS
 from m2h_deploy.backends.driver import capability_here, extra_here, missing_gpu
 from m2h_deploy.errors import M2HError, install_extra
+from m2h_deploy.version import installed_version
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,20 @@ class Candidate:
         return "-".join(part for part in (self.engine, self.precision, self.note) if part)
 
     @property
-    def tool(self) -> str:
+    def tool(self) -> Tool:
         """The tool that lowers the graph for it."""
         return engine_builder(self.engine).lowering_tool(options_of(self.engine, self.options), self.precision)
 
 
 @dataclass(frozen=True)
-class Passed:
-    """A way that was passed over, and why."""
+class Skipped:
+    """An engine or a precision that cannot be tried on this machine, and the reason."""
 
     name: str
     reason: str
 
 
-def candidates_here(wanted: tuple[str, ...] | None) -> tuple[list[Candidate], list[Passed]]:
+def candidates_here(wanted: tuple[str, ...] | None) -> tuple[list[Candidate], list[Skipped]]:
     """Return the candidates of the `wanted` engines, by default of all that this machine runs, float32 first.
 
     Raises:
@@ -52,26 +55,26 @@ def candidates_here(wanted: tuple[str, ...] | None) -> tuple[list[Candidate], li
     for engine in wanted or ():
         engine_builder(engine)
     found: list[Candidate] = []
-    passed: list[Passed] = []
+    skipped: list[Skipped] = []
     for engine in wanted or tuple(ENGINES):
         obstacle = _obstacle(engine)
         if obstacle is not None and wanted is not None:
             raise M2HError(f"the engine {engine} does not run here: {obstacle}")
         if obstacle is not None:
-            passed.append(Passed(engine, obstacle))
+            skipped.append(Skipped(engine, obstacle))
         else:
             found += _of(engine)
     if not found:
-        raise M2HError(f"no engine runs here: {'; '.join(f'{entry.name}: {entry.reason}' for entry in passed)}")
+        raise M2HError(f"no engine runs here: {'; '.join(f'{entry.name}: {entry.reason}' for entry in skipped)}")
     lowered = [candidate for candidate in found if candidate.precision != "fp32"]
     if lowered and find_spec("modelopt") is None:
-        passed.append(Passed("fp16, int8", f"lowering is not installed: {install_extra('precision')}"))
+        skipped.append(Skipped("fp16, int8", f"lowering is not installed: {install_extra('precision')}"))
         found = [candidate for candidate in found if candidate.precision == "fp32"]
-    return sorted(found, key=lambda candidate: candidate.precision != "fp32"), passed
+    return sorted(found, key=lambda candidate: candidate.precision != "fp32"), skipped
 
 
 def _obstacle(engine: str) -> str | None:
-    """Return why an engine cannot run on this machine; None if nothing is known to speak against it."""
+    """Return why an engine cannot run on this machine; None if no reason is known."""
     builder, kind = engine_builder(engine), KINDS[engine]
     try:
         builder.check_machine(builder.options())
@@ -82,7 +85,9 @@ def _obstacle(engine: str) -> str | None:
     missing = missing_gpu()
     if missing is not None:
         return str(missing)
-    absent = [name for name in ("cuda.bindings", "cuda.core") if find_spec(name) is None]
+    if engine == "tensorrt-rtx" and not runs_rtx(capability_here()):
+        return f"it does not support compute capability {capability_here()}: use tensorrt"
+    absent = [name for name in ("cuda-bindings", "cuda-core") if installed_version(name) is None]
     return f"{' and '.join(absent)} missing: {install_extra(extra_here(kind.extra))}" if absent else None
 
 

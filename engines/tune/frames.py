@@ -20,13 +20,18 @@ from m2h_deploy.parity.bootstrap import FEW_FRAMES
 
 @dataclass(frozen=True)
 class TuneFrames:
-    """The frames of a tuning; no frame is in two sets, except that the search may look at calibration frames."""
+    """The frames of a tuning run; no frame is in two sets, except that the search looks at calibration frames."""
 
     calibration: Pictures
     count: int
-    """Number of calibration frames."""
+    """Number of calibration frames, with those held out of it."""
     search: Subset
     check: Subset
+
+    @property
+    def held_out(self) -> int:
+        """Number of the calibration frames that a lowered graph's PSNR is measured on."""
+        return min(2, self.count - 1)
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,8 @@ def divide(source: Path, counts: Counts, seed: int) -> TuneFrames:
         M2HError: The data cannot be read, or has too few frames to calibrate on some and to judge others.
     """
     train, check = _splits(source, seed)
-    calibration = _some(train, counts.calibration, seed)
-    search = Subset(calibration.data, calibration.indices[: counts.search])
+    calibration = _usable(train, counts.calibration, seed)
+    search = Subset(calibration.data, calibration.indices[: counts.search], calibration.name)
     pictures = Pictures(str(source), len(calibration), lambda: _images(calibration))
     return TuneFrames(pictures, len(calibration), search, _some(check, counts.check, seed))
 
@@ -60,7 +65,7 @@ def _splits(source: Path, seed: int) -> tuple[Subset, Subset]:
     if train is not None and len(train) and not _same(train, whole):
         if len(whole) < FEW_FRAMES:
             raise M2HError(f"{source}: {len(whole)} frames in its split val, {FEW_FRAMES} are needed to judge by")
-        return _all(train), _all(whole)
+        return _all(train, source), _all(whole, source)
     count = len(whole)
     if count < FEW_FRAMES + 1:
         raise M2HError(
@@ -70,7 +75,10 @@ def _splits(source: Path, seed: int) -> tuple[Subset, Subset]:
     order = list(range(count))
     random.Random(seed).shuffle(order)
     judged = max(FEW_FRAMES, 2 * count // 3)
-    return Subset(whole, tuple(sorted(order[judged:]))), Subset(whole, tuple(sorted(order[:judged])))
+    rest, check = (
+        Subset(whole, tuple(sorted(part)), source.resolve().name) for part in (order[judged:], order[:judged])
+    )
+    return rest, check
 
 
 def _same(first: Dataset, second: Dataset) -> bool:
@@ -80,14 +88,30 @@ def _same(first: Dataset, second: Dataset) -> bool:
     return len(first) == len(second) and (files is None or other is None or files(0) == other(0))
 
 
-def _all(data: Dataset) -> Subset:
-    return Subset(data, tuple(range(len(data))))
+def _all(data: Dataset, source: Path) -> Subset:
+    return Subset(data, tuple(range(len(data))), source.resolve().name)
 
 
 def _some(subset: Subset, count: int, seed: int) -> Subset:
     if len(subset) <= count:
         return subset
-    return Subset(subset.data, tuple(sorted(random.Random(seed).sample(subset.indices, count))))
+    return Subset(subset.data, tuple(sorted(random.Random(seed).sample(subset.indices, count))), subset.name)
+
+
+def _usable(subset: Subset, count: int, seed: int) -> Subset:
+    """Return `count` random frames, fewer if there are not as many, without those of a single color."""
+    order = list(subset.indices)
+    random.Random(seed).shuffle(order)
+    chosen: list[int] = []
+    for index in order:
+        image = subset.data[index].image
+        if (image != image[:1, :1]).any():
+            chosen.append(index)
+        if len(chosen) == count:
+            break
+    if not chosen:
+        raise M2HError(f"{subset.name}: every frame to calibrate on is of one color: give pictures of scenes")
+    return Subset(subset.data, tuple(sorted(chosen)), subset.name)
 
 
 def _images(subset: Subset) -> Iterator[NDArray[np.uint8]]:

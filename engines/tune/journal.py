@@ -1,4 +1,4 @@
-"""What a tuning has measured, on disk line by line, so that a killed one goes on where it stopped."""
+"""Keep the measurements of a tuning run in a file, one line each, so that a run that was killed can be resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write a tuning's table as one HTML page, with a picture of speed and accuracy."""
+"""Write the table of a tuning run as one HTML page, with a picture of speed and accuracy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write_page(result: TuneResult, path: Path) -> Path:
         M2HError: The page cannot be written, or jinja2 or matplotlib is not installed.
     """
     winner = result.winner
-    headline = "No engine holds every gate"
+    headline = "No engine passes every gate"
     if winner is not None:
         headline = f"{winner.name} is {winner.ratio:.2f} times as fast as float32"
     page = render_page(
@@ -40,8 +40,8 @@ def write_page(result: TuneResult, path: Path) -> Path:
         pareto=data_url("image/png", _draw_rows(result)),
         columns=("engine", "MB", "ms", "times as fast", "threads", *CHANGES.values(), "gates"),
         rows=[_cells(row) for row in sorted(result.rows, key=lambda row: -row.ratio) if row.speed is not None],
-        passed=[
-            *result.passed,
+        skipped=[
+            *result.skipped,
             *({"name": row.name, "reason": row.obstacle} for row in result.rows if row.obstacle is not None),
         ],
         searches=[_search(activations, search) for activations, search in result.searches.items()],
@@ -139,7 +139,9 @@ def _png(figure: Any, axes: Any) -> bytes:
 
 def _search(activations: str, search: dict[str, Any]) -> dict[str, Any]:
     total = sum(entry["macs"] for entry in search["alone"]) or 1
-    found = "holds every gate on the search's frames" if search["holds"] else "comes nearest to holding every gate"
+    chosen = next(step for step in search["steps"] if step["share"] == search["share"])
+    worst = max(chosen["losses"].values())
+    found = f"uses up {100 * worst:.0f} % of the limit of its worst gate, on the frames of the search"
     ranked = sorted(search["alone"], key=lambda entry: -max(entry["losses"].values()))[:_PARTS]
     rows = []
     for entry in ranked:

@@ -1,4 +1,4 @@
-"""The search for an INT8 policy as a step of a tuning: every measurement is kept in the journal."""
+"""Search for an INT8 policy as a step of a tuning run; every measurement is kept in the journal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from m2h_deploy.runtime.preprocess import Preprocess
 
 
 class OutOfTime(Exception):  # noqa: N818 (names the event)
-    """The search used up its share of the budget."""
+    """The search used up its share of the budget: a later run resumes it."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Found:
 
 
 class PolicySearch:
-    """The search for one network on the frames of a tuning."""
+    """The search for one network on the frames of a tuning run."""
 
     def __init__(
         self, proto: onnx.ModelProto, info: GraphInfo, frames: TuneFrames, gates: Gates, journal: Journal, seed: int
@@ -113,8 +113,8 @@ class PolicySearch:
         height, width = self._size
         return select_frames(
             calibration_frames(self._frames.calibration, self._info.normalization, height=height, width=width),
-            count=max(1, self._frames.count - 2),
-            held_out=0,
+            count=self._frames.count - self._frames.held_out,
+            held_out=self._frames.held_out,
             seed=self._seed,
             source=self._frames.calibration.source,
         )

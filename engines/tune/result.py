@@ -1,4 +1,4 @@
-"""What a tuning found: one row for each candidate, the winner, and their text."""
+"""The result of a tuning run: one row for each candidate, and the winner."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class Row:
 
     @property
     def mark(self) -> str:
-        """✓ if every gate holds, ✗ if one fails, ? if one has too few frames, - if it was not judged."""
+        """✓ if every gate passes, ✗ if one fails, ? if one has too few frames, - if it was not judged."""
         verdicts = {gate["verdict"] for gate in self.gates.values()}
         return "-" if not verdicts else "✗" if "fail" in verdicts else "?" if "unsure" in verdicts else "✓"
 
     @property
     def passed(self) -> bool:
-        """Whether it holds every gate."""
+        """Whether it passes every gate."""
         return self.obstacle is None and self.parity is not None and self.parity["passed"]
 
     @property
@@ -68,7 +68,7 @@ class Row:
 
     @property
     def failed_tasks(self) -> tuple[str, ...]:
-        """The tasks with a gate that does not hold."""
+        """The tasks with a gate that does not pass."""
         failed = [gate["task"] for gate in self.gates.values() if gate["verdict"] != "pass" and gate["task"]]
         return tuple(dict.fromkeys(failed))
 
@@ -76,17 +76,17 @@ class Row:
     def summary(self) -> str:
         """The row in one line."""
         if self.obstacle is not None:
-            return f"{self.name}: passed over: {self.obstacle}"
+            return f"{self.name}: skipped: {self.obstacle}"
         assert self.speed is not None
         time = self.speed["milliseconds"]["value"]
         failed = [name for name, gate in self.gates.items() if gate["verdict"] != "pass"]
-        gates = "every gate holds" if not failed else f"does not hold: {', '.join(failed)}"
+        gates = "passes every gate" if not failed else f"does not pass {', '.join(failed)}"
         return f"{self.name}: {time:.1f} ms, {self.ratio:.2f} times as fast as the baseline, {gates}"
 
 
 @dataclass(frozen=True)
 class TuneResult:
-    """The table of a tuning, and what it was measured with."""
+    """The table of a tuning run, with the machine and the data that it was measured with."""
 
     tool: str
     graph: str
@@ -97,18 +97,19 @@ class TuneResult:
     processor: str
     packages: dict[str, str]
     minutes: float
+    """Duration of this run, without those that it resumed."""
     baseline: str
-    """The fastest float32 engine, with all threads: every ratio is against it."""
+    """The fastest float32 engine with its best number of threads: every ratio is against it."""
     rows: tuple[Row, ...]
-    passed: tuple[dict[str, str], ...]
-    """Engines that were not tried, and why."""
+    skipped: tuple[dict[str, str], ...]
+    """Engines that were not tried, and the reasons."""
     searches: dict[str, dict[str, Any]]
     """The searches for an INT8 policy by the type of activations (int8 on GPUs, uint8 on CPUs), see
     `engines.tune.policy.Found.to_json`."""
 
     @property
     def winner(self) -> Row | None:
-        """The fastest row that holds every gate."""
+        """The fastest row that passes every gate."""
         held = [row for row in self.rows if row.passed]
         return max(held, key=lambda row: row.ratio, default=None)
 

@@ -1,4 +1,4 @@
-"""Find the fastest engine on this machine that holds the accuracy gates, by building and measuring every one."""
+"""Find the fastest engine on this machine that passes the accuracy gates, by building and measuring every one."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ from engines.tune.frames import Counts, TuneFrames, divide
 from engines.tune.journal import Journal
 from engines.tune.policy import OutOfTime, PolicySearch
 from engines.tune.result import Row, TuneResult
+from m2h_deploy.backends.driver import capability_here, missing_gpu
 from m2h_deploy.bundle.folder import MANIFEST, check_bundle_place, load_bundle, new_bundle_folder, write_manifest
-from m2h_deploy.errors import M2HError
-from m2h_deploy.files.atomic import make_folder, write_text
+from m2h_deploy.causes import MachineError
+from m2h_deploy.errors import M2HError, MissingExtra
+from m2h_deploy.files.atomic import make_folder, printable, write_text
 from m2h_deploy.onnx_graph.files import onnx_sha256, read_onnx
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.onnx_graph.interface import check_interface, dims_of
@@ -35,9 +37,14 @@ from m2h_deploy.onnx_graph.precision import read_precision
 from m2h_deploy.parity import Gates, LocalExecutor, to_json, verify
 from m2h_deploy.parity.executor import Memory
 from m2h_deploy.profiling.machine import describe_machine
-from m2h_deploy.version import __version__
+from m2h_deploy.version import __version__, installed_version
 
 Progress = Callable[[str, float], None]
+
+#: The name of a float32 engine and its number of threads.
+Speedy = tuple[str, int | None]
+
+_LATE = "the budget was used up"
 
 #: Share of the remaining budget that the search for a policy may take.
 _SEARCH_SHARE = 0.5
@@ -54,7 +61,7 @@ class TuneSettings:
     """Seed of the choice of frames."""
     gates: Gates = field(default_factory=Gates)
     budget_minutes: float | None = None
-    """No new step begins after this time; the best that was measured wins."""
+    """No step begins after this time; the best of what was measured wins."""
 
     def __post_init__(self) -> None:
         if self.budget_minutes is not None and not 0 < self.budget_minutes < float("inf"):
@@ -79,7 +86,7 @@ def tune(
 
     The best is the fastest that passes its self-test and every gate of `verify` on frames that calibration did not see.
     Without labels the reference is the truth. What was measured is kept in the folder `OUT.tune` beside the bundle: a
-    run that was killed goes on where it stopped, if graph, data, settings, versions and processor are the same.
+    run that was killed is resumed, if graph, data, settings, versions and processor are the same.
 
     Args:
         onnx_path: The float32 ONNX file of m2h-deploy export.
@@ -90,7 +97,7 @@ def tune(
         say: Called with a line about each candidate that is done.
 
     Returns:
-        The table. Where no candidate holds the gates, its `winner` is None and there is no bundle.
+        The table. If no candidate passes the gates, its `winner` is None and there is no bundle.
 
     Raises:
         M2HError: The graph or the data cannot be used.
@@ -100,6 +107,8 @@ def tune(
 
 
 class _Tuning:
+    """One tuning run."""
+
     def __init__(
         self,
         source: Path,
@@ -115,13 +124,13 @@ class _Tuning:
         self.start = time.monotonic()
         self.info, self.graph = _read(source)
         check_bundle_place(out, source)
-        self.candidates, self.passed = candidates_here(settings.engines)
+        self.candidates, self.skipped = candidates_here(settings.engines)
         self.frames: TuneFrames = divide(data, settings.counts, settings.seed)
         self.work = make_folder(work_folder(out))
         self.machine = describe_machine()
         self.digest = self._digest()
         self.journal = Journal(self.work / "journal.jsonl", self.digest)
-        self.memory = Memory(make_folder(self.work / "reference"))
+        self.memory = Memory(make_folder(self._folder("reference")))
         self.search = PolicySearch(self.graph, self.info, self.frames, settings.gates, self.journal, settings.seed)
         self.rows: dict[str, Row] = {}
         self.found: dict[str, dict[str, Any]] = {}
@@ -129,13 +138,12 @@ class _Tuning:
 
     def run(self) -> TuneResult:
         """Measure the candidates, and put the winner in place."""
-        # Twice: the second time with the variants that the gates of the first suggest.
         waiting = list(self.candidates)
         baseline = self._baseline([candidate for candidate in waiting if candidate.precision == "fp32"])
         while waiting:
             candidate = waiting.pop(0)
             if self._late():
-                self._add(Row(candidate.name, candidate.engine, candidate.precision, obstacle="the budget was used up"))
+                self._add(Row(candidate.name, candidate.engine, candidate.precision, obstacle=_LATE))
                 continue
             row = self._measure(candidate, baseline)
             self._add(row)
@@ -144,39 +152,46 @@ class _Tuning:
         self._publish(result)
         return result
 
-    def _baseline(self, floats: list[Candidate]) -> str:
-        """Build the float32 engines and return the name of the fastest, which the others are compared with."""
+    def _baseline(self, floats: list[Candidate]) -> Speedy:
+        """Build the float32 engines, and return the fastest with its number of threads: the others' baseline."""
         built = [candidate for candidate in floats if self._build(candidate) is None]
         if not built:
             reasons = "; ".join(f"{candidate.name}: {self._build(candidate)}" for candidate in floats)
             raise M2HError(f"no float32 engine works here: {reasons}")
-        first = self._folder(built[0].name)
+        ways = [(candidate.name, count) for candidate in built for count in thread_counts(candidate.engine)]
 
-        def measure() -> str:
-            others = [(self._folder(candidate.name), None) for candidate in built[1:]]
+        def measure() -> Speedy:
+            first, *others = [(self._folder(name), count) for name, count in ways]
             speeds = measure_speed(first, others, progress=lambda share: self.tell("finding the baseline", share))
             ratios = [speed.times_as_fast.value for speed in (speeds[0], *speeds[1])]
-            return built[ratios.index(max(ratios))].name
+            return ways[ratios.index(max(ratios))]
 
-        return str(self.journal.once("baseline", measure))
+        name, count = self.journal.once("baseline", measure)
+        return str(name), count
 
-    def _measure(self, candidate: Candidate, baseline: str) -> Row:
+    def _measure(self, candidate: Candidate, baseline: Speedy) -> Row:
         row = Row(candidate.name, candidate.engine, candidate.precision)
         obstacle = self._build(candidate)
-        if candidate.precision == "int8" and obstacle is None:
-            self._policy(candidate)  # its record, where an earlier run built the engine
         if obstacle is not None:
             return replace(row, obstacle=obstacle)
+        if candidate.precision == "int8":
+            self._policy(candidate)  # its record, where an earlier run built the engine
         folder = self._folder(candidate.name)
         manifest = load_bundle(folder).manifest
         row = replace(row, megabytes=sum((folder / name).stat().st_size for name in manifest.files) / 1e6)
         try:
-            speeds = self.journal.once(f"speed {candidate.name}", lambda: self._speeds(candidate, folder, baseline))
+            speeds = self._step(f"speed {candidate.name}", lambda: self._speeds(candidate, folder, baseline))
             row = replace(row, speeds=tuple(speeds))
-            parity = self.journal.once(f"gates {candidate.name}", lambda: self._gates(candidate, folder))
+            parity = self._step(f"gates {candidate.name}", lambda: self._gates(candidate, folder))
         except M2HError as error:
             return replace(row, obstacle=str(error))
         return replace(row, parity=parity)
+
+    def _step(self, key: str, measure: Callable[[], Any]) -> Any:
+        """Return a measurement of the journal, or make it. Raises M2HError if the budget is used up."""
+        if key not in self.journal and self._late():
+            raise M2HError(_LATE)
+        return self.journal.once(key, measure)
 
     def _build(self, candidate: Candidate) -> str | None:
         """Build a candidate unless an earlier run did; return why it cannot be built, None if it is there."""
@@ -187,21 +202,27 @@ class _Tuning:
         def build() -> str | None:
             self.tell(f"building {candidate.name}", 0.0)
             try:
-                lowering = self._lowering(candidate)
-                options = options_of(candidate.engine, candidate.options)
-                build_bundle(
+                bundle = build_bundle(
                     self.source,
                     folder,
                     engine=candidate.engine,
                     precision=candidate.precision,
-                    options=options,
-                    lowering=lowering,
+                    options=options_of(candidate.engine, candidate.options),
+                    lowering=self._lowering(candidate),
                 )
+            except (MissingExtra, MachineError):
+                raise
             except M2HError as error:
                 return str(error)
-            return None
+            test = bundle.manifest.self_test
+            return None if test is not None and test.measured else "its self-test did not run on this machine"
 
-        found = self.journal.once(key, build)
+        try:
+            found = self.journal.once(key, build)
+        except OutOfTime:
+            return _LATE
+        except (MissingExtra, MachineError) as error:  # the next run may find it mended
+            return str(error)
         return None if found is None else str(found)
 
     def _lowering(self, candidate: Candidate) -> Lowering:
@@ -209,40 +230,34 @@ class _Tuning:
             return Lowering()
         if candidate.precision == "fp16":
             return Lowering(frames=self.frames.calibration)
-        policy = self._policy(candidate) if candidate.precision == "int8" else None
-        held_out = 2  # frames for the PSNR
         return Lowering(
             frames=self.frames.calibration,
-            count=max(1, self.frames.count - held_out),
-            held_out=held_out,
+            count=self.frames.count - self.frames.held_out,
+            held_out=self.frames.held_out,
             seed=self.settings.seed,
-            policy=policy,
+            policy=self._policy(candidate) if candidate.precision == "int8" else None,
         )
 
-    def _policy(self, candidate: Candidate) -> QuantPolicy | None:
-        """Return the policy that a search found; None, the default, where the budget does not allow a search."""
+    def _policy(self, candidate: Candidate) -> QuantPolicy:
+        """Search a policy, or return that of an earlier run. Raises OutOfTime if the budget does not allow it."""
         symmetric = candidate.tool == "modelopt"
         activations = "int8" if symmetric else "uint8"
 
-        def search() -> dict[str, Any] | None:
+        def search() -> dict[str, Any]:
             left = self._left()
             deadline = None if left is None else time.monotonic() + _SEARCH_SHARE * left
-            try:
-                return self.search.find(symmetric=symmetric, deadline=deadline, progress=self.tell).to_json()
-            except OutOfTime:
-                return None
+            return self.search.find(symmetric=symmetric, deadline=deadline, progress=self.tell).to_json()
 
         found = self.journal.once(f"search {activations}", search)
-        if found is None:
-            return None
         self.found[activations] = found
         write_text(self.work / f"policy-{activations}.json", json.dumps(found["policy"], indent=2))
         return QuantPolicy(quantize=tuple(found["policy"]["quantize"]), keep=())
 
-    def _speeds(self, candidate: Candidate, folder: Path, baseline: str) -> list[dict[str, Any]]:
+    def _speeds(self, candidate: Candidate, folder: Path, baseline: Speedy) -> list[dict[str, Any]]:
         what = f"timing {candidate.name}"
         others = [(folder, count) for count in thread_counts(candidate.engine)]
-        _, speeds = measure_speed(self._folder(baseline), others, progress=lambda share: self.tell(what, share))
+        first = self._folder(baseline[0]), baseline[1]
+        _, speeds = measure_speed(first, others, progress=lambda share: self.tell(what, share))
         return [speed.to_json() for speed in speeds]
 
     def _gates(self, candidate: Candidate, folder: Path) -> dict[str, Any]:
@@ -270,7 +285,7 @@ class _Tuning:
         self.rows[row.name] = row
         self.say(row.summary)
 
-    def _result(self, baseline: str) -> TuneResult:
+    def _result(self, baseline: Speedy) -> TuneResult:
         return TuneResult(
             tool=f"m2h-deploy {__version__}",
             graph=self.source.name,
@@ -280,19 +295,21 @@ class _Tuning:
             processor=self.machine.cpu,
             packages=self.machine.packages,
             minutes=(time.monotonic() - self.start) / 60,
-            baseline=baseline,
+            baseline=baseline[0] + (f" with {baseline[1]} thread{'s' * (baseline[1] > 1)}" if baseline[1] else ""),
             rows=tuple(self.rows.values()),
-            passed=tuple(asdict(entry) for entry in self.passed),
+            skipped=tuple(asdict(entry) for entry in self.skipped),
             searches=self.found,
         )
 
     def _publish(self, result: TuneResult) -> None:
         """Write the table and the page, then copy the winner's bundle into place with the table in its manifest."""
         write_text(self.work / "tune.json", json.dumps(result.to_json(), indent=2))
-        with contextlib.suppress(M2HError):  # without jinja2 or matplotlib there is no page
+        page = self.work / "index.html"
+        page.unlink(missing_ok=True)
+        with contextlib.suppress(MissingExtra):  # without jinja2 or matplotlib there is no page
             from engines.tune.page import write_page
 
-            write_page(result, self.work / "index.html")
+            write_page(result, page)
         winner = result.winner
         if winner is None:
             return
@@ -301,7 +318,8 @@ class _Tuning:
         engine = manifest.engine
         if winner.threads is not None:
             engine = engine.model_copy(update={"options": {**engine.options, "threads": winner.threads}})
-        updates = {"engine": engine, "parity": winner.parity, "tuning": result.to_json()}
+        parity = {**(winner.parity or {}), "bundle": printable(self.out.name)}
+        updates = {"engine": engine, "parity": parity, "tuning": result.to_json()}
         with new_bundle_folder(self.out) as folder:
             for name in manifest.files:
                 shutil.copyfile(bundle.path / name, folder / name)
@@ -322,18 +340,22 @@ class _Tuning:
     def _digest(self) -> str:
         """Return a digest of everything that a measured value depends on."""
         settings = {key: value for key, value in asdict(self.settings).items() if key != "budget_minutes"}
-        frames = [self.frames.search, self.frames.check]
-        first = hashlib.sha256(b"".join(subset[0].image.tobytes() for subset in frames)).hexdigest()
+        pixels = hashlib.sha256()
+        for frame in (*self.frames.search, *self.frames.check):
+            for array in (frame.image, frame.depth, frame.semantics, frame.normals, frame.edges):
+                pixels.update(b"-" if array is None else array.tobytes())
+        for image in self.frames.calibration.read():
+            pixels.update(image.tobytes())
         parts = [
             __version__,
             onnx_sha256(self.source),
             settings,
-            [subset.indices for subset in frames],
-            first,
-            self.frames.count,
+            pixels.hexdigest(),
             self.machine.cpu,
             self.machine.affinity,
             self.machine.packages,
+            str(missing_gpu() or capability_here()),
+            [installed_version(name) for name in ("nncf", "nvidia-modelopt", "onnx", "scipy")],
         ]
         return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 

@@ -14,6 +14,8 @@ class Subset:
 
     data: Dataset
     indices: tuple[int, ...]
+    name: str = "subset"
+    """Name of the data in results."""
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from m2h_deploy.runtime.preprocess import Preprocess
 Outputs = dict[str, NDArray[np.float32]]
 Network = Callable[[NDArray[np.float32]], Outputs]
 """Function of an image, float32 (1, 3, H, W), that returns the outputs by task, (1, C, H, W) each."""
+
+#: Loss of a network that gives NaN or infinity: a finite number, which JSON can hold.
+NOT_FINITE = 1e9
 
 #: Resamples of an interval that nothing reads: only the figures count here.
 _RESAMPLES = 2
@@ -64,12 +67,12 @@ class Judge:
         """Return how much of each gate's limit a network uses up: 1 is the limit, below 0 it is better.
 
         By gate: `depth.rmse_increase`, ..., and `depth.psnr`, ... as power of the error: those of single blocks add up.
-        A network that gives NaN or infinity uses up infinitely much.
+        A network that gives NaN or infinity fails by `NOT_FINITE`.
         """
         results = [network(image) for image in self._images]
         finite = all(np.isfinite(values[task]).all() for values in results for task in self._interface.tasks)
         if not finite:
-            return dict.fromkeys(self._gate_names(), float("inf"))
+            return {"finite": NOT_FINITE}
         losses = {}
         weights = draws(len(self._frames), _RESAMPLES)
         for task, against in self._against.items():
@@ -94,12 +97,6 @@ class Judge:
             square = np.mean([np.mean((a[task].astype(np.float64) - b[task]) ** 2) for a, b in pairs])
             noise[f"{task}.psnr"] = float(square) / span**2 * 10 ** (self._gates.psnr / 10)
         return noise
-
-    def _gate_names(self) -> list[str]:
-        limits = asdict(self._gates)
-        own = {"depth": "rmse_increase", "semantics": "miou_drop", "normals": "merr_increase", "edges": "odsf_drop"}
-        names = [f"{task}.{own[task]}" for task in self._interface.tasks if limits[own[task]] is not None]
-        return names + ([f"{task}.psnr" for task in self._interface.tasks] if self._gates.psnr is not None else [])
 
     def _prediction(self, outputs: Outputs, frame: Frame) -> Prediction:
         single = {task: np.asarray(values[0], np.float32) for task, values in outputs.items()}

@@ -192,7 +192,9 @@ def _psnr_gate(tensor: TensorResult, limit: float, frames: int) -> GateResult:
 
 def name_of(data: Dataset | str | os.PathLike[str]) -> str:
     """Return the name of `data` for a result."""
-    return printable(Path(data).resolve().name) if isinstance(data, (str, os.PathLike)) else type(data).__name__
+    if isinstance(data, (str, os.PathLike)):
+        return printable(Path(data).resolve().name)
+    return printable(getattr(data, "name", type(data).__name__))
 
 
 def spread(available: int, limit: int | None, name: str) -> list[int]:

@@ -37,12 +37,12 @@ def test_a_lowered_engine_is_measured_against_float32_of_the_same_engine(source,
     measured = []
 
     def measure(baseline, others, **options):
-        measured.append(load_bundle(baseline).manifest)
-        return measure_speed(baseline, others, seconds=0.0)
+        measured.append(load_bundle(baseline[0]).manifest)
+        return measure_speed(baseline, others, seconds=0.0, **options)
 
     monkeypatch.setattr(engines.speed, "measure_speed", measure)
     lowering = Lowering(str(pictures), count=3, policy=QuantPolicy(keep=()), speed=True)
-    options = OpenVinoOptions(threads=1, hint="f32", float32=("context",))
+    options = OpenVinoOptions(threads=1, float32=("context",))
     bundle = build_bundle(
         source, tmp_path / "b", engine="openvino", precision="int8", lowering=lowering, options=options
     )
@@ -63,7 +63,7 @@ def test_float32_and_a_build_that_was_not_asked_are_not_measured(source, tmp_pat
 
 def test_the_baseline_is_once_as_fast_as_itself(source, tmp_path):
     path = build_bundle(source, tmp_path / "b").path
-    baseline, (one, two) = measure_speed(path, [(path, 1), (path, 2)], seconds=0.0)
+    baseline, (one, two) = measure_speed((path, None), [(path, 1), (path, 2)], seconds=0.0)
     assert baseline.times_as_fast.value == 1.0
     assert (one.threads, two.threads) == (1, 2)
     assert len({one.engine, two.engine}) == 1

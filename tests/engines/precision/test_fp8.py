@@ -94,7 +94,7 @@ def test_a_least_psnr_keeps_blocks_in_half(wide, calibration, fp8, tmp_path):
 def test_values_are_rounded_to_e4m3_and_a_relu_before_the_rounding_stays():
     """ONNX Runtime's optimizer removes that Relu, which leaves the negative values."""
     proto = small_graph(channels=64)
-    rounded = insert_fp8(proto, LAYERS, {"b": 3.0, "e": 5.0})
+    rounded = insert_fp8(proto, LAYERS, {"b": (0.0, 3.0), "e": (-5.0, 5.0)})
     frame = frames(1)[0]
     plain, optimized = (
         run_session(cpu_session(rounded, optimize=level), frame)  # type: ignore[arg-type]
@@ -112,7 +112,7 @@ def test_values_are_rounded_to_e4m3_and_a_relu_before_the_rounding_stays():
 
 def test_scales_are_normal_numbers_of_half_precision():
     tiny = small_graph(channels=64, scale=1e-6)
-    stored = {tensor.name: tensor for tensor in insert_fp8(tiny, LAYERS, {"b": 1e9, "e": 0.0}).graph.initializer}
+    stored = {tensor.name: tensor for tensor in insert_fp8(tiny, LAYERS, {"b": (0.0, 1e9), "e": (0.0, 0.0)}).graph.initializer}
     for name in ("b_scale", "e_scale", "w.linear_scale", "w.middle_scale"):
         scales = numpy_helper.to_array(stored[name])
         assert np.isfinite(scales.astype(np.float16)).all()

@@ -153,7 +153,7 @@ def test_a_run_that_was_killed_goes_on_and_finds_the_same_policy(tuned, source, 
 def test_a_budget_ends_the_tuning_with_the_best_so_far(source, pictures, tmp_path, monkeypatch):
     clock = iter(range(0, 10_000_000, 20))  # every look at the clock takes 20 seconds
     monkeypatch.setattr(engines.tune.tune.time, "monotonic", lambda: next(clock))
-    result = tune(source, pictures, tmp_path / "best", replace(SETTINGS, budget_minutes=0.5))
+    result = tune(source, pictures, tmp_path / "best", replace(SETTINGS, budget_minutes=2.0))
     assert [row.obstacle for row in result.rows] == [None, "the budget was used up"]
     assert result.winner.name == "onnxruntime-fp32"
 

@@ -69,7 +69,7 @@ EXTRA_OF = {
     **dict.fromkeys(("ray", "pyarrow"), "ray"),
     "cuda": "tensorrt",
     "mlperf_loadgen": "bench",
-    **dict.fromkeys(("modelopt", "nncf"), "precision"),
+    **dict.fromkeys(("ml_dtypes", "modelopt", "nncf"), "precision"),
 }
 
 #: The command line's own errors. Typer has had classes of its own for them since it left Click.

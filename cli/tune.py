@@ -121,7 +121,9 @@ def print_result(result: TuneResult) -> None:
     from engines.tune.result import CHANGES
 
     winner = result.winner
-    table = Table(Column("engine", no_wrap=True), "MB", "ms", "times as fast", "thr.", *CHANGES.values(), "gates", box=None)
+    table = Table(
+        Column("engine", no_wrap=True), "MB", "ms", "times as fast", "thr.", *CHANGES.values(), "gates", box=None
+    )
     for row in sorted(result.rows, key=lambda row: -row.ratio):
         style = "bold green" if row is winner else None if row.passed else "dim"
         table.add_row(*_cells(row), style=style)

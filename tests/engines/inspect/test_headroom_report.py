@@ -13,6 +13,7 @@ import pytest
 from onnx import numpy_helper
 from rich.console import Console
 
+from cli.console import out
 from engines.inspect.headroom import examine_headroom, render_headroom
 from engines.inspect.headroom_chart import draw_headroom
 from engines.precision.convert import to_fp16
@@ -97,7 +98,8 @@ def test_functions_and_batches_are_measured(small, rooms, tmp_path, form):
     assert largest_by_block(tmp_path / "form.onnx", rooms) == largest_by_block(small, rooms)
 
 
-def test_the_command_prints_tables_or_json_and_writes_a_picture(small, rooms, tmp_path):
+def test_the_command_prints_tables_or_json_and_writes_a_picture(small, rooms, tmp_path, monkeypatch):
+    monkeypatch.setattr(out, "width", 200)  # a narrow one would break the lines
     command = ("inspect", small, "--headroom", "--data", rooms, "--frames", 2, "--seed", 1)
     said = done(*command, "--picture", tmp_path / "a.png")
     for words in (

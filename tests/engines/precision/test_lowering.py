@@ -172,6 +172,17 @@ def test_a_device_without_onnx_runtime_compiles_it_too(precision, exported, pict
     assert manifest.self_test.outputs == load_bundle(before).manifest.self_test.outputs
 
 
+def test_a_graph_for_a_jetson_is_lowered_and_measured_without_tensorrt(exported, pictures, tmp_path):
+    pytest.importorskip("modelopt.onnx.quantization")
+    command = [*command_without("tensorrt"), "build", exported, "--engine", "tensorrt", "--precision", "fp16"]
+    command += ["--calibration", pictures, "--graph", tmp_path / "fp16.onnx", "--trtexec"]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "trtexec --onnx=fp16.onnx" in done.stdout
+    assert "PSNR against float32: depth" in done.stderr
+    assert graph_precision(onnx.load(tmp_path / "fp16.onnx")) == "fp16"
+
+
 def test_the_lowered_graph_is_checked_by_the_float32_self_test(lowered, tmp_path):
     """Weights changed after the export are detected, regardless of the metadata."""
     _, _, graph = lowered

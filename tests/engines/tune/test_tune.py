@@ -72,7 +72,7 @@ def tuned(source, pictures, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_engine_and_precision_of_this_machine_is_measured_and_the_fastest_that_holds_wins(
+def test_every_engine_and_precision_of_this_machine_is_measured_and_the_fastest_that_passes_wins(
     source, pictures, tmp_path
 ):
     result = tune(source, pictures, tmp_path / "best", TuneSettings(counts=COUNTS, gates=GATES))
@@ -127,7 +127,8 @@ def test_a_second_run_measures_nothing_again(tuned, source, pictures, monkeypatc
     assert (work_folder(out) / "journal.jsonl").read_text() == before
 
 
-def test_a_run_that_was_killed_goes_on_and_finds_the_same_policy(tuned, source, pictures, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_run_that_was_killed_is_resumed_and_finds_the_same_policy(tuned, source, pictures, tmp_path, monkeypatch):
     result, _ = tuned
     real, calls = engines.tune.tune.verify, []
 
@@ -158,7 +159,7 @@ def test_a_budget_ends_the_tuning_with_the_best_so_far(source, pictures, tmp_pat
     assert result.winner.name == "onnxruntime-fp32"
 
 
-def test_without_a_candidate_that_holds_the_gates_there_is_a_table_and_no_bundle(source, pictures, tmp_path):
+def test_without_a_candidate_that_passes_the_gates_there_is_a_table_and_no_bundle(source, pictures, tmp_path):
     out = tmp_path / "best"
     counts = ("--calibration-frames", 6, "--search-frames", 2, "--check-frames", 8)
     done = run_here("tune", source, "--data", pictures, "-o", out, "--engine", "onnxruntime", "--psnr", 500, *counts)
@@ -168,7 +169,8 @@ def test_without_a_candidate_that_holds_the_gates_there_is_a_table_and_no_bundle
     assert json.loads((work_folder(out) / "tune.json").read_text())["winner"] is None
 
 
-def test_a_candidate_that_cannot_be_built_is_passed_over(source, pictures, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_candidate_that_cannot_be_built_is_skipped(source, pictures, tmp_path, monkeypatch):
     real = engines.tune.tune.build_bundle
 
     def broken(*arguments, precision, **options):

@@ -169,6 +169,7 @@ def rooms():
     return select_frames([preprocess(render_room(seed, 0, 112, 140).image).copy() for seed in range(4)], count=2)
 
 
+@pytest.mark.slow
 def test_a_planted_overflow_costs_nothing_where_ranges_are_measured(tiny_onnx, rooms, tmp_path):
     pytest.importorskip("modelopt.onnx.quantization")
     from engines.precision.convert import to_fp16

@@ -85,7 +85,7 @@ def test_every_engine_and_precision_of_this_machine_is_measured_and_the_fastest_
             assert [speed["threads"] for speed in row.speeds] == list(thread_counts(row.engine))
             assert row.gates.keys() >= {"depth.rmse_increase", "depth.psnr", "semantics.psnr"}
             assert row.mark in "✓✗?"
-    assert result.baseline in ("onnxruntime-fp32", "openvino-fp32")
+    assert result.baseline.startswith(("onnxruntime-fp32 with", "openvino-fp32 with"))
     assert result.frames == 8
 
 

@@ -57,8 +57,9 @@ def tune(
     is kept in FOLDER.tune, with a page: the same command resumes a run that was stopped.
     """
     with needs("build"):
-        from engines.tune.frames import Counts
-        from engines.tune.tune import TuneSettings, work_folder
+        from engines.tune.candidates import candidates_here
+        from engines.tune.frames import Counts, divide
+        from engines.tune.tune import LATE, TuneSettings, work_folder
         from engines.tune.tune import tune as choose
     from m2h_deploy.parity import Gates
 
@@ -69,6 +70,9 @@ def tune(
         gates=Gates(miou_drop, rmse_increase, merr_increase, odsf_drop, psnr),
         budget_minutes=budget,
     )
+    # Before the export, which takes longer.
+    candidates_here(settings.engines)
+    divide(data, settings.counts, seed)
     source = Path(model) if Path(model).suffix == ".onnx" else _export(model, output)
     with make_progress() as bar:
         task = bar.add_task("preparing", total=100)
@@ -95,6 +99,8 @@ def tune(
             raise M2HError(f"no candidate could be judged: {reasons}")
         raise CheckFailed("no candidate passes every gate: relax the gates, or judge more frames (--check-frames)")
     say(f"wrote {output}")
+    if any(row.obstacle == LATE for row in result.rows):
+        say("the budget was used up before everything was measured: the same command goes on", "yellow")
 
 
 def _export(checkpoint: str, output: Path) -> Path:
@@ -128,7 +134,7 @@ def print_result(result: TuneResult) -> None:
         style = "bold green" if row is winner else None if row.passed else "dim"
         table.add_row(*_cells(row), style=style)
     out.print(table)
-    for entry in (*result.skipped, *({"name": r.name, "reason": r.obstacle} for r in result.rows if r.obstacle)):
+    for entry in result.skipped:
         say(f"skipped {entry['name']}: {entry['reason']}", "dim")
     if winner is None:
         return

@@ -44,7 +44,8 @@ Progress = Callable[[str, float], None]
 #: The name of a float32 engine and its number of threads.
 Speedy = tuple[str, int | None]
 
-_LATE = "the budget was used up"
+#: The obstacle of a candidate that the budget left no time for.
+LATE = "the budget was used up"
 
 #: Share of the remaining budget that the search for a policy may take.
 _SEARCH_SHARE = 0.5
@@ -143,7 +144,7 @@ class _Tuning:
         while waiting:
             candidate = waiting.pop(0)
             if self._late():
-                self._add(Row(candidate.name, candidate.engine, candidate.precision, obstacle=_LATE))
+                self._add(Row(candidate.name, candidate.engine, candidate.precision, obstacle=LATE))
                 continue
             row = self._measure(candidate, baseline)
             self._add(row)
@@ -190,7 +191,7 @@ class _Tuning:
     def _step(self, key: str, measure: Callable[[], Any]) -> Any:
         """Return a measurement of the journal, or make it. Raises M2HError if the budget is used up."""
         if key not in self.journal and self._late():
-            raise M2HError(_LATE)
+            raise M2HError(LATE)
         return self.journal.once(key, measure)
 
     def _build(self, candidate: Candidate) -> str | None:
@@ -220,7 +221,7 @@ class _Tuning:
         try:
             found = self.journal.once(key, build)
         except OutOfTime:
-            return _LATE
+            return LATE
         except (MissingExtra, MachineError) as error:  # the next run may find it mended
             return str(error)
         return None if found is None else str(found)

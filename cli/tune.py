@@ -15,7 +15,7 @@ from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.version import __version__
 
 if TYPE_CHECKING:
-    from engines.tune.result import Row, TuneResult
+    from engines.tune.result import TuneResult
 
 gate_option = partial(typer.Option, rich_help_panel="Gates: how much worse the engine may be")
 frames_option = partial(typer.Option, rich_help_panel="Frames")
@@ -70,10 +70,12 @@ def tune(
         gates=Gates(miou_drop, rmse_increase, merr_increase, odsf_drop, psnr),
         budget_minutes=budget,
     )
-    # Before the export, which takes longer.
-    candidates_here(settings.engines)
-    divide(data, settings.counts, seed)
-    source = Path(model) if Path(model).suffix == ".onnx" else _export(model, output)
+    source = Path(model)
+    if source.suffix != ".onnx":
+        # Bad input is refused before the export, which takes longer.
+        candidates_here(settings.engines)
+        divide(data, settings.counts, seed)
+        source = _export(model, output)
     with make_progress() as bar:
         task = bar.add_task("preparing", total=100)
 
@@ -132,7 +134,7 @@ def print_result(result: TuneResult) -> None:
     )
     for row in sorted(result.rows, key=lambda row: -row.ratio):
         style = "bold green" if row is winner else None if row.passed else "dim"
-        table.add_row(*_cells(row), style=style)
+        table.add_row(*row.cells, style=style)
     out.print(table)
     for entry in result.skipped:
         say(f"skipped {entry['name']}: {entry['reason']}", "dim")
@@ -145,19 +147,3 @@ def print_result(result: TuneResult) -> None:
         markup=False,
         soft_wrap=True,
     )
-
-
-def _cells(row: Row) -> list[str]:
-    from engines.tune.result import interval
-
-    if row.speed is None:
-        return [row.name, *["-"] * 9]
-    return [
-        row.name,
-        "-" if row.megabytes is None else f"{row.megabytes:.1f}",
-        interval(row.speed["milliseconds"], 1),
-        interval(row.speed["times_as_fast"], 2),
-        str(row.threads or "-"),
-        *row.changes,
-        row.mark,
-    ]

@@ -34,8 +34,8 @@ class Lowering:
     """Options of the conversion to FP16, INT8 or FP8, see `engines.precision.convert`; None takes the default."""
 
     frames: str | Pictures | None = None
-    """Calibration frames: a folder, a video, or NYUv2. INT8 and FP8 need them; FP16 uses them only for
-    measurements."""
+    """Calibration frames: a folder, a video, or NYUv2. INT8 and FP8 need them; FP16 uses them to
+    find the nodes that stay float32, and to measure its PSNR."""
     count: int | None = None
     """Number of frames to calibrate INT8 or FP8 on; default 64."""
     held_out: int = 2
@@ -47,16 +47,16 @@ class Lowering:
     min_psnr: float | None = None
     io: FloatType = "fp32"
     speed: bool = False
-    """Where the engine runs on this machine: also build it in float32, measure both in turns, and record in the
-    manifest's `speed` how much faster the lowered one is."""
+    """Compare the speed of the lowered engine with float32, if this machine can run it, and record the ratio in the
+    manifest's `speed`."""
 
     @property
     def given(self) -> bool:
-        """Whether anything is asked for that only a float32 graph can have."""
+        """Whether an option is set that applies only to a float32 graph."""
         return replace(self, speed=False) != Lowering()
 
     def wanted(self, precision: str) -> int:
-        """Return the number of frames to calibrate on; FP16 uses one, only to find values near its maximum."""
+        """Return the number of frames to calibrate on; FP16 measures ranges on one."""
         return (64 if self.count is None else self.count) if precision in ("int8", "fp8") else 1
 
     def check(self, precision: str) -> None:

@@ -58,7 +58,7 @@ class Step:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found: the parts in the order in which they are given back, and the measured policies."""
+    """The parts of the network in the order in which they return to float, and the policies that were measured."""
 
     order: tuple[Part, ...]
     alone: dict[str, Losses]
@@ -66,7 +66,7 @@ class SearchResult:
     steps: tuple[Step, ...]
     """In the order of the number of parts that are given back."""
     chosen: Step | None
-    """The step with the most MACs in INT8 that holds every gate; None if none does."""
+    """The step with the most MACs in INT8 whose losses are all within `MARGIN`; None without one."""
 
     def policy(self, step: Step) -> QuantPolicy:
         """Return the policy of a step."""
@@ -110,10 +110,10 @@ def search(
     measure: Callable[[Sequence[str]], Losses],
     progress: Callable[[str, float], None] | None = None,
 ) -> SearchResult:
-    """Measure each part alone, order the parts by harm per MAC, and find the longest rest that holds every gate.
+    """Measure each part alone, order the parts by harm per MAC, and find how many parts must return to float.
 
-    `measure` returns the losses with the given layers in INT8. The search for the number of parts to give back halves
-    the range each time, which takes few measurements, and assumes that giving back more never hurts.
+    `measure` returns the losses with the given layers in INT8. A binary search finds the number of parts that return to
+    float. It assumes that more parts in float never increase a loss.
 
     Raises:
         M2HError: There is nothing to quantize.

@@ -25,7 +25,7 @@ class Candidate:
     options: dict[str, Any] = field(default_factory=dict)
     """Of the engine, by field name."""
     note: str = ""
-    """What distinguishes it from others of the same engine and precision, for its name."""
+    """End of the name, where several candidates have the same engine and precision: `bf16`."""
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engines.tune.result import CHANGES, Row, TuneResult, interval
+from engines.tune.result import CHANGES, Row, TuneResult
 from m2h_deploy.errors import missing_extra
 from m2h_deploy.files.atomic import write_bytes
 from m2h_deploy.visualize.html import Cell, data_url, render_page
@@ -39,7 +39,11 @@ def write_page(result: TuneResult, path: Path) -> Path:
         headline=headline,
         pareto=data_url("image/png", _draw_rows(result)),
         columns=("engine", "MB", "ms", "times as fast", "threads", *CHANGES.values(), "gates"),
-        rows=[_cells(row) for row in sorted(result.rows, key=lambda row: -row.ratio) if row.speed is not None],
+        rows=[
+            [*row.cells[:-1], Cell(row.mark, _STYLES.get(row.mark, ""))]
+            for row in sorted(result.rows, key=lambda row: -row.ratio)
+            if row.speed is not None
+        ],
         skipped=[
             *result.skipped,
             *({"name": row.name, "reason": row.obstacle} for row in result.rows if row.obstacle is not None),
@@ -60,19 +64,6 @@ def worst_share(row: Row) -> float:
         elif gate["unit"] != "frames":
             shares.append(gate["value"] / max(gate["limit"], 1e-9))
     return max(shares)
-
-
-def _cells(row: Row) -> list[Cell | str]:
-    assert row.speed is not None
-    return [
-        row.name,
-        "-" if row.megabytes is None else f"{row.megabytes:.1f}",
-        interval(row.speed["milliseconds"], 1),
-        interval(row.speed["times_as_fast"], 2),
-        str(row.threads or "-"),
-        *row.changes,
-        Cell(row.mark, _STYLES.get(row.mark, "")),
-    ]
 
 
 def _draw_rows(result: TuneResult) -> bytes:

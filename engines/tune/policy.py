@@ -12,7 +12,7 @@ import onnx
 
 from engines.precision.calibration import Bounds, Calibration, CalibrationFrames, measure_ranges, select_frames
 from engines.precision.frames import calibration_frames
-from engines.precision.quantization import QuantPolicy, candidates
+from engines.precision.quantization import candidates
 from engines.precision.search import Losses, SearchResult, Step, macs_by_layer, parts_of, search
 from engines.precision.sensitivity import simulate_int8
 from engines.tune.frames import TuneFrames
@@ -32,7 +32,7 @@ class OutOfTime(Exception):  # noqa: N818 (names the event)
 
 @dataclass(frozen=True)
 class Found:
-    """A search's result as a policy, with its records."""
+    """The result of a search, and the step of it that is used."""
 
     result: SearchResult
 
@@ -41,16 +41,6 @@ class Found:
         """The chosen step, or the one that comes nearest to the gates."""
         return self.result.chosen or min(self.result.steps, key=lambda step: step.worst[1])
 
-    @property
-    def policy(self) -> QuantPolicy:
-        """The policy of the step."""
-        return self.result.policy(self.step)
-
-    @property
-    def policy_file(self) -> dict[str, Any]:
-        """The policy as `build --policy` reads it."""
-        return {"quantize": list(self.policy.quantize), "keep": []}
-
     def to_json(self) -> dict[str, Any]:
         """Return the search's record: sensitivity by part, measured steps, which of them are Pareto, the policy."""
         return {
@@ -58,9 +48,9 @@ class Found:
                       for part in self.result.order],
             "steps": [asdict(step) for step in self.result.steps],
             "pareto": [step.given_back for step in self.result.pareto],
-            "holds": self.result.chosen is not None,
+            "within_margin": self.result.chosen is not None,
             "share": self.step.share,
-            "policy": self.policy_file,
+            "policy": {"quantize": list(self.result.policy(self.step).quantize), "keep": []},
         }  # fmt: skip
 
 

@@ -41,7 +41,7 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """How many times as fast as the baseline it is with the best number of threads; 0 if it was not measured."""
+        """Time of the baseline over its own, with the best number of threads; 0 if it was not measured."""
         return 0.0 if self.speed is None else float(self.speed["times_as_fast"]["value"])
 
     @property
@@ -58,7 +58,7 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        """Whether it passes every gate."""
+        """Whether the candidate was judged and passed every gate."""
         return self.obstacle is None and self.parity is not None and self.parity["passed"]
 
     @property
@@ -71,6 +71,21 @@ class Row:
         """The tasks with a gate that does not pass."""
         failed = [gate["task"] for gate in self.gates.values() if gate["verdict"] != "pass" and gate["task"]]
         return tuple(dict.fromkeys(failed))
+
+    @property
+    def cells(self) -> list[str]:
+        """The row of the table: name, MB, ms, ratio, threads, changes, mark; "-" where nothing was measured."""
+        if self.speed is None:
+            return [self.name, *["-"] * (len(CHANGES) + 5)]
+        return [
+            self.name,
+            "-" if self.megabytes is None else f"{self.megabytes:.1f}",
+            _interval(self.speed["milliseconds"], 1),
+            _interval(self.speed["times_as_fast"], 2),
+            str(self.threads or "-"),
+            *self.changes,
+            self.mark,
+        ]
 
     @property
     def summary(self) -> str:
@@ -121,7 +136,7 @@ class TuneResult:
         return content
 
 
-def interval(estimate: dict[str, Any], places: int) -> str:
+def _interval(estimate: dict[str, Any], places: int) -> str:
     """Return an estimate with its 95 % interval: `12.3 (12.1 to 12.8)`."""
     value, low, high = estimate["value"], estimate["low"], estimate["high"]
     ends = "" if low is None or high is None else f" ({low:.{places}f} to {high:.{places}f})"

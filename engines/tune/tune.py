@@ -42,7 +42,7 @@ from m2h_deploy.version import __version__, installed_version
 Progress = Callable[[str, float], None]
 
 #: The name of a float32 engine and its number of threads.
-Speedy = tuple[str, int | None]
+Baseline = tuple[str, int | None]
 
 #: The obstacle of a candidate that the budget left no time for.
 LATE = "the budget was used up"
@@ -53,7 +53,7 @@ _SEARCH_SHARE = 0.5
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """How to tune."""
+    """Options of a tuning run: engines, frames, gates and time."""
 
     engines: tuple[str, ...] | None = None
     """Engine kinds; None: all that run here."""
@@ -153,7 +153,7 @@ class _Tuning:
         self._publish(result)
         return result
 
-    def _baseline(self, floats: list[Candidate]) -> Speedy:
+    def _baseline(self, floats: list[Candidate]) -> Baseline:
         """Build the float32 engines, and return the fastest with its number of threads: the others' baseline."""
         built = [candidate for candidate in floats if self._build(candidate) is None]
         if not built:
@@ -161,7 +161,7 @@ class _Tuning:
             raise M2HError(f"no float32 engine works here: {reasons}")
         ways = [(candidate.name, count) for candidate in built for count in thread_counts(candidate.engine)]
 
-        def measure() -> Speedy:
+        def measure() -> Baseline:
             first, *others = [(self._folder(name), count) for name, count in ways]
             speeds = measure_speed(first, others, progress=lambda share: self.tell("finding the baseline", share))
             ratios = [speed.times_as_fast.value for speed in (speeds[0], *speeds[1])]
@@ -170,7 +170,7 @@ class _Tuning:
         name, count = self.journal.once("baseline", measure)
         return str(name), count
 
-    def _measure(self, candidate: Candidate, baseline: Speedy) -> Row:
+    def _measure(self, candidate: Candidate, baseline: Baseline) -> Row:
         row = Row(candidate.name, candidate.engine, candidate.precision)
         obstacle = self._build(candidate)
         if obstacle is not None:
@@ -254,7 +254,7 @@ class _Tuning:
         write_text(self.work / f"policy-{activations}.json", json.dumps(found["policy"], indent=2))
         return QuantPolicy(quantize=tuple(found["policy"]["quantize"]), keep=())
 
-    def _speeds(self, candidate: Candidate, folder: Path, baseline: Speedy) -> list[dict[str, Any]]:
+    def _speeds(self, candidate: Candidate, folder: Path, baseline: Baseline) -> list[dict[str, Any]]:
         what = f"timing {candidate.name}"
         others = [(folder, count) for count in thread_counts(candidate.engine)]
         first = self._folder(baseline[0]), baseline[1]
@@ -286,7 +286,7 @@ class _Tuning:
         self.rows[row.name] = row
         self.say(row.summary)
 
-    def _result(self, baseline: Speedy) -> TuneResult:
+    def _result(self, baseline: Baseline) -> TuneResult:
         return TuneResult(
             tool=f"m2h-deploy {__version__}",
             graph=self.source.name,

@@ -88,9 +88,9 @@ def test_weights_have_ranges_of_their_own():
 
 
 def test_the_first_tensor_with_nan_or_infinity_is_named():
-    root = graph_of(node("Sqrt", "image", "root"), node("Relu", "root", "late"))
-    said = refused(activation_ranges, root, [frame_of(1.0), frame_of(-1.0)])
-    assert "the tensor root (of node /backbone/root/Sqrt) contains NaN" in said
+    roots = graph_of(node("Sqrt", "image", "roots"), node("Relu", "roots", "late"))
+    said = refused(activation_ranges, roots, [frame_of(1.0), frame_of(-1.0)])
+    assert "the tensor roots (of node /backbone/roots/Sqrt) contains NaN" in said
     inverse = graph_of(node("Reciprocal", "image", "inverse"), node("Relu", "inverse", "late"))
     assert "the tensor inverse (of node /backbone/inverse/Reciprocal) contains infinity" in refused(
         activation_ranges, inverse, [frame_of(1.0)]

@@ -57,6 +57,11 @@ class Intrinsics:
 NYU_INTRINSICS = Intrinsics(518.85790117450188, 519.46961112127485, 325.58244941119034, 253.73616633400465)
 
 
+#: Rigid transform from the camera to the world, float64 (4, 4), meters. The camera has OpenCV's axes: x right, y down,
+#: z forward. A pose that is unknown is None.
+Pose = npt.NDArray[np.float64]
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One image with its labels, in the conventions of this module; a label that the source lacks is None."""
@@ -68,6 +73,9 @@ class Frame:
     semantics: npt.NDArray[np.uint8] | None = None
     edges: npt.NDArray[np.uint8] | None = None
     intrinsics: Intrinsics | None = None
+    #: Time of the image in seconds, and the camera's pose; only frames of a sequence have them.
+    timestamp: float | None = None
+    pose: Pose | None = None
     #: Labels computed from other labels instead of read ("normals", "edges"). Figures measured on them are
     #: not comparable with those on annotated labels (the paper's Table I).
     derived: frozenset[str] = field(default_factory=frozenset)

@@ -58,7 +58,7 @@ class Trajectory:
         before = np.clip(after - 1, 0, last)
         nearest = np.where(np.abs(self.times[before] - times) < np.abs(self.times[after] - times), before, after)
         gap = self.times[after] - self.times[before]
-        between = (self.times[before] <= times) & (times <= self.times[after]) & (gap <= LARGEST_GAP)
+        between = (self.times[before] <= times) & (times <= self.times[after]) & (gap <= LARGEST_GAP + SAME_TIME)
         between &= (gap > 0) & self.valid[before] & self.valid[after]
         distance = np.abs(self.times[nearest] - times)
         # A row at the time of the image decides alone, whether it is usable or not.

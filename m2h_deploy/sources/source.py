@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from m2h_deploy.data.sequences.open import sequence_images
 from m2h_deploy.errors import M2HError, one_line
 from m2h_deploy.files.images import decode_picture, image_files, read_image
 from m2h_deploy.files.names import NAME_BYTES, is_file, is_folder, shorten
@@ -81,7 +82,7 @@ class _Numbered:
 
 
 def open_source(what: str | int | os.PathLike[str]) -> Source:
-    """Open a path (image, folder of images, video), a camera's index (0 or "0") or a network stream's address.
+    """Open a path (image, images, sequence, video), a camera's index (0 or "0") or a network stream's address.
 
     Raises:
         M2HError: The source does not exist or has no frames; a damaged file in a folder is reported when it is read.
@@ -126,11 +127,18 @@ def without_password(address: str) -> str:
 
 
 def folder_images(path: Path) -> list[tuple[str, Path]]:
-    """Return the images directly in the folder `path`, sorted by name: each one's name for results, and its file.
+    """Return the images of the folder `path`: each one's name for results, and its file.
+
+    They are those of a sequence in order (see `open_sequence`), or else those directly in the folder, sorted by name.
 
     Raises:
         M2HError: The folder has no images.
     """
+    sequence = sequence_images(path)
+    if sequence is not None:
+        if not sequence:
+            raise M2HError(f"{path} is a sequence without images")
+        return sequence
     files = image_files(path)
     stems = Counter(file.stem for file in files)
     full = {file.name for file in files}

@@ -44,3 +44,36 @@ def write_tum(root: Path, count: int = 4, step: float = 0.1, *, poses: str | Non
 
 def write_camera(root: Path, **changes: Any) -> None:
     (root / "camera.json").write_text(json.dumps({**CAMERA, **changes}))
+
+
+def write_matrix(path: Path, matrix: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savetxt(path, matrix)
+
+
+def moved(x: float) -> np.ndarray:
+    """Return the pose of a camera that is turned by a quarter about the optical axis, at x."""
+    return np.array([[0.0, -1, 0, x], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+def write_seven_scenes(root: Path, count: int = 3) -> Path:
+    """Write a sequence; image i has depth 1 + i meters, and an invalid pixel, and x = i."""
+    for index in range(count):
+        depth = np.full(SIZE, 1000 * (1 + index), np.uint16)
+        depth[0, :2] = 0, 65535
+        png(root / f"frame-{index:06d}.color.png", picture(index))
+        png(root / f"frame-{index:06d}.depth.png", depth)
+        write_matrix(root / f"frame-{index:06d}.pose.txt", moved(index))
+    return root
+
+
+def write_scannet(root: Path, count: int = 11) -> Path:
+    """Write an exported scene whose depth camera has half as many pixels; image i has depth 1 + i m at x = i."""
+    for index in range(count):
+        png(root / "color" / f"{index}.jpg", picture(index))
+        png(root / "depth" / f"{index}.png", np.full((24, 32), 1000 * (1 + index), np.uint16))
+        write_matrix(root / "pose" / f"{index}.txt", moved(index))
+    for name, (fx, fy, cx, cy) in {"color": (50, 51, 31.5, 23.5), "depth": (25, 25.5, 15.5, 11.5)}.items():
+        matrix = np.array([[fx, 0, cx, 0], [0, fy, cy, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        write_matrix(root / "intrinsic" / f"intrinsic_{name}.txt", matrix)
+    return root

@@ -38,7 +38,7 @@ def product(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     flips=st.integers(0, 255),
 )
 def test_interpolation_of_constant_velocity_is_exact(tmp_path_factory, start, axis, turn, velocity, flips) -> None:
-    """Between rows 0.08 s apart, at up to 35 rad/s (160 degrees); a quaternion and its negative are the same rotation."""
+    """Between rows 0.08 s apart, up to 160 degrees; a quaternion and its negative are the same rotation."""
     first, about = np.array(start) / np.linalg.norm(start), np.array(axis) / np.linalg.norm(axis)
 
     def pose(time: float) -> np.ndarray:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from m2h_deploy.data.conversion import Size
 from m2h_deploy.data.frame import Intrinsics
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files.images import read_image
 from m2h_deploy.files.text import read_json
 
 CAMERA_NAME = "camera.json"
@@ -89,31 +84,3 @@ def check_camera(camera: Intrinsics, size: Size, where: str) -> Intrinsics:
                 "intrinsics are in pixels of these images"
             )
     return camera
-
-
-def common_size(files: Iterable[Path]) -> Size:
-    """Return the height and width of the first image that can be read. Raises its M2HError if none can."""
-    first: M2HError | None = None
-    for file in files:
-        try:
-            return shape_of(read_image(file))
-        except M2HError as error:
-            first = first or error
-    assert first is not None, "a sequence has an image"
-    raise first
-
-
-def read_sized(file: Path, size: Size) -> npt.NDArray[np.uint8]:
-    """Read an image of a sequence. Raises M2HError if it cannot be read or has another size."""
-    image = read_image(file)
-    if shape_of(image) != size:
-        raise M2HError(
-            f"{file}: image is {image.shape[0]}x{image.shape[1]}, but others of its sequence are {size[0]}x{size[1]} "
-            "(height x width)"
-        )
-    return image
-
-
-def shape_of(image: npt.NDArray[Any]) -> Size:
-    """Return the height and width of an image."""
-    return int(image.shape[0]), int(image.shape[1])

@@ -15,7 +15,8 @@ from m2h_deploy.data.classes import IGNORE_LABEL, NYU40_CLASSES
 from m2h_deploy.data.conversion import Size, as_depth, as_edges, as_normals, as_semantics, decode_normals
 from m2h_deploy.data.frame import Frame, Intrinsics
 from m2h_deploy.data.sequence import Moment, Sequence
-from m2h_deploy.data.sequences.camera import common_size, find_camera, read_sized
+from m2h_deploy.data.sequences.camera import find_camera
+from m2h_deploy.data.sequences.images import common_size, read_depth, read_sized
 from m2h_deploy.data.sequences.lines import counted, data_lines
 from m2h_deploy.data.sequences.settings import Poses, Settings
 from m2h_deploy.data.sequences.trajectory import SAME_TIME
@@ -121,6 +122,12 @@ def associate(
     return partner
 
 
+def tum_images(folder: Path) -> list[tuple[str, Path]]:
+    """Return the name and the file of each listed image, whether it exists or not, in order of time."""
+    listed = read_list(folder / IMAGES, existing=False)
+    return [(time_name(time), file) for time, file in zip(listed.times.tolist(), listed.files, strict=True)]
+
+
 def open_tum(folder: Path, settings: Settings) -> Sequence:
     """Open a folder of the TUM RGB-D benchmark: rgb.txt, and if there are any, depth.txt and groundtruth.txt.
 
@@ -203,14 +210,6 @@ def _read(
         pose=moment.pose,
         **labels,  # type: ignore[arg-type]
     )
-
-
-def read_depth(file: Path, scale: float) -> npt.NDArray[np.float32]:
-    """Read 16-bit depth in 1/`scale` m as float32 meters. Raises M2HError, naming the file, if it is not that."""
-    stored = read_plane(file, "depth")
-    if stored.dtype != np.uint16:
-        raise M2HError(f"{file}: depth is {stored.dtype}, expected 16-bit in 1/{scale:g} m")
-    return stored.astype(np.float32) / np.float32(scale)
 
 
 def _depth(file: Path | None, size: Size) -> npt.NDArray[np.float32]:

@@ -1,0 +1,241 @@
+"""Open a sequence in the layout of the TUM RGB-D benchmark, with optional labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from m2h_deploy.data.classes import IGNORE_LABEL, NYU40_CLASSES
+from m2h_deploy.data.conversion import Size, as_depth, as_edges, as_normals, as_semantics, decode_normals
+from m2h_deploy.data.frame import Frame, Intrinsics
+from m2h_deploy.data.sequence import Moment, Sequence
+from m2h_deploy.data.sequences.camera import find_camera
+from m2h_deploy.data.sequences.images import common_size, read_depth, read_sized
+from m2h_deploy.data.sequences.lines import counted, data_lines
+from m2h_deploy.data.sequences.settings import Poses, Settings
+from m2h_deploy.data.sequences.trajectory import SAME_TIME
+from m2h_deploy.errors import M2HError
+from m2h_deploy.files.images import read_plane
+
+IMAGES, TRUTH, SURFACE = "rgb.txt", "groundtruth.txt", "surface.ply"
+
+#: Depth is stored in 1/5000 m.
+DEPTH_SCALE = 5000.0
+
+#: Published intrinsics of the color cameras of freiburg1 to 3, for images of 640x480. Those of the first two also have
+#: lens distortion, which is not removed: it moves pixels near the corners by a few pixels.
+FREIBURG = {
+    "1": Intrinsics(517.3, 516.5, 318.6, 255.3),
+    "2": Intrinsics(520.9, 521.0, 325.1, 249.7),
+    "3": Intrinsics(535.4, 539.2, 320.1, 247.6),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class TimedFiles:
+    """Files of a list, in order of time."""
+
+    times: npt.NDArray[np.float64]
+    """(N,), seconds, strictly increasing."""
+    files: tuple[Path, ...]
+    skipped: tuple[str, ...] = ()
+    """A line for each kind of file that is left out."""
+
+
+def read_list(path: Path, *, existing: bool = True) -> TimedFiles:
+    """Read a list of lines `timestamp file`, sorted by time; of files of the same time, the first is used.
+
+    Args:
+        path: The list; files are relative to its folder.
+        existing: Leave out files that do not exist.
+
+    Raises:
+        M2HError: The list cannot be read, has another kind of line, or names a file outside of its folder.
+    """
+    entries = []
+    for number, line in data_lines(path, "list"):
+        time, name = _entry(line)
+        if not np.isfinite(time) or not name:
+            raise M2HError(f"{path}, line {number}: expected 'timestamp file'")
+        if Path(name).is_absolute() or ".." in Path(name).parts or not name.isprintable():
+            raise M2HError(f"{path}, line {number}: {name!r} is not the name of a file in this folder")
+        entries.append((time, path.parent / name))
+    entries.sort(key=lambda entry: entry[0])
+    missing = [str(file) for _, file in entries if existing and not file.is_file()]
+    if missing:
+        gone = set(missing)
+        entries = [entry for entry in entries if str(entry[1]) not in gone]
+    repeated: list[str] = []
+    kept: list[tuple[float, Path]] = []
+    for time, file in entries:
+        if kept and time_name(time) == time_name(kept[-1][0]):
+            repeated.append(str(file))
+        else:
+            kept.append((time, file))
+    skipped = counted(f"{path}: listed files that do not exist are left out", missing)
+    skipped += counted(f"{path}: files that repeat a time stamp are left out", repeated)
+    return TimedFiles(np.array([time for time, _ in kept]), tuple(file for _, file in kept), skipped)
+
+
+def time_name(time: float) -> str:
+    """Return the name of the frame of a time stamp, as TUM names files."""
+    return f"{time:.6f}"
+
+
+def _entry(line: str) -> tuple[float, str]:
+    """Split a line of a list; NaN and no name if it has another form."""
+    time, _, name = line.replace(",", " ").replace("\t", " ").partition(" ")
+    try:
+        return float(time), name.strip()
+    except ValueError:
+        return float("nan"), ""
+
+
+def associate(
+    first: npt.NDArray[np.float64], second: npt.NDArray[np.float64], tolerance: float
+) -> npt.NDArray[np.int64]:
+    """Find the partner of each time in another list: the closest pairs first, and each time used once.
+
+    Args:
+        first: (N,), seconds, increasing.
+        second: (M,), seconds, increasing.
+        tolerance: Largest difference of a pair, seconds.
+
+    Returns:
+        (N,), index in `second`, -1 without a partner.
+    """
+    reach = max(tolerance, SAME_TIME)
+    begin, end = np.searchsorted(second, first - reach), np.searchsorted(second, first + reach, "right")
+    left = np.repeat(np.arange(len(first)), end - begin)
+    right = np.arange(len(left)) - np.repeat(np.cumsum(end - begin) - (end - begin), end - begin) + begin[left]
+    order = np.argsort(np.abs(first[left] - second[right]), kind="stable")
+    partner, used = np.full(len(first), -1), np.zeros(len(second), bool)
+    for one, other in zip(left[order], right[order], strict=True):
+        if partner[one] < 0 and not used[other]:
+            partner[one], used[other] = other, True
+    return partner
+
+
+def tum_images(folder: Path) -> list[tuple[str, Path]]:
+    """Return the name and the file of each listed image, whether it exists or not, in order of time."""
+    listed = read_list(folder / IMAGES, existing=False)
+    return [(time_name(time), file) for time, file in zip(listed.times.tolist(), listed.files, strict=True)]
+
+
+def open_tum(folder: Path, settings: Settings) -> Sequence:
+    """Open a folder of the TUM RGB-D benchmark: rgb.txt, and if there are any, depth.txt and groundtruth.txt.
+
+    Depth is 16-bit PNG in 1/5000 m, 0 where unknown. Each image gets the depth map closest in time; one without depth,
+    labels or normals is wholly unknown there. The camera is that of camera.json, or the published one of freiburg1 to
+    3 if the folder's name has one of these. Synthetic sequences also have lists of labels (class index + 1, 0
+    unlabeled, NYUv2's 40 classes), normals and edges, and surface.ply.
+
+    Raises:
+        M2HError: A list is damaged, has no image, or the camera is unknown or does not fit.
+    """
+    images = read_list(folder / IMAGES)
+    if not images.files:
+        reason = images.skipped[0] if images.skipped else "the list is empty"
+        raise M2HError(f"{folder / IMAGES}: no image: {reason}")
+    size = common_size(images.files)
+    named = re.search(r"freiburg([123])", folder.resolve().name)
+    known = (FREIBURG[named[1]], (480, 640)) if named else None
+    camera = find_camera(folder, size, settings.intrinsics, known)
+    names = [time_name(time) for time in images.times]
+    poses, about_poses = _poses(folder, settings, images, names)
+    partners: dict[str, dict[str, Path]] = {name: {} for name in names}
+    skipped = [*images.skipped, *about_poses]
+    kinds = [kind for kind in _READ if (folder / f"{kind}.txt").is_file()]
+    for kind in tuple(kinds):
+        lines, complete = _join(folder / f"{kind}.txt", images, partners, settings.tolerance)
+        skipped += lines
+        if kind == "edges" and not complete:  # edges have no value for unknown
+            skipped.append(f"{folder / 'edges.txt'}: does not list all images: edges are not used")
+            kinds.remove(kind)
+    moments = tuple(
+        Moment(name, float(time), pose, (file, *(partners[name][kind] for kind in kinds if kind in partners[name])))
+        for name, time, pose, file in zip(names, images.times, poses, images.files, strict=True)
+    )
+    surface = folder / SURFACE
+    return Sequence(
+        folder,
+        moments,
+        partial(_read, size=size, camera=camera, kinds=kinds, partners=partners),
+        camera,
+        size,
+        tuple(skipped),
+        surface if surface.is_file() else None,
+        NYU40_CLASSES if "labels" in kinds else (),
+    )
+
+
+def _poses(folder: Path, settings: Settings, images: TimedFiles, names: list[str]) -> tuple[Poses, tuple[str, ...]]:
+    path = settings.poses or folder / TRUTH
+    if settings.poses is None and not path.is_file():
+        return [None] * len(names), (f"{path} is missing: the images have no pose",)
+    return settings.poses_at(path, images.times.tolist(), names, folder)
+
+
+def _join(
+    path: Path, images: TimedFiles, partners: dict[str, dict[str, Path]], tolerance: float
+) -> tuple[tuple[str, ...], bool]:
+    """Enter the files of a list as partners of the images; return lines about it, and whether all have a partner."""
+    kind, listed = path.stem, read_list(path)
+    found = associate(images.times, listed.times, tolerance)
+    without = []
+    for name, index in zip(partners, found, strict=True):
+        if index >= 0:
+            partners[name][kind] = listed.files[index]
+        else:
+            without.append(name)
+    return listed.skipped + counted(f"{path}: images without {kind} within {tolerance:g} s", without), not without
+
+
+def _read(
+    moment: Moment, *, size: Size, camera: Intrinsics, kinds: list[str], partners: dict[str, dict[str, Path]]
+) -> Frame:
+    image = read_sized(moment.files[0], size)
+    labels = {_FIELDS.get(kind, kind): _READ[kind](partners[moment.name].get(kind), size) for kind in kinds}
+    return Frame(
+        image,
+        moment.name,
+        intrinsics=camera,
+        timestamp=moment.timestamp,
+        pose=moment.pose,
+        **labels,  # type: ignore[arg-type]
+    )
+
+
+def _depth(file: Path | None, size: Size) -> npt.NDArray[np.float32]:
+    return np.zeros(size, np.float32) if file is None else as_depth(read_depth(file, DEPTH_SCALE), size, str(file))
+
+
+def _labels(file: Path | None, size: Size) -> npt.NDArray[np.uint8]:
+    if file is None:
+        return np.full(size, IGNORE_LABEL, np.uint8)
+    return as_semantics(read_plane(file, "labels"), size, str(file), len(NYU40_CLASSES))
+
+
+def _normals(file: Path | None, size: Size) -> npt.NDArray[np.float32]:
+    return np.zeros((*size, 3), np.float32) if file is None else as_normals(decode_normals(file), size, str(file))
+
+
+def _edges(file: Path | None, size: Size) -> npt.NDArray[np.uint8]:
+    assert file is not None, "edges are used only if every image has them"
+    return as_edges(read_plane(file, "edges"), size, str(file))
+
+
+_READ: dict[str, Callable[[Path | None, Size], npt.NDArray]] = {
+    "depth": _depth,
+    "labels": _labels,
+    "normals": _normals,
+    "edges": _edges,
+}
+#: Fields of Frame that are named differently.
+_FIELDS = {"labels": "semantics"}

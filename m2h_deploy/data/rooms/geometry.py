@@ -226,6 +226,24 @@ def cast(solids: list[Solid], room: Array, camera: Camera) -> tuple[Array, npt.N
     return depth, index, directions
 
 
+def first_hit(solids: list[Solid], room: Array, origin: Array, directions: Array) -> Array:
+    """Compute the distance from one point inside the room to the first surface along each ray.
+
+    Args:
+        solids: the solids in the room.
+        room: size of the room, (3,), meters.
+        origin: (3,), meters, in the world.
+        directions: (..., 3), in the world.
+
+    Returns:
+        (...), in units of the direction's length.
+    """
+    distance = _inside_room(origin, directions, room)[0]
+    for solid in solids:
+        distance = np.minimum(distance, intersect(solid, origin, directions))
+    return distance
+
+
 def groups(index: npt.NDArray[np.int32]) -> Iterator[tuple[int, tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]]:
     """Yield each number in `index` (H, W) with the rows and columns where it occurs."""
     order = np.argsort(index, axis=None, kind="stable")

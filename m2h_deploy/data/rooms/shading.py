@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +15,12 @@ from m2h_deploy.data.rooms.materials import paint
 
 Array = npt.NDArray[np.floating]
 Rng = np.random.Generator
+
+#: Assigns to points (N, 3) of surfaces the points (N, 3) of a lamp, -1..1 of its extent, that their shadow rays go to.
+Jitter = Callable[[Array], Array]
+
+#: Side of the cells of a surface that have one shadow ray in common in a sequence, meters.
+_JITTER_CELL = 0.02
 
 #: Step, in pixels, of the grid that shadows are computed on.
 _SHADOW_STEP = 3
@@ -29,12 +38,43 @@ def _surface_colors(room: Room, hits: Hits) -> tuple[Array, Array, Array]:
     return albedo, glow, gloss
 
 
-def _shadow_map(light: Light, casters: list[Solid], hits: Hits, rng: Rng) -> Array:
+@dataclass(frozen=True)
+class Exposure:
+    """Settings of a camera: what the images of one sequence have in common."""
+
+    gain: float
+    balance: Array
+    """White balance, factors (3,) for red, green and blue."""
+    blur: float
+    """Standard deviation of the lens blur, pixels."""
+    noise: float
+    """Standard deviation of the sensor noise in the dark; full scale is 1."""
+
+
+def random_jitter(rng: Rng) -> Jitter:
+    """Draw other shadow rays for every pixel."""
+    return lambda points: rng.uniform(-1, 1, points.shape)
+
+
+def fixed_jitter(room: Room) -> Jitter:
+    """Tie shadow rays to the surfaces, so that shadows do not flicker when the camera moves."""
+
+    def jitter(points: Array) -> Array:
+        x, y, z = np.floor(points / _JITTER_CELL).astype(np.int64).T
+        size = room.tile.shape[0]
+        rows, columns = (x + 37 * z), (y + 59 * z)
+        lattice = [room.tile[(rows + 43 * n) % size, (columns + 71 * n) % size] for n in range(3)]
+        return 2.0 * np.stack(lattice, axis=-1).astype(np.float64) - 1.0
+
+    return jitter
+
+
+def _shadow_map(light: Light, casters: list[Solid], hits: Hits, jitter: Jitter) -> Array:
     """Compute the share of light (0..1) that reaches each pixel: jittered shadow rays on a coarse grid, smoothed."""
     step = _SHADOW_STEP
     points = (hits.points + 0.012 * hits.normals)[::step, ::step]
-    jitter = rng.uniform(-1, 1, (points.shape[0] * points.shape[1], 3)) * light.spread
-    blocked = shadowed(casters, light.position + jitter, points.reshape(-1, 3))
+    flat = points.reshape(-1, 3)
+    blocked = shadowed(casters, light.position + jitter(flat) * light.spread, flat)
     coarse = 1.0 - blocked.reshape(points.shape[:2]).astype(np.float32)
     coarse = cv2.GaussianBlur(coarse, (0, 0), 1.1)
     height, width = hits.depth.shape
@@ -77,8 +117,22 @@ def _direct(light: Light, hits: Hits, camera: Camera, gloss: Array, lit: Array) 
     return (fall * cosine)[..., None] * light.color, (fall * shine * 1.2)[..., None] * light.color
 
 
-def radiance(room: Room, camera: Camera, hits: Hits, rng: Rng) -> Array:
-    """Compute the linear RGB light (H, W, 3) that arrives at the camera, in arbitrary units."""
+def radiance(
+    room: Room, camera: Camera, hits: Hits, jitter: Jitter, surroundings: float | None = None
+) -> tuple[Array, float]:
+    """Compute the light that arrives at the camera.
+
+    Args:
+        room: the room.
+        camera: the camera.
+        hits: what the camera sees.
+        jitter: chooses the shadow rays.
+        surroundings: mean light on the surfaces, which lamps and windows outshine by a fixed factor; None: that of
+            this view.
+
+    Returns:
+        Linear RGB light (H, W, 3) in arbitrary units, and the mean light on the surfaces of this view.
+    """
     albedo, glow, gloss = _surface_colors(room, hits)
     # Shadows of thin objects on walls, lamp shades and stands are not worth the time.
     casters = [s for s in room.solids if s.half.min() > 0.004 and s.material.glow == 0 and np.prod(s.half) > 6e-6]
@@ -90,34 +144,45 @@ def radiance(room: Room, camera: Camera, hits: Hits, rng: Rng) -> Array:
             continue
         # Only the ceiling light and windows cast shadows, because small lamps are many and weak.
         sharp = number == 0 or light.facing is not None
-        lit = _shadow_map(light, casters, hits, rng) if sharp else np.ones(hits.depth.shape)
+        lit = _shadow_map(light, casters, hits, jitter) if sharp else np.ones(hits.depth.shape)
         d, s = _direct(light, hits, camera, gloss, lit)
         diffuse, shine = diffuse + d, shine + s
-    result: Array = albedo * diffuse + shine + glow * float(np.mean(diffuse)) * 2.2
-    return result
+    mean = float(np.mean(diffuse))
+    result: Array = albedo * diffuse + shine + glow * (mean if surroundings is None else surroundings) * 2.2
+    return result, mean
 
 
-def expose(light: Array, rng: Rng) -> npt.NDArray[np.uint8]:
-    """Convert light to a photograph: auto exposure and white balance with errors, vignette, lens blur, noise, gamma.
+def meter(light: Array) -> float:
+    """Measure the brightness of linear RGB light (H, W, 3) as auto exposure does."""
+    luminance = light @ np.array([0.2126, 0.7152, 0.0722])
+    # Bright windows are limited, so that exposure is metered for the room.
+    return float(np.mean(np.minimum(luminance, 4 * np.median(luminance))))
+
+
+def draw_exposure(metered: float, rng: Rng) -> Exposure:
+    """Draw the settings of a camera with auto exposure and white balance, which both have errors."""
+    gain = 0.24 * float(rng.uniform(0.7, 1.35)) / max(metered, 1e-6)
+    balance = 1.0 + rng.normal(0.0, 0.05, 3)
+    return Exposure(gain, balance, float(rng.uniform(0.45, 0.75)), float(rng.uniform(0.003, 0.012)))
+
+
+def expose(light: Array, exposure: Exposure, rng: Rng) -> npt.NDArray[np.uint8]:
+    """Convert light to a photograph: exposure, white balance, vignette, lens blur, noise, gamma.
 
     Args:
         light: linear RGB (H, W, 3).
-        rng: random generator.
+        exposure: settings of the camera.
+        rng: random generator of the noise.
 
     Returns:
         uint8 (H, W, 3), BGR.
     """
     height, width = light.shape[:2]
-    luminance = light @ np.array([0.2126, 0.7152, 0.0722])
-    # Bright windows are limited, so that exposure is metered for the room.
-    metered = float(np.mean(np.minimum(luminance, 4 * np.median(luminance))))
-    gain = 0.24 * float(rng.uniform(0.7, 1.35)) / max(metered, 1e-6)
-    balance = 1.0 + rng.normal(0.0, 0.05, 3)
     y, x = np.mgrid[0:height, 0:width]
     radius = np.hypot((x - width / 2) / width, (y - height / 2) / width)
-    exposed = light * gain * balance * (1.0 - 0.45 * radius**2)[..., None]
-    exposed = cv2.GaussianBlur(exposed.astype(np.float32), (0, 0), float(rng.uniform(0.45, 0.75)))
-    level = float(rng.uniform(0.003, 0.012))
+    exposed = light * exposure.gain * exposure.balance * (1.0 - 0.45 * radius**2)[..., None]
+    exposed = cv2.GaussianBlur(exposed.astype(np.float32), (0, 0), exposure.blur)
+    level = exposure.noise
     noise = rng.standard_normal(exposed.shape, np.float32) * np.sqrt(level**2 + exposed.clip(0) * level * 0.12)
     exposed = np.clip(exposed + noise, 0.0, None)
     # A soft shoulder prevents windows and lamps from clipping to flat white.

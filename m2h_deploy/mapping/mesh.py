@@ -1,0 +1,130 @@
+"""Triangle meshes with a class for each vertex."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from m2h_deploy.data.classes import IGNORE_LABEL
+from m2h_deploy.errors import M2HError
+from m2h_deploy.files.atomic import library_path, write_bytes
+from m2h_deploy.mapping.open3d import import_open3d
+
+Points = npt.NDArray[np.float64]
+
+_VERTEX = np.dtype([("position", "<f8", 3), ("color", "u1", 3), ("label", "u1")])
+_FACE = np.dtype([("count", "u1"), ("corners", "<i4", 3)])
+
+
+@dataclass(frozen=True, eq=False)
+class SemanticMesh:
+    """Triangle mesh in the world's frame, meters. Triangles are counterclockwise seen from free space."""
+
+    vertices: Points
+    """float64 (N, 3)."""
+    triangles: npt.NDArray[np.int64]
+    """int64 (M, 3), indices of vertices."""
+    labels: npt.NDArray[np.uint8] | None = None
+    """uint8 (N,), class index of each vertex, 255 unlabeled. None: no labels."""
+
+    @staticmethod
+    def empty() -> SemanticMesh:
+        """Make a mesh without triangles."""
+        return SemanticMesh(np.zeros((0, 3)), np.zeros((0, 3), np.int64), np.zeros(0, np.uint8))
+
+    def with_labels(self, labels: npt.NDArray[np.uint8]) -> SemanticMesh:
+        """Return the mesh with other labels."""
+        return replace(self, labels=labels)
+
+    def canonical(self) -> SemanticMesh:
+        """Merge vertices at the same place, drop triangles without area, and sort both; labels are dropped."""
+        vertices, index = np.unique(self.vertices, axis=0, return_inverse=True)
+        triangles = index.reshape(-1)[self.triangles]
+        first = triangles.argmin(axis=1)[:, None]
+        triangles = np.take_along_axis(triangles, (first + np.arange(3)) % 3, axis=1)
+        a, b, c = triangles.T
+        triangles = triangles[(a != b) & (b != c) & (c != a)]
+        triangles = triangles[np.lexsort(triangles.T[::-1])]
+        return SemanticMesh(vertices, triangles.astype(np.int64))
+
+    def areas(self) -> Points:
+        """Compute the area of each triangle, float64 (M,), square meters."""
+        a, b, c = (self.vertices[self.triangles[:, corner]] for corner in range(3))
+        return 0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=1)
+
+    def sample(self, spacing: float = 0.02, *, limit: int = 1_000_000) -> tuple[Points, npt.NDArray[np.uint8] | None]:
+        """Draw points on the surface, uniform by area; the same mesh gives the same points.
+
+        Args:
+            spacing: One point per square of this side, meters.
+            limit: Largest number of points.
+
+        Returns:
+            float64 (S, 3), and the label of the nearest corner of each point's triangle, uint8 (S,).
+        """
+        total = np.cumsum(self.areas())
+        if len(total) == 0 or total[-1] <= 0:
+            return np.zeros((0, 3)), None if self.labels is None else np.zeros(0, np.uint8)
+        count = min(limit, max(1, int(np.ceil(total[-1] / spacing**2))))
+        generator = np.random.default_rng(0)
+        # One point per equal share of the area: less uneven than independent points.
+        chosen = np.searchsorted(total, (np.arange(count) + generator.random(count)) / count * total[-1], side="right")
+        corners = self.triangles[np.minimum(chosen, len(total) - 1)]
+        root, along = np.sqrt(generator.random(count)), generator.random(count)
+        shares = np.stack([1 - root, root * (1 - along), root * along], axis=1)
+        points = np.einsum("sc,sci->si", shares, self.vertices[corners])
+        if self.labels is None:
+            return points, None
+        nearest = np.take_along_axis(corners, shares.argmax(axis=1)[:, None], axis=1)[:, 0]
+        return points, self.labels[nearest]
+
+    def write(self, path: str | os.PathLike[str], palette: npt.NDArray[np.uint8]) -> None:
+        """Write the mesh as binary PLY, with the colors of the classes (RGB, uint8 (C, 3)) and the property `label`.
+
+        Unlabeled vertices are gray. Raises M2HError if the file cannot be written.
+        """
+        labels = self.labels if self.labels is not None else np.full(len(self.vertices), IGNORE_LABEL, np.uint8)
+        vertices = np.zeros(len(self.vertices), _VERTEX)
+        vertices["position"], vertices["label"] = self.vertices, labels
+        vertices["color"] = label_colors(labels, palette)
+        faces = np.zeros(len(self.triangles), _FACE)
+        faces["count"], faces["corners"] = 3, self.triangles
+        header = [
+            "ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}",
+            *(f"property double {name}" for name in "xyz"),
+            *(f"property uchar {name}" for name in ("red", "green", "blue", "label")),
+            f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header", "",
+        ]  # fmt: skip
+        write_bytes(path, "\n".join(header).encode() + vertices.tobytes() + faces.tobytes())
+
+
+def label_colors(labels: npt.NDArray[np.uint8], palette: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the color of each label, uint8 (N, 3), RGB; gray for a label that the palette lacks."""
+    colors = np.full((256, 3), 128, np.uint8)
+    colors[: min(len(palette), IGNORE_LABEL)] = palette[:IGNORE_LABEL]
+    return colors[labels]
+
+
+def read_mesh(path: str | os.PathLike[str]) -> SemanticMesh:
+    """Read a triangle mesh that Open3D reads, and a PLY file's vertex property `label`.
+
+    Raises:
+        M2HError: The file cannot be read or has no triangles.
+    """
+    open3d = import_open3d()
+    with library_path(path) as name, open3d.utility.VerbosityContextManager(open3d.utility.VerbosityLevel.Error):
+        try:
+            found = open3d.t.io.read_triangle_mesh(name)
+            cloud = open3d.t.io.read_point_cloud(name)
+        except RuntimeError:
+            found = None
+    if found is None or "positions" not in found.vertex or "indices" not in found.triangle:
+        raise M2HError(f"{path}: not a triangle mesh that Open3D reads: give a PLY file with faces")
+    vertices = found.vertex.positions.numpy().astype(np.float64)
+    labels = None
+    if "label" in cloud.point and len(cloud.point.label) == len(vertices):
+        labels = cloud.point.label.numpy().reshape(-1).clip(0, 255).astype(np.uint8)
+    return SemanticMesh(vertices, found.triangle.indices.numpy().astype(np.int64), labels)

@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from m2h_deploy.data.frame import Pose
+from m2h_deploy.data.sequence import Moment, Sequence
 from m2h_deploy.data.sequences.open import sequence_images
 from m2h_deploy.errors import M2HError, one_line
 from m2h_deploy.files.images import decode_picture, image_files, read_image
@@ -40,6 +42,10 @@ class SourceFrame:
     name: str
     image: NDArray[np.uint8]
     """uint8 (H, W, 3) BGR."""
+    timestamp: float | None = None
+    """Time of the image, seconds, if the source knows it."""
+    pose: Pose | None = None
+    """Camera to world, float64 (4, 4), meters, if the source knows it."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,19 @@ def _folder(path: Path) -> Source:
     images = folder_images(path)
     names = {name for name, _ in images}
     return Source(len(images), lambda: (read_item(name, file) for name, file in images), names=names)
+
+
+def sequence_source(sequence: Sequence) -> Source:
+    """Return the images of a sequence as a source whose frames have times and poses."""
+
+    def read(moment: Moment) -> Item:
+        try:
+            return SourceFrame(moment.name, sequence.read(moment).image, moment.timestamp, moment.pose)
+        except M2HError as error:
+            return error
+
+    names = {moment.name for moment in sequence.moments}
+    return Source(len(sequence), lambda: map(read, sequence.moments), rate=sequence.rate or None, names=names)
 
 
 def _camera(what: str) -> Source:

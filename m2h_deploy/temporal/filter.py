@@ -21,7 +21,7 @@ from m2h_deploy.temporal.warp import Warp, motion_between
 Array = NDArray[np.float32]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Past:
     """Fused result of the frame before; arrays are (H, W) or more."""
 
@@ -120,46 +120,68 @@ class TemporalFilter:
         return self._warp
 
     def _fuse(self, prediction: Prediction, pose: Pose, timestamp: float, warp: Warp) -> Prediction:
-        settings = self.settings
+        present = self._measure(prediction, pose, timestamp)
+        past = self._usable(pose, timestamp)
+        if past is None:
+            self._past = present
+            return prediction
+        motion = motion_between(past.pose, pose)
+        warped, source = warp.forward(past.depth, motion)
+        if not self._scale.update(present.depth, warped):
+            self._drop("past and present differ")
+            self._past = present
+            return prediction
+        same, gain = self._fuse_depth(present, past, warped, source)
+        valid = present.weight > 0
         assert prediction.depth is not None
+        depth = np.where(valid, present.depth, prediction.depth)
+        labels, normals = prediction.semantics, prediction.normals
+        if labels is not None and present.labels is not None and past.labels is not None:
+            votes = past.labels[-(self.settings.history_size - 1) :].reshape(-1, labels.size)
+            seen = np.take(votes, source, axis=1)
+            seen |= np.where(same, np.uint8(0), np.uint8(NONE))
+            present.labels = np.concatenate([seen, present.labels])
+            labels = np.where(valid, vote(present.labels, self.settings.label_min_votes), labels)
+        if normals is not None and past.normals is not None:
+            normals = _average(normals, np.take(past.normals.reshape(-1, 3), source, axis=0), motion, gain)
+            present.normals = normals.copy()
+        self._past = present
+        return Prediction(depth, labels, normals, prediction.edges)
+
+    def _measure(self, prediction: Prediction, pose: Pose, timestamp: float) -> _Past:
+        """Return one frame as a past without anything before it."""
+        settings = self.settings
         depth, labels, normals = prediction.depth, prediction.semantics, prediction.normals
+        assert depth is not None
         valid = (depth >= settings.min_depth) & (depth <= settings.max_depth)
         if settings.dynamic_labels and labels is not None:
             valid &= ~np.isin(labels, settings.dynamic_labels)
-        measured = np.where(valid, depth, np.float32(0))
-        weight = valid.astype(np.float32)
-        history = None if labels is None else np.where(valid, labels, np.uint8(NONE))[None]
-        past = self._usable(pose, timestamp)
-        if past is not None:
-            motion = motion_between(past.pose, pose)
-            warped, source = warp.forward(past.depth, motion)
-            if not self._scale.update(measured, warped):
-                self._drop("past and present differ")
-                past = None
-        if past is None:
-            self._past = _Past(pose, timestamp, measured, weight, history, normals)
-            return prediction
-        measured *= np.float32(np.exp(-settings.scale_gain * self._scale.value))
-        gate = np.maximum(np.float32(settings.depth_gate_rel) * measured, np.float32(settings.depth_gate_abs))
-        same = (np.abs(warped - measured) <= gate) & (warped > 0) & valid
+        return _Past(
+            pose,
+            timestamp,
+            np.where(valid, depth, np.float32(0)),
+            valid.astype(np.float32),
+            None if labels is None else np.where(valid, labels, np.uint8(NONE))[None],
+            # A copy, because the caller may write to the arrays of a prediction.
+            None if normals is None else normals.copy(),
+        )
+
+    def _fuse_depth(
+        self, present: _Past, past: _Past, warped: Array, source: NDArray[np.int64]
+    ) -> tuple[NDArray[np.bool_], Array]:
+        """Fuse the depth of `present`; return the pixels that the past supports, and the weight of the past there."""
+        settings, depth, weight = self.settings, present.depth, present.weight
+        depth *= np.float32(np.exp(-settings.scale_gain * self._scale.value))
+        gate = np.maximum(np.float32(settings.depth_gate_rel) * depth, np.float32(settings.depth_gate_abs))
+        same = (np.abs(warped - depth) <= gate) & (warped > 0) & (weight > 0)
         self.support = float(np.count_nonzero(same)) / same.size
         before = np.take(past.weight, source)
         before *= same
         before /= 1 + np.float32(self._noise) * before
-        weight += before
-        gain = np.divide(before, weight, out=before, where=weight > 0)
-        measured += gain * (warped - measured)
-        fused = np.where(valid, measured, depth)
-        if history is not None and labels is not None and past.labels is not None:
-            kept = past.labels[-(settings.history_size - 1) :].reshape(-1, labels.size)
-            seen = np.take(kept, source, axis=1)
-            seen |= np.where(same, np.uint8(0), np.uint8(NONE))
-            history = np.concatenate([seen, history])
-            labels = np.where(valid, vote(history, settings.label_min_votes), labels)
-        if normals is not None and past.normals is not None:
-            normals = _average(normals, np.take(past.normals.reshape(-1, 3), source, axis=0), motion, gain)
-        self._past = _Past(pose, timestamp, measured, weight, history, normals)
-        return Prediction(fused, labels, normals, prediction.edges)
+        present.weight = weight + before
+        gain = np.divide(before, present.weight, out=before, where=present.weight > 0)
+        depth += gain * (warped - depth)
+        return same, gain
 
     def _usable(self, pose: Pose, timestamp: float) -> _Past | None:
         """Return the past, unless it is too old or the camera jumped."""

@@ -30,8 +30,10 @@ def vote(history: Labels, least: int) -> Labels:
             votes[older] += same
     votes[:-1] *= votes[:-1] >= least
     # One number holds votes, whether the label is the present one, and the label: the largest of them decides.
-    ranks = votes.astype(np.uint16) * 2
+    ranks: NDArray[np.uint16] = votes.astype(np.uint16) * np.uint16(2)
     ranks[-1] += 1
     ranks *= history != NONE
-    ranks = (ranks << 8) | history
-    return (ranks.max(axis=0) & 255).astype(np.uint8)
+    np.left_shift(ranks, 8, out=ranks)
+    ranks |= history
+    winner: Labels = (ranks.max(axis=0) & 255).astype(np.uint8)
+    return winner

@@ -45,7 +45,9 @@ rerun_option = partial(typer.Option, rich_help_panel="Rerun")
 @app.command()
 def run(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    source: Annotated[str, typer.Argument(help="Image, folder of images, video file, camera index, or rtsp://...")],
+    source: Annotated[
+        str, typer.Argument(help="Image, folder of images, sequence, video file, camera index, or rtsp://...")
+    ],
     limit: Annotated[int | None, typer.Option(metavar="N", help="Stop after this many frames.", min=1)] = None,
     output: Annotated[Path, result_option("-o", "--output", metavar="FOLDER", help="Folder for the results.")] = (
         Path("out")

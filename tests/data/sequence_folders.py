@@ -27,11 +27,11 @@ def picture(index: int, size: tuple[int, int] = SIZE) -> np.ndarray:
 
 
 def write_tum(root: Path, count: int = 4, step: float = 0.1, *, poses: str | None = None) -> Path:
-    """Write a sequence of `count` images that moves along x at 1 m/s; image i has depth 1 + i meters and label i."""
+    """Write a sequence of `count` images that moves along x at 1 m/s; image i < 10 has depth 1 + i m and label i."""
     names = [f"{START + step * index:.6f}" for index in range(count)]
     for index, name in enumerate(names):
         png(root / "rgb" / f"{name}.png", picture(index))
-        png(root / "depth" / f"{name}.png", np.full(SIZE, 5000 * (1 + index), np.uint16))
+        png(root / "depth" / f"{name}.png", np.full(SIZE, 5000 * (1 + index % 10), np.uint16))
         png(root / "labels" / f"{name}.png", np.full(SIZE, index, np.uint8))
     for kind in ("rgb", "depth", "labels"):
         lines = [f"{name} {kind}/{name}.png" for name in names]

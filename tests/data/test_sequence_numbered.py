@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m2h_deploy.data import open_dataset
+from m2h_deploy.data import NYU40_CLASSES, open_dataset
 from m2h_deploy.data.frame import Intrinsics
 from m2h_deploy.data.sequence import Sequence
 from m2h_deploy.data.sequences import open_sequence
@@ -126,6 +126,31 @@ def test_depth_is_looked_up_at_the_same_viewing_ray() -> None:
     assert np.abs(1 / brought[known] - 1 / expected[known]).max() <= 0.05 / 160 + 0.04 / 164 + 1e-6
     outside = np.abs((np.arange(205) - camera.cx) / camera.fx * sensor.fx + sensor.cx - 47.5) > 48
     assert outside.any() and not known[:, outside].any()
+
+
+TABLE = "id\traw_category\tcategory\tcount\tnyu40id\n1\twall\twall\t9\t1\n1191\tmug\tcup\t2\t40\n7\tghost\tghost\t1\t\n"
+
+
+def test_labels_of_scannet_need_the_list_that_states_their_classes(tmp_path: Path) -> None:
+    root = write_scannet(tmp_path / "scans" / "scene0000_00", 2)
+    labels = np.full(SIZE, 1191, np.uint16)
+    labels[0, :3] = 0, 1, 7
+    png(root / "label-filt" / "0.png", labels)
+    sequence = open_sequence(root)
+    assert sequence[0].semantics is None and sequence.class_names == ()
+    assert sequence.skipped[0].startswith(f"{root}/label-filt: not used without scannetv2-labels.combined.tsv")
+    (tmp_path / "scannetv2-labels.combined.tsv").write_text(TABLE)
+    sequence = open_sequence(root)
+    first, second = sequence[0].semantics, sequence[1].semantics
+    assert first is not None and first[0, :3].tolist() == [255, 0, 255] and (first[1:] == 39).all()
+    assert second is not None and (second == 255).all() and sequence.class_names == NYU40_CLASSES
+    assert sequence.skipped == (f"{root}: images without semantics: 1, the first 000001",)
+    png(root / "label-filt" / "1.png", labels + np.uint16(1))
+    with pytest.raises(M2HError, match=r"label-filt/1\.png: label 1192, but .* ends at 1191"):
+        _ = open_sequence(root)[1]
+    (tmp_path / "scannetv2-labels.combined.tsv").write_text("id\tname\n1\twall\n")
+    with pytest.raises(M2HError, match="expected columns 'id' and 'nyu40id'"):
+        open_sequence(root)
 
 
 @pytest.mark.parametrize("place", ["{0}/a_vh_clean_2.ply", "{0}_vh_clean_2.ply", "{1}/{2}_vh_clean_2.ply"])

@@ -94,6 +94,14 @@ def test_an_image_without_depth_has_unknown_depth_and_is_counted(tmp_path: Path)
     assert (open_sequence(root, tolerance=0.05)[1].depth == 2).all()
 
 
+def test_depth_of_another_recording_is_reported_and_not_used(tmp_path: Path) -> None:
+    root = write_tum(tmp_path)
+    (root / "depth.txt").write_text((root / "depth.txt").read_text().replace("\n10", "\n20"))
+    sequence = open_sequence(root)
+    assert sequence[0].depth is None
+    assert sequence.skipped == (f"{root}/depth.txt: images without depth within 0.02 s: 4, the first 1000.000000",)
+
+
 def test_only_images_are_needed(tmp_path: Path) -> None:
     root = write_tum(tmp_path)
     for name in ("depth.txt", "labels.txt", "groundtruth.txt"):

@@ -1,19 +1,19 @@
-"""Sequences of numbered files: an image, a depth map and the matrix of a pose for each number, without time stamps."""
+"""Sequences of numbered files: an image, its labels and the matrix of a pose for each number, without time stamps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from m2h_deploy.data.conversion import Size, as_depth
-from m2h_deploy.data.frame import Frame, Intrinsics, Pose
-from m2h_deploy.data.sequence import Moment, Sequence
-from m2h_deploy.data.sequences.images import read_sized
+from m2h_deploy.data.classes import NYU40_CLASSES
+from m2h_deploy.data.conversion import Size
+from m2h_deploy.data.frame import Intrinsics, Pose
+from m2h_deploy.data.sequence import Sequence
 from m2h_deploy.data.sequences.lines import counted
+from m2h_deploy.data.sequences.planes import Planes, frame_reader, moments
 from m2h_deploy.data.sequences.settings import Poses, Settings
 from m2h_deploy.data.sequences.trajectory import rigid
 
@@ -23,47 +23,43 @@ RATE = 30.0
 
 @dataclass(frozen=True)
 class Numbered:
-    """The files of one number, whether they exist or not."""
+    """An image and its number; the names of other files follow from the name of the image."""
 
     number: int
     name: str
+    """Name of the frame."""
     image: Path
-    depth: Path
     pose: Path
+    """Its matrix, whether the file exists or not."""
 
 
 def open_numbered(
-    folder: Path,
-    frames: list[Numbered],
-    settings: Settings,
-    camera: Intrinsics,
-    size: Size,
-    read: Callable[[Path], npt.NDArray[np.float32]],
-    surface: Path | None = None,
+    folder: Path, frames: list[Numbered], settings: Settings, camera: Intrinsics, size: Size, labels: list[Planes]
 ) -> Sequence:
-    """Assemble a sequence of at least one frame, in the order of the numbers; `read` reads a depth map in meters."""
+    """Assemble a sequence of at least one frame; labels may have names of files that do not exist."""
     rate = settings.rate or RATE
     times, names = [frame.number / rate for frame in frames], [frame.name for frame in frames]
     if settings.poses is not None:
         poses, lines = settings.poses_at(settings.poses, times, names, folder)
     else:
         poses, lines = matrix_poses(frames, folder)
-    depths = {frame.name: frame.depth for frame in frames if frame.depth.is_file()}
-    if depths:
-        lines += counted(f"{folder}: images without depth", [name for name in names if name not in depths])
-    moments = tuple(
-        Moment(frame.name, time, pose, (frame.image, *([frame.depth] if frame.name in depths else [])))
-        for frame, time, pose in zip(frames, times, poses, strict=True)
+    known = []
+    for planes in labels:
+        files = {name: file for name, file in planes.files.items() if file.is_file()}
+        if files:
+            without = [name for name in names if name not in files]
+            lines += counted(f"{folder}: images without {planes.field}", without)
+            known.append(replace(planes, files=files))
+    images = [frame.image for frame in frames]
+    return Sequence(
+        folder,
+        moments(names, times, poses, images, known),
+        frame_reader(camera, size, known),
+        camera,
+        size,
+        lines,
+        class_names=NYU40_CLASSES if any(planes.field == "semantics" for planes in known) else (),
     )
-
-    def frame_of(moment: Moment) -> Frame:
-        image, depth = read_sized(moment.files[0], size), None
-        if depths:
-            file = depths.get(moment.name)
-            depth = np.zeros(size, np.float32) if file is None else as_depth(read(file), size, str(file))
-        return Frame(image, moment.name, depth=depth, intrinsics=camera, timestamp=moment.timestamp, pose=moment.pose)
-
-    return Sequence(folder, moments, frame_of, camera, size, lines, surface)
 
 
 def matrix_poses(frames: list[Numbered], folder: Path) -> tuple[Poses, tuple[str, ...]]:

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from m2h_deploy.data.conversion import Size, as_depth
 from m2h_deploy.data.frame import Intrinsics
 from m2h_deploy.data.sequence import Sequence
 from m2h_deploy.data.sequences.camera import find_camera
 from m2h_deploy.data.sequences.images import common_size, read_depth
 from m2h_deploy.data.sequences.numbered import Numbered, open_numbered
+from m2h_deploy.data.sequences.planes import Planes
 from m2h_deploy.data.sequences.settings import Settings
 
 #: Camera that the data set recommends, for images of 640x480.
@@ -41,14 +43,12 @@ def open_seven_scenes(folder: Path, settings: Settings) -> Sequence:
     images = seven_scenes_images(folder)
     size = common_size(file for _, file in images)
     camera = find_camera(folder, size, settings.intrinsics, (CAMERA, (480, 640)))
-    frames = [
-        Numbered(int(name[6:]), name, file, folder / f"{name}.depth.png", folder / f"{name}.pose.txt")
-        for name, file in images
-    ]
-    return open_numbered(folder, frames, settings, camera, size, _depth)
+    frames = [Numbered(int(name[6:]), name, file, folder / f"{name}.pose.txt") for name, file in images]
+    depth = Planes("depth", {name: folder / f"{name}.depth.png" for name, _ in images}, _depth)
+    return open_numbered(folder, frames, settings, camera, size, [depth])
 
 
-def _depth(file: Path) -> npt.NDArray[np.float32]:
+def _depth(file: Path, size: Size) -> npt.NDArray[np.float32]:
     depth = read_depth(file, 1000.0)
     depth[depth == np.float32(INVALID) / np.float32(1000.0)] = 0
-    return depth
+    return as_depth(depth, size, str(file))

@@ -98,8 +98,8 @@ def read_trajectory(path: Path) -> Trajectory:
     table = table[np.argsort(table[:, 0], kind="stable")]
     repeated = np.diff(table[:, 0], prepend=-np.inf) < SAME_TIME
     repeats, table = table[repeated], table[~repeated]
-    length = np.linalg.norm(table[:, 4:], axis=1)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
+        length = np.linalg.norm(table[:, 4:], axis=1)
         valid = np.isfinite(table).all(axis=1) & (np.abs(length - 1) <= ROUNDING)
     if not valid.any():
         raise M2HError(f"{path}: no usable pose among {len(rows)} lines of 'timestamp tx ty tz qx qy qz qw'")
@@ -153,7 +153,7 @@ def pose_matrices(positions: Floats, quaternions: Floats) -> Floats:
 
 def rigid(matrix: Floats) -> Pose | None:
     """Return a matrix as a rigid transform, with rounding removed from its rotation; None if it is far from one."""
-    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or np.abs(matrix[:3, :3]).max() > 2:
         return None
     rotation = matrix[:3, :3]
     off = np.abs(rotation.T @ rotation - np.eye(3)).max()
@@ -176,7 +176,8 @@ def jumps(sequence: Sequence) -> list[int]:
         return []
     times, poses = np.array([time for _, time, _ in posed]), np.array([pose for _, _, pose in posed])
     step = np.diff(times)
-    distance = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1)
+    with np.errstate(over="ignore"):
+        distance = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1)
     trace = np.einsum("nij,nij->n", poses[:-1, :3, :3], poses[1:, :3, :3])
     turn = np.degrees(np.arccos(np.clip((trace - 1) / 2, -1, 1)))
     fast = (distance > FASTEST * step) | (turn > FASTEST_TURN * step)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from m2h_deploy.data.classes import IGNORE_LABEL, NYU40_CLASSES
+from m2h_deploy.data.classes import NYU40_CLASSES
 from m2h_deploy.data.conversion import Size, as_depth, as_edges, as_normals, as_semantics, decode_normals
-from m2h_deploy.data.frame import Frame, Intrinsics
-from m2h_deploy.data.sequence import Moment, Sequence
+from m2h_deploy.data.frame import Intrinsics
+from m2h_deploy.data.sequence import Sequence
 from m2h_deploy.data.sequences.camera import find_camera
-from m2h_deploy.data.sequences.images import common_size, read_depth, read_sized
+from m2h_deploy.data.sequences.images import common_size, read_depth
 from m2h_deploy.data.sequences.lines import counted, data_lines
+from m2h_deploy.data.sequences.planes import Planes, frame_reader, moments
 from m2h_deploy.data.sequences.settings import Poses, Settings
 from m2h_deploy.data.sequences.trajectory import SAME_TIME
 from m2h_deploy.errors import M2HError
@@ -149,29 +149,17 @@ def open_tum(folder: Path, settings: Settings) -> Sequence:
     camera = find_camera(folder, size, settings.intrinsics, known)
     names = [time_name(time) for time in images.times]
     poses, about_poses = _poses(folder, settings, images, names)
-    partners: dict[str, dict[str, Path]] = {name: {} for name in names}
-    skipped = [*images.skipped, *about_poses]
-    kinds = [kind for kind in _READ if (folder / f"{kind}.txt").is_file()]
-    for kind in tuple(kinds):
-        lines, complete = _join(folder / f"{kind}.txt", images, partners, settings.tolerance)
-        skipped += lines
-        if kind == "edges" and not complete:  # edges have no value for unknown
-            skipped.append(f"{folder / 'edges.txt'}: does not list all images: edges are not used")
-            kinds.remove(kind)
-    moments = tuple(
-        Moment(name, float(time), pose, (file, *(partners[name][kind] for kind in kinds if kind in partners[name])))
-        for name, time, pose, file in zip(names, images.times, poses, images.files, strict=True)
-    )
+    labels, about_labels = _labels_of(folder, images, names, settings.tolerance)
     surface = folder / SURFACE
     return Sequence(
         folder,
-        moments,
-        partial(_read, size=size, camera=camera, kinds=kinds, partners=partners),
+        moments(names, images.times.tolist(), poses, list(images.files), labels),
+        frame_reader(camera, size, labels),
         camera,
         size,
-        tuple(skipped),
+        images.skipped + about_poses + about_labels,
         surface if surface.is_file() else None,
-        NYU40_CLASSES if "labels" in kinds else (),
+        NYU40_CLASSES if any(planes.field == "semantics" for planes in labels) else (),
     )
 
 
@@ -182,60 +170,47 @@ def _poses(folder: Path, settings: Settings, images: TimedFiles, names: list[str
     return settings.poses_at(path, images.times.tolist(), names, folder)
 
 
-def _join(
-    path: Path, images: TimedFiles, partners: dict[str, dict[str, Path]], tolerance: float
-) -> tuple[tuple[str, ...], bool]:
-    """Enter the files of a list as partners of the images; return lines about it, and whether all have a partner."""
-    kind, listed = path.stem, read_list(path)
-    found = associate(images.times, listed.times, tolerance)
-    without = []
-    for name, index in zip(partners, found, strict=True):
-        if index >= 0:
-            partners[name][kind] = listed.files[index]
-        else:
-            without.append(name)
-    return listed.skipped + counted(f"{path}: images without {kind} within {tolerance:g} s", without), not without
+def _labels_of(
+    folder: Path, images: TimedFiles, names: list[str], tolerance: float
+) -> tuple[list[Planes], tuple[str, ...]]:
+    """Join each list of labels with the images; return them and lines about them."""
+    labels, skipped = [], []
+    for kind, (field, read) in _READ.items():
+        path = folder / f"{kind}.txt"
+        if not path.is_file():
+            continue
+        listed = read_list(path)
+        found = associate(images.times, listed.times, tolerance)
+        files = {name: listed.files[index] for name, index in zip(names, found, strict=True) if index >= 0}
+        without = [name for name in names if name not in files]
+        skipped += [*listed.skipped, *counted(f"{path}: images without {kind} within {tolerance:g} s", without)]
+        if field == "edges" and without:  # edges have no value for unknown
+            skipped.append(f"{path}: does not list all images: edges are not used")
+        elif files:
+            labels.append(Planes(field, files, read))
+    return labels, tuple(skipped)
 
 
-def _read(
-    moment: Moment, *, size: Size, camera: Intrinsics, kinds: list[str], partners: dict[str, dict[str, Path]]
-) -> Frame:
-    image = read_sized(moment.files[0], size)
-    labels = {_FIELDS.get(kind, kind): _READ[kind](partners[moment.name].get(kind), size) for kind in kinds}
-    return Frame(
-        image,
-        moment.name,
-        intrinsics=camera,
-        timestamp=moment.timestamp,
-        pose=moment.pose,
-        **labels,  # type: ignore[arg-type]
-    )
+def _depth(file: Path, size: Size) -> npt.NDArray[np.float32]:
+    return as_depth(read_depth(file, DEPTH_SCALE), size, str(file))
 
 
-def _depth(file: Path | None, size: Size) -> npt.NDArray[np.float32]:
-    return np.zeros(size, np.float32) if file is None else as_depth(read_depth(file, DEPTH_SCALE), size, str(file))
-
-
-def _labels(file: Path | None, size: Size) -> npt.NDArray[np.uint8]:
-    if file is None:
-        return np.full(size, IGNORE_LABEL, np.uint8)
+def _labels(file: Path, size: Size) -> npt.NDArray[np.uint8]:
     return as_semantics(read_plane(file, "labels"), size, str(file), len(NYU40_CLASSES))
 
 
-def _normals(file: Path | None, size: Size) -> npt.NDArray[np.float32]:
-    return np.zeros((*size, 3), np.float32) if file is None else as_normals(decode_normals(file), size, str(file))
+def _normals(file: Path, size: Size) -> npt.NDArray[np.float32]:
+    return as_normals(decode_normals(file), size, str(file))
 
 
-def _edges(file: Path | None, size: Size) -> npt.NDArray[np.uint8]:
-    assert file is not None, "edges are used only if every image has them"
+def _edges(file: Path, size: Size) -> npt.NDArray[np.uint8]:
     return as_edges(read_plane(file, "edges"), size, str(file))
 
 
-_READ: dict[str, Callable[[Path | None, Size], npt.NDArray]] = {
-    "depth": _depth,
-    "labels": _labels,
-    "normals": _normals,
-    "edges": _edges,
+#: For each list, the field of a frame and how its files are read.
+_READ: dict[str, tuple[str, Callable[[Path, Size], npt.NDArray]]] = {
+    "depth": ("depth", _depth),
+    "labels": ("semantics", _labels),
+    "normals": ("normals", _normals),
+    "edges": ("edges", _edges),
 }
-#: Fields of Frame that are named differently.
-_FIELDS = {"labels": "semantics"}

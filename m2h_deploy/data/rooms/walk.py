@@ -14,7 +14,8 @@ from m2h_deploy.data.rooms.geometry import Camera, Hits, look
 from m2h_deploy.data.rooms.layout import make_room
 from m2h_deploy.data.rooms.path import CameraPath
 from m2h_deploy.data.rooms.render import check_room, label_view, room_intrinsics, see
-from m2h_deploy.data.rooms.shading import Exposure, draw_exposure, expose, fixed_jitter, meter, radiance
+from m2h_deploy.data.rooms.shading import Exposure, draw_exposure, expose, meter, radiance
+from m2h_deploy.data.rooms.shadows import fixed_shadows, random_shadows
 from m2h_deploy.errors import M2HError
 
 Array = npt.NDArray[np.floating]
@@ -84,7 +85,7 @@ class RoomWalk:
         self.room = make_room(self._random(_ROOM))
         self.intrinsics: Intrinsics = room_intrinsics(height, width)
         self._path = CameraPath(self.room, self._random(_PATH))
-        self._jitter = fixed_jitter(self.room)
+        self._shadows = fixed_shadows(self.room)
         self._surroundings, self._settings = self._meter()
         self._waves = self._random(_WAVES).uniform(0.0, 1.0, (2, 2))
 
@@ -131,17 +132,19 @@ class RoomWalk:
         return look(position, turn, self.intrinsics, self.size)
 
     def _light(self, camera: Camera, hits: Hits) -> Array:
-        return radiance(self.room, camera, hits, self._jitter, self._surroundings)[0]
+        return radiance(self.room, camera, hits, self._shadows, self._surroundings)[0]
 
     def _meter(self) -> tuple[float, Exposure]:
         """Measure the mean light on the surfaces, and set the camera, on a few views along the path."""
+        rng = self._random(_CAMERA)
+        shadows = random_shadows(self.room, rng)
         lights, means = [], []
         for time in _METERED_TIMES:
             camera = look(*self._path.at(float(time)), room_intrinsics(*_METERED_SIZE), _METERED_SIZE)
-            light, mean = radiance(self.room, camera, see(self.room, camera), self._jitter)
+            light, mean = radiance(self.room, camera, see(self.room, camera), shadows)
             lights.append(light)
             means.append(mean)
-        exposure = draw_exposure(meter(np.concatenate(lights)), self._random(_CAMERA))
+        exposure = draw_exposure(meter(np.concatenate(lights)), rng)
         if self.effects.noise:
             exposure = replace(exposure, noise=exposure.noise * _NOISE)
         return float(np.mean(means)), exposure

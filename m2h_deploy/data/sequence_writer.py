@@ -17,7 +17,7 @@ from m2h_deploy.data.nyuv2_writer import Progress, write_room_png
 from m2h_deploy.data.rooms.mesh import room_mesh
 from m2h_deploy.data.rooms.walk import RoomWalk
 from m2h_deploy.errors import M2HError
-from m2h_deploy.files.atomic import whole_folder, write_text
+from m2h_deploy.files.atomic import check_whole_folder, whole_folder, write_text
 from m2h_deploy.files.ply import write_ply
 
 T = TypeVar("T")
@@ -86,6 +86,7 @@ def write_sequence(
 def check_sequence_place(folder: Path, *, overwrite: bool = False) -> None:
     """Raise M2HError if a sequence may not be written to `folder`: only an earlier sequence is ever replaced."""
     if not folder.is_dir():
+        check_whole_folder(folder)
         return
     found = {entry.name for entry in folder.iterdir()}
     if not found:

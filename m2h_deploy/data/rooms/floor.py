@@ -59,11 +59,11 @@ class FreeFloor:
 
     def clearance(self, points: Array) -> Array:
         """Compute the horizontal distance (...) of points (..., 2) to the nearest wall or footprint, meters."""
-        nearest: Array = np.minimum(points, self._size - points).min(axis=-1)
-        for center, axes, half in zip(self._centers, self._axes, self._halves, strict=True):
-            beyond = np.maximum(np.abs((points - center) @ axes) - half, 0.0)
-            nearest = np.minimum(nearest, np.hypot(beyond[..., 0], beyond[..., 1]))
-        return nearest
+        walls = np.minimum(points, self._size - points).min(axis=-1)
+        local = np.einsum("...fi,fij->...fj", points[..., None, :] - self._centers, self._axes)
+        beyond = np.maximum(np.abs(local) - self._halves, 0.0)
+        nearest: Array = np.hypot(beyond[..., 0], beyond[..., 1]).min(axis=-1, initial=np.inf)
+        return np.minimum(walls, nearest)
 
     def place(self, cell: npt.NDArray[np.integer]) -> Array:
         """Return the middle of a grid cell, (2,), meters."""

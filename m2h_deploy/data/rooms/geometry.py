@@ -226,8 +226,10 @@ def cast(solids: list[Solid], room: Array, camera: Camera) -> tuple[Array, npt.N
     return depth, index, directions
 
 
-def first_hit(solids: list[Solid], room: Array, origin: Array, directions: Array) -> Array:
-    """Compute the distance from one point inside the room to the first surface along each ray.
+def first_hit(
+    solids: list[Solid], room: Array, origin: Array, directions: Array
+) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """Find the first surface along each ray from one point inside the room.
 
     Args:
         solids: the solids in the room.
@@ -236,12 +238,13 @@ def first_hit(solids: list[Solid], room: Array, origin: Array, directions: Array
         directions: (..., 3), in the world.
 
     Returns:
-        (...), in units of the direction's length.
+        Distance (...) in units of the direction's length, and whether the surface is a solid's (...).
     """
-    distance = _inside_room(origin, directions, room)[0]
+    limit = _inside_room(origin, directions, room)[0]
+    distance = limit
     for solid in solids:
         distance = np.minimum(distance, intersect(solid, origin, directions))
-    return distance
+    return distance, distance < limit
 
 
 def groups(index: npt.NDArray[np.int32]) -> Iterator[tuple[int, tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]]:

@@ -42,7 +42,7 @@ class CameraPath:
         self._height = float(rng.uniform(*_HEIGHT))
         self._speed = float(rng.uniform(*_SPEED))
         self._turn = float(np.radians(rng.uniform(*_TURN)))
-        self._pitch = float(-0.14 - 0.12 * (self._height - 1.2) + rng.uniform(-0.04, 0.04))
+        self._pitch = float(-0.19 - 0.12 * (self._height - 1.2) + rng.uniform(-0.04, 0.04))
         self._waves = [(2 * np.pi / rng.uniform(4, 9), rng.uniform(0, 2 * np.pi)) for _ in range(3)]
         self._floor = FreeFloor(room, self._height, _WAY_CLEARANCE)
         self._goals = [self._floor.cells[rng.integers(len(self._floor.cells))]]
@@ -69,12 +69,13 @@ class CameraPath:
         return _filtered(self._places, own, _MOVE_FILTER)
 
     def _walk_on(self) -> None:
-        """Append the way to a new goal: the one of several that is farthest from the last ones."""
-        cells = self._floor.cells
-        candidates = cells[self._rng.integers(len(cells), size=8)]
+        """Append the way to a new goal: the one of several that is farthest from the last ones and from furniture."""
+        floor = self._floor
+        candidates = floor.cells[self._rng.integers(len(floor.cells), size=8)]
         recent = np.array(self._goals[-4:])
-        apart = np.linalg.norm(candidates[:, None] - recent, axis=-1).min(axis=-1)
-        goal = candidates[int(apart.argmax())]
+        places = floor.place(candidates)
+        apart = np.linalg.norm(places[:, None] - floor.place(recent), axis=-1).min(axis=-1)
+        goal = candidates[int((apart + floor.clearance(places)).argmax())]
         line = self._floor.way(self._goals[-1], goal)
         lengths = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=-1))])
         steps = max(1, int(np.ceil(lengths[-1] / (self._speed * _STEP))))
@@ -102,14 +103,15 @@ class CameraPath:
         elevations = self._pitch + np.array(_ELEVATIONS)
         flat = np.stack([-np.sin(yaws), np.cos(yaws)], axis=-1)[:, None] * np.cos(elevations)[:, None]
         rays = np.concatenate([flat, np.broadcast_to(np.sin(elevations)[:, None], (*flat.shape[:2], 1))], axis=-1)
-        distance = first_hit(self._room.solids, self._room.size, position, rays)
+        distance, furniture = first_hit(self._room.solids, self._room.size, position, rays)
         voxels = tuple(np.moveaxis(((position + distance[..., None] * rays) / _VOXEL).astype(int), -1, 0))
-        suitable = np.interp(distance, (0.5, 1.0, 4.0, 6.0), (-1.5, 1.0, 1.0, 0.4))
-        value = (suitable * (0.3 + np.where(suitable > 0, 2.0 / (2.0 + self._seen[voxels]), 0.7))).mean(axis=-1)
+        suitable = np.interp(distance, (0.6, 1.2, 4.0, 6.0), (-1.5, 1.0, 1.0, 0.4))
+        interest = np.where(furniture, 1.0, 0.6) * 2.0 / (2.0 + self._seen[voxels])
+        value = np.where(suitable > 0, suitable * interest, suitable).mean(axis=-1)
         score = sum(np.roll(value, shift) for shift in range(-_COVERED, _COVERED + 1)) / (2 * _COVERED + 1)
         if last is not None:
             yaws = last + (yaws - last + np.pi) % (2 * np.pi) - np.pi
-            score = score - 0.2 * np.abs(yaws - last)
+            score = score - 0.1 * np.abs(yaws - last)
         best = int(np.argmax(score))
         window = np.arange(best - _COVERED, best + _COVERED + 1) % _AZIMUTHS
         np.add.at(self._seen, tuple(axis[window] for axis in voxels), 1)

@@ -17,7 +17,8 @@ from m2h_deploy.data.frame import NYU_INTRINSICS, Frame, Intrinsics
 from m2h_deploy.data.labels import boundaries
 from m2h_deploy.data.rooms.geometry import Camera, Hits, cast, surfaces
 from m2h_deploy.data.rooms.layout import Room, choose_camera, make_room
-from m2h_deploy.data.rooms.shading import draw_exposure, expose, meter, radiance, random_jitter
+from m2h_deploy.data.rooms.shading import draw_exposure, expose, meter, radiance
+from m2h_deploy.data.rooms.shadows import random_shadows
 from m2h_deploy.errors import M2HError
 
 #: Classes that occur in the rooms, as labels in memory (0-based).
@@ -90,7 +91,7 @@ def render_room_with_instances(
     intrinsics = room_intrinsics(height, width)
     camera = choose_camera(room, rng, intrinsics, (height, width))
     hits = see(room, camera)
-    light, _ = radiance(room, camera, hits, random_jitter(rng))
+    light, _ = radiance(room, camera, hits, random_shadows(room, rng))
     image = expose(light, draw_exposure(meter(light), rng), rng)
     return label_view(room, camera, hits, image, room_name(seed, index))
 

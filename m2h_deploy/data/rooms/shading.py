@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from m2h_deploy.data.rooms.geometry import Camera, Hits, Solid, dot, groups, shadowed
+from m2h_deploy.data.rooms.geometry import Camera, Hits, dot, groups
 from m2h_deploy.data.rooms.layout import Light, Room
 from m2h_deploy.data.rooms.materials import paint
+from m2h_deploy.data.rooms.shadows import Shadows, every
 
 Array = npt.NDArray[np.floating]
 Rng = np.random.Generator
-
-#: Assigns to points (N, 3) of surfaces the points (N, 3) of a lamp, -1..1 of its extent, that their shadow rays go to.
-Jitter = Callable[[Array], Array]
-
-#: Side of the cells of a surface that have one shadow ray in common in a sequence, meters.
-_JITTER_CELL = 0.02
 
 #: Step, in pixels, of the grid that shadows are computed on.
 _SHADOW_STEP = 3
@@ -51,31 +45,10 @@ class Exposure:
     """Standard deviation of the sensor noise in the dark; full scale is 1."""
 
 
-def random_jitter(rng: Rng) -> Jitter:
-    """Draw other shadow rays for every pixel."""
-    return lambda points: rng.uniform(-1, 1, points.shape)
-
-
-def fixed_jitter(room: Room) -> Jitter:
-    """Tie shadow rays to the surfaces, so that shadows do not flicker when the camera moves."""
-
-    def jitter(points: Array) -> Array:
-        x, y, z = np.floor(points / _JITTER_CELL).astype(np.int64).T
-        size = room.tile.shape[0]
-        rows, columns = (x + 37 * z), (y + 59 * z)
-        lattice = [room.tile[(rows + 43 * n) % size, (columns + 71 * n) % size] for n in range(3)]
-        return 2.0 * np.stack(lattice, axis=-1).astype(np.float64) - 1.0
-
-    return jitter
-
-
-def _shadow_map(light: Light, casters: list[Solid], hits: Hits, jitter: Jitter) -> Array:
-    """Compute the share of light (0..1) that reaches each pixel: jittered shadow rays on a coarse grid, smoothed."""
+def _shadow_map(light: Light, shadows: Shadows, hits: Hits) -> Array:
+    """Compute the share of light (0..1) that reaches each pixel: shadow rays on a coarse grid, smoothed."""
     step = _SHADOW_STEP
-    points = (hits.points + 0.012 * hits.normals)[::step, ::step]
-    flat = points.reshape(-1, 3)
-    blocked = shadowed(casters, light.position + jitter(flat) * light.spread, flat)
-    coarse = 1.0 - blocked.reshape(points.shape[:2]).astype(np.float32)
+    coarse = shadows(light, every(hits, step)).reshape(hits.depth[::step, ::step].shape).astype(np.float32)
     coarse = cv2.GaussianBlur(coarse, (0, 0), 1.1)
     height, width = hits.depth.shape
     return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR), np.float64)
@@ -118,7 +91,7 @@ def _direct(light: Light, hits: Hits, camera: Camera, gloss: Array, lit: Array) 
 
 
 def radiance(
-    room: Room, camera: Camera, hits: Hits, jitter: Jitter, surroundings: float | None = None
+    room: Room, camera: Camera, hits: Hits, shadows: Shadows, surroundings: float | None = None
 ) -> tuple[Array, float]:
     """Compute the light that arrives at the camera.
 
@@ -126,7 +99,7 @@ def radiance(
         room: the room.
         camera: the camera.
         hits: what the camera sees.
-        jitter: chooses the shadow rays.
+        shadows: computes the shadows.
         surroundings: mean light on the surfaces, which lamps and windows outshine by a fixed factor; None: that of
             this view.
 
@@ -134,8 +107,6 @@ def radiance(
         Linear RGB light (H, W, 3) in arbitrary units, and the mean light on the surfaces of this view.
     """
     albedo, glow, gloss = _surface_colors(room, hits)
-    # Shadows of thin objects on walls, lamp shades and stands are not worth the time.
-    casters = [s for s in room.solids if s.half.min() > 0.004 and s.material.glow == 0 and np.prod(s.half) > 6e-6]
     up = hits.normals[..., 2]
     bounce = room.ambient * (0.85 + 0.15 * up[..., None]) * _occlusion(room, hits)[..., None]
     diffuse, shine = bounce, np.zeros_like(albedo)
@@ -144,7 +115,7 @@ def radiance(
             continue
         # Only the ceiling light and windows cast shadows, because small lamps are many and weak.
         sharp = number == 0 or light.facing is not None
-        lit = _shadow_map(light, casters, hits, jitter) if sharp else np.ones(hits.depth.shape)
+        lit = _shadow_map(light, shadows, hits) if sharp else np.ones(hits.depth.shape)
         d, s = _direct(light, hits, camera, gloss, lit)
         diffuse, shine = diffuse + d, shine + s
     mean = float(np.mean(diffuse))

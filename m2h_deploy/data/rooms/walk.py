@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,8 @@ from m2h_deploy.data.rooms.geometry import Camera, Hits, look
 from m2h_deploy.data.rooms.layout import make_room
 from m2h_deploy.data.rooms.path import CameraPath
 from m2h_deploy.data.rooms.render import check_room, label_view, room_intrinsics, see
-from m2h_deploy.data.rooms.shading import Exposure, draw_exposure, expose, fixed_jitter, meter, radiance
+from m2h_deploy.data.rooms.shading import Exposure, draw_exposure, expose, meter, radiance
+from m2h_deploy.data.rooms.shadows import fixed_shadows, random_shadows
 from m2h_deploy.errors import M2HError
 
 Array = npt.NDArray[np.floating]
@@ -26,7 +28,7 @@ RATES = (0.1, 240.0)
 #: Last number of a random generator's seed; that of a single room has only the seed and the number of the room.
 _ROOM, _PATH, _CAMERA, _WAVES, _FRAME = range(1, 6)
 #: Views that the exposure of the whole sequence is metered on: times in seconds, height and width in pixels.
-_METERED_TIMES, _METERED_SIZE = np.arange(0.0, 24.0, 3.0), (48, 64)
+_METERED_TIMES, _METERED_SIZE = (0.0, 4.0, 8.0, 12.0, 16.0), (36, 48)
 #: Share of the time between two frames that the shutter is open, its longest time in seconds, and views averaged.
 _SHUTTER, _LONGEST_SHUTTER, _SUBFRAMES = 0.5, 0.05, 5
 #: Range of changes of the exposure, and factor of stronger noise.
@@ -84,8 +86,7 @@ class RoomWalk:
         self.room = make_room(self._random(_ROOM))
         self.intrinsics: Intrinsics = room_intrinsics(height, width)
         self._path = CameraPath(self.room, self._random(_PATH))
-        self._jitter = fixed_jitter(self.room)
-        self._surroundings, self._settings = self._meter()
+        self._shadows = fixed_shadows(self.room)
         self._waves = self._random(_WAVES).uniform(0.0, 1.0, (2, 2))
 
     def __len__(self) -> int:
@@ -98,15 +99,13 @@ class RoomWalk:
         if not 0 <= index < self.count:
             raise IndexError(index)
         time = index / self.rate
-        camera = self._camera(time)
-        hits = see(self.room, camera)
+        camera, hits = self._view(time)
         light = self._light(camera, hits)
         if self.effects.blur:
             shutter = min(_SHUTTER / self.rate, _LONGEST_SHUTTER)
             for part in range(1 - _SUBFRAMES, _SUBFRAMES, 2):
                 if part:
-                    moved = self._camera(time + shutter * part / (2 * _SUBFRAMES))
-                    light = light + self._light(moved, see(self.room, moved))
+                    light = light + self._light(*self._view(time + shutter * part / (2 * _SUBFRAMES)))
             light = light / _SUBFRAMES
         image = expose(light, self._exposure(time), np.random.default_rng([self.seed, index, _FRAME]))
         frame, _ = label_view(self.room, camera, hits, image, f"{self.timestamp(index):.6f}")
@@ -123,6 +122,10 @@ class RoomWalk:
         pose[:3, :3], pose[:3, 3] = camera.rotation, camera.position
         return pose
 
+    def _view(self, time: float) -> tuple[Camera, Hits]:
+        camera = self._camera(time)
+        return camera, see(self.room, camera)
+
     def _random(self, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, 0, purpose])
 
@@ -131,25 +134,29 @@ class RoomWalk:
         return look(position, turn, self.intrinsics, self.size)
 
     def _light(self, camera: Camera, hits: Hits) -> Array:
-        return radiance(self.room, camera, hits, self._jitter, self._surroundings)[0]
+        return radiance(self.room, camera, hits, self._shadows, self._settings[0])[0]
 
-    def _meter(self) -> tuple[float, Exposure]:
-        """Measure the mean light on the surfaces, and set the camera, on a few views along the path."""
+    @cached_property
+    def _settings(self) -> tuple[float, Exposure]:
+        """Mean light on the surfaces, and settings of the camera, measured on a few views along the path."""
+        rng = self._random(_CAMERA)
+        shadows = random_shadows(self.room, rng)
         lights, means = [], []
         for time in _METERED_TIMES:
-            camera = look(*self._path.at(float(time)), room_intrinsics(*_METERED_SIZE), _METERED_SIZE)
-            light, mean = radiance(self.room, camera, see(self.room, camera), self._jitter)
+            camera = look(*self._path.at(time), room_intrinsics(*_METERED_SIZE), _METERED_SIZE)
+            light, mean = radiance(self.room, camera, see(self.room, camera), shadows)
             lights.append(light)
             means.append(mean)
-        exposure = draw_exposure(meter(np.concatenate(lights)), self._random(_CAMERA))
+        exposure = draw_exposure(meter(np.concatenate(lights)), rng)
         if self.effects.noise:
             exposure = replace(exposure, noise=exposure.noise * _NOISE)
         return float(np.mean(means)), exposure
 
     def _exposure(self, time: float) -> Exposure:
+        exposure = self._settings[1]
         if not self.effects.exposure:
-            return self._settings
+            return exposure
         speeds, phases = 2 * np.pi / (4.0 + 6.0 * self._waves[0]), 2 * np.pi * self._waves[1]
         wave = float(np.mean(np.sin(speeds * time + phases)))
         low, high = np.log(_EXPOSURES)
-        return replace(self._settings, gain=self._settings.gain * float(np.exp(low + (high - low) * (wave + 1) / 2)))
+        return replace(exposure, gain=exposure.gain * float(np.exp(low + (high - low) * (wave + 1) / 2)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,17 @@ Points = npt.NDArray[np.float64]
 
 _VERTEX = np.dtype([("position", "<f8", 3), ("color", "u1", 3), ("label", "u1")])
 _FACE = np.dtype([("count", "u1"), ("corners", "<i4", 3)])
+
+
+class Samples(NamedTuple):
+    """Points on a surface."""
+
+    points: Points
+    """float64 (S, 3), meters."""
+    normals: Points
+    """float64 (S, 3), unit vectors."""
+    labels: npt.NDArray[np.uint8] | None
+    """uint8 (S,), label of the nearest corner of each point's triangle."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +51,10 @@ class SemanticMesh:
         """Return the mesh with other labels."""
         return replace(self, labels=labels)
 
+    def at(self, vertices: Points) -> SemanticMesh:
+        """Return the mesh with its vertices elsewhere."""
+        return replace(self, vertices=vertices)
+
     def canonical(self) -> SemanticMesh:
         """Merge vertices at the same place, drop triangles without area, and sort both; labels are dropped."""
         vertices, index = np.unique(self.vertices, axis=0, return_inverse=True)
@@ -50,36 +66,31 @@ class SemanticMesh:
         triangles = triangles[np.lexsort(triangles.T[::-1])]
         return SemanticMesh(vertices, triangles.astype(np.int64))
 
-    def areas(self) -> Points:
-        """Compute the area of each triangle, float64 (M,), square meters."""
-        a, b, c = (self.vertices[self.triangles[:, corner]] for corner in range(3))
-        return 0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=1)
-
-    def sample(self, spacing: float = 0.02, *, limit: int = 1_000_000) -> tuple[Points, npt.NDArray[np.uint8] | None]:
+    def sample(self, spacing: float = 0.02, *, limit: int = 1_000_000) -> Samples:
         """Draw points on the surface, uniform by area; the same mesh gives the same points.
 
         Args:
             spacing: One point per square of this side, meters.
             limit: Largest number of points.
-
-        Returns:
-            float64 (S, 3), and the label of the nearest corner of each point's triangle, uint8 (S,).
         """
-        total = np.cumsum(self.areas())
-        if len(total) == 0 or total[-1] <= 0:
-            return np.zeros((0, 3)), None if self.labels is None else np.zeros(0, np.uint8)
-        count = min(limit, max(1, int(np.ceil(total[-1] / spacing**2))))
+        a, b, c = (self.vertices[self.triangles[:, corner]] for corner in range(3))
+        normals = np.cross(b - a, c - a)
+        length = np.linalg.norm(normals, axis=1)
+        total = np.cumsum(length) / 2
+        area = float(total[-1]) if len(total) else 0.0
+        count = min(limit, int(np.ceil(area / spacing**2)))
         generator = np.random.default_rng(0)
-        # One point per equal share of the area: less uneven than independent points.
-        chosen = np.searchsorted(total, (np.arange(count) + generator.random(count)) / count * total[-1], side="right")
-        corners = self.triangles[np.minimum(chosen, len(total) - 1)]
+        # One point in each equal share of the area is more even than independent points.
+        chosen = np.searchsorted(total, (np.arange(count) + generator.random(count)) * (area / max(count, 1)))
+        chosen = np.minimum(chosen, len(total) - 1)
         root, along = np.sqrt(generator.random(count)), generator.random(count)
         shares = np.stack([1 - root, root * (1 - along), root * along], axis=1)
+        corners = self.triangles[chosen]
+        labels = None
+        if self.labels is not None:
+            labels = self.labels[np.take_along_axis(corners, shares.argmax(axis=1)[:, None], axis=1)[:, 0]]
         points = np.einsum("sc,sci->si", shares, self.vertices[corners])
-        if self.labels is None:
-            return points, None
-        nearest = np.take_along_axis(corners, shares.argmax(axis=1)[:, None], axis=1)[:, 0]
-        return points, self.labels[nearest]
+        return Samples(points, normals[chosen] / length[chosen, None], labels)
 
     def write(self, path: str | os.PathLike[str], palette: npt.NDArray[np.uint8]) -> None:
         """Write the mesh as binary PLY, with the colors of the classes (RGB, uint8 (C, 3)) and the property `label`.

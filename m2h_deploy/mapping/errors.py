@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from m2h_deploy.data.classes import IGNORE_LABEL
 from m2h_deploy.mapping.align import Similarity, find_alignment
-from m2h_deploy.mapping.mesh import Points, SemanticMesh
+from m2h_deploy.mapping.mesh import Points, SemanticMesh, unique_rows
 from m2h_deploy.mapping.surface import MeshDistance, NearestSamples, TrueSurface
 from m2h_deploy.metrics.base import ratio
 from m2h_deploy.metrics.bootstrap import Interval, draws, interval
@@ -83,7 +83,7 @@ def figures(sums: npt.NDArray[np.float64]) -> dict[str, float]:
         "sd": float(np.sqrt(max(ratio(square, points) - mean**2, 0.0))) if points else float("nan"),
         "precision": precision,
         "completeness": completeness,
-        "gap": ratio(gap, samples) if np.isfinite(gap) else float("nan"),
+        "gap": ratio(gap, samples),
         # Without a map there is no precision, but nothing of the surface is in it.
         "fscore": 0.0 if completeness == 0 else ratio(2 * precision * completeness, both),
         "label_accuracy": ratio(right, labeled),
@@ -129,11 +129,11 @@ def judge_map(mesh: SemanticMesh, truth: TrueSurface, *, align: Literal["none", 
 def _cells(*groups: tuple[Points, list[npt.NDArray]]) -> Cells:
     """Add the values of points by the cell that they are in; each group has its own points."""
     found = [np.floor(points / CELL).astype(np.int64) for points, _ in groups]
-    places, row = np.unique(np.concatenate(found), axis=0, return_inverse=True)
+    places, row = unique_rows(np.concatenate(found))
     ends = np.cumsum([len(part) for part in found])[:-1]
     sums = [
         np.bincount(rows, weights=column.astype(np.float64), minlength=len(places))
-        for rows, (_, columns) in zip(np.split(row.reshape(-1), ends), groups, strict=True)
+        for rows, (_, columns) in zip(np.split(row, ends), groups, strict=True)
         for column in columns
     ]
     return Cells(places, np.stack(sums, axis=1))
@@ -155,7 +155,7 @@ def differences(first: Cells, second: Cells) -> dict[str, tuple[float, Interval]
 
     This is a paired bootstrap over the cells of either map: the intervals are those of the difference.
     """
-    places = np.unique(np.concatenate([first.places, second.places]), axis=0)
+    places, _ = unique_rows(np.concatenate([first.places, second.places]))
     sums = np.concatenate([first.at(places), second.at(places)], axis=1)
 
     def difference(total: npt.NDArray[np.float64]) -> dict[str, float]:

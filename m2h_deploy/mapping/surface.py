@@ -42,9 +42,9 @@ class MeshDistance:
             self._scene.add_triangles(self._tensor(vertices), self._tensor(mesh.triangles.astype(np.uint32)))
 
     def __call__(self, points: Points) -> npt.NDArray[np.float64]:
-        """Compute the unsigned distance of each point, float64 (N,), meters; infinity from an empty mesh."""
+        """Compute the unsigned distance of each point, float64 (N,), meters; NaN from an empty mesh."""
         if self._scene is None or len(points) == 0:
-            return np.full(len(points), np.inf)
+            return np.full(len(points), np.nan)
         distances = self._scene.compute_distance(self._tensor((points - self._center).astype(np.float32)))
         return distances.numpy().astype(np.float64)
 

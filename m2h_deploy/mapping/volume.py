@@ -23,7 +23,7 @@ import numpy.typing as npt
 from m2h_deploy.data.classes import IGNORE_LABEL
 from m2h_deploy.data.frame import Intrinsics, Pose
 from m2h_deploy.errors import M2HError
-from m2h_deploy.mapping.mesh import SemanticMesh
+from m2h_deploy.mapping.mesh import SemanticMesh, unique_rows
 from m2h_deploy.mapping.open3d import import_open3d
 from m2h_deploy.mapping.planes import DepthPlanes
 
@@ -227,10 +227,10 @@ class Volume:
     def _cells(self, voxels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the index of allocated voxels, (N, 3), into flattened arrays."""
         blocks = voxels // _SIDE
-        keys, inverse = np.unique(blocks, axis=0, return_inverse=True)
+        keys, which = unique_rows(blocks)
         rows = np.array([self._rows[key] for key in map(tuple, keys.tolist())], np.int64)
         x, y, z = (voxels - blocks * _SIDE).T
-        return rows[inverse.reshape(-1)] * _SIDE**3 + (x * _SIDE + y) * _SIDE + z
+        return rows[which] * _SIDE**3 + (x * _SIDE + y) * _SIDE + z
 
     def _labels(self, points: npt.NDArray[np.float64]) -> Labels:
         """Return the label with most votes at the voxel nearest to each point."""

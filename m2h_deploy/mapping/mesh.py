@@ -65,6 +65,11 @@ class SemanticMesh:
         triangles = triangles[np.lexsort(triangles.T[::-1])]
         return SemanticMesh(vertices, triangles.astype(np.int64))
 
+    def normals(self) -> Points:
+        """Compute the normal of each triangle, float64 (M, 3), of twice the length of its area."""
+        a, b, c = (self.vertices[self.triangles[:, corner]] for corner in range(3))
+        return np.cross(b - a, c - a)
+
     def sample(self, spacing: float = 0.02, *, limit: int = 1_000_000) -> Samples:
         """Draw points on the surface, uniform by area; the same mesh gives the same points.
 
@@ -72,8 +77,7 @@ class SemanticMesh:
             spacing: One point per square of this side, meters.
             limit: Largest number of points.
         """
-        a, b, c = (self.vertices[self.triangles[:, corner]] for corner in range(3))
-        normals = np.cross(b - a, c - a)
+        normals = self.normals()
         length = np.linalg.norm(normals, axis=1)
         total = np.cumsum(length) / 2
         area = float(total[-1]) if len(total) else 0.0

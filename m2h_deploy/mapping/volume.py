@@ -106,12 +106,12 @@ class Volume:
         tsdf, weight, views = self._tsdf.reshape(-1), self._weight.reshape(-1), self._views.reshape(-1)
         added = z**-4
         if self.truncation > self.voxel:
-            added *= np.clip((self.truncation + distance) / (self.truncation - self.voxel), 0, 1)
+            added *= np.clip((self.truncation + distance) / (self.truncation - self.voxel), 1e-4, 1)
         before = weight[voxels]
         after = before + added
         value = np.minimum(distance / self.truncation, 1)
         old = tsdf[voxels]
-        tsdf[voxels] = old + (value - old) * (added / np.maximum(after, np.float32(1e-30)))
+        tsdf[voxels] = old + (value - old) * (added / after)
         weight[voxels] = after
         counts = views[voxels]
         views[voxels] = counts + (counts < np.iinfo(np.uint16).max)

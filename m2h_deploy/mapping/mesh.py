@@ -55,7 +55,7 @@ class SemanticMesh:
         return replace(self, vertices=vertices)
 
     def canonical(self) -> SemanticMesh:
-        """Merge vertices at the same place, drop triangles without area, and sort both; labels are dropped."""
+        """Merge vertices at the same place, drop what has no area, and sort vertices and triangles; labels are dropped."""
         vertices, which = unique_rows(self.vertices)
         triangles = which[self.triangles]
         first = triangles.argmin(axis=1)[:, None]
@@ -63,7 +63,9 @@ class SemanticMesh:
         a, b, c = triangles.T
         triangles = triangles[(a != b) & (b != c) & (c != a)]
         triangles = triangles[np.lexsort(triangles.T[::-1])]
-        return SemanticMesh(vertices, triangles.astype(np.int64))
+        used = np.zeros(len(vertices), bool)
+        used[triangles] = True
+        return SemanticMesh(vertices[used], (np.cumsum(used) - 1)[triangles])
 
     def normals(self) -> Points:
         """Compute the normal of each triangle, float64 (M, 3), of twice the length of its area."""

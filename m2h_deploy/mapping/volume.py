@@ -205,9 +205,12 @@ class Volume:
         for name, values in (("tsdf", self._tsdf), ("weight", self._views)):
             target = grid.attribute(name).numpy()[..., 0]
             target[rows.numpy()] = values[: self.blocks].reshape(-1, _SIDE, _SIDE, _SIDE).transpose(0, 3, 2, 1)
-        found = grid.extract_triangle_mesh(views - 0.5, -1)
-        if "positions" not in found.vertex or "indices" not in found.triangle:
-            return SemanticMesh.empty()
+        try:
+            found = grid.extract_triangle_mesh(views - 0.5, -1)
+        except RuntimeError as error:
+            if "has shape {0}" in str(error):  # Open3D cannot make a mesh without vertices
+                return SemanticMesh.empty()
+            raise
         vertices, triangles = found.vertex.positions.numpy(), found.triangle.indices.numpy()
         triangles = triangles[self._steady(vertices)[triangles].all(axis=1)]
         mesh = SemanticMesh(vertices.astype(np.float64), triangles).canonical()

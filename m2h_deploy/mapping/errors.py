@@ -26,6 +26,9 @@ NEAR = 0.05
 #: Side of the cubes that are resampled for intervals, meters. Errors within a cube depend on each other.
 CELL = 0.5
 
+#: Distance between the points that an alignment uses, meters.
+_ALIGNED = 0.05
+
 #: Sums of one cell: of points on the map their number, distance, squared distance and number within `NEAR`; of observed
 #: samples of the true surface the same without the square; of labeled points their number and that of right labels.
 SUMS = ("points", "distance", "square", "near", "samples", "gap", "reached", "labeled", "right")
@@ -90,21 +93,28 @@ def figures(sums: npt.NDArray[np.float64]) -> dict[str, float]:
     }
 
 
-def judge_map(mesh: SemanticMesh, truth: TrueSurface, *, align: Literal["none", "se3", "sim3"] = "none") -> MapErrors:
+def judge_map(
+    mesh: SemanticMesh,
+    truth: TrueSurface,
+    *,
+    align: Literal["none", "se3", "sim3"] = "none",
+    spacing: float = 0.02,
+) -> MapErrors:
     """Compare a map with the true surface.
 
     Args:
         mesh: The map. Its labels are the classes of the true surface.
         truth: The true surface, after it observed the views.
         align: Measure the map where it is, after the best rigid transform, or after the best similarity transform.
+        spacing: Distance between points on the map, meters.
     """
     observed = truth.points[truth.observed]
     alignment = Similarity.identity()
     if align != "none":
-        moving = mesh.sample().points
+        moving = mesh.sample(_ALIGNED).points
         alignment = find_alignment(moving, observed, truth.normals[truth.observed], scaled=align == "sim3")
         mesh = mesh.at(alignment.apply(mesh.vertices))
-    samples = mesh.sample()
+    samples = mesh.sample(spacing)
     distances, gaps = truth.distances(samples.points), MeshDistance(mesh)(observed)
     true_labels = np.full(len(samples.points), IGNORE_LABEL, np.uint8)
     if truth.labels is not None and samples.labels is not None and len(observed) and len(samples.points):

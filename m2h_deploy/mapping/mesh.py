@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from m2h_deploy.causes import reason
 from m2h_deploy.data.classes import IGNORE_LABEL
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import library_path
@@ -55,7 +56,7 @@ class SemanticMesh:
         return replace(self, vertices=vertices)
 
     def canonical(self) -> SemanticMesh:
-        """Merge vertices at the same place, drop what has no area, and sort vertices and triangles; labels are dropped."""
+        """Merge vertices at the same place, drop what has no area and the labels, and sort vertices and triangles."""
         vertices, which = unique_rows(self.vertices)
         triangles = which[self.triangles]
         first = triangles.argmin(axis=1)[:, None]
@@ -135,17 +136,32 @@ def read_mesh(path: str | os.PathLike[str]) -> SemanticMesh:
         M2HError: The file cannot be read or has no triangles.
     """
     open3d = import_open3d()
+    refused = M2HError(f"{path}: not a triangle mesh that Open3D reads: give a PLY file with faces")
+    ply = Path(path).suffix.lower() == ".ply"
+    if ply and not _is_ply(Path(path)):
+        raise refused
+    cloud = None
     with library_path(path) as name, open3d.utility.VerbosityContextManager(open3d.utility.VerbosityLevel.Error):
         try:
             found = open3d.t.io.read_triangle_mesh(name)
-            cloud = open3d.t.io.read_point_cloud(name)
+            if ply:
+                cloud = open3d.t.io.read_point_cloud(name)
         except RuntimeError:
-            found = None
-    if found is None or "positions" not in found.vertex or "indices" not in found.triangle:
-        raise M2HError(f"{path}: not a triangle mesh that Open3D reads: give a PLY file with faces")
+            raise refused from None
+    if "positions" not in found.vertex or "indices" not in found.triangle:
+        raise refused
     vertices = found.vertex.positions.numpy().astype(np.float64)
     labels = None
     # Other programs write labels of other types and meanings, such as ScanNet's.
-    if "label" in cloud.point and cloud.point.label.dtype == open3d.core.uint8:
+    if cloud is not None and "label" in cloud.point and cloud.point.label.dtype == open3d.core.uint8:
         labels = cloud.point.label.numpy().reshape(-1)
     return SemanticMesh(vertices, found.triangle.indices.numpy().astype(np.int64), labels)
+
+
+def _is_ply(path: Path) -> bool:
+    """Return whether a file begins like PLY: Open3D's reader itself prints what is wrong with others."""
+    try:
+        with path.open("rb") as file:
+            return file.read(3) == b"ply"
+    except OSError as error:
+        raise M2HError(f"cannot read {path}: {reason(error)}") from None

@@ -82,7 +82,7 @@ class Volume:
 
         Args:
             depth: float32 (H, W), meters along the optical axis, 0 where unknown.
-            labels: uint8 (H, W), class index; other values, such as 255, are no vote. None: no votes.
+            labels: uint8 (H, W), class index; other values, such as 255, do not vote. None: no votes.
             intrinsics: Camera of the images.
             pose: Camera to world, float64 (4, 4).
         """
@@ -188,8 +188,8 @@ class Volume:
     def mesh(self, views: int = 2) -> SemanticMesh:
         """Extract the surface by marching cubes where each voxel was seen in at least `views` views.
 
-        A sign change between two voxels whose distances differ by more than the truncation distance is no surface: it
-        is the border between free space and the unseen space behind an object. The order of vertices and triangles does
+        A sign change between two voxels whose distances differ by more than the truncation distance is not a surface,
+        but the border between free space and the unseen space behind an object. The order of vertices and triangles does
         not depend on the number of threads. A vertex has the label with most votes at its nearest voxel (of equals the
         lowest), or 255 without votes.
         """

@@ -16,7 +16,7 @@ from m2h_deploy.data.open import open_dataset
 from m2h_deploy.data.sequence import Sequence
 from m2h_deploy.data.subset import Subset
 from m2h_deploy.errors import M2HError
-from m2h_deploy.parity.bootstrap import FEW_FRAMES
+from m2h_deploy.metrics.bootstrap import FEW_FRAMES
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,14 @@
-"""Import Open3D, which is an optional package."""
+"""Import Open3D, which is an optional package and needs libraries of the system."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from m2h_deploy.errors import M2HError, missing_extra
+
+#: Debian's packages of the libraries that Open3D loads and its wheel lacks.
+SYSTEM_PACKAGES = ("libusb-1.0-0", "libegl1", "libgl1", "libx11-6", "libgomp1", "libidn2-0", "libudev1")
 
 
 def import_open3d() -> Any:
@@ -12,9 +16,10 @@ def import_open3d() -> Any:
     try:
         import open3d
     except (ImportError, OSError) as error:
-        if "libusb" in str(error):
+        library = re.search(r"lib\S+\.so[.\d]*(?=: cannot open shared object file)", str(error))
+        if library is not None:
             raise M2HError(
-                "maps need Open3D, which needs the system's library libusb-1.0: apt-get install libusb-1.0-0"
+                f"a map needs open3d, which needs {library[0]}: apt-get install {' '.join(SYSTEM_PACKAGES)}"
             ) from None
         raise missing_extra("open3d", "map", "a map", error=error) from None
     return open3d

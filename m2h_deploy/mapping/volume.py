@@ -10,9 +10,8 @@ The weights are the defaults of Hydra (MIT-SPARK, `ProjectiveIntegrator`), in wh
 
 Two choices differ from Hydra's:
 
-- The signed distance is measured to the plane of the nearest pixel, not along the ray: the latter overestimates the
-  distance of slanted surfaces. The plane's slope is the smaller one of both sides, so that it never crosses the
-  edge of an object.
+- The signed distance is measured to the plane of the nearest pixel (`DepthPlanes`), not along the ray: the latter
+  overestimates the distance of slanted surfaces.
 - Each measurement within the truncation distance is one vote for a class, so that the counts are exact.
 """
 
@@ -24,8 +23,9 @@ import numpy.typing as npt
 from m2h_deploy.data.classes import IGNORE_LABEL
 from m2h_deploy.data.frame import Intrinsics, Pose
 from m2h_deploy.errors import M2HError
-from m2h_deploy.mapping.mesh import SemanticMesh
+from m2h_deploy.mapping.mesh import SemanticMesh, unique_rows
 from m2h_deploy.mapping.open3d import import_open3d
+from m2h_deploy.mapping.planes import DepthPlanes
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
@@ -82,7 +82,7 @@ class Volume:
 
         Args:
             depth: float32 (H, W), meters along the optical axis, 0 where unknown.
-            labels: uint8 (H, W), class index; other values, such as 255, are no vote. None: no votes.
+            labels: uint8 (H, W), class index; other values, such as 255, do not vote. None: no votes.
             intrinsics: Camera of the images.
             pose: Camera to world, float64 (4, 4).
         """
@@ -91,26 +91,27 @@ class Volume:
         rows, points = self._in_view(intrinsics, pose, depth.shape)
         if len(rows) == 0:
             return
-        view = _View(depth, intrinsics)
-        voxels, pixels, z, inverse, slope = view.look_up(points, self.depth_range)
-        distance = (1 - z * inverse) * slope
-        keep = distance > -self.truncation
+        near, far = self.depth_range
+        voxels, pixels, z, distance = DepthPlanes(depth, intrinsics).look_up(points, (near, far + self.truncation))
+        # Depth beyond the range only tells what is free.
+        keep = (distance > -self.truncation) & ((distance >= self.truncation) | (depth.ravel()[pixels] <= far))
         voxels, pixels, z, distance = voxels[keep], pixels[keep], z[keep], distance[keep]
         voxels = rows[voxels // _SIDE**3] * _SIDE**3 + voxels % _SIDE**3
         self._average(voxels, distance, z)
         if labels is not None:
-            self._vote(voxels[distance < self.truncation], labels.ravel()[pixels[distance < self.truncation]])
+            surface = distance < self.truncation
+            self._vote(voxels[surface], labels.ravel()[pixels[surface]])
 
     def _average(self, voxels: npt.NDArray[np.int64], distance: Floats, z: Floats) -> None:
         tsdf, weight, views = self._tsdf.reshape(-1), self._weight.reshape(-1), self._views.reshape(-1)
         added = z**-4
         if self.truncation > self.voxel:
-            added *= np.clip((self.truncation + distance) / (self.truncation - self.voxel), 0, 1)
+            added *= np.clip((self.truncation + distance) / (self.truncation - self.voxel), 1e-4, 1)
         before = weight[voxels]
         after = before + added
         value = np.minimum(distance / self.truncation, 1)
         old = tsdf[voxels]
-        tsdf[voxels] = old + (value - old) * (added / np.maximum(after, np.float32(1e-30)))
+        tsdf[voxels] = old + (value - old) * (added / after)
         weight[voxels] = after
         counts = views[voxels]
         views[voxels] = counts + (counts < np.iinfo(np.uint16).max)
@@ -153,10 +154,12 @@ class Volume:
         capacity = len(self._blocks)
         if rows <= capacity:
             return
-        extra = max(rows, 2 * capacity) - capacity
         for name in ("_blocks", "_tsdf", "_weight", "_views", "_votes"):
             old = getattr(self, name)
-            setattr(self, name, np.concatenate([old, np.zeros((extra, *old.shape[1:]), old.dtype)]))
+            # The operating system provides memory for zeros only once they are written.
+            new = np.zeros((max(rows, 2 * capacity), *old.shape[1:]), old.dtype)
+            new[:capacity] = old
+            setattr(self, name, new)
 
     def _in_view(
         self, intrinsics: Intrinsics, pose: Pose, shape: tuple[int, ...]
@@ -167,7 +170,9 @@ class Volume:
         center = (blocks + (_SIDE - 1) / 2 * self.voxel - position) @ rotation
         radius = np.sqrt(3) * _SIDE / 2 * self.voxel
         # A sphere is outside the image if it is beyond one of the planes through the camera and an image border.
-        inside = (center[:, 2] > self.depth_range[0] - radius) & (center[:, 2] < self.depth_range[1] + radius)
+        inside = (center[:, 2] > self.depth_range[0] - radius) & (
+            center[:, 2] < self.depth_range[1] + self.truncation + radius
+        )
         for axis, focal, middle, count in (
             (0, intrinsics.fx, intrinsics.cx, shape[1]),
             (1, intrinsics.fy, intrinsics.cy, shape[0]),
@@ -180,11 +185,13 @@ class Volume:
         offsets = (self._offsets @ rotation).astype(np.float32)
         return rows, np.stack([(corners[:, i, None] + offsets[None, :, i]).ravel() for i in range(3)])
 
-    def mesh(self, views: int = 3) -> SemanticMesh:
+    def mesh(self, views: int = 2) -> SemanticMesh:
         """Extract the surface by marching cubes where each voxel was seen in at least `views` views.
 
-        The order of vertices and triangles does not depend on the number of threads. A vertex has the label with most
-        votes at its nearest voxel (of equals the lowest), or 255 without votes.
+        A sign change between two voxels whose distances differ by more than the truncation distance is not a surface,
+        but the border between free space and the unseen space behind an object. The order of vertices and triangles does
+        not depend on the number of threads. A vertex has the label with most votes at its nearest voxel (of equals the
+        lowest), or 255 without votes.
         """
         open3d = import_open3d()
         if self.blocks == 0:
@@ -197,76 +204,40 @@ class Volume:
         # Open3D's index within a block runs over x first.
         for name, values in (("tsdf", self._tsdf), ("weight", self._views)):
             target = grid.attribute(name).numpy()[..., 0]
-            target[rows.numpy()] = (
-                values[: self.blocks].reshape(-1, _SIDE, _SIDE, _SIDE).transpose(0, 3, 2, 1).astype(np.float32)
-            )
-        found = grid.extract_triangle_mesh(float(views), -1)
-        if "positions" not in found.vertex or "indices" not in found.triangle:
-            return SemanticMesh.empty()
-        mesh = SemanticMesh(
-            found.vertex.positions.numpy().astype(np.float64), found.triangle.indices.numpy().astype(np.int64)
-        ).canonical()
+            target[rows.numpy()] = values[: self.blocks].reshape(-1, _SIDE, _SIDE, _SIDE).transpose(0, 3, 2, 1)
+        try:
+            found = grid.extract_triangle_mesh(views - 0.5, -1)
+        except RuntimeError as error:
+            if "has shape {0}" in str(error):  # Open3D cannot make a mesh without vertices
+                return SemanticMesh.empty()
+            raise
+        vertices, triangles = found.vertex.positions.numpy(), found.triangle.indices.numpy()
+        triangles = triangles[self._steady(vertices)[triangles].all(axis=1)]
+        mesh = SemanticMesh(vertices.astype(np.float64), triangles).canonical()
         return mesh.with_labels(self._labels(mesh.vertices))
+
+    def _steady(self, vertices: Floats) -> npt.NDArray[np.bool_]:
+        """Return whether the distance is continuous along the edge between two voxels that each vertex is on."""
+        places = vertices / np.float32(self.voxel)
+        slack = np.float32(1e-3)  # of a coordinate that is a voxel's
+        low, high = (
+            self._tsdf.reshape(-1)[self._cells(end.astype(np.int64))]
+            for end in (np.floor(places + slack), np.ceil(places - slack))
+        )
+        steady: npt.NDArray[np.bool_] = np.abs(high - low) <= 1
+        return steady
+
+    def _cells(self, voxels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the index of allocated voxels, (N, 3), into flattened arrays."""
+        blocks = voxels // _SIDE
+        keys, which = unique_rows(blocks)
+        rows = np.array([self._rows[key] for key in map(tuple, keys.tolist())], np.int64)
+        x, y, z = (voxels - blocks * _SIDE).T
+        return rows[which] * _SIDE**3 + (x * _SIDE + y) * _SIDE + z
 
     def _labels(self, points: npt.NDArray[np.float64]) -> Labels:
         """Return the label with most votes at the voxel nearest to each point."""
-        voxels = np.rint(points / self.voxel).astype(np.int64)
-        blocks = voxels // _SIDE
-        rows = np.array([self._rows[key] for key in map(tuple, blocks.tolist())], np.int64)
-        x, y, z = (voxels - blocks * _SIDE).T
-        votes = self._votes[rows, (x * _SIDE + y) * _SIDE + z]
+        if len(points) == 0:
+            return np.zeros(0, np.uint8)
+        votes = self._votes.reshape(-1, self.classes)[self._cells(np.rint(points / self.voxel).astype(np.int64))]
         return np.where(votes.any(axis=1), votes.argmax(axis=1), IGNORE_LABEL).astype(np.uint8)
-
-
-class _View:
-    """Depth image as planes: the inverse depth of a plane is linear in the pixel's coordinates."""
-
-    def __init__(self, depth: Floats, intrinsics: Intrinsics) -> None:
-        self.intrinsics, self.shape = intrinsics, depth.shape
-        with np.errstate(divide="ignore"):
-            inverse = np.where(depth > 0, 1 / depth, 0).astype(np.float32)
-        self.inverse = inverse.ravel()
-        self.across, self.down = _slope(inverse.T).T.ravel(), _slope(inverse).ravel()
-
-    def look_up(
-        self, points: Floats, depth_range: tuple[float, float]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats, Floats, Floats]:
-        """Look up the surface on each point's ray.
-
-        Args:
-            points: float32 (3, N), camera axes, meters.
-            depth_range: Points of another depth are left out.
-
-        Returns:
-            For each point at a pixel with known depth: its index, its pixel, its depth, the surface's inverse depth on
-            its ray, and the factor from 1 - depth * inverse depth to the distance from the surface's plane.
-        """
-        k = self.intrinsics
-        height, width = self.shape
-        x, y, z = points
-        with np.errstate(divide="ignore", invalid="ignore"):
-            u, v = x / z * np.float32(k.fx) + np.float32(k.cx), y / z * np.float32(k.fy) + np.float32(k.cy)
-        valid = (z >= depth_range[0]) & (z <= depth_range[1])
-        valid &= (u > -0.5) & (u < width - 0.5) & (v > -0.5) & (v < height - 0.5)
-        index = np.flatnonzero(valid)
-        u, v, z = u[index], v[index], z[index]
-        column, row = np.rint(u), np.rint(v)
-        pixels = row.astype(np.int64) * width + column.astype(np.int64)
-        known = self.inverse[pixels] > 0
-        index, pixels, z = index[known], pixels[known], z[known]
-        u, v, column, row = u[known], v[known], column[known], row[known]
-        across, down = self.across[pixels], self.down[pixels]
-        inverse = self.inverse[pixels] + across * (u - column) + down * (v - row)
-        a, b = across * np.float32(k.fx), down * np.float32(k.fy)
-        c = inverse - a * ((u - np.float32(k.cx)) / np.float32(k.fx)) - b * ((v - np.float32(k.cy)) / np.float32(k.fy))
-        return index, pixels, z, inverse, 1 / np.sqrt(a * a + b * b + c * c)
-
-
-def _slope(inverse: Floats) -> Floats:
-    """Return the slope of inverse depth along the first axis: the smaller of both sides, 0 where their signs differ."""
-    step = np.diff(inverse, axis=0)
-    step[(inverse[1:] == 0) | (inverse[:-1] == 0)] = 0
-    slope = np.zeros_like(inverse)
-    before, after = step[:-1], step[1:]
-    slope[1:-1] = np.where(before * after > 0, np.where(np.abs(before) < np.abs(after), before, after), 0)
-    return slope

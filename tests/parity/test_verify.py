@@ -14,9 +14,9 @@ from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.data.nyuv2_writer import write_multitask_folder
 from m2h_deploy.data.rooms.render import Rooms
 from m2h_deploy.errors import M2HError
+from m2h_deploy.metrics.bootstrap import draws
 from m2h_deploy.model import save_checkpoint
 from m2h_deploy.parity import Gates, locate_in_bundle, to_json, verify
-from m2h_deploy.parity.bootstrap import draws
 from m2h_deploy.parity.reference import open_reference
 from m2h_deploy.parity.tasks import TaskComparison
 from m2h_deploy.parity.verify import name_of

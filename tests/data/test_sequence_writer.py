@@ -126,6 +126,10 @@ def test_only_a_sequence_is_replaced_and_only_on_demand(walk: RoomWalk, tmp_path
     (tmp_path / "file").write_text("mine")
     with pytest.raises(M2HError, match="exists: give a folder"):
         write_sequence(tmp_path / "file", RoomWalk(1, 7, height=16, width=16), overwrite=True)
+    (tmp_path / "tum" / "rgb").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "tum" / "rgb" / "1.png"), np.zeros((16, 16, 3), np.uint8))
+    with pytest.raises(M2HError, match="not a sequence that rooms wrote"):
+        write_sequence(tmp_path / "tum", RoomWalk(1, 7, height=16, width=16), overwrite=True)
     assert (folder / "notes.txt").read_text() == (tmp_path / "file").read_text() == "mine"
 
 

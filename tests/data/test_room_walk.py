@@ -198,12 +198,13 @@ def test_light_does_not_flicker(walk: RoomWalk) -> None:
 
 
 def test_effects_change_the_image_and_no_label() -> None:
-    plain = RoomWalk(60, 3, **SIZE)
+    small = {"height": 24, "width": 32}
+    plain = RoomWalk(60, 3, **small)
     moving = next(
         i for i in range(10, 60, 5) if abs(plain._path.at(i / 10)[1][0] - plain._path.at(i / 10 + 0.1)[1][0]) > 0.03
     )
     frame = plain[moving]
-    shown = {name: RoomWalk(60, 3, effects=Effects(**{name: True}), **SIZE) for name in ("blur", "exposure", "noise")}
+    shown = {name: RoomWalk(60, 3, effects=Effects(**{name: True}), **small) for name in ("blur", "exposure", "noise")}
     for name, other in shown.items():
         assert same(other[moving], frame), name
         assert not np.array_equal(other[moving].image, frame.image), name

@@ -17,7 +17,9 @@ sequence_option = partial(typer.Option, rich_help_panel="Sequence")
 
 @app.command()
 def rooms(
-    folder: Annotated[Path, typer.Argument(help="Folder to write, in the multi-task layout of NYUv2.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder to write, in the multi-task layout of NYUv2 or, a sequence, of TUM RGB-D.")
+    ],
     frames: Annotated[
         int | None,
         typer.Option(metavar="N", help="Number of rooms or frames.", min=1, show_default="20; with --sequence 200"),
@@ -30,7 +32,7 @@ def rooms(
         bool, typer.Option("--overwrite", help="Replace an earlier split or sequence in the folder.")
     ] = False,
     sequence: Annotated[
-        bool, sequence_option("--sequence", help="Write one room along a camera path, in the layout of TUM RGB-D.")
+        bool, sequence_option("--sequence", help="Write one room along a camera path, with poses and the surface.")
     ] = False,
     rate: Annotated[
         float | None, sequence_option(metavar="HZ", help="Images per second, 0.1 to 240.", show_default="10")

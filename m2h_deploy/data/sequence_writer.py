@@ -19,6 +19,7 @@ from m2h_deploy.data.rooms.walk import RoomWalk
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import check_whole_folder, whole_folder, write_text
 from m2h_deploy.files.ply import write_ply
+from m2h_deploy.files.provenance import is_own
 
 T = TypeVar("T")
 
@@ -91,7 +92,8 @@ def check_sequence_place(folder: Path, *, overwrite: bool = False) -> None:
     found = {entry.name for entry in folder.iterdir()}
     if not found:
         return
-    if not ("rgb.txt" in found and found <= _ENTRIES):
+    image = next(folder.glob("rgb/*.png"), None)
+    if image is None or not is_own(image, "room") or not found <= _ENTRIES:
         raise M2HError(f"{folder} exists and is not a sequence that rooms wrote: give a folder that does not exist")
     if not overwrite:
         raise M2HError(f"{folder}: there is a sequence already; name another folder, or give --overwrite")

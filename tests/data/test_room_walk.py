@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -196,12 +198,13 @@ def test_light_does_not_flicker(walk: RoomWalk) -> None:
 
 
 def test_effects_change_the_image_and_no_label() -> None:
-    plain = RoomWalk(60, 3, **SIZE)
+    small = {"height": 24, "width": 32}
+    plain = RoomWalk(60, 3, **small)
     moving = next(
         i for i in range(10, 60, 5) if abs(plain._path.at(i / 10)[1][0] - plain._path.at(i / 10 + 0.1)[1][0]) > 0.03
     )
     frame = plain[moving]
-    shown = {name: RoomWalk(60, 3, effects=Effects(**{name: True}), **SIZE) for name in ("blur", "exposure", "noise")}
+    shown = {name: RoomWalk(60, 3, effects=Effects(**{name: True}), **small) for name in ("blur", "exposure", "noise")}
     for name, other in shown.items():
         assert same(other[moving], frame), name
         assert not np.array_equal(other[moving].image, frame.image), name
@@ -228,3 +231,16 @@ def test_effects_change_the_image_and_no_label() -> None:
 def test_bad_numbers_are_named(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(M2HError, match=message):
         RoomWalk(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("height", "moves"), [(0.4, True), (2.3, False)])
+def test_a_room_full_of_furniture_has_a_path(height: float, moves: bool) -> None:
+    """Low furniture is passed over; between high furniture, the camera turns on the spot."""
+    room = make_room(np.random.default_rng(0))
+    grid = [(x, y) for x in np.arange(0.4, room.size[0], 0.8) for y in np.arange(0.4, room.size[1], 0.8)]
+    half, box = np.array([0.2, 0.2, height / 2]), next(solid for solid in room.solids if solid.kind == BOX)
+    full = [replace(box, center=np.array([x, y, height / 2]), half=half, rotation=np.eye(3)) for x, y in grid]
+    path = CameraPath(replace(room, solids=full), np.random.default_rng(1))
+    places = np.array([path.at(time)[0] for time in np.arange(0, 6, 0.5)])
+    assert (np.ptp(places[:, :2], axis=0).max() > 0.5) == moves
+    assert min(distance(solid, place) for place in places for solid in full) > 0.2

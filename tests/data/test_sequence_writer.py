@@ -112,20 +112,25 @@ def test_the_surface_is_a_mesh_that_other_programs_read(walk: RoomWalk, written:
 
 
 def test_only_a_sequence_is_replaced_and_only_on_demand(walk: RoomWalk, tmp_path: Path) -> None:
+    small = RoomWalk(1, 5, height=16, width=16)
     folder = tmp_path / "a"
     folder.mkdir()
-    write_sequence(folder, RoomWalk(2, 5, height=16, width=16))
+    write_sequence(folder, walk)
     with pytest.raises(M2HError, match="there is a sequence already"):
-        write_sequence(folder, RoomWalk(1, 6, height=16, width=16))
-    write_sequence(folder, RoomWalk(1, 6, height=16, width=16), overwrite=True)
+        write_sequence(folder, small)
+    write_sequence(folder, small, overwrite=True)
     assert len(list((folder / "rgb").iterdir())) == 1
     (folder / "notes.txt").write_text("mine")
     for overwrite in (False, True):
         with pytest.raises(M2HError, match="not a sequence that rooms wrote"):
-            write_sequence(folder, RoomWalk(1, 7, height=16, width=16), overwrite=overwrite)
+            write_sequence(folder, small, overwrite=overwrite)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(M2HError, match="exists: give a folder"):
-        write_sequence(tmp_path / "file", RoomWalk(1, 7, height=16, width=16), overwrite=True)
+        write_sequence(tmp_path / "file", small, overwrite=True)
+    (tmp_path / "tum" / "rgb").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "tum" / "rgb" / "1.png"), np.zeros((16, 16, 3), np.uint8))
+    with pytest.raises(M2HError, match="not a sequence that rooms wrote"):
+        write_sequence(tmp_path / "tum", small, overwrite=True)
     assert (folder / "notes.txt").read_text() == (tmp_path / "file").read_text() == "mine"
 
 

@@ -78,7 +78,7 @@ class CameraPath:
         goal = candidates[int((apart + floor.clearance(places)).argmax())]
         line = self._floor.way(self._goals[-1], goal)
         lengths = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=-1))])
-        steps = max(1, int(np.ceil(lengths[-1] / (self._speed * _STEP))))
+        steps = int(np.ceil(lengths[-1] / (self._speed * _STEP))) or round(_LOOK / _STEP)  # 0 where it cannot move
         at = np.linspace(0, lengths[-1], steps + 1)[1:]
         walked = np.stack([np.interp(at, lengths, line[:, axis]) for axis in (0, 1)], axis=-1)
         self._places = np.concatenate([self._places, walked])

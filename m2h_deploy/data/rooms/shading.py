@@ -18,16 +18,28 @@ Rng = np.random.Generator
 
 #: Step, in pixels, of the grid that shadows are computed on.
 _SHADOW_STEP = 3
+#: Points within a pixel that its color is averaged over where textures must not flicker, and the longest displacement
+#: of such a point on a surface, meters.
+_SUBPIXELS, _LONGEST_SPOT = ((0.125, 0.375), (-0.375, 0.125), (-0.125, -0.375), (0.375, -0.125)), 0.2
 
 
-def _surface_colors(room: Room, hits: Hits) -> tuple[Array, Array, Array]:
-    """Compute albedo (H, W, 3), emitted light (H, W, 3) and gloss (H, W)."""
+def _surface_colors(room: Room, hits: Hits, spots: list[Array]) -> tuple[Array, Array, Array]:
+    """Compute albedo (H, W, 3), emitted light (H, W, 3) and gloss (H, W).
+
+    The colors are averages over `spots`, displacements (H, W, 3) on the surface from the centers of the pixels.
+    """
     albedo, glow = np.zeros((*hits.depth.shape, 3)), np.zeros((*hits.depth.shape, 3))
     gloss = np.zeros(hits.depth.shape)
     for number, pixels in groups(hits.solid):
         material = room.faces[-1 - number] if number < 0 else room.solids[number].material
         half = room.size / 2 if number < 0 else room.solids[number].half
-        albedo[pixels], glow[pixels] = paint(material, room.tile, hits.local[pixels], hits.local_normals[pixels], half)
+        local, normals = hits.local[pixels], hits.local_normals[pixels]
+        if spots:
+            turn = np.eye(3) if number < 0 else room.solids[number].rotation
+            local = np.concatenate([local + spot[pixels] @ turn for spot in spots])
+            normals = np.tile(normals, (len(spots), 1))
+        painted = paint(material, room.tile, local, normals, half)
+        albedo[pixels], glow[pixels] = (v.reshape(-1, len(pixels[0]), 3).mean(axis=0) for v in painted)
         gloss[pixels] = material.gloss
     return albedo, glow, gloss
 
@@ -43,6 +55,20 @@ class Exposure:
     """Standard deviation of the lens blur, pixels."""
     noise: float
     """Standard deviation of the sensor noise in the dark; full scale is 1."""
+
+
+def _spots(camera: Camera, hits: Hits) -> list[Array]:
+    """Compute the displacements (H, W, 3) on the surfaces to four more points within each pixel."""
+    rays = hits.points - camera.position
+    towards = dot(rays, hits.normals)
+    spots = []
+    for x, y in _SUBPIXELS:
+        sideways = camera.rotation @ np.array([x / camera.intrinsics.fx, y / camera.intrinsics.fy, 0.0])
+        slope = (hits.normals @ sideways) / np.minimum(towards, -1e-9)
+        spot = hits.depth[..., None] * (sideways - rays * slope[..., None])
+        length = np.sqrt(dot(spot, spot))
+        spots.append(spot * np.minimum(1.0, _LONGEST_SPOT / np.maximum(length, 1e-9))[..., None])
+    return spots
 
 
 def _shadow_map(light: Light, shadows: Shadows, hits: Hits) -> Array:
@@ -91,7 +117,7 @@ def _direct(light: Light, hits: Hits, camera: Camera, gloss: Array, lit: Array) 
 
 
 def radiance(
-    room: Room, camera: Camera, hits: Hits, shadows: Shadows, surroundings: float | None = None
+    room: Room, camera: Camera, hits: Hits, shadows: Shadows, surroundings: float | None = None, smooth: bool = False
 ) -> tuple[Array, float]:
     """Compute the light that arrives at the camera.
 
@@ -102,11 +128,12 @@ def radiance(
         shadows: computes the shadows.
         surroundings: mean light on the surfaces, which lamps and windows outshine by a fixed factor; None: that of
             this view.
+        smooth: average textures over each pixel, so that they do not flicker when the camera moves.
 
     Returns:
         Linear RGB light (H, W, 3) in arbitrary units, and the mean light on the surfaces of this view.
     """
-    albedo, glow, gloss = _surface_colors(room, hits)
+    albedo, glow, gloss = _surface_colors(room, hits, _spots(camera, hits) if smooth else [])
     up = hits.normals[..., 2]
     bounce = room.ambient * (0.85 + 0.15 * up[..., None]) * _occlusion(room, hits)[..., None]
     diffuse, shine = bounce, np.zeros_like(albedo)

@@ -134,7 +134,7 @@ class RoomWalk:
         return look(position, turn, self.intrinsics, self.size)
 
     def _light(self, camera: Camera, hits: Hits) -> Array:
-        return radiance(self.room, camera, hits, self._shadows, self._settings[0])[0]
+        return radiance(self.room, camera, hits, self._shadows, self._settings[0], smooth=True)[0]
 
     @cached_property
     def _settings(self) -> tuple[float, Exposure]:

@@ -18,7 +18,6 @@ from engines.precision.quantization import load_policy
 from engines.speed import measure_speed
 from engines.tune.candidates import Candidate, candidates_here, thread_counts
 from engines.tune.frames import Counts, divide
-from engines.tune.journal import Journal
 from engines.tune.page import worst_share
 from engines.tune.result import Row
 from engines.tune.tune import TuneSettings, tune, work_folder
@@ -205,22 +204,6 @@ def test_pictures_are_divided_and_no_frame_is_both_calibrated_and_judged_on(pict
     assert not calibrated & {frame.image.tobytes() for frame in frames.check}
     assert divide(pictures, Counts(), seed=3).check.indices == divide(pictures, Counts(), seed=3).check.indices
     assert divide(pictures, Counts(), seed=3).check.indices != divide(pictures, Counts(), seed=4).check.indices
-
-
-def test_a_journal_ignores_a_line_that_was_cut_off_and_values_of_other_settings(tmp_path):
-    journal = Journal(tmp_path / "j", "a")
-    assert journal.once("x", lambda: {"value": float("nan")}) == {"value": None}
-    with (tmp_path / "j").open("a") as file:
-        file.write('\n{"settings": "a", "key": "cut", "va')
-    again = Journal(tmp_path / "j", "a")
-    assert "x" in again
-    assert "cut" not in again
-    assert again.once("y", lambda: 2) == 2
-    assert [json.loads(line)["key"] for line in (tmp_path / "j").read_text().splitlines() if line.endswith("}")] == [
-        "x",
-        "y",
-    ]
-    assert "x" not in Journal(tmp_path / "j", "b")
 
 
 def test_what_cannot_be_tuned_is_one_line(source, pictures, tuned, tmp_path):

@@ -1,4 +1,4 @@
-"""Keep the measurements of a tuning run in a file, one line each, so that a run that was killed can be resumed."""
+"""Keep the measurements of a long run in a file, one line each, so that a run that was killed can be resumed."""
 
 from __future__ import annotations
 

@@ -13,14 +13,17 @@ import typer
 from cli.app import (
     DeviceOption,
     EngineCodeFlag,
+    IntrinsicsOption,
     JsonFlag,
     OverwriteFlag,
     PluginsOption,
+    PosesOption,
     ThreadsOption,
     app,
     engine_option,
     ray_option,
     result_option,
+    sequence_option,
 )
 from cli.console import make_progress, print_json, print_values, say
 from cli.on_ray import RayGpusOption, RayOption, RayWorkersOption, cluster_of, reporting, tell
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from m2h_deploy.predict import FrameOutcome
     from m2h_deploy.sinks import Sink
     from m2h_deploy.sources.source import Source
+    from m2h_deploy.temporal import TemporalFilter
 
 
 rerun_option = partial(typer.Option, rich_help_panel="Rerun")
@@ -41,7 +45,9 @@ rerun_option = partial(typer.Option, rich_help_panel="Rerun")
 @app.command()
 def run(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    source: Annotated[str, typer.Argument(help="Image, folder of images, video file, camera index, or rtsp://...")],
+    source: Annotated[
+        str, typer.Argument(help="Image, folder of images, sequence, video file, camera index, or rtsp://...")
+    ],
     limit: Annotated[int | None, typer.Option(metavar="N", help="Stop after this many frames.", min=1)] = None,
     output: Annotated[Path, result_option("-o", "--output", metavar="FOLDER", help="Folder for the results.")] = (
         Path("out")
@@ -57,9 +63,13 @@ def run(
     show: Annotated[bool, result_option("--show", help="Show the four tasks in a window; q closes it.")] = False,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
+    filtered: Annotated[
+        bool, sequence_option("--filter", help="Fuse each frame with the ones before, by the camera's poses.")
+    ] = False,
+    poses: PosesOption = None,
     rerun: Annotated[Path | None, rerun_option(metavar="FILE", help="Write a Rerun recording (.rrd).")] = None,
     fov: Annotated[float | None, rerun_option(metavar="DEGREES", help="The camera's horizontal angle of view.")] = None,
-    intrinsics: Annotated[str | None, rerun_option(metavar="FX,FY,CX,CY", help="The camera, in pixels.")] = None,
+    intrinsics: IntrinsicsOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
     plugins: PluginsOption = None,
@@ -89,14 +99,18 @@ def run(
         if place is not None:
             check_outside(bundle, place)
     check_outputs({"mp4": video, "rrd": rerun}, overwrite=overwrite, sources=[source])
-    if rerun is None and (fov is not None or intrinsics is not None):
-        raise M2HError("--fov and --intrinsics describe the camera of --rerun FILE.rrd: give that too")
+    if rerun is None and fov is not None:
+        raise M2HError("--fov describes the camera of --rerun FILE.rrd: give that too")
+    if rerun is None and not filtered and intrinsics is not None:
+        raise M2HError("--intrinsics describes the camera of --rerun FILE.rrd and of --filter: give one of them too")
+    if poses is not None and not filtered:
+        raise M2HError("--poses is for --filter: give that too")
     if fov is not None and intrinsics is not None:
         raise M2HError("give --fov or --intrinsics, not both")
     if npz and not files:
         raise M2HError("--npz writes files, which --no-files turns off: give one of the two")
     if cluster is not None:
-        _refuse_with_ray(video, rerun, show=show, files=files)
+        _refuse_with_ray(video, rerun, show=show, files=files, filtered=filtered)
         from m2h_deploy.cluster import predict_folder
 
         with reporting() as report:
@@ -108,7 +122,7 @@ def run(
         return
     if parquet:
         raise M2HError("--parquet applies only to a job on Ray: give --ray local too")
-    frames = open_source(source)
+    temporal, frames = _filter(source, poses, intrinsics) if filtered else (None, open_source(source))
     if files and is_folder(Path(source)) and Path(source).resolve() == output.resolve():
         raise M2HError(f"{output} is the source itself: results could overwrite its files; give another --output")
     if files:
@@ -133,7 +147,7 @@ def run(
             sinks.append(ResultFiles(output, runtime.manifest.classes, npz=npz, overwrite=overwrite))
         total = frames.count if limit is None or frames.count is None else min(limit, frames.count)
         with frame_progress(total) as progress:
-            summary = predict_source(runtime, frames, sinks, limit=limit, progress=progress)
+            summary = predict_source(runtime, frames, sinks, temporal=temporal, limit=limit, progress=progress)
     failed = len(summary.failed)
     values = summary.timings | {"failed": failed, "read": summary.read, "interrupted": summary.interrupted}
     values["output"] = str(output) if files else None
@@ -159,10 +173,24 @@ def _give_job(job: JobResult, output: Path, *, as_json: bool) -> None:
         raise M2HError(f"{len(job.failed)} of {count} frames gave no result (named above)")
 
 
-def _refuse_with_ray(video: Path | None, rerun: Path | None, *, show: bool, files: bool) -> None:
+def _refuse_with_ray(video: Path | None, rerun: Path | None, *, show: bool, files: bool, filtered: bool) -> None:
     """Raise M2HError on what needs the frames in their order."""
-    if video is not None or rerun is not None or show or not files:
-        raise M2HError("--video, --rerun, --show and --no-files need the frames in order: run without --ray")
+    if video is not None or rerun is not None or show or not files or filtered:
+        raise M2HError("--video, --rerun, --show, --no-files and --filter need the frames in order: run without --ray")
+
+
+def _filter(source: str, poses: Path | None, intrinsics: str | None) -> tuple[TemporalFilter, Source]:
+    """Open a sequence with poses, and make the filter of its camera."""
+    from m2h_deploy.camera import parse_intrinsics
+    from m2h_deploy.data.sequences import open_sequence
+    from m2h_deploy.sources.source import sequence_source
+    from m2h_deploy.temporal import TemporalFilter
+
+    camera = parse_intrinsics(intrinsics) if intrinsics is not None else None
+    sequence = open_sequence(source, poses=poses, intrinsics=camera)
+    for line in sequence.skipped:
+        say(line, "yellow")
+    return TemporalFilter(sequence.intrinsics), sequence_source(sequence)
 
 
 def _sinks(

@@ -13,6 +13,7 @@ from m2h_deploy.runtime.runtime import Runtime
 from m2h_deploy.sinks import Sink
 from m2h_deploy.sinks.files import all_finite
 from m2h_deploy.sources.source import Item, Skipped, Source, SourceFrame
+from m2h_deploy.temporal.filter import TemporalFilter
 
 #: Function of one frame and its prediction, such as `Sink.add`.
 Write = Callable[[SourceFrame, Prediction], None]
@@ -48,6 +49,7 @@ def predict_source(
     source: Source,
     sinks: Sequence[Sink],
     *,
+    temporal: TemporalFilter | None = None,
     limit: int | None = None,
     progress: Callable[[FrameOutcome], None] | None = None,
 ) -> PredictSummary:
@@ -57,6 +59,7 @@ def predict_source(
         runtime: The engine.
         source: The source of the frames.
         sinks: Each gets every frame that has a result; closing them is left to the caller.
+        temporal: Fuses each prediction with the ones before, by the poses of the source's frames.
         limit: Stop after this many frames.
         progress: Called with the outcome of each item.
 
@@ -68,7 +71,7 @@ def predict_source(
     interrupted = False
     try:
         for item in source.read():
-            outcome = predict_item(runtime, item, [sink.add for sink in sinks])
+            outcome = predict_item(runtime, item, [sink.add for sink in sinks], temporal)
             if outcome.status == "done":
                 timings.append(outcome.timings)
             elif outcome.status == "failed":
@@ -83,7 +86,9 @@ def predict_source(
     return PredictSummary(len(timings) + len(failed), tuple(failed), interrupted, timing_summary(timings))
 
 
-def predict_item(runtime: Runtime, item: Item, writes: Iterable[Write]) -> FrameOutcome:
+def predict_item(
+    runtime: Runtime, item: Item, writes: Iterable[Write], temporal: TemporalFilter | None = None
+) -> FrameOutcome:
     """Predict on one item of a source and write the result.
 
     A frame fails if it cannot be read, the engine rejects it or gives NaN or infinity, or memory runs out. Errors of
@@ -103,6 +108,8 @@ def predict_item(runtime: Runtime, item: Item, writes: Iterable[Write]) -> Frame
                 return FrameOutcome("failed", text if item.name in text else f"{item.name}: {text}")
             if not all_finite(prediction, runtime.tasks):
                 return FrameOutcome("failed", f"{item.name}: the engine gave NaN or infinity")
+            if temporal is not None:
+                prediction = temporal(prediction, item.pose, item.timestamp or 0.0)
             for write in writes:
                 write(item, prediction)
     except OutOfMemoryError as error:
@@ -121,5 +128,7 @@ def timing_summary(timings: list[dict[str, float]]) -> dict[str, Any]:
     steady = timings[1:] or timings
     if not steady:
         return {"frames": 0}
-    means = {f"{stage}_ms": sum(t[stage] for t in steady) / len(steady) for stage in steady[0]}
+    # The temporal filter has no time for a frame without a pose.
+    stages = dict.fromkeys(stage for timing in steady for stage in timing)
+    means = {f"{stage}_ms": sum(t.get(stage, 0.0) for t in steady) / len(steady) for stage in stages}
     return {"frames": len(timings), **means, "frames_per_second": 1000 / sum(means.values())}

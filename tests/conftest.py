@@ -6,9 +6,12 @@ import os
 import signal
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
+
+from m2h_deploy.errors import M2HError
 
 # A shell starts background jobs with SIGINT ignored, which every program that the tests interrupt would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -79,6 +82,17 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no shared data beside the repository")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def open3d() -> Any:
+    """Return Open3D; tests that need it are skipped where it, or a library that it needs, is not installed."""
+    from m2h_deploy.mapping.open3d import import_open3d
+
+    try:
+        return import_open3d()
+    except M2HError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from m2h_deploy.mapping.open3d import SYSTEM_PACKAGES
 from tests.conftest import GROUPS
 from tests.pages import REPOSITORY
 
@@ -176,9 +177,11 @@ def test_missing_system_packages_are_named_in_one_line(tmp_path):
     checked = subprocess.run([*script, "cpp"], env=environment, capture_output=True, text=True)
     assert checked.returncode == 1
     assert re.fullmatch(r"error: the cpp .*: apt-get install .* cmake .*nlohmann-json3-dev.*\n", checked.stderr)
-    listed = subprocess.run([*script, "--list", "cpp", "serving"], env=environment, capture_output=True, text=True)
+    listed = subprocess.run(
+        [*script, "--list", "cpp", "map", "serving"], env=environment, capture_output=True, text=True
+    )
     assert listed.returncode == 0
-    assert {"cmake", "g++", "nlohmann-json3-dev"} <= set(listed.stdout.split())
+    assert {"cmake", "g++", "nlohmann-json3-dev", *SYSTEM_PACKAGES} <= set(listed.stdout.split())
     environment["SERVING_PYTHON"] = str(tmp_path / "python")
     wrong = subprocess.run([*script, "serving"], env=environment, capture_output=True, text=True)
     assert (wrong.returncode, wrong.stderr) == (2, f"error: SERVING_PYTHON: cannot start {tmp_path / 'python'}\n")

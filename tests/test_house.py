@@ -13,6 +13,7 @@ import pytest
 from export.options import ExportKeywords, ExportOptions
 from m2h_deploy.cluster.predict import PredictKeywords, PredictOptions
 from m2h_deploy.parity.verify import VerifyKeywords, VerifyOptions
+from m2h_deploy.stream.options import StreamKeywords, StreamOptions
 from tests.commands import ROOT
 
 LINES, PARAMETERS, FILE_LINES = 60, 8, 400
@@ -45,6 +46,7 @@ def violations(path: Path) -> Iterator[str]:
         (ExportKeywords, ExportOptions),
         (VerifyKeywords, VerifyOptions),
         (PredictKeywords, PredictOptions),
+        (StreamKeywords, StreamOptions),
     ],
 )
 def test_the_keywords_of_a_function_are_the_fields_of_its_options(keywords, options) -> None:

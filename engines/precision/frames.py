@@ -13,8 +13,9 @@ from m2h_deploy.data.nyuv2 import MAT_NAME
 from m2h_deploy.data.open import open_dataset
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.names import is_file, is_folder
+from m2h_deploy.files.videos import VIDEO_SUFFIXES
 from m2h_deploy.runtime.preprocess import Normalization, Preprocess
-from m2h_deploy.sources.source import VIDEOS, SourceFrame, open_source
+from m2h_deploy.sources.source import SourceFrame, open_source
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def open_pictures(source: str, least: int = 1) -> Pictures:
         if opened.live:
             raise M2HError(f"{source} has no end: calibrate on a folder, a video file, or NYUv2")
         # A video file may state a wrong length.
-        count = None if path.suffix.lower() in VIDEOS else opened.count
+        count = None if path.suffix.lower() in VIDEO_SUFFIXES else opened.count
         pictures = Pictures(source, count, lambda: _images(opened.read()))
     if pictures.count is not None and pictures.count < least:
         raise M2HError(f"{source} has {pictures.count} frames, {least} are needed: give more frames or ask for fewer")

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from engines.precision.frames import Pictures
 from m2h_deploy.data.frame import Dataset
 from m2h_deploy.data.open import open_dataset
+from m2h_deploy.data.sequence import Sequence
 from m2h_deploy.data.subset import Subset
 from m2h_deploy.errors import M2HError
-from m2h_deploy.parity.bootstrap import FEW_FRAMES
+from m2h_deploy.metrics.bootstrap import FEW_FRAMES
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Counts:
 
 
 def divide(source: Path, counts: Counts, seed: int) -> TuneFrames:
-    """Divide the data at `source`: by its own splits, else at random by `seed`.
+    """Divide the data at `source`: by its own splits, else at random by `seed`, a sequence in two parts.
 
     Raises:
         M2HError: The data cannot be read, or has too few frames to calibrate on some and to judge others.
@@ -73,7 +74,8 @@ def _splits(source: Path, seed: int) -> tuple[Subset, Subset]:
             f"on and {FEW_FRAMES} others to judge by"
         )
     order = list(range(count))
-    random.Random(seed).shuffle(order)
+    if not isinstance(whole, Sequence):  # neighbors in a sequence are nearly the same picture: its parts stay together
+        random.Random(seed).shuffle(order)
     judged = max(FEW_FRAMES, 2 * count // 3)
     rest, check = (
         Subset(whole, tuple(sorted(part)), source.resolve().name) for part in (order[judged:], order[:judged])

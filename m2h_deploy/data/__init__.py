@@ -1,4 +1,4 @@
-"""Data sets: NYUv2 in both layouts, Hypersim, Cityscapes, image folders, and synthetic rooms with exact labels.
+"""Data sets: NYUv2, Hypersim, Cityscapes, image folders, sequences with poses, and synthetic rooms with exact labels.
 
 ```python
 from m2h_deploy.data import open_dataset
@@ -13,6 +13,8 @@ from m2h_deploy.data.folders import ImageFolder, RGBDPairs
 from m2h_deploy.data.frame import NYU_INTRINSICS, Dataset, Frame, Intrinsics
 from m2h_deploy.data.nyuv2 import NYUv2
 from m2h_deploy.data.open import open_dataset
+from m2h_deploy.data.sequence import Sequence
+from m2h_deploy.data.sequences import open_sequence
 
 __all__ = [
     "CITYSCAPES_CLASSES",
@@ -25,6 +27,8 @@ __all__ = [
     "Intrinsics",
     "NYUv2",
     "RGBDPairs",
+    "Sequence",
     "open_dataset",
+    "open_sequence",
     "palette",
 ]

@@ -198,3 +198,13 @@ def decode_normals(path: Path) -> npt.NDArray[np.float32]:
     """
     colors = read_pixels(path, cv2.IMREAD_COLOR, "normals")
     return colors[..., ::-1].astype(np.float32) * (2.0 / 255.0) - 1.0
+
+
+def encode_normals(normals: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Encode normals (H, W, 3) as the BGR image that `decode_normals` reads."""
+    return np.rint((normals[..., ::-1] + 1.0) * 127.5).astype(np.uint8)
+
+
+def encode_semantics(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Encode labels in memory (0-based, 255 unlabeled) as stored labels (1-based, 0 unlabeled)."""
+    return np.where(labels == IGNORE_LABEL, 0, labels + 1).astype(np.uint8)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from m2h_deploy.data.classes import IGNORE_LABEL
+from m2h_deploy.data.conversion import encode_normals, encode_semantics
 from m2h_deploy.data.frame import Frame
 from m2h_deploy.data.rooms.render import render_room, room_name
 from m2h_deploy.errors import M2HError
@@ -97,18 +97,17 @@ def _check_room(folder: Path, name: str) -> None:
 def _write_frame(folder: Path, frame: Frame) -> None:
     assert frame.depth is not None and frame.normals is not None
     assert frame.semantics is not None and frame.edges is not None
-    stored = np.where(frame.semantics == IGNORE_LABEL, 0, frame.semantics + 1).astype(np.uint8)
-    colors = np.rint((frame.normals[..., ::-1] + 1.0) * 127.5).astype(np.uint8)
-    _write_png(folder / "images" / f"{frame.name}.png", frame.image)
-    _write_png(folder / "segmentation" / f"{frame.name}.png", stored)
-    _write_png(folder / "normals" / f"{frame.name}.png", colors)
-    _write_png(folder / "edge" / f"{frame.name}.png", frame.edges * np.uint8(255))
+    write_room_png(folder / "images" / f"{frame.name}.png", frame.image)
+    write_room_png(folder / "segmentation" / f"{frame.name}.png", encode_semantics(frame.semantics))
+    write_room_png(folder / "normals" / f"{frame.name}.png", encode_normals(frame.normals))
+    write_room_png(folder / "edge" / f"{frame.name}.png", frame.edges * np.uint8(255))
     data = BytesIO()
     np.save(data, frame.depth)
     write_bytes(folder / "depth" / f"{frame.name}.npy", data.getvalue())
 
 
-def _write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
+def write_room_png(path: Path, image: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> None:
+    """Write an image as PNG, with the mark by which m2h-deploy knows its rooms."""
     written, data = cv2.imencode(".png", np.ascontiguousarray(image), [cv2.IMWRITE_PNG_COMPRESSION, 3])
     if not written:
         raise M2HError(f"{path}: cannot be encoded as PNG")

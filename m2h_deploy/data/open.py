@@ -9,13 +9,14 @@ from m2h_deploy.data.folders import ImageFolder, RGBDPairs
 from m2h_deploy.data.frame import Dataset
 from m2h_deploy.data.hypersim import SPLIT_NAME, Hypersim
 from m2h_deploy.data.nyuv2 import MAT_NAME, NYUv2
+from m2h_deploy.data.sequences.open import LAYOUTS, is_sequence, open_sequence
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.images import IMAGE_SUFFIXES
 from m2h_deploy.files.names import is_file, is_folder
 
 _KNOWN = (
     f"{MAT_NAME} (NYUv2), gt_sets/ (multi-task NYUv2), leftImg8bit/ (Cityscapes), ai_*/images/ (Hypersim), "
-    "rgb_* with sync_depth_* (RGB-D pairs), images"
+    f"rgb_* with sync_depth_* (RGB-D pairs), {LAYOUTS}, images"
 )
 
 
@@ -29,8 +30,8 @@ def open_dataset(path: str | Path, split: str = "val") -> Dataset:
 
     Args:
         path: a folder, or the labeled .mat file of NYUv2 (with splits.mat and classMapping40.mat beside it).
-        split: "train", "val", "test" or "all". Ignored for image folders and RGB-D pairs, and for Hypersim if the list
-            of its split is absent.
+        split: "train", "val", "test" or "all". Ignored for sequences, image folders and RGB-D pairs, and for
+            Hypersim if the list of its split is absent.
 
     Raises:
         M2HError: `path` does not exist or has no known layout; the message lists the known layouts.
@@ -50,6 +51,8 @@ def open_dataset(path: str | Path, split: str = "val") -> Dataset:
         return Cityscapes.open(path, split)
     if next(path.glob("ai_*/images"), None):
         return Hypersim.open(path, split if (path / SPLIT_NAME).is_file() else "all")
+    if is_sequence(path):
+        return open_sequence(path)
     if next(path.rglob("sync_depth_*.png"), None):
         return RGBDPairs.open(path)
     if any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir()):

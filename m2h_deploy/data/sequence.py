@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,11 @@ class Sequence:
     def files_of(self, index: int) -> tuple[Path, ...]:
         """List the files of a frame, image first."""
         return self.moments[index].files
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the frames, in order; the frames of a video have one file, but names of their own."""
+        return tuple(moment.name for moment in self.moments)
 
     @property
     def rate(self) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from m2h_deploy.errors import M2HError
-from m2h_deploy.parity.bootstrap import FEW_FRAMES, Interval
+from m2h_deploy.metrics.bootstrap import FEW_FRAMES, Interval
 
 Verdict = Literal["pass", "fail", "unsure"]
 

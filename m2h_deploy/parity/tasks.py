@@ -14,8 +14,8 @@ from m2h_deploy.data.classes import IGNORE_LABEL, has_unknown
 from m2h_deploy.data.frame import Frame
 from m2h_deploy.errors import M2HError
 from m2h_deploy.metrics import DepthMetric, EdgesMetric, Metric, NormalsMetric, SemanticsMetric
+from m2h_deploy.metrics.bootstrap import Interval, interval
 from m2h_deploy.metrics.thinning import suppress_non_maxima
-from m2h_deploy.parity.bootstrap import Interval, interval
 from m2h_deploy.parity.gates import GateResult, Gates, Rule, judge
 from m2h_deploy.runtime.postprocess import Prediction
 

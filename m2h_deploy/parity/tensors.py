@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from m2h_deploy.metrics.bootstrap import Interval, interval, resample
 from m2h_deploy.numerics import BEST_PSNR, psnr, span_of
-from m2h_deploy.parity.bootstrap import Interval, interval, resample
 
 Output = NDArray[np.float32]
 Sums = NDArray[np.float64]

@@ -15,7 +15,7 @@ from m2h_deploy.data.frame import Dataset
 from m2h_deploy.data.open import open_dataset
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import printable
-from m2h_deploy.parity.bootstrap import FEW_FRAMES, RESAMPLES, draws
+from m2h_deploy.metrics.bootstrap import FEW_FRAMES, RESAMPLES, draws
 from m2h_deploy.parity.executor import Executor, LocalExecutor, Measured, Progress, Request
 from m2h_deploy.parity.frames import Comparison, choose_targets
 from m2h_deploy.parity.gates import GateResult, Gates, Rule, judge

@@ -14,15 +14,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.causes import MachineError, reason
+from m2h_deploy.data.frame import Pose
+from m2h_deploy.data.sequence import Moment, Sequence
+from m2h_deploy.data.sequences.open import sequence_images
 from m2h_deploy.errors import M2HError, one_line
-from m2h_deploy.files.atomic import library_path
 from m2h_deploy.files.images import decode_picture, image_files, read_image
 from m2h_deploy.files.names import NAME_BYTES, is_file, is_folder, shorten
+from m2h_deploy.files.videos import VIDEO_SUFFIXES, is_cut_short, open_video, states_frames
 from m2h_deploy.runtime.preprocess import as_color_image
-from m2h_deploy.sources.videos import is_cut_short, states_frames
 
-VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
 STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://")
 
 #: Bytes that the number of a frame adds to the name of its video: "_000000", and room for more digits.
@@ -42,6 +42,10 @@ class SourceFrame:
     name: str
     image: NDArray[np.uint8]
     """uint8 (H, W, 3) BGR."""
+    timestamp: float | None = None
+    """Time of the image, seconds, if the source knows it."""
+    pose: Pose | None = None
+    """Camera to world, float64 (4, 4), meters, if the source knows it."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class _Numbered:
 
 
 def open_source(what: str | int | os.PathLike[str]) -> Source:
-    """Open a path (image, folder of images, video), a camera's index (0 or "0") or a network stream's address.
+    """Open a path (image, images, sequence, video), a camera's index (0 or "0") or a network stream's address.
 
     Raises:
         M2HError: The source does not exist or has no frames; a damaged file in a folder is reported when it is read.
@@ -105,7 +109,7 @@ def open_source(what: str | int | os.PathLike[str]) -> Source:
     if is_folder(path):
         return _folder(path)
     if is_file(path):
-        if path.suffix.lower() in VIDEOS:
+        if path.suffix.lower() in VIDEO_SUFFIXES:
             return _video_file(path)
         image = read_image(path)
         name = result_name(path.stem)
@@ -129,11 +133,18 @@ def without_password(address: str) -> str:
 
 
 def folder_images(path: Path) -> list[tuple[str, Path]]:
-    """Return the images directly in the folder `path`, sorted by name: each one's name for results, and its file.
+    """Return the images of the folder `path`: each one's name for results, and its file.
+
+    They are those of a sequence in order (see `open_sequence`), or else those directly in the folder, sorted by name.
 
     Raises:
         M2HError: The folder has no images.
     """
+    sequence = sequence_images(path)
+    if sequence is not None:
+        if not sequence:
+            raise M2HError(f"{path} is a sequence without images")
+        return sequence
     files = image_files(path)
     stems = Counter(file.stem for file in files)
     full = {file.name for file in files}
@@ -159,12 +170,17 @@ def _folder(path: Path) -> Source:
     return Source(len(images), lambda: (read_item(name, file) for name, file in images), names=names)
 
 
-def _check_readable(file: Path) -> None:
-    """Raise M2HError, with the reason, if a file cannot be opened: OpenCV gives no reason."""
-    try:
-        file.open("rb").close()
-    except OSError as error:
-        raise MachineError(f"cannot read {file}: {reason(error)}") from None
+def sequence_source(sequence: Sequence) -> Source:
+    """Return the images of a sequence as a source whose frames have times and poses."""
+
+    def read(moment: Moment) -> Item:
+        try:
+            return SourceFrame(moment.name, sequence.read(moment).image, moment.timestamp, moment.pose)
+        except M2HError as error:
+            return error
+
+    names = {moment.name for moment in sequence.moments}
+    return Source(len(sequence), lambda: map(read, sequence.moments), rate=sequence.rate or None, names=names)
 
 
 def _camera(what: str) -> Source:
@@ -176,7 +192,6 @@ def _camera(what: str) -> Source:
 
 def _video_file(path: Path) -> Source:
     """Return the frames of a video file, followed by an item about missing frames, if any."""
-    # Absolute, because FFmpeg interprets the part before a colon as a protocol: 2024-05-01T12:30:00.mp4.
     source = _video(str(path.absolute()), result_name(path.stem, _INDEX_BYTES), live=False, name=str(path))
     short, counted = is_cut_short(path), states_frames(path)
     stated = f" of {source.count}" if source.count else ""
@@ -204,22 +219,17 @@ def _video_file(path: Path) -> Source:
 
 def _open_capture(handle: str | int, name: str) -> Any:
     """Open a capture. Raises M2HError if that fails."""
-    kind = "camera" if isinstance(handle, int) else "video"
     capture: Any
-    if isinstance(handle, str) and handle.lower().startswith(STREAMS):
-        kind = "stream"
+    if isinstance(handle, int):
+        kind, capture = "camera", cv2.VideoCapture(handle)
+    elif handle.lower().startswith(STREAMS):
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, NETWORK_TIMEOUT, cv2.CAP_PROP_READ_TIMEOUT_MSEC, NETWORK_TIMEOUT]
-        capture = cv2.VideoCapture(handle, cv2.CAP_FFMPEG, limits)
-    elif isinstance(handle, int):
-        capture = cv2.VideoCapture(handle)
+        kind, capture = "stream", cv2.VideoCapture(handle, cv2.CAP_FFMPEG, limits)
     else:
-        _check_readable(Path(handle))
-        with library_path(handle) as file:
-            capture = cv2.VideoCapture(file)
+        return open_video(handle, name)
     if not capture.isOpened():
         capture.release()
-        short = kind == "video" and is_cut_short(name)
-        raise M2HError(f"cannot open {kind} {name}" + (": it is cut short; copy it again" if short else ""))
+        raise M2HError(f"cannot open {kind} {name}")
     return capture
 
 

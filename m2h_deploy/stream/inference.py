@@ -13,6 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from m2h_deploy.backends.base import Pending
+from m2h_deploy.data.frame import Pose
 from m2h_deploy.errors import EngineTimeout, first_line
 from m2h_deploy.runtime.postprocess import nonfinite_outputs
 from m2h_deploy.runtime.runtime import Engine, Runtime
@@ -39,6 +40,9 @@ class Slot:
     id: int = 0
     timestamp: float = 0.0
     image: Any = None
+    pose: Pose | None = None
+    taken: float = 0.0
+    """Time of the image as its source states it, or else `timestamp`."""
     preprocess: float = 0.0
     inference: float = 0.0
     """Seconds from the beginning of inference to its end."""

@@ -7,21 +7,25 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from time import monotonic, perf_counter
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.choices import QueuePolicy, check_choice
+from m2h_deploy.choices import QueuePolicy
 from m2h_deploy.errors import M2HError, first_line
-from m2h_deploy.runtime.postprocess import Prediction, Resolution, postprocess_for
+from m2h_deploy.runtime.postprocess import Prediction, postprocess_for
 from m2h_deploy.runtime.preprocess import preprocess_for
 from m2h_deploy.runtime.runtime import Runtime, with_timings
 from m2h_deploy.sources.source import Skipped, Source, SourceFrame, open_source
 from m2h_deploy.stream.channel import Channel
 from m2h_deploy.stream.health import Health, HealthRecord
 from m2h_deploy.stream.inference import Channels, Inference, Slot
+from m2h_deploy.stream.options import StreamKeywords, StreamOptions
 from m2h_deploy.stream.threads import Threads
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 #: First and longest pause between two attempts to open a source, in seconds.
 FIRST_BACKOFF = 0.5
@@ -73,39 +77,24 @@ class Stream:
         self,
         runtime: Runtime,
         source: Source | str | int | os.PathLike[str],
-        *,
-        policy: QueuePolicy | None = None,
-        resolution: Resolution = "image",
-        reuse: bool = False,
-        timeout: float = 10.0,
-        reconnect: int | None = 10,
-        on_problem: Callable[[str], None] | None = None,
+        **options: Unpack[StreamKeywords],
     ) -> None:
         """Open the source.
 
         Args:
             runtime: the runtime that predicts.
             source: a camera's index, the path of an image, folder or video, a URL, or a `Source`.
-            policy: `latest` or `queue`; None to choose by the source.
-            resolution: size of the predictions: `image` for the image's, `network` for the network's own.
-            reuse: reuse the arrays of a prediction once the next one is requested, so that the steady state allocates
-                only the source's images. Otherwise the caller may keep predictions.
-            timeout: seconds after which an engine counts as stuck.
-            reconnect: attempts in a row to open a live source again before the iteration raises; None for no limit.
-            on_problem: called with the text of each problem, from any thread.
+            options: the fields of `StreamOptions`.
 
         Raises:
             M2HError: the source cannot be opened, or a value is out of range.
         """
+        self._options = StreamOptions(**options)
         self._source = source if isinstance(source, Source) else open_source(source)
-        self.policy: QueuePolicy = policy or ("latest" if self._source.live else "queue")
-        check_choice("policy", self.policy, QueuePolicy)
-        if not timeout > 0:
-            raise M2HError(f"stream: timeout {timeout}: must be above 0")
-        self._runtime, self._resolution, self._reuse = runtime, resolution, reuse
-        self._reconnect = reconnect
-        runtime.result_size(np.empty((1, 1, 3), np.uint8), resolution)  # raises on an unknown resolution
-        self._record = HealthRecord(on_problem)
+        self.policy: QueuePolicy = self._options.policy or ("latest" if self._source.live else "queue")
+        self._runtime = runtime
+        runtime.result_size(np.empty((1, 1, 3), np.uint8), self._options.resolution)  # raises on an unknown resolution
+        self._record = HealthRecord(self._options.on_problem)
         latest = self.policy == "latest"
         depth = 1 if latest else QUEUE_DEPTH
         self._inbox: Channel[Slot] = Channel(depth, replace=latest)
@@ -114,7 +103,9 @@ class Stream:
         self._free: Channel[Slot] = Channel(1 << 20)
         self._threads = Threads(self._thread_failed)
         channels = Channels(self._inbox, self._between, self._free)
-        self._inference = Inference(runtime, channels, self._threads, self._record, timeout=timeout, latest=latest)
+        self._inference = Inference(
+            runtime, channels, self._threads, self._record, timeout=self._options.timeout, latest=latest
+        )
         # Those of the reader, the engine and the postprocessing, and as many as the channels hold.
         for _ in range(2 + runtime.backend.in_work + 1 + depth):
             self._free.put(self._inference.new_slot())
@@ -139,7 +130,7 @@ class Stream:
             while (frame := self._results.get()) is not None:
                 self._record.count("delivered")
                 yield frame
-                if self._reuse:
+                if self._options.reuse:
                     self._spare.append(frame.prediction)
             if self._failure is not None:
                 raise self._failure
@@ -198,8 +189,8 @@ class Stream:
                 self._inbox.end()
                 return
             attempts = 1 if self.health.read > before else attempts + 1
-            if self._reconnect is not None and attempts > self._reconnect:
-                self._failure = M2HError(f"the source died and did not come back after {self._reconnect} tries")
+            if self._options.reconnect is not None and attempts > self._options.reconnect:
+                self._failure = M2HError(f"the source died and did not come back after {self._options.reconnect} tries")
                 self._inbox.end()
                 return
             self._record.report(str(problem or "the source ended: opening it again"))
@@ -246,6 +237,7 @@ class Stream:
             self._inference.release(slot)
             return
         slot.id, slot.timestamp, slot.preprocess = number, timestamp, perf_counter() - start
+        slot.pose, slot.taken = frame.pose, timestamp if frame.timestamp is None else frame.timestamp
         self._inference.pass_on(self._inbox, slot)
 
     # Postprocessing
@@ -254,17 +246,27 @@ class Stream:
         postprocess = postprocess_for(self._runtime.manifest)
         while (slot := self._between.get()) is not None:
             start = perf_counter()
-            height, width = self._runtime.result_size(slot.image, self._resolution)
+            height, width = self._runtime.result_size(slot.image, self._options.resolution)
             prediction = postprocess(slot.first, height, width, self._spare_prediction(height, width))
             prediction = with_timings(prediction, slot.preprocess, slot.inference, perf_counter() - start)
+            prediction = self._filtered(prediction, slot)
             frame = StreamFrame(slot.id, slot.timestamp, slot.image, prediction)
             self._inference.release(slot)
             thrown = self._results.put(frame)
             if thrown is not None and not self._threads.stop.is_set():
                 self._record.count("dropped")
-                if self._reuse:
+                if self._options.reuse:
                     self._spare.append(thrown.prediction)
         self._results.end()
+
+    def _filtered(self, prediction: Prediction, slot: Slot) -> Prediction:
+        if self._options.temporal is None:
+            return prediction
+        try:
+            return self._options.temporal(prediction, slot.pose, slot.taken)
+        except M2HError as error:
+            self._record.report(str(error))
+            return prediction
 
     def _spare_prediction(self, height: int, width: int) -> Prediction | None:
         """Return a prediction of this size that the caller no longer uses, or None."""

@@ -16,7 +16,7 @@ import torch
 
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.errors import install_extra, missing_extra
-from tests.commands import COMMAND, command_without, done, environment, m2h_text, mistake
+from tests.commands import COMMAND, command_without, done, environment, m2h_text, mistake, run_here
 
 
 def test_export_build_run_in_a_row(tiny_checkpoint, tmp_path):
@@ -307,3 +307,30 @@ def test_verify_checks_its_output_paths_first(tiny_bundle, tmp_path):
     for option in ("--junit", "--html"):
         assert "there is no folder" in mistake(*common, option, tmp_path / "none" / "file")
         assert "it is a folder" in mistake(*common, option, tmp_path)
+
+
+def test_run_filters_a_sequence_by_its_poses(tiny_bundle, tmp_path):
+    walk, raw, smooth = tmp_path / "walk", tmp_path / "raw", tmp_path / "smooth"
+    done("rooms", walk, "--sequence", "--frames", 4, "--height", 112, "--width", 140, "--seed", 5)
+    done("run", tiny_bundle, walk, "-o", raw)
+    values = json.loads(run_here("run", tiny_bundle, walk, "-o", smooth, "--filter", "--json").stdout)
+    assert values["filter_ms"] > 0
+    names = sorted(path.name for path in raw.glob("*_depth.png"))
+    assert names == sorted(path.name for path in smooth.glob("*_depth.png")) and len(names) == 4
+    same = [(raw / name).read_bytes() == (smooth / name).read_bytes() for name in names]
+    assert same[0] and not any(same[1:])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--poses", "no.txt"], "--poses is for --filter"),
+        (["--intrinsics", "1,1,1,1"], "give one of them too"),
+        (["--filter", "--ray", "local"], "without --ray"),
+        (["--filter"], "the name is not a time stamp"),
+    ],
+)
+def test_mistakes_with_the_filter_of_run(tiny_bundle, tmp_path, options, words):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((48, 64, 3), np.uint8))
+    assert words in mistake("run", tiny_bundle, tmp_path, "-o", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from m2h_deploy.errors import M2HError
-from m2h_deploy.parity.bootstrap import draws, interval, resample
+from m2h_deploy.metrics.bootstrap import draws, interval, resample
 from m2h_deploy.parity.gates import Gates, Rule, frames_needed, judge
 
 LOSS = Rule("semantics.miou_drop", "semantics", "semantics mIoU drop", "points")

@@ -14,13 +14,14 @@ from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.data.nyuv2_writer import write_multitask_folder
 from m2h_deploy.data.rooms.render import Rooms
 from m2h_deploy.errors import M2HError
+from m2h_deploy.metrics.bootstrap import draws
 from m2h_deploy.model import save_checkpoint
 from m2h_deploy.parity import Gates, locate_in_bundle, to_json, verify
-from m2h_deploy.parity.bootstrap import draws
 from m2h_deploy.parity.reference import open_reference
 from m2h_deploy.parity.tasks import TaskComparison
 from m2h_deploy.parity.verify import name_of
 from m2h_deploy.runtime.postprocess import Prediction
+from tests.data.sequence_folders import write_tum
 
 ROOMS = Rooms(2, height=64, width=80)
 
@@ -279,3 +280,17 @@ def test_real_frames_pass(no_edges, tiny_onnx, shared):
     result = verify(no_edges, tiny_onnx, shared / "nyuv2_frames")
     assert good(result), result.summary
     assert {task.task for task in result.tasks if task.against == "labels"} == {"depth"}
+
+
+def test_the_frames_of_a_sequence_are_data(tiny_bundle, tiny_onnx, tmp_path, caplog):
+    """One image lacks depth: it counts for the other tasks."""
+    root = write_tum(tmp_path / "walk")
+    depth = root / "depth.txt"
+    depth.write_text("\n".join(depth.read_text().splitlines()[:-1]))
+    result = verify(tiny_bundle, tiny_onnx, root)
+    assert good(result) and (result.data.name, result.data.frames) == ("walk", 4)
+    assert {task.task: task.against for task in result.tasks} == {
+        "depth": "labels", "semantics": "labels", "normals": "reference", "edges": "reference",
+    }  # fmt: skip
+    assert all(np.isfinite(task.engine) for task in result.tasks)
+    assert "images without depth" in caplog.text

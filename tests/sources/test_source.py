@@ -8,6 +8,8 @@ import pytest
 
 from m2h_deploy import M2HError, Runtime, Stream
 from m2h_deploy.data.rooms.render import render_room
+from m2h_deploy.sources.source import SourceFrame, open_source
+from tests.data.sequence_folders import write_scannet, write_seven_scenes, write_tum
 
 
 @pytest.mark.parametrize("index", [9999, np.int64(9999), "9999"])
@@ -44,3 +46,34 @@ def test_a_path_and_its_text_are_the_same_source(tiny_bundle, tmp_path):
     with Runtime.load(tiny_bundle, threads=1) as runtime:
         for source in (tmp_path, str(tmp_path), tmp_path / "room.png"):
             assert [frame.prediction.depth.shape for frame in Stream(runtime, source)] == [(48, 64)]
+
+
+@pytest.mark.parametrize(
+    ("write", "names"),
+    [
+        (write_tum, [f"1000.{index}00000" for index in range(4)]),
+        (write_seven_scenes, [f"frame-{index:06d}" for index in range(3)]),
+        (write_scannet, [f"{index:06d}" for index in range(11)]),
+    ],
+    ids=["TUM", "7-Scenes", "ScanNet"],
+)
+def test_a_sequence_is_the_source_of_its_images_in_order(write, names, tmp_path):
+    source = open_source(write(tmp_path))
+    items = list(source.read())
+    assert [item.name for item in items if isinstance(item, SourceFrame)] == names
+    assert source.count == len(names) and source.names == set(names)
+    colors = [item.image[0, 0] for item in items if isinstance(item, SourceFrame)]
+    if write is not write_scannet:  # JPEG
+        assert [color.tolist() for color in colors] == [[index, 1, 2] for index in range(len(names))]
+
+
+def test_a_source_needs_no_camera_and_reports_images_that_do_not_exist(tmp_path):
+    root = write_tum(tmp_path)
+    (root / "camera.json").unlink()
+    (root / "rgb" / "1000.100000.png").unlink()
+    items = list(open_source(root).read())
+    assert [isinstance(item, SourceFrame) for item in items] == [True, False, True, True]
+    assert "1000.100000.png: image is missing" in str(items[1])
+    (root / "rgb.txt").write_text("# nothing\n")
+    with pytest.raises(M2HError, match="is a sequence without images"):
+        open_source(root)

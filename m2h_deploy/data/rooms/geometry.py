@@ -226,6 +226,27 @@ def cast(solids: list[Solid], room: Array, camera: Camera) -> tuple[Array, npt.N
     return depth, index, directions
 
 
+def first_hit(
+    solids: list[Solid], room: Array, origin: Array, directions: Array
+) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """Find the first surface along each ray from one point inside the room.
+
+    Args:
+        solids: the solids in the room.
+        room: size of the room, (3,), meters.
+        origin: (3,), meters, in the world.
+        directions: (..., 3), in the world.
+
+    Returns:
+        Distance (...) in units of the direction's length, and whether the surface is a solid's (...).
+    """
+    limit = _inside_room(origin, directions, room)[0]
+    distance = limit
+    for solid in solids:
+        distance = np.minimum(distance, intersect(solid, origin, directions))
+    return distance, distance < limit
+
+
 def groups(index: npt.NDArray[np.int32]) -> Iterator[tuple[int, tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]]:
     """Yield each number in `index` (H, W) with the rows and columns where it occurs."""
     order = np.argsort(index, axis=None, kind="stable")

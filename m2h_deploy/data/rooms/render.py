@@ -15,9 +15,10 @@ import numpy.typing as npt
 from m2h_deploy.data.classes import NYU40_CLASSES, nyu_class
 from m2h_deploy.data.frame import NYU_INTRINSICS, Frame, Intrinsics
 from m2h_deploy.data.labels import boundaries
-from m2h_deploy.data.rooms.geometry import Hits, cast, surfaces
+from m2h_deploy.data.rooms.geometry import Camera, Hits, cast, surfaces
 from m2h_deploy.data.rooms.layout import Room, choose_camera, make_room
-from m2h_deploy.data.rooms.shading import expose, radiance
+from m2h_deploy.data.rooms.shading import draw_exposure, expose, meter, radiance
+from m2h_deploy.data.rooms.shadows import random_shadows
 from m2h_deploy.errors import M2HError
 
 #: Classes that occur in the rooms, as labels in memory (0-based).
@@ -31,7 +32,8 @@ ROOM_CLASSES: tuple[int, ...] = tuple(
     )
 )  # fmt: skip
 
-_FACE_CLASSES = tuple(nyu_class(n) for n in ("wall", "wall", "wall", "wall", "floor", "ceiling"))
+#: Classes of the faces of a room, in the order of `Room.faces`.
+FACE_CLASSES = tuple(nyu_class(n) for n in ("wall", "wall", "wall", "wall", "floor", "ceiling"))
 
 
 def room_name(seed: int, index: int) -> str:
@@ -83,27 +85,44 @@ def render_room_with_instances(
     Raises:
         M2HError: a size or a number is out of range.
     """
-    if height < 16 or width < 16:
-        raise M2HError(f"room of {height}x{width} pixels: both sides must be at least 16")
-    if seed < 0 or index < 0:
-        raise M2HError(f"room seed {seed}, index {index}: both must be 0 or more")
+    check_room(seed, index, height, width)
     rng = np.random.default_rng([seed, index])
     room = make_room(rng)
     intrinsics = room_intrinsics(height, width)
     camera = choose_camera(room, rng, intrinsics, (height, width))
-    depth, solid, rays = cast(room.solids, room.size, camera)
-    hits = surfaces(room.solids, camera, depth, solid, rays)
-    image = expose(radiance(room, camera, hits, rng), rng)
+    hits = see(room, camera)
+    light, _ = radiance(room, camera, hits, random_shadows(room, rng))
+    image = expose(light, draw_exposure(meter(light), rng), rng)
+    return label_view(room, camera, hits, image, room_name(seed, index))
+
+
+def check_room(seed: int, index: int, height: int, width: int) -> None:
+    """Raise M2HError if a room or an image of it cannot have these numbers."""
+    if height < 16 or width < 16:
+        raise M2HError(f"room of {height}x{width} pixels: both sides must be at least 16")
+    if seed < 0 or index < 0:
+        raise M2HError(f"room seed {seed}, index {index}: both must be 0 or more")
+
+
+def see(room: Room, camera: Camera) -> Hits:
+    """Find the surfaces that a camera sees."""
+    return surfaces(room.solids, camera, *cast(room.solids, room.size, camera))
+
+
+def label_view(
+    room: Room, camera: Camera, hits: Hits, image: npt.NDArray[np.uint8], name: str
+) -> tuple[Frame, npt.NDArray[np.uint8]]:
+    """Make the frame of a view, with its labels, and the instance number of each pixel, uint8 (H, W)."""
     semantics, instances = _labels(room, hits)
     frame = Frame(
         image=image,
-        name=room_name(seed, index),
-        depth=depth.astype(np.float32),
+        name=name,
+        depth=hits.depth.astype(np.float32),
         # `m2h_deploy.data.frame` defines normals into the surface; the ray caster's normals face the camera.
         normals=(-(hits.normals @ camera.rotation)).astype(np.float32),
         semantics=semantics,
         edges=boundaries(segments(semantics, instances)),
-        intrinsics=intrinsics,
+        intrinsics=camera.intrinsics,
     )
     return frame, instances
 
@@ -125,7 +144,7 @@ def segments(semantics: npt.NDArray[np.uint8], instances: npt.NDArray[np.uint8])
 
 def _labels(room: Room, hits: Hits) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     # The last six entries are the faces, because `Hits.solid` has negative indices for them.
-    classes = [s.label for s in room.solids] + list(_FACE_CLASSES[::-1])
+    classes = [s.label for s in room.solids] + list(FACE_CLASSES[::-1])
     owners = [s.instance for s in room.solids] + [6, 5, 4, 3, 2, 1]
     return np.asarray(classes, np.uint8)[hits.solid], np.asarray(owners, np.int32)[hits.solid].astype(np.uint8)
 

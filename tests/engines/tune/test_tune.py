@@ -26,6 +26,7 @@ from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.parity import Gates
 from tests.commands import mistake, refused, run_here
+from tests.data.sequence_folders import write_tum
 from tests.engines.graphs import SIDE, small_graph
 
 #: The network has random weights, so that its labels are near ties everywhere.
@@ -204,6 +205,13 @@ def test_pictures_are_divided_and_no_frame_is_both_calibrated_and_judged_on(pict
     assert not calibrated & {frame.image.tobytes() for frame in frames.check}
     assert divide(pictures, Counts(), seed=3).check.indices == divide(pictures, Counts(), seed=3).check.indices
     assert divide(pictures, Counts(), seed=3).check.indices != divide(pictures, Counts(), seed=4).check.indices
+
+
+def test_a_sequence_is_divided_in_two_parts_because_its_neighbors_are_alike(tmp_path):
+    frames = divide(write_tum(tmp_path, 15), Counts(calibration=4, search=2), seed=3)
+    assert frames.check.indices == tuple(range(10)) and min(frames.search.indices) >= 10
+    judged = {frame.image.tobytes() for frame in frames.check}
+    assert frames.count == 4 and not judged & {image.tobytes() for image in frames.calibration.read()}
 
 
 def test_what_cannot_be_tuned_is_one_line(source, pictures, tuned, tmp_path):

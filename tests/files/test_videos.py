@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files.videos import is_cut_short
 from m2h_deploy.sources.source import Source, SourceFrame, open_source
-from m2h_deploy.sources.videos import is_cut_short
 
 FRAMES = 20
 KINDS = [("avi", "MJPG"), ("mp4", "mp4v"), ("mov", "mp4v"), ("mkv", "MJPG"), ("webm", "VP80")]

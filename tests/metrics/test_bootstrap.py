@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from m2h_deploy.metrics import DepthMetric
-from m2h_deploy.parity.bootstrap import FEW_FRAMES, draws, interval, resample
+from m2h_deploy.metrics.bootstrap import FEW_FRAMES, draws, interval, resample
 
 
 def depth_states(generator: np.random.Generator, frames: int, error: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Recognize truncated video files by the sizes that their containers state.
+"""Open video files, and recognize truncated ones by the sizes that their containers state.
 
 A reader of frames cannot detect truncation: the last frame of half a file looks like that of a complete one. A file
 counts as complete unless it is known to be truncated, so a recording of unknown length (a container that was never
@@ -9,10 +9,40 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import cv2
+
+from m2h_deploy.causes import MachineError, reason
+from m2h_deploy.errors import M2HError
+from m2h_deploy.files.atomic import library_path
+
+#: Suffixes of files that are read as videos.
+VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
 
 _BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"pnot"}
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+
+
+def open_video(path: str | os.PathLike[str], name: str | None = None) -> Any:
+    """Open a video file as cv2.VideoCapture, which the caller releases; `name` names it in an error.
+
+    Raises:
+        M2HError: It cannot be opened.
+    """
+    # Absolute, because FFmpeg interprets the part before a colon as a protocol: 2024-05-01T12:30:00.mp4.
+    file, name = Path(path).absolute(), str(path) if name is None else name
+    try:
+        file.open("rb").close()  # OpenCV gives no reason
+    except OSError as error:
+        raise MachineError(f"cannot read {name}: {reason(error)}") from None
+    with library_path(file) as readable:
+        capture = cv2.VideoCapture(str(readable))
+    if not capture.isOpened():
+        capture.release()
+        short = ": it is cut short; copy it again" if is_cut_short(file) else ""
+        raise M2HError(f"cannot open video {name}{short}")
+    return capture
 
 
 def is_cut_short(path: str | os.PathLike[str]) -> bool:

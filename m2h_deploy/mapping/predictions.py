@@ -4,6 +4,8 @@
 depth/TIMESTAMP.png    uint16, meters x 5000 (at most 13.1 m), 0 unknown
 labels/TIMESTAMP.png   uint8, class index + 1 without the class `unknown`, 0 unlabeled
 depth.txt, labels.txt  "TIMESTAMP depth/TIMESTAMP.png" for each frame that has a result
+groundtruth.txt        poses of the frames, camera to world: "TIMESTAMP tx ty tz qx qy qz qw"
+camera.json            width, height, fx, fy, cx, cy
 predictions.json       the bundle and the sequence
 journal.jsonl          timings of each frame
 ```
@@ -16,6 +18,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,9 @@ from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.bundle.manifest import Classes
 from m2h_deploy.causes import MachineError, reason
 from m2h_deploy.data.classes import has_unknown
+from m2h_deploy.data.frame import Frame
 from m2h_deploy.data.sequence import Moment, Sequence
+from m2h_deploy.data.sequence_writer import quaternion
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import make_folder, write_bytes, write_text
 from m2h_deploy.files.images import read_plane
@@ -60,15 +65,17 @@ class Predictions:
     classes: Classes
     """The bundle's classes."""
     has_labels: bool
+    unread: dict[str, str]
+    """Frames of the sequence that cannot be read, by name, with the reason."""
     failed: dict[str, str]
-    """Frames without a result by name, with the reason. Frames of the sequence that cannot be read are among them."""
+    """Frames that the engine gave no result for, by name, with the reason."""
     timings: dict[str, Any]
     """See `predict.timing_summary`."""
     again: int
     """Number of frames that an earlier run predicted."""
 
     def __contains__(self, moment: Moment) -> bool:
-        return moment.name not in self.failed
+        return moment.name not in self.failed and moment.name not in self.unread
 
     def read(self, moment: Moment) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
         """Read the results of a frame.
@@ -91,7 +98,7 @@ def time_name(moment: Moment) -> str:
 
 def sequence_digest(moments: Iterable[Moment]) -> str:
     """Return the digest of the images: names, time stamps, sizes and modification times."""
-    parts = [(moment.name, moment.timestamp, *_stat(moment.files[:1])) for moment in moments]
+    parts = [(moment.name, moment.timestamp, *file_stat(moment.files[:1])) for moment in moments]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -124,41 +131,42 @@ def predict_sequence(
         limit: Predict only the first frames.
         options: How to open the engine.
         progress: Called after each frame.
-        say: Called with a line for each frame that fails, and if earlier predictions are removed.
+        say: Called with a line if earlier predictions are removed.
 
     Raises:
         M2HError: The engine cannot be opened, no frame has a result, or the folder holds something else.
     """
-    options, tell, say = options or BackendOptions(), progress or _ignore, say or _ignore
-    moments = sequence.moments[:limit]
-    identity = _claim(folder, bundle, sequence, options, say)
-    classes, tasks = bundle.manifest.classes, bundle.manifest.tasks
-    kinds = ["depth", *(["labels"] if "semantics" in tasks else [])]
+    options, moments = options or BackendOptions(), sequence.moments[:limit]
+    identity = _claim(folder, bundle, sequence, options, say or _ignore)
+    has_labels = "semantics" in bundle.manifest.tasks
+    kinds = ["depth", *(["labels"] if has_labels else [])]
     for kind in kinds:
         make_folder(folder / kind)
     journal = Journal(folder / _JOURNAL, identity)
     waiting = [moment for moment in moments if not _is_done(folder, moment, journal, kinds)]
+    unread: dict[str, str] = {}
     failed: dict[str, str] = {}
-    stage = f"predicting with {bundle.path.resolve().name}"
-    tell(stage, len(moments) - len(waiting), len(moments))
+    advance = partial(progress or _ignore, f"predicting {folder.name}")
+    again = len(moments) - len(waiting)
+    advance(again, len(moments))
     if waiting:
         with _open(bundle, options) as runtime:
-            for number, moment in enumerate(waiting, len(moments) - len(waiting) + 1):
-                why = _predict(runtime, sequence, moment, folder, journal)
-                if why is not None:
-                    failed[moment.name] = why
-                    say(why)
-                tell(stage, number, len(moments))
-    done = [moment for moment in moments if moment.name not in failed]
+            for number, moment in enumerate(waiting, again + 1):
+                try:
+                    frame = sequence.read(moment)
+                except M2HError as error:
+                    unread[moment.name] = str(error)
+                else:
+                    why = _predict(runtime, moment, frame, folder, journal)
+                    failed |= {} if why is None else {moment.name: why}
+                advance(number, len(moments))
+    done = [moment for moment in moments if moment.name not in failed and moment.name not in unread]
     if not done:
-        why = next(iter(failed.values()), "it has no frames")
+        why = next(iter((failed or unread).values()), "it has no frames")
         raise M2HError(f"{bundle.path}: no frame of {sequence.folder} has a result; the first: {why}")
-    for kind in kinds:
-        lines = (f"{time_name(moment)} {kind}/{time_name(moment)}.png\n" for moment in done)
-        write_text(folder / f"{kind}.txt", f"# timestamp filename\n{''.join(lines)}")
+    _write_lists(folder, sequence, done, kinds)
     timings = timing_summary([journal.once(time_name(moment), dict) for moment in done])
-    again = len(moments) - len(waiting)
-    return Predictions(folder, identity, classes, "semantics" in tasks, failed, timings, again)
+    return Predictions(folder, identity, bundle.manifest.classes, has_labels, unread, failed, timings, again)
 
 
 def _claim(
@@ -205,12 +213,8 @@ def _open(bundle: Bundle, options: BackendOptions) -> Runtime:
     )
 
 
-def _predict(runtime: Runtime, sequence: Sequence, moment: Moment, folder: Path, journal: Journal) -> str | None:
+def _predict(runtime: Runtime, moment: Moment, frame: Frame, folder: Path, journal: Journal) -> str | None:
     """Predict one frame and write its files; return why it has no result."""
-    try:
-        frame = sequence.read(moment)
-    except M2HError as error:
-        return str(error)
 
     def write(_: SourceFrame, prediction: Prediction) -> None:
         _write(folder, moment, prediction, runtime.manifest.classes)
@@ -230,6 +234,22 @@ def _write(folder: Path, moment: Moment, prediction: Prediction, classes: Classe
         write_bytes(_file(folder, "labels", moment), encode_png(stored_labels(prediction.semantics, classes)))
 
 
+def _write_lists(folder: Path, sequence: Sequence, moments: list[Moment], kinds: list[str]) -> None:
+    """Write the lists of files, the poses that are known, and the intrinsics."""
+    for kind in kinds:
+        lines = (f"{time_name(moment)} {kind}/{time_name(moment)}.png\n" for moment in moments)
+        write_text(folder / f"{kind}.txt", f"# timestamp filename\n{''.join(lines)}")
+    poses = ["# camera to world, meters: timestamp tx ty tz qx qy qz qw"]
+    for moment in moments:
+        if moment.pose is not None and np.isfinite(moment.pose).all():
+            numbers = [*moment.pose[:3, 3], *quaternion(moment.pose[:3, :3])]
+            poses.append(" ".join([time_name(moment), *(f"{number:.9f}" for number in numbers)]))
+    write_text(folder / "groundtruth.txt", "\n".join(poses))
+    height, width = sequence.size
+    camera = {"width": width, "height": height, **asdict(sequence.intrinsics)}
+    write_text(folder / "camera.json", json.dumps(camera, indent=2))
+
+
 def stored_labels(labels: NDArray[np.uint8], classes: Classes) -> NDArray[np.uint8]:
     """Return labels of a network as they are stored: 0 for `unknown`, and 1 for the first class after it."""
     return labels if has_unknown(classes) else (labels + np.uint8(1)).astype(np.uint8)
@@ -243,7 +263,8 @@ def _is_done(folder: Path, moment: Moment, journal: Journal, kinds: Iterable[str
     return time_name(moment) in journal and all(_file(folder, kind, moment).is_file() for kind in kinds)
 
 
-def _stat(files: Iterable[Path]) -> list[int]:
+def file_stat(files: Iterable[Path]) -> list[int]:
+    """Return sizes and modification times of files; -1 for a missing one."""
     found: list[int] = []
     for file in files:
         try:

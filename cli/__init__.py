@@ -4,7 +4,7 @@ One file a command; each registers itself with the app when it is imported, and 
 """
 # ruff: noqa: I001 - the order of the imports is the order of the commands in --help
 
-from cli import export, build, tune, verify, bench, run, serve, package, inspect, rooms, train, quickstart
+from cli import export, build, tune, verify, bench, run, map, serve, package, inspect, rooms, train, quickstart
 from cli.app import app, main
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "export",
     "inspect",
     "main",
+    "map",
     "package",
     "quickstart",
     "rooms",

@@ -16,7 +16,7 @@ from engines.precision.quantization import candidates
 from engines.precision.search import Losses, SearchResult, Step, macs_by_layer, parts_of, search
 from engines.precision.sensitivity import simulate_int8
 from engines.tune.frames import TuneFrames
-from engines.tune.journal import Journal
+from m2h_deploy.files.journal import Journal
 from m2h_deploy.onnx_graph.functions import inline_functions
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.onnx_graph.interface import dims_of

@@ -22,7 +22,6 @@ from engines.registry import options_of
 from engines.speed import measure_speed
 from engines.tune.candidates import Candidate, candidates_here, thread_counts
 from engines.tune.frames import Counts, TuneFrames, divide
-from engines.tune.journal import Journal
 from engines.tune.policy import OutOfTime, PolicySearch
 from engines.tune.result import Row, TuneResult
 from m2h_deploy.backends.driver import capability_here, missing_gpu
@@ -30,6 +29,7 @@ from m2h_deploy.bundle.folder import MANIFEST, check_bundle_place, load_bundle, 
 from m2h_deploy.causes import MachineError
 from m2h_deploy.errors import M2HError, MissingExtra
 from m2h_deploy.files.atomic import make_folder, printable, write_text
+from m2h_deploy.files.journal import Journal
 from m2h_deploy.onnx_graph.files import onnx_sha256, read_onnx
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.onnx_graph.interface import check_interface, dims_of

@@ -75,6 +75,36 @@ def generic_name(index: int) -> str:
     return f"class {index}"
 
 
+def has_unknown(classes: Classes) -> bool:
+    """Return whether the network's first class is not in the data."""
+    return len(classes.names) > 1 and classes.names[0] == "unknown"
+
+
+def check_classes(names: Sequence[str], classes: Classes) -> None:
+    """Raise M2HError if data with the classes `names` cannot be evaluated with a network of `classes`.
+
+    Names may be spelled differently, but a name must not occur at another index.
+    """
+    evaluated = classes.names[has_unknown(classes) :]
+    if len(names) != len(evaluated):
+        raise M2HError(
+            f"the data has {len(names)} classes, the engine {len(evaluated)}: use data of the engine's classes"
+        )
+    places = {name.lower(): index for index, name in enumerate(names)}
+    for index, name in enumerate(evaluated):
+        if places.get(name.lower(), index) != index:
+            raise M2HError(
+                f"class {places[name.lower()]} of the data is '{name}', which is class {index} of the engine: "
+                "use data of the engine's classes"
+            )
+    named = any(name != generic_name(index) for index, name in enumerate(evaluated, start=has_unknown(classes)))
+    if named and not places.keys() & {name.lower() for name in evaluated}:
+        raise M2HError(
+            f"the data's classes ({names[0]}, ...) are not the engine's ({evaluated[0]}, ...): "
+            "use data of the engine's classes"
+        )
+
+
 def load_classes(path: str | os.PathLike[str]) -> Classes:
     """Read a class list from JSON: `["road", "grass"]`, or `[{"name": "road", "color": [128, 64, 128]}, ...]`.
 

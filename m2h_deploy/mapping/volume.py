@@ -189,9 +189,9 @@ class Volume:
         """Extract the surface by marching cubes where each voxel was seen in at least `views` views.
 
         A sign change between two voxels whose distances differ by more than the truncation distance is not a surface,
-        but the border between free space and the unseen space behind an object. The order of vertices and triangles does
-        not depend on the number of threads. A vertex has the label with most votes at its nearest voxel (of equals the
-        lowest), or 255 without votes.
+        but the border between free space and the unseen space behind an object. The order of vertices and triangles
+        does not depend on the number of threads. A vertex has the label with most votes at its nearest voxel (of equals
+        the lowest), or 255 without votes.
         """
         open3d = import_open3d()
         if self.blocks == 0:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from m2h_deploy.bundle.manifest import Manifest
+from m2h_deploy.data.classes import check_classes
 from m2h_deploy.data.frame import Dataset, Frame
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import printable
 from m2h_deploy.parity.pictures import difference
 from m2h_deploy.parity.reference import Outputs, Reference
-from m2h_deploy.parity.tasks import Against, State, TaskComparison, check_classes
+from m2h_deploy.parity.tasks import Against, State, TaskComparison
 from m2h_deploy.parity.tensors import TensorComparison, tensor_sums
 from m2h_deploy.runtime.postprocess import Postprocess, Prediction
 from m2h_deploy.runtime.preprocess import bgr_to_nv12, nv12_to_bgr, preprocess_for

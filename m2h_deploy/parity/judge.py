@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.bundle.manifest import Classes
+from m2h_deploy.data.classes import check_classes
 from m2h_deploy.data.frame import Dataset, Frame
 from m2h_deploy.metrics.bootstrap import draws
 from m2h_deploy.numerics import span_of
 from m2h_deploy.parity.gates import Gates
-from m2h_deploy.parity.tasks import Against, State, TaskComparison, check_classes
+from m2h_deploy.parity.tasks import Against, State, TaskComparison
 from m2h_deploy.runtime.postprocess import Postprocess, Prediction
 from m2h_deploy.runtime.preprocess import Preprocess
 

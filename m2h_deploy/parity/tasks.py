@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.bundle.manifest import Classes
-from m2h_deploy.data.classes import IGNORE_LABEL, generic_name
+from m2h_deploy.data.classes import IGNORE_LABEL, has_unknown
 from m2h_deploy.data.frame import Frame
 from m2h_deploy.errors import M2HError
 from m2h_deploy.metrics import DepthMetric, EdgesMetric, Metric, NormalsMetric, SemanticsMetric
@@ -188,36 +188,6 @@ def _edge_agreement(
     strongest = float(suppress_non_maxima(reference).max()) or 1.0
     reference, engine = (np.minimum(edges / np.float32(strongest), np.float32(1)) for edges in (reference, engine))
     return reference, engine, suppress_non_maxima(reference) > np.float32(EDGE_SHARE)
-
-
-def has_unknown(classes: Classes) -> bool:
-    """Return whether the network's first class is not in the data."""
-    return len(classes.names) > 1 and classes.names[0] == "unknown"
-
-
-def check_classes(names: Sequence[str], classes: Classes) -> None:
-    """Raise M2HError if data with the classes `names` cannot be evaluated with a network of `classes`.
-
-    Names may be spelled differently, but a name must not occur at another index.
-    """
-    evaluated = classes.names[has_unknown(classes) :]
-    if len(names) != len(evaluated):
-        raise M2HError(
-            f"the data has {len(names)} classes, the engine {len(evaluated)}: use data of the engine's classes"
-        )
-    places = {name.lower(): index for index, name in enumerate(names)}
-    for index, name in enumerate(evaluated):
-        if places.get(name.lower(), index) != index:
-            raise M2HError(
-                f"class {places[name.lower()]} of the data is '{name}', which is class {index} of the engine: "
-                "use data of the engine's classes"
-            )
-    named = any(name != generic_name(index) for index, name in enumerate(evaluated, start=has_unknown(classes)))
-    if named and not places.keys() & {name.lower() for name in evaluated}:
-        raise M2HError(
-            f"the data's classes ({names[0]}, ...) are not the engine's ({evaluated[0]}, ...): "
-            "use data of the engine's classes"
-        )
 
 
 def _miou(metric: Metric, state: State) -> float:

@@ -7,9 +7,8 @@ import json
 import pytest
 
 from m2h_deploy.bundle.manifest import Classes
-from m2h_deploy.data.classes import CITYSCAPES_CLASSES, NYU40_CLASSES, default_classes, load_classes
+from m2h_deploy.data.classes import CITYSCAPES_CLASSES, NYU40_CLASSES, check_classes, default_classes, load_classes
 from m2h_deploy.errors import M2HError
-from m2h_deploy.parity.tasks import check_classes
 
 
 def write(folder, content: object):

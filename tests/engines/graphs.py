@@ -39,12 +39,12 @@ def _small_nodes(*, functions: bool) -> list[onnx.NodeProto]:
 
 
 def small_graph(
-    *, functions: bool = False, batch: int | str = 1, scale: float = 0.1, channels: int = 16
+    *, functions: bool = False, batch: int | str = 1, scale: float = 0.1, channels: int = 16, classes: int = 4
 ) -> onnx.ModelProto:
     """Make a graph from image (N, 3, 16, 16) to depth and semantics: Conv, norm, Linear, attention core, two heads.
 
     With `functions`, a map passes through m2h::Swap, a function of plain operators. `scale` multiplies the weights;
-    `channels` is the width of all layers. The metadata is that of an exported file.
+    `channels` is the width of all layers, `classes` the number of classes. The metadata is that of an exported file.
     """
     rng = np.random.default_rng(0)
     weights: dict[str, np.ndarray] = {
@@ -54,7 +54,7 @@ def small_graph(
         "gain": np.ones(channels),
         "bias": np.zeros(channels),
         "depth": rng.normal(0, scale, (1, channels, 1, 1)),
-        "semantics": rng.normal(0, scale, (4, channels, 1, 1)),
+        "semantics": rng.normal(0, scale, (classes, channels, 1, 1)),
     }
     nodes = _small_nodes(functions=functions)
     nodes[-2].output[0], nodes[-1].output[0] = "depth", "semantics"
@@ -67,7 +67,7 @@ def small_graph(
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, SIDE, SIDE])],
         [
             helper.make_tensor_value_info("depth", TensorProto.FLOAT, [batch, 1, SIDE, SIDE]),
-            helper.make_tensor_value_info("semantics", TensorProto.FLOAT, [batch, 4, SIDE, SIDE]),
+            helper.make_tensor_value_info("semantics", TensorProto.FLOAT, [batch, classes, SIDE, SIDE]),
         ],
         initializers,
     )
@@ -76,11 +76,11 @@ def small_graph(
     proto.ir_version = 10
     info = GraphInfo(
         variant="small",
-        config={"min_depth": 1e-3, "max_depth": 10.0, "num_classes": 4},
+        config={"min_depth": 1e-3, "max_depth": 10.0, "num_classes": classes},
         weights_sha256="0" * 64,
         tasks=("depth", "semantics"),
         normalization=PRESETS["published"],
-        classes=default_classes(4),
+        classes=default_classes(classes),
         form="deploy",
         windows="standard",
     )

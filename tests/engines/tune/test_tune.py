@@ -18,7 +18,6 @@ from engines.precision.quantization import load_policy
 from engines.speed import measure_speed
 from engines.tune.candidates import Candidate, candidates_here, thread_counts
 from engines.tune.frames import Counts, divide
-from engines.tune.journal import Journal
 from engines.tune.page import worst_share
 from engines.tune.result import Row
 from engines.tune.tune import TuneSettings, tune, work_folder
@@ -213,22 +212,6 @@ def test_a_sequence_is_divided_in_two_parts_because_its_neighbors_are_alike(tmp_
     assert frames.check.indices == tuple(range(10)) and min(frames.search.indices) >= 10
     judged = {frame.image.tobytes() for frame in frames.check}
     assert frames.count == 4 and not judged & {image.tobytes() for image in frames.calibration.read()}
-
-
-def test_a_journal_ignores_a_line_that_was_cut_off_and_values_of_other_settings(tmp_path):
-    journal = Journal(tmp_path / "j", "a")
-    assert journal.once("x", lambda: {"value": float("nan")}) == {"value": None}
-    with (tmp_path / "j").open("a") as file:
-        file.write('\n{"settings": "a", "key": "cut", "va')
-    again = Journal(tmp_path / "j", "a")
-    assert "x" in again
-    assert "cut" not in again
-    assert again.once("y", lambda: 2) == 2
-    assert [json.loads(line)["key"] for line in (tmp_path / "j").read_text().splitlines() if line.endswith("}")] == [
-        "x",
-        "y",
-    ]
-    assert "x" not in Journal(tmp_path / "j", "b")
 
 
 def test_what_cannot_be_tuned_is_one_line(source, pictures, tuned, tmp_path):

@@ -1,4 +1,4 @@
-"""Keep the measurements of a tuning run in a file, one line each, so that a run that was killed can be resumed."""
+"""Keep the measurements of a long run in a file, one line each, so that a run that was killed can be resumed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Journal:
 
     def __init__(self, file: Path, settings: str) -> None:
         """Open the journal; only values of the same `settings`, a digest, are taken from an earlier run."""
-        self._file, self._settings = file, settings
+        self.path, self._settings = file, settings
         self._values: dict[str, Any] = {}
         try:
             content = file.read_text(encoding="utf-8") if file.is_file() else ""
@@ -33,6 +33,10 @@ class Journal:
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
+    def forget(self, key: str) -> None:
+        """Forget a value, which is then measured again; the new value replaces it in the file, too."""
+        self._values.pop(key, None)
+
     def once(self, key: str, measure: Callable[[], Any]) -> Any:
         """Return the value of `key`, measured by `measure` (in JSON's types) unless it is known.
 
@@ -44,9 +48,9 @@ class Journal:
             self._values[key] = value
             line = json.dumps({"settings": self._settings, "key": key, "value": value})
             try:
-                with self._file.open("a", encoding="utf-8") as file:
+                with self.path.open("a", encoding="utf-8") as file:
                     # A line that a killed run cut off must not swallow this one.
-                    file.write(("\n" if self._file.stat().st_size else "") + line)
+                    file.write(("\n" if self.path.stat().st_size else "") + line)
             except OSError as error:
-                raise failure(error, f"cannot write {self._file}") from None
+                raise failure(error, f"cannot write {self.path}") from None
         return self._values[key]

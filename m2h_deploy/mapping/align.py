@@ -15,8 +15,8 @@ from m2h_deploy.mapping.surface import NearestSamples
 _LIMITS = (0.5, 0.2)
 _STEPS = 40
 
-#: Points of the map that are used, and the fewest that determine a transform.
-_POINTS, _FEWEST = 20_000, 100
+#: Points of each surface that are used, and the fewest that determine a transform.
+_POINTS, _FEWEST = 10_000, 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +52,9 @@ class Similarity:
 def find_alignment(points: Points, target: Points, normals: Points, *, scaled: bool) -> Similarity:
     """Find the transform that brings points on a map onto the true surface, starting from where they are.
 
+    Each point on the map is paired with the nearest on the true surface, and the other way round: otherwise, a map that
+    shrinks to a point would fit.
+
     Args:
         points: On the map, float64 (N, 3), meters.
         target: On the true surface, float64 (M, 3), meters.
@@ -61,29 +64,34 @@ def find_alignment(points: Points, target: Points, normals: Points, *, scaled: b
     Returns:
         The transform; the identity if too few points are near the surface.
     """
-    found = Similarity.identity()
     if min(len(points), len(target)) < _FEWEST:
-        return found
-    points = points[:: -(-len(points) // _POINTS)]
+        return Similarity.identity()
+    points, every = points[:: -(-len(points) // _POINTS)], -(-len(target) // _POINTS)
     center = points.mean(axis=0)
-    nearest = NearestSamples(target)
+    on_target, on_map = NearestSamples(target), NearestSamples(points - center)
     scale, rotation, middle = 1.0, np.eye(3), center
     for limit in _LIMITS:
         for _ in range(_STEPS):
             arms = scale * (points - center) @ rotation.T
-            near = nearest(arms + middle)
-            used = near.distances < limit
-            if used.sum() < _FEWEST:
+            there, here = on_target(arms + middle), on_map((target[::every] - middle) @ rotation / scale)
+            reached, missed = there.distances < limit, scale * here.distances < limit
+            pairs = np.concatenate([np.flatnonzero(reached), here.chosen[missed]])
+            places = np.concatenate([there.chosen[reached], every * np.flatnonzero(missed)])
+            if len(pairs) < _FEWEST:
                 break
-            arm, there, normal = arms[used], target[near.chosen[used]], normals[near.chosen[used]]
-            columns = [np.cross(arm, normal), normal]
-            if scaled:
-                columns.append(np.einsum("ij,ij->i", arm, normal)[:, None])
-            rest = np.einsum("ij,ij->i", there - arm - middle, normal)
-            step = np.linalg.lstsq(np.concatenate(columns, axis=1), rest, rcond=1e-6)[0]
+            step = _step(arms[pairs], target[places] - middle, normals[places], scaled)
             rotation = cv2.Rodrigues(step[:3])[0] @ rotation
-            middle = middle + step[3:6]
-            scale *= float(np.exp(step[6])) if scaled else 1.0
+            middle, scale = middle + step[3:6], scale * float(np.exp(step[6]))
             if np.abs(step).max() < 1e-6:
                 break
     return Similarity(scale, rotation, middle - scale * rotation @ center, center)
+
+
+def _step(arms: Points, there: Points, normals: Points, scaled: bool) -> Points:
+    """Solve for the rotation vector, shift and logarithm of the scale, (7,), that bring points into their planes."""
+    columns = [np.cross(arms, normals), normals]
+    if scaled:
+        columns.append(np.einsum("ij,ij->i", arms, normals)[:, None])
+    rest = np.einsum("ij,ij->i", there - arms, normals)
+    found = np.linalg.lstsq(np.concatenate(columns, axis=1), rest, rcond=1e-6)[0]
+    return np.concatenate([found, np.zeros(7 - len(found))])

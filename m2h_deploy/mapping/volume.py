@@ -138,9 +138,9 @@ class Volume:
             return
         blocks = np.floor((points @ pose[:3, :3].T + pose[:3, 3]) / size).astype(np.int64)
         low = blocks.min(axis=0)
-        touched = np.zeros(blocks.max(axis=0) - low + 1, bool)
-        touched[tuple((blocks - low).T)] = True
-        keys = [tuple(key) for key in (np.argwhere(touched) + low).tolist()]
+        extent = tuple(blocks.max(axis=0) - low + 1)
+        touched = np.unravel_index(np.unique(np.ravel_multi_index(tuple((blocks - low).T), extent)), extent)
+        keys = [tuple(key) for key in (np.stack(touched, axis=1) + low).tolist()]
         fresh = [key for key in keys if key not in self._rows]
         if not fresh:
             return

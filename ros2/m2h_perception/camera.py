@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from m2h_deploy.data.frame import Pose
 from m2h_deploy.errors import M2HError
 from m2h_deploy.sources.source import Item, Source, SourceFrame
 from m2h_deploy.stream.channel import Channel
@@ -15,10 +16,22 @@ from m2h_deploy.stream.channel import Channel
 Message = TypeVar("Message")
 
 
+class Located(NamedTuple):
+    """When and where an image was taken."""
+
+    timestamp: float | None = None
+    """Seconds."""
+    pose: Pose | None = None
+    """Camera to world, float64 (4, 4), meters."""
+    reason: str = ""
+    """Why the pose is unknown."""
+
+
 class _Carrier(np.ndarray):
     """Pixels that hold a reference to their message: both are freed when the stream releases the frame."""
 
     message: Any
+    located: Located
 
 
 class Camera(Generic[Message]):
@@ -26,11 +39,18 @@ class Camera(Generic[Message]):
 
     At most `capacity` messages wait; a newer one replaces the oldest, so capacity 1 keeps only the newest. `to_image`
     converts a message to contiguous uint8 (H, W, 3) BGR on the stream's thread; if it raises M2HError, that frame is
-    lost. Call `put` from one thread only; `close` may be called from any.
+    lost. Then `locate` finds out when and where it was taken; None if that is not needed. Call `put` from one thread
+    only; `close` may be called from any.
     """
 
-    def __init__(self, to_image: Callable[[Message], NDArray[np.uint8]], *, capacity: int = 1) -> None:
-        self._to_image = to_image
+    def __init__(
+        self,
+        to_image: Callable[[Message], NDArray[np.uint8]],
+        *,
+        capacity: int = 1,
+        locate: Callable[[Message], Located] | None = None,
+    ) -> None:
+        self._to_image, self._locate = to_image, locate
         self._waiting: Channel[Message] = Channel(capacity, replace=True)
 
     def put(self, message: Message) -> bool:
@@ -56,10 +76,16 @@ class Camera(Generic[Message]):
                 yield error
                 continue
             image.message = message
-            yield SourceFrame("image", image)
+            image.located = located = self._locate(message) if self._locate else Located()
+            yield SourceFrame("image", image, located.timestamp, located.pose)
             del image, message  # do not keep the frame alive while waiting for the next message
 
     @staticmethod
     def message_of(image: NDArray[np.uint8]) -> Message:
         """Return the message that a frame of the stream came from."""
         return cast(Message, cast(_Carrier, image).message)
+
+    @staticmethod
+    def located_of(image: NDArray[np.uint8]) -> Located:
+        """Return when and where a frame of the stream was taken."""
+        return cast(_Carrier, image).located

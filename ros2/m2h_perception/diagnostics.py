@@ -39,13 +39,20 @@ class _Period:
 class Monitor:
     """Collect events of the node's threads and report them. Any thread may call any method.
 
-    `identity` are constant values of every report. `clock` returns seconds.
+    `identity` are constant values of every report, `more` returns others. `clock` returns seconds.
     """
 
     def __init__(
-        self, topic: str, camera_timeout: float, identity: dict[str, str], *, clock: Callable[[], float] = monotonic
+        self,
+        topic: str,
+        camera_timeout: float,
+        identity: dict[str, str],
+        *,
+        more: Callable[[], dict[str, str]] = dict,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._topic, self._timeout, self._identity, self._clock = topic, camera_timeout, identity, clock
+        self._more = more
         self._lock = threading.Lock()
         self._period = _Period()
         self._totals = dict.fromkeys(("received", "skipped", "stale", "dropped before", "published"), 0)
@@ -159,6 +166,7 @@ class Monitor:
             "engine stuck": str(health.stuck),
             "engine restarts": str(health.restarts),
             "in work": str(health.in_work),
+            **self._more(),
         }
 
 

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from m2h_deploy.data.frame import Intrinsics
 from m2h_deploy.errors import M2HError
 
 #: Channels of each encoding, and OpenCV's conversion to BGR (None: it is BGR).
@@ -26,6 +27,9 @@ _ENCODINGS: dict[str, tuple[int, int | None]] = {
     "yuv422_yuy2": (2, cv2.COLOR_YUV2BGR_YUY2),
     "yuyv": (2, cv2.COLOR_YUV2BGR_YUY2),
 }
+
+#: Largest relative difference between the aspect ratios of a CameraInfo and of images that are scaled.
+_ASPECT = 0.01
 
 #: Encodings that do not define the order of their colors.
 _UNORDERED = {"8uc3": {"rgb": "rgb8", "bgr": "bgr8"}, "8uc4": {"rgb": "rgba8", "bgr": "bgra8"}}
@@ -125,3 +129,23 @@ def stamp_ns(header: Any) -> int:
 def fits(info: Any, image: Any) -> bool:
     """Return whether a CameraInfo describes images of this size; True if it has no size."""
     return (info.width, info.height) in ((0, 0), (image.width, image.height))
+
+
+def intrinsics(info: Any, image: Any) -> Intrinsics:
+    """Return the pinhole camera of a CameraInfo, scaled to the size of an image; lens distortion is ignored.
+
+    Raises:
+        M2HError: The camera is not calibrated, or its images have another aspect ratio.
+    """
+    fx, fy, cx, cy = (float(info.k[place]) for place in (0, 4, 2, 5))
+    if not (np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0):
+        raise M2HError("CameraInfo has no focal length: the camera is not calibrated")
+    camera = Intrinsics(fx, fy, cx, cy)
+    if fits(info, image):
+        return camera
+    if abs(info.width * image.height / (info.height * image.width or 1) - 1) > _ASPECT:
+        raise M2HError(
+            f"CameraInfo is about {info.width}x{info.height} and images are {image.width}x{image.height}: "
+            "not the same aspect ratio"
+        )
+    return camera.scaled(image.height, image.width, info.height, info.width)

@@ -25,12 +25,15 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from m2h_deploy import M2HError, Runtime
 from m2h_deploy.stream.stream import Stream, StreamFrame
+from m2h_deploy.temporal.filter import TemporalFilter
 from m2h_perception import messages
 from m2h_perception.camera import Camera
 from m2h_perception.diagnostics import Monitor, Report, identity
 from m2h_perception.labels import read_label_remap
 from m2h_perception.policy import FramePolicy, lag_seconds
-from m2h_perception.settings import Settings, defaults, unknown_parameters
+from m2h_perception.pose_topics import open_poses
+from m2h_perception.settings import LISTS, Settings, defaults, unknown_parameters
+from m2h_perception.temporal import OFF, Temporal
 
 try:
     from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -69,7 +72,8 @@ class PerceptionNode(Node):
 
     def _parameter(self, name: str, default: Any) -> Any:
         # ROS reads 5 as an integer and rejects it if the default is 5.0. Read once, so setting one later is rejected.
-        descriptor = ParameterDescriptor(dynamic_typing=isinstance(default, float), read_only=True)
+        dynamic = isinstance(default, float) or name in LISTS
+        descriptor = ParameterDescriptor(dynamic_typing=dynamic, read_only=True)
         return self.declare_parameter(name, default, descriptor).value
 
     def start(self) -> None:
@@ -93,14 +97,18 @@ class PerceptionNode(Node):
             raise ExternalShutdownException
         self._policy = FramePolicy(settings.skip_frequency, settings.warn_output_lag_s, settings.max_output_lag_s)
         facts = identity(self.runtime.manifest, settings.self_test)
-        self._monitor = Monitor(settings.image_topic, settings.camera_timeout_s, facts)
+        temporal = self._temporal = self._make_temporal() if settings.temporal_filter else None
+        more = temporal.values if temporal else OFF.copy
+        self._monitor = Monitor(settings.image_topic, settings.camera_timeout_s, facts, more=more)
         convert = functools.partial(messages.image_to_bgr, color_order=settings.input_color_order)
-        self._camera: Camera[Image] = Camera(convert, capacity=self._queue)
+        locate = temporal.locate if temporal else None
+        self._camera: Camera[Image] = Camera(convert, capacity=self._queue, locate=locate)
         self._stream = Stream(
             self.runtime,
             self._camera.source(),
             policy="latest" if settings.latest_only else "queue",
             reuse=True,
+            temporal=temporal.filter if temporal else None,
             timeout=settings.engine_timeout_s,
             on_problem=self._problem,
         )
@@ -116,6 +124,19 @@ class PerceptionNode(Node):
     @property
     def _queue(self) -> int:
         return 1 if self.settings.latest_only else self.settings.input_queue_size
+
+    def _make_temporal(self) -> Temporal:
+        settings = self.settings
+        if "depth" not in self.runtime.tasks:
+            raise M2HError("parameter temporal_filter is true: the bundle has no depth, which the filter needs")
+        poses, source = open_poses(self, settings)
+        return Temporal(
+            TemporalFilter(settings=settings.filter_settings(self._remap)),
+            poses,
+            source=source,
+            camera_info_topic=settings.camera_info_topic,
+            warn=self.get_logger().warning,
+        )
 
     def _make_outputs(self) -> list[_Output]:
         settings, tasks = self.settings, self.runtime.tasks
@@ -150,6 +171,7 @@ class PerceptionNode(Node):
             self._synced = self.create_publisher(Image, settings.synced_rgb_topic, depth)
         if settings.publish_synced_inputs and settings.synced_camera_info_topic and settings.camera_info_topic:
             self._synced_info = self.create_publisher(CameraInfo, settings.synced_camera_info_topic, depth)
+        if self._synced_info is not None or self._temporal is not None:
             latest = profile(depth=1, reliability=best_effort)
             self.create_subscription(CameraInfo, settings.camera_info_topic, self._on_camera_info, latest)
         images = profile(depth=self._queue, reliability=best_effort if settings.latest_only else reliable)
@@ -170,6 +192,8 @@ class PerceptionNode(Node):
 
     def _on_camera_info(self, message: CameraInfo) -> None:
         self._camera_info = message
+        if self._temporal is not None:
+            self._temporal.on_camera_info(message)
 
     def _on_image(self, message: Image) -> None:
         change = self._monitor.received(message.width, message.height, message.encoding)
@@ -242,6 +266,16 @@ class PerceptionNode(Node):
             self._publish_camera_info(self._synced_info, message)
         age = lag_seconds(messages.stamp_ns(message.header), self.get_clock().now().nanoseconds)
         self._monitor.published(age, frame.prediction.timings["inference"])
+        if self._temporal is not None:
+            self._count_filtered(self._temporal, frame)
+
+    def _count_filtered(self, temporal: Temporal, frame: StreamFrame) -> None:
+        located = self._camera.located_of(frame.image)
+        temporal.published(located, frame.prediction)
+        if located.pose is None:
+            words = f"unfiltered: {located.reason}"
+            self._monitor.note(words)
+            self.get_logger().warning(words, throttle_duration_sec=_THROTTLE)
 
     def _publish_camera_info(self, publisher: Publisher, image: Image) -> None:
         info = self._camera_info

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from m2h_deploy.data.frame import Pose
+from m2h_deploy.data.sequences.trajectory import ROUNDING
 from m2h_deploy.errors import M2HError
+from m2h_deploy.temporal.settings import FilterSettings
+from m2h_perception.poses import rigid_transform
 
 #: Upper limit of numeric parameters; larger values are most likely typing errors.
 _MOST = 1_000_000
+
+#: Parameters with numbers as a string, a list or a single number.
+LISTS = ("dynamic_labels", "camera_in_body")
+
+#: Parameters that are settings of the temporal filter.
+_FILTER = (
+    "history_size",
+    "max_history_age_s",
+    "min_depth",
+    "max_depth",
+    "depth_gate_abs",
+    "depth_gate_rel",
+    "label_min_votes",
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +86,33 @@ class Settings:
     label_remap: str = ""
     """YAML file; see `m2h_perception.labels`."""
 
+    temporal_filter: bool = False
+    """Fuse each prediction with those before it, by the camera's poses; see `m2h_deploy.temporal`."""
+    temporal_pose_source: str = "tf"
+    """tf or odometry."""
+    odom_topic: str = "/odom"
+    """nav_msgs/Odometry, for poses from odometry."""
+    camera_in_body: str = ""
+    """Seven numbers x y z qx qy qz qw: the camera's optical frame in the odometry's child_frame_id; empty: they are the
+    same frame."""
+    fixed_frame: str = "odom"
+    """Frame in which the world stands still, for poses from tf."""
+    camera_frame: str = ""
+    """The camera's optical frame; empty: the image's frame_id."""
+    tf_timeout: float = 0.05
+    """Longest wait for a pose as new as the image, seconds."""
+    tf_buffer_size: float = 10.0
+    """Seconds of poses to keep."""
+    history_size: int = FilterSettings.history_size
+    max_history_age_s: float = FilterSettings.max_history_age_s
+    min_depth: float = FilterSettings.min_depth
+    max_depth: float = FilterSettings.max_depth
+    depth_gate_abs: float = FilterSettings.depth_gate_abs
+    depth_gate_rel: float = FilterSettings.depth_gate_rel
+    label_min_votes: int = FilterSettings.label_min_votes
+    dynamic_labels: str = ""
+    """Labels of things that move, such as a person, after `label_remap`."""
+
     camera_timeout_s: float = 2.0
     """Time without an image after which diagnostics report an error."""
     engine_timeout_s: float = 10.0
@@ -85,8 +134,50 @@ class Settings:
             self._require(name, 1 <= getattr(self, name) <= _MOST, f"from 1 to {_MOST}")
         for name in ("threads", "warn_output_lag_s", "max_output_lag_s"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("depth_scale", "camera_timeout_s", "engine_timeout_s", "diagnostics_period_s"):
+        for name in ("depth_scale", "camera_timeout_s", "engine_timeout_s", "diagnostics_period_s", "tf_buffer_size"):
             self._require(name, 0 < getattr(self, name) <= _MOST, f"above 0, and at most {_MOST}")
+        # `close` waits for the thread that looks up poses.
+        self._require("tf_timeout", 0 <= self.tf_timeout <= 1, "from 0 to 1")
+        if self.temporal_pose_source not in ("tf", "odometry"):
+            raise M2HError(f"parameter temporal_pose_source '{self.temporal_pose_source}': choose tf or odometry")
+        if self.temporal_filter:
+            source = "fixed_frame" if self.temporal_pose_source == "tf" else "odom_topic"
+            for name in ("camera_info_topic", source):
+                if not getattr(self, name):
+                    raise M2HError(f"parameter {name} is empty: the temporal filter needs it")
+        self.filter_settings()
+        _ = self.camera_pose
+
+    @property
+    def camera_pose(self) -> Pose | None:
+        """`camera_in_body` as a transform, or None."""
+        values = self._numbers("camera_in_body")
+        if not values:
+            return None
+        good = len(values) == 7 and all(map(math.isfinite, values)) and abs(math.hypot(*values[3:]) - 1) <= ROUNDING
+        self._require("camera_in_body", good, "x y z qx qy qz qw in meters, with a quaternion of length 1")
+        return rigid_transform(values[:3], values[3:])
+
+    def filter_settings(self, remap: NDArray[np.uint8] | None = None) -> FilterSettings:
+        """Return the settings of the temporal filter, which works on labels before `remap` (256 entries)."""
+        labels = self._numbers("dynamic_labels")
+        self._require("dynamic_labels", all(label in range(256) for label in labels), "labels from 0 to 255")
+        if remap is not None:
+            labels = tuple(np.flatnonzero(np.isin(remap, labels)))
+        dynamic = tuple(int(label) for label in labels)
+        return FilterSettings(dynamic_labels=dynamic, **{name: getattr(self, name) for name in _FILTER})
+
+    def _numbers(self, name: str) -> tuple[float, ...]:
+        value: Any = getattr(self, name)
+        items = (
+            value
+            if isinstance(value, Iterable) and not isinstance(value, str)
+            else str(value).replace(",", " ").split()
+        )
+        try:
+            return tuple(map(float, items))
+        except (TypeError, ValueError):
+            raise M2HError(f"parameter {name} is {value}: must be numbers") from None
 
     def _number(self, name: str) -> float:
         value = getattr(self, name)

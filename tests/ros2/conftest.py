@@ -26,7 +26,10 @@ sys.path.insert(0, str(PACKAGE))
 #: Seconds that the slowest machine may take to start or end the node.
 PATIENCE = 300.0
 
-_MODULES = "rclpy, sensor_msgs.msg, diagnostic_msgs.msg, rosgraph_msgs.msg, cv2, pydantic, yaml, onnxruntime, mcap_ros2"
+_MODULES = (
+    "rclpy, sensor_msgs.msg, nav_msgs.msg, diagnostic_msgs.msg, rosgraph_msgs.msg, cv2, pydantic, yaml, onnxruntime, "
+    "mcap_ros2"
+)
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ def walk(peer: Peer, out: Path) -> dict[str, Any]:
     again = image_message(room(7), START * 10**9 + 8, "again")
     result["revived"] = peer.send(again, names)
     result["alive"] = peer.status(lambda status: status["level"] < 2, again)
-    _write_pixels(peer, out)
+    write_pixels(peer, out)
     return result
 
 
@@ -231,7 +231,7 @@ def replay(peer: Peer, out: Path, bag: Path) -> dict[str, Any]:
         peer.spin_until(peer.answered(message, ("depth", "labels")))
         sent.append(stamp)
     status = peer.status(lambda status: status["values"]["published"] != "0")
-    _write_pixels(peer, out)
+    write_pixels(peer, out)
     return {"sent": sent, "status": status, "before": before}
 
 
@@ -314,7 +314,8 @@ def soak(peer: Peer, out: Path, pid: int, seconds: float) -> dict[str, Any]:
     return {"sent": len(sent), "heard": count, "wrong": wrong, "memory": memory, "last": peer.statuses[-1]}
 
 
-def _write_pixels(peer: Peer, out: Path) -> None:
+def write_pixels(peer: Peer, out: Path) -> None:
+    """Write what was heard on every topic to an .npz file beside `out`."""
     dtypes = {"32FC1": (np.float32, 1), "32FC3": (np.float32, 3), "mono8": (np.uint8, 1)}  # else three of uint8
     arrays: dict[str, np.ndarray] = {}
     for name in TOPICS:
@@ -351,6 +352,10 @@ def main() -> None:
             result = topics(peer, Path(out))
         elif scenario == "burst":
             result = burst(peer, Path(out))
+        elif scenario == "temporal":
+            from temporal_peer import temporal
+
+            result = temporal(peer, Path(out))
         elif scenario == "replay":
             result = replay(peer, Path(out), Path(rest[0]))
         else:

@@ -79,7 +79,6 @@ UsageError: Any = next(base for base in typer.BadParameter.__mro__ if base.__nam
 result_option = partial(typer.Option, rich_help_panel="Results")
 engine_option = partial(typer.Option, rich_help_panel="Engine")
 ray_option = partial(typer.Option, rich_help_panel="Ray")
-sequence_option = partial(typer.Option, rich_help_panel="Sequence")
 
 JsonFlag = Annotated[
     bool, typer.Option("--json", metavar="[FILE]", help="Print the result as JSON, or write it to FILE.json.")
@@ -88,14 +87,6 @@ JsonFlag = Annotated[
 OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Also replace files that m2h-deploy did not write.")]
 
 RecordFlag = Annotated[bool, result_option("--record", help="Write the result into the bundle's manifest, too.")]
-
-PosesOption = Annotated[
-    Path | None, sequence_option(metavar="FILE", help="Poses in TUM's format, instead of the sequence's own.")
-]
-
-IntrinsicsOption = Annotated[
-    str | None, sequence_option(metavar="FX,FY,CX,CY", help="The camera, in pixels.", show_default="the sequence's own")
-]
 
 ThreadsOption = Annotated[
     int | None, engine_option(metavar="N", help="CPU threads.", min=1, show_default="its own; on Ray 1")

@@ -13,11 +13,11 @@ from rich.text import Text
 
 from cli.app import DeviceOption, EngineCodeFlag, JsonFlag, PluginsOption, ThreadsOption, app, needs
 from cli.console import make_progress, out, print_json, say
+from cli.sequence import IntrinsicsOption, OffsetOption, PosesOption, RateOption, open_posed, sequence_option
 
 if TYPE_CHECKING:
     from m2h_deploy.mapping.result import MapResult
 
-sequence_option = partial(typer.Option, rich_help_panel="Sequence")
 volume_option = partial(typer.Option, rich_help_panel="Map")
 
 
@@ -37,14 +37,8 @@ def make_map(
         bool | None,
         typer.Option("--filter/--no-filter", help="Map only filtered, or only raw predictions.", show_default="both"),
     ] = None,
-    poses: Annotated[
-        Path | None,
-        sequence_option(metavar="FILE", help="Trajectory in TUM's format.", show_default="the sequence's own"),
-    ] = None,
-    intrinsics: Annotated[
-        str | None,
-        sequence_option(metavar="FX,FY,CX,CY", help="The camera, in pixels.", show_default="the sequence's own"),
-    ] = None,
+    poses: PosesOption = None,
+    intrinsics: IntrinsicsOption = None,
     surface: Annotated[
         Path | None,
         sequence_option(metavar="FILE", help="Mesh of the true surface (PLY).", show_default="the sequence's own"),
@@ -52,13 +46,8 @@ def make_map(
     tolerance: Annotated[
         float, sequence_option(metavar="SECONDS", help="Largest difference in time of an image and its pose.", min=0)
     ] = 0.02,
-    offset: Annotated[
-        float, sequence_option(metavar="SECONDS", help="Added to the times of the images to find their poses.")
-    ] = 0.0,
-    rate: Annotated[
-        float | None,
-        sequence_option(metavar="HZ", help="Images per second, used instead of their times.", show_default="none"),
-    ] = None,
+    offset: OffsetOption = 0.0,
+    rate: RateOption = None,
     voxel: Annotated[float, volume_option(metavar="METERS", help="Size of a voxel.")] = 0.05,
     truncation: Annotated[float, volume_option(metavar="METERS", help="Truncation of the signed distance.")] = 0.15,
     near: Annotated[float, volume_option(metavar="METERS", help="Smallest depth that is mapped.")] = 0.1,
@@ -79,8 +68,6 @@ def make_map(
         from m2h_deploy.mapping.page import write_page
         from m2h_deploy.mapping.run import MapSettings, map_sequence
     from m2h_deploy.backends import BackendOptions
-    from m2h_deploy.camera import parse_intrinsics
-    from m2h_deploy.data.sequences.open import open_sequence
     from m2h_deploy.files.names import require_file
     from m2h_deploy.visualize.html import check_jinja
 
@@ -93,8 +80,7 @@ def make_map(
         volume=VolumeSettings(voxel, truncation, (near, far)),
     )
     options = BackendOptions(threads, device, plugins=tuple(plugins or ()), allow_engine_code=allow_engine_code)
-    camera = None if intrinsics is None else parse_intrinsics(intrinsics)
-    opened = open_sequence(sequence, poses=poses, intrinsics=camera, tolerance=tolerance, offset=offset, rate=rate)
+    opened = open_posed(sequence, poses, intrinsics, offset=offset, rate=rate, tolerance=tolerance)
     if surface is not None:
         opened = replace(opened, surface=require_file(surface, "true surface"))
     with make_progress() as bar:

@@ -13,26 +13,25 @@ import typer
 from cli.app import (
     DeviceOption,
     EngineCodeFlag,
-    IntrinsicsOption,
     JsonFlag,
     OverwriteFlag,
     PluginsOption,
-    PosesOption,
     ThreadsOption,
     app,
     engine_option,
     ray_option,
     result_option,
-    sequence_option,
 )
 from cli.console import make_progress, print_json, print_values, say
 from cli.on_ray import RayGpusOption, RayOption, RayWorkersOption, cluster_of, reporting, tell
+from cli.sequence import IntrinsicsOption, OffsetOption, PosesOption, RateOption, open_posed, sequence_option
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import check_folder, make_folder
 
 if TYPE_CHECKING:
     from m2h_deploy import Runtime
     from m2h_deploy.cluster import JobResult
+    from m2h_deploy.data.sequence import Sequence
     from m2h_deploy.predict import FrameOutcome
     from m2h_deploy.sinks import Sink
     from m2h_deploy.sources.source import Source
@@ -67,6 +66,8 @@ def run(
         bool, sequence_option("--filter", help="Fuse each frame with the ones before, by the camera's poses.")
     ] = False,
     poses: PosesOption = None,
+    offset: OffsetOption = 0.0,
+    rate: RateOption = None,
     rerun: Annotated[Path | None, rerun_option(metavar="FILE", help="Write a Rerun recording (.rrd).")] = None,
     fov: Annotated[float | None, rerun_option(metavar="DEGREES", help="The camera's horizontal angle of view.")] = None,
     intrinsics: IntrinsicsOption = None,
@@ -103,8 +104,8 @@ def run(
         raise M2HError("--fov describes the camera of --rerun FILE.rrd: give that too")
     if rerun is None and not filtered and intrinsics is not None:
         raise M2HError("--intrinsics describes the camera of --rerun FILE.rrd and of --filter: give one of them too")
-    if poses is not None and not filtered:
-        raise M2HError("--poses is for --filter: give that too")
+    if not filtered and (poses is not None or offset or rate is not None):
+        raise M2HError("--poses, --offset and --rate are for --filter: give that too")
     if fov is not None and intrinsics is not None:
         raise M2HError("give --fov or --intrinsics, not both")
     if npz and not files:
@@ -122,7 +123,11 @@ def run(
         return
     if parquet:
         raise M2HError("--parquet applies only to a job on Ray: give --ray local too")
-    temporal, frames = _filter(source, poses, intrinsics) if filtered else (None, open_source(source))
+    temporal = None
+    if filtered:
+        temporal, frames = _filter(open_posed(source, poses, intrinsics, offset=offset, rate=rate))
+    else:
+        frames = open_source(source)
     if files and is_folder(Path(source)) and Path(source).resolve() == output.resolve():
         raise M2HError(f"{output} is the source itself: results could overwrite its files; give another --output")
     if files:
@@ -179,15 +184,11 @@ def _refuse_with_ray(video: Path | None, rerun: Path | None, *, show: bool, file
         raise M2HError("--video, --rerun, --show, --no-files and --filter need the frames in order: run without --ray")
 
 
-def _filter(source: str, poses: Path | None, intrinsics: str | None) -> tuple[TemporalFilter, Source]:
-    """Open a sequence with poses, and make the filter of its camera."""
-    from m2h_deploy.camera import parse_intrinsics
-    from m2h_deploy.data.sequences import open_sequence
+def _filter(sequence: Sequence) -> tuple[TemporalFilter, Source]:
+    """Make the filter of a sequence's camera, and the source of its frames."""
     from m2h_deploy.sources.source import sequence_source
     from m2h_deploy.temporal import TemporalFilter
 
-    camera = parse_intrinsics(intrinsics) if intrinsics is not None else None
-    sequence = open_sequence(source, poses=poses, intrinsics=camera)
     for line in sequence.skipped:
         say(line, "yellow")
     return TemporalFilter(sequence.intrinsics), sequence_source(sequence)

@@ -324,7 +324,7 @@ def test_run_filters_a_sequence_by_its_poses(tiny_bundle, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--poses", "no.txt"], "--poses is for --filter"),
+        (["--poses", "no.txt"], "are for --filter"),
         (["--intrinsics", "1,1,1,1"], "give one of them too"),
         (["--filter", "--ray", "local"], "without --ray"),
         (["--filter"], "the name is not a time stamp"),

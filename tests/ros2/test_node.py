@@ -91,6 +91,7 @@ def test_diagnostics_report_the_self_test_the_engine_and_the_frame_s_age(walk):
     assert values["engine"].startswith("onnxruntime")
     assert float(values["frame age (ms)"]) > 0
     assert int(values["published"]) >= 5
+    assert values["temporal filter"] == "off"
 
 
 def test_a_damaged_message_is_counted_and_skipped(walk):

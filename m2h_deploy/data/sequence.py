@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from m2h_deploy.data.frame import Frame, Intrinsics, Pose
 
@@ -33,11 +35,13 @@ class Sequence:
     folder: Path
     moments: tuple[Moment, ...]
     """In order of time."""
-    read: Callable[[Moment], Frame]
-    """Read one frame, with time stamp, pose and intrinsics. Raises M2HError, naming the file, if it cannot."""
+    read_image: Callable[[Moment], npt.NDArray[np.uint8]]
+    """Reads the image of a frame. Raises M2HError, naming the file, if it cannot."""
     intrinsics: Intrinsics
     size: tuple[int, int]
     """Height and width of the images, pixels."""
+    label_readers: Mapping[str, Callable[[Moment], npt.NDArray[Any]]] = field(default_factory=dict)
+    """For each field of `Frame` that the sequence has, what reads it; fails as `read_image` does."""
     skipped: tuple[str, ...] = ()
     """A line for each kind of image that was left out or has no pose or depth, with the reason and their number."""
     surface: Path | None = None
@@ -55,6 +59,23 @@ class Sequence:
 
     def __iter__(self) -> Iterator[Frame]:
         return (self[index] for index in range(len(self)))
+
+    def read(self, moment: Moment) -> Frame:
+        """Read one frame with all its labels. Raises M2HError, naming the file, if it cannot."""
+        labels: dict[str, Any] = {name: read(moment) for name, read in self.label_readers.items()}
+        return Frame(
+            self.read_image(moment),
+            moment.name,
+            intrinsics=self.intrinsics,
+            timestamp=moment.timestamp,
+            pose=moment.pose,
+            **labels,
+        )
+
+    def read_label(self, name: str, moment: Moment) -> npt.NDArray[Any] | None:
+        """Read one field of a frame alone; None if the sequence lacks it. Raises M2HError as `read` does."""
+        read = self.label_readers.get(name)
+        return None if read is None else read(moment)
 
     def files_of(self, index: int) -> tuple[Path, ...]:
         """List the files of a frame, image first."""

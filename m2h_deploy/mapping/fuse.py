@@ -10,13 +10,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.data.frame import Frame, Pose
-from m2h_deploy.data.sequence import Moment
+from m2h_deploy.data.frame import Pose
+from m2h_deploy.data.sequence import Moment, Sequence
 from m2h_deploy.errors import M2HError
 from m2h_deploy.mapping.mesh import SemanticMesh
 from m2h_deploy.mapping.plan import Plan
 from m2h_deploy.mapping.predictions import Predictions
-from m2h_deploy.mapping.sums import Estimate, RatioHistogram, SegmentSums, to_labels
+from m2h_deploy.mapping.sums import Estimate, RatioHistogram, Reference, SegmentSums, to_labels
 from m2h_deploy.mapping.volume import Volume
 from m2h_deploy.runtime.postprocess import Prediction
 from m2h_deploy.temporal import FilterSettings, TemporalFilter
@@ -50,7 +50,7 @@ class Source(Protocol):
         """Return whether there may be an estimate of a frame."""
         ...
 
-    def read(self, moment: Moment, frame: Frame) -> Estimate | None:
+    def read(self, moment: Moment) -> Estimate | None:
         """Return the estimate of a frame; None if there is none. Raises M2HError if it cannot be read."""
         ...
 
@@ -66,7 +66,7 @@ class Predicted:
         """Return whether the engine gave a result for a frame."""
         return moment in self.predictions
 
-    def read(self, moment: Moment, frame: Frame) -> Estimate | None:
+    def read(self, moment: Moment) -> Estimate:
         """Read the prediction of a frame."""
         depth, stored = self.predictions.read(moment)
         return Estimate(depth, to_labels(stored))
@@ -76,15 +76,21 @@ class Predicted:
 class TrueLabels:
     """True depth and labels of the sequence: the floor of all figures."""
 
-    classes: int
+    sequence: Sequence
+
+    @property
+    def classes(self) -> int:
+        """Number of classes of the sequence."""
+        return len(self.sequence.class_names)
 
     def has(self, moment: Moment) -> bool:
-        """Return True: a frame is read to find out."""
-        return True
+        """Return whether the sequence has depth."""
+        return "depth" in self.sequence.label_readers
 
-    def read(self, moment: Moment, frame: Frame) -> Estimate | None:
-        """Return the true depth and labels of a frame."""
-        return None if frame.depth is None else Estimate(frame.depth, frame.semantics)
+    def read(self, moment: Moment) -> Estimate | None:
+        """Read the true depth and labels of a frame."""
+        depth = self.sequence.read_label("depth", moment)
+        return None if depth is None else Estimate(depth, self.sequence.read_label("semantics", moment))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +117,7 @@ class Fused:
 @dataclass(frozen=True, eq=False)
 class _Step:
     segment: int
-    frame: Frame
+    truth: Reference
     pose: Pose
     estimate: Estimate
     follows: bool
@@ -151,10 +157,10 @@ class Fusion:
         ratios = RatioHistogram()
         fuse_seconds = filter_seconds = 0.0
         path = []
-        for step in self._steps(filtering, advance):
-            sums.add(step.segment, step.frame, step.pose, step.estimate, follows=step.follows)
-            if step.frame.depth is not None:
-                ratios.add(step.estimate.depth, step.frame.depth)
+        for step in self._steps(filtering, advance, judged=True):
+            sums.add(step.segment, step.truth, step.pose, step.estimate, follows=step.follows)
+            if step.truth.depth is not None:
+                ratios.add(step.estimate.depth, step.truth.depth)
             fuse_seconds += self._integrate(volume, step, 1.0)
             filter_seconds += step.filtering
             path.append(step.pose[:3, 3])
@@ -165,7 +171,7 @@ class Fusion:
         scaled = None
         if scale and factor is not None:
             second = self.settings.volume(self.source.classes)
-            for step in self._steps(filtering, advance):
+            for step in self._steps(filtering, advance, judged=False):
                 self._integrate(second, step, factor)
             scaled = second.mesh()
         seconds = {"fuse": fuse_seconds / len(path)}
@@ -173,19 +179,19 @@ class Fusion:
             seconds["filter"] = filter_seconds / len(path)
         return Fused(volume.mesh(), scaled, factor, sums.sums, len(path), self.unread, seconds, np.array(path))
 
-    def _steps(self, filtering: FilterSettings | None, advance: Advance) -> Iterator[_Step]:
-        """Yield the frames that can be read and have an estimate, filtered."""
+    def _steps(self, filtering: FilterSettings | None, advance: Advance, *, judged: bool) -> Iterator[_Step]:
+        """Yield the frames that can be read and have an estimate, filtered; with the truth if they are `judged`."""
         temporal = None if filtering is None else TemporalFilter(self.plan.sequence.intrinsics, filtering)
         places = {moment.name: index for index, moment in enumerate(self.plan.moments)}
         last = -2
         for number, moment in enumerate(self.plan.posed):
-            step = self._read(moment)
+            found = self._read(moment, judged=judged)
             if moment.name in self.plan.jumps:
                 last = -2
                 if temporal is not None:
                     temporal.reset()
-            if step is not None:
-                frame, estimate = step
+            if found is not None:
+                truth, estimate = found
                 place = places[moment.name]
                 assert moment.pose is not None
                 start = perf_counter()
@@ -195,25 +201,29 @@ class Fusion:
                     assert better.depth is not None
                     estimate = Estimate(better.depth, better.semantics)
                 spent = perf_counter() - start
-                yield _Step(self.plan.segment(number), frame, moment.pose, estimate, place == last + 1, spent)
+                yield _Step(self.plan.segment(number), truth, moment.pose, estimate, place == last + 1, spent)
                 last = place
             advance(number + 1, len(self.plan.posed))
 
-    def _read(self, moment: Moment) -> tuple[Frame, Estimate] | None:
-        """Read a frame and its estimate; None, and the reason in `unread`, if that fails."""
-        if not self.source.has(moment):
+    def _read(self, moment: Moment, *, judged: bool) -> tuple[Reference, Estimate] | None:
+        """Read the truth and the estimate of a frame; None, and the reason in `unread`, if that fails."""
+        if moment.name in self.unread or not self.source.has(moment):
             return None
+        sequence = self.plan.sequence
+        truth = Reference(None, None)
         try:
-            frame = self.plan.sequence.read(moment)
-            estimate = self.source.read(moment, frame)
+            if judged:
+                labels = sequence.read_label("semantics", moment) if self.judge_labels else None
+                truth = Reference(sequence.read_label("depth", moment), labels)
+            estimate = self.source.read(moment)
         except M2HError as error:
             self.unread[moment.name] = str(error)
             return None
-        return None if estimate is None else (frame, estimate)
+        return None if estimate is None else (truth, estimate)
 
     def _integrate(self, volume: Volume, step: _Step, factor: float) -> float:
         """Add a frame whose depth is divided by `factor`; return the seconds that it took."""
         depth = step.estimate.depth if factor == 1.0 else (step.estimate.depth / np.float32(factor)).astype(np.float32)
         start = perf_counter()
-        volume.integrate(depth, step.estimate.labels, step.frame.intrinsics or self.plan.sequence.intrinsics, step.pose)
+        volume.integrate(depth, step.estimate.labels, self.plan.sequence.intrinsics, step.pose)
         return perf_counter() - start

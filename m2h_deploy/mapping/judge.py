@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from m2h_deploy.data.frame import Frame, Pose
+from m2h_deploy.data.frame import Pose
 from m2h_deploy.errors import M2HError
 from m2h_deploy.mapping.errors import MapErrors, judge_map
 from m2h_deploy.mapping.figures import MAP_FIGURES
@@ -42,10 +44,8 @@ class Truth:
         file = self._plan.sequence.surface
         found = self._fused() if file is None else TrueSurface.read(file)
         if found is not None:
-            for frame, pose in self._frames():
-                assert frame.depth is not None
-                intrinsics = frame.intrinsics or self._plan.sequence.intrinsics
-                found.observe(frame.depth, intrinsics, pose, self._settings.depth_range)
+            for depth, _, pose in self._frames(labels=False):
+                found.observe(depth, self._plan.sequence.intrinsics, pose, self._settings.depth_range)
         return found
 
     @property
@@ -64,22 +64,26 @@ class Truth:
     def _fused(self) -> TrueSurface | None:
         """Fuse the true depth."""
         volume = self._settings.volume(len(self._plan.sequence.class_names))
-        for frame, pose in self._frames():
-            assert frame.depth is not None
-            volume.integrate(frame.depth, frame.semantics, frame.intrinsics or self._plan.sequence.intrinsics, pose)
+        for depth, labels, pose in self._frames(labels=True):
+            volume.integrate(depth, labels, self._plan.sequence.intrinsics, pose)
         mesh = volume.mesh()
         return TrueSurface(mesh) if len(mesh.triangles) else None
 
-    def _frames(self) -> Iterator[tuple[Frame, Pose]]:
-        """Yield the frames with true depth, and their poses. Frames that cannot be read are reported by the fusion."""
-        for number, moment in enumerate(self._plan.posed, 1):
-            try:
-                frame = self._plan.sequence.read(moment)
-            except M2HError:
-                frame = None
-            if frame is not None and frame.depth is not None and moment.pose is not None:
-                yield frame, moment.pose
-            self._advance(number, len(self._plan.posed))
+    def _frames(self, *, labels: bool) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8] | None, Pose]]:
+        """Yield true depth, labels if they are asked for, and pose of the frames with true depth.
+
+        Frames that cannot be read are reported by the fusion.
+        """
+        sequence, posed = self._plan.sequence, self._plan.posed
+        if "depth" not in sequence.label_readers:
+            return
+        for number, moment in enumerate(posed, 1):
+            with suppress(M2HError):
+                depth = sequence.read_label("depth", moment)
+                semantics = sequence.read_label("semantics", moment) if labels else None
+                if depth is not None and moment.pose is not None:
+                    yield depth, semantics, moment.pose
+            self._advance(number, len(posed))
 
 
 def judge_variant(fused: Fused, truth: Truth, *, judge_labels: bool) -> Variant:

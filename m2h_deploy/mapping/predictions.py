@@ -30,7 +30,6 @@ from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.bundle.manifest import Classes
 from m2h_deploy.causes import MachineError, reason
 from m2h_deploy.data.classes import has_unknown
-from m2h_deploy.data.frame import Frame
 from m2h_deploy.data.sequence import Moment, Sequence
 from m2h_deploy.data.sequence_writer import quaternion
 from m2h_deploy.errors import M2HError
@@ -153,11 +152,11 @@ def predict_sequence(
         with _open(bundle, options) as runtime:
             for number, moment in enumerate(waiting, again + 1):
                 try:
-                    frame = sequence.read(moment)
+                    image = sequence.read_image(moment)
                 except M2HError as error:
                     unread[moment.name] = str(error)
                 else:
-                    why = _predict(runtime, moment, frame, folder, journal)
+                    why = _predict(runtime, SourceFrame(moment.name, image), moment, folder, journal)
                     failed |= {} if why is None else {moment.name: why}
                 advance(number, len(moments))
     done = [moment for moment in moments if moment.name not in failed and moment.name not in unread]
@@ -213,13 +212,13 @@ def _open(bundle: Bundle, options: BackendOptions) -> Runtime:
     )
 
 
-def _predict(runtime: Runtime, moment: Moment, frame: Frame, folder: Path, journal: Journal) -> str | None:
+def _predict(runtime: Runtime, frame: SourceFrame, moment: Moment, folder: Path, journal: Journal) -> str | None:
     """Predict one frame and write its files; return why it has no result."""
 
     def write(_: SourceFrame, prediction: Prediction) -> None:
         _write(folder, moment, prediction, runtime.manifest.classes)
 
-    outcome = predict_item(runtime, SourceFrame(moment.name, frame.image), [write])
+    outcome = predict_item(runtime, frame, [write])
     if outcome.status != "done":
         return outcome.reason
     journal.once(time_name(moment), lambda: outcome.timings)

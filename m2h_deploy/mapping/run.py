@@ -128,6 +128,8 @@ class _MapRun:
         self.settings, self.sequence, self.out = settings, sequence, out
         if not settings.truth and not bundles:
             raise M2HError("nothing to map: give a bundle, or --truth for the true depth")
+        if settings.truth and "depth" not in sequence.label_readers:
+            raise M2HError(f"{sequence.folder} has no depth, which --truth needs")
         if bundles and not settings.kinds:
             raise M2HError("nothing to map: fuse the predictions raw, filtered or both")
         import_open3d()
@@ -227,7 +229,7 @@ class _MapRun:
         count = len(self.sequence.class_names)
         fitting = (_colors(bundle.manifest.classes) for bundle in self.bundles)
         colors = next((found for found in fitting if len(found) == count), palette(count))
-        source = TrueLabels(count)
+        source = TrueLabels(self.sequence)
         return _Task(TRUTH, "ground-truth", "truth", None, source, colors, count > 0, "truth", {}, {})
 
     def _variant(self, task: _Task) -> Variant:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.data.frame import Frame, Intrinsics, Pose
+from m2h_deploy.data.frame import Intrinsics, Pose
 from m2h_deploy.mapping.plan import Plan
 from m2h_deploy.metrics import DepthMetric, SemanticsMetric
 from m2h_deploy.metrics.temporal import TemporalMetric, View
@@ -26,6 +26,14 @@ class Estimate:
     """(H, W), meters, 0 unknown."""
     labels: NDArray[np.uint8] | None
     """(H, W), class index in the data's order, 255 unlabeled."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """True depth and labels of one frame, as in `Frame`; None where the sequence has none or they are not needed."""
+
+    depth: NDArray[np.float32] | None
+    labels: NDArray[np.uint8] | None
 
 
 class SegmentSums:
@@ -47,19 +55,19 @@ class SegmentSums:
             sizes["semantics"] = self._semantics.state_size
         self.sums: dict[str, Floats] = {name: np.zeros((plan.segments, size)) for name, size in sizes.items()}
 
-    def add(self, segment: int, frame: Frame, pose: Pose, estimate: Estimate, *, follows: bool) -> None:
+    def add(self, segment: int, truth: Reference, pose: Pose, estimate: Estimate, *, follows: bool) -> None:
         """Add one frame; `follows` says whether it is compared with the frame of the last call."""
-        if frame.depth is not None:
-            # Pixels that a filter left without depth are not judged.
-            truth = np.where(estimate.depth > 0, frame.depth, np.float32(0))
-            self.sums["depth"][segment] += self._depth.frame_state(estimate.depth, truth)
-        if self._semantics is not None and frame.semantics is not None and estimate.labels is not None:
+        if truth.depth is not None:
+            # Pixels without an estimate are not judged.
+            depth = np.where(estimate.depth > 0, truth.depth, np.float32(0))
+            self.sums["depth"][segment] += self._depth.frame_state(estimate.depth, depth)
+        if self._semantics is not None and truth.labels is not None and estimate.labels is not None:
             # 255 becomes 0, the label of `unknown`.
             labels = (estimate.labels + np.uint8(1)).astype(np.uint8)
-            self.sums["semantics"][segment] += self._semantics.frame_state(labels, frame.semantics)
+            self.sums["semantics"][segment] += self._semantics.frame_state(labels, truth.labels)
         if not follows:
             self._temporal.cut()
-        view = View(pose, estimate.depth, estimate.labels, frame.depth)
+        view = View(pose, estimate.depth, estimate.labels, truth.depth)
         self.sums["temporal"][segment] += self._temporal.frame_state(view)
 
 

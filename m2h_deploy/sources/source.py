@@ -175,7 +175,7 @@ def sequence_source(sequence: Sequence) -> Source:
 
     def read(moment: Moment) -> Item:
         try:
-            return SourceFrame(moment.name, sequence.read(moment).image, moment.timestamp, moment.pose)
+            return SourceFrame(moment.name, sequence.read_image(moment), moment.timestamp, moment.pose)
         except M2HError as error:
             return error
 

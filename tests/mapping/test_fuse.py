@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from m2h_deploy.data.sequence import Sequence
 from m2h_deploy.data.sequences.open import open_sequence
 from m2h_deploy.errors import M2HError
 from m2h_deploy.mapping.fuse import Fusion, TrueLabels, VolumeSettings
@@ -25,6 +26,7 @@ LIMIT = 10
 class Scaled:
     """True depth times a factor; named frames fail."""
 
+    sequence: Sequence
     factor: float
     broken: tuple[str, ...] = ()
     classes: int = 40
@@ -32,9 +34,10 @@ class Scaled:
     def has(self, moment) -> bool:
         return True
 
-    def read(self, moment, frame) -> Estimate:
+    def read(self, moment) -> Estimate:
         if moment.name in self.broken:
             raise M2HError(f"{moment.name} is damaged")
+        frame = self.sequence.read(moment)
         return Estimate(frame.depth * np.float32(self.factor), frame.semantics)
 
 
@@ -53,7 +56,7 @@ def fuse(plan, source, filtering: FilterSettings | None = None, *, scale: bool =
 
 
 def test_depth_that_is_wrong_by_a_factor_is_right_after_division_by_it(plan):
-    fused = fuse(plan, Scaled(1.2), scale=True)
+    fused = fuse(plan, Scaled(plan.sequence, 1.2), scale=True)
     assert fused.factor == pytest.approx(1.2, rel=1e-3)
     truth = Truth(plan, VolumeSettings(), lambda *_: None)
     maps = judge_variant(fused, truth, judge_labels=True).maps
@@ -64,7 +67,7 @@ def test_depth_that_is_wrong_by_a_factor_is_right_after_division_by_it(plan):
 
 
 def test_without_a_scaled_map_asked_for_there_is_only_the_factor(plan):
-    fused = fuse(plan, Scaled(0.5))
+    fused = fuse(plan, Scaled(plan.sequence, 0.5))
     assert (fused.scaled, fused.factor) == (None, pytest.approx(0.5, rel=1e-3))
     assert fused.trajectory.shape == (LIMIT, 3)
 
@@ -73,9 +76,9 @@ def test_a_jump_resets_the_filter_and_separates_pairs_of_frames(sequence, plan, 
     resets = []
     real = TemporalFilter.reset
     monkeypatch.setattr(TemporalFilter, "reset", lambda self: (resets.append(1), real(self))[1])
-    smooth = fuse(plan, TrueLabels(40), FilterSettings())
+    smooth = fuse(plan, TrueLabels(sequence), FilterSettings())
     before = len(resets)
-    jumping = fuse(plan_map(sequence, [4, 7], LIMIT), TrueLabels(40), FilterSettings())
+    jumping = fuse(plan_map(sequence, [4, 7], LIMIT), TrueLabels(sequence), FilterSettings())
     assert len(resets) >= before + 2
     assert smooth.sums["temporal"][:, 0].sum() == LIMIT - 1
     assert jumping.sums["temporal"][:, 0].sum() == LIMIT - 3
@@ -83,7 +86,7 @@ def test_a_jump_resets_the_filter_and_separates_pairs_of_frames(sequence, plan, 
 
 def test_frames_that_cannot_be_read_are_named_and_separate_pairs(plan):
     lost = plan.posed[3].name
-    fused = fuse(plan, Scaled(1.0, broken=(lost,)))
+    fused = fuse(plan, Scaled(plan.sequence, 1.0, broken=(lost,)))
     assert fused.unread == {lost: f"{lost} is damaged"}
     assert fused.frames == LIMIT - 1
     assert fused.sums["temporal"][:, 0].sum() == LIMIT - 3
@@ -91,15 +94,15 @@ def test_frames_that_cannot_be_read_are_named_and_separate_pairs(plan):
 
 def test_no_frame_at_all_is_one_line(plan):
     names = tuple(moment.name for moment in plan.posed)
-    assert f"{names[0]} is damaged" in refused(fuse, plan, Scaled(1.0, broken=names))
+    assert f"{names[0]} is damaged" in refused(fuse, plan, Scaled(plan.sequence, 1.0, broken=names))
 
 
 def test_labels_do_not_change_the_shape_and_are_optional(plan):
     @dataclass(frozen=True)
     class Unlabeled(Scaled):
-        def read(self, moment, frame) -> Estimate:
-            return replace(super().read(moment, frame), labels=None)
+        def read(self, moment) -> Estimate:
+            return replace(super().read(moment), labels=None)
 
-    bare, labeled = fuse(plan, Unlabeled(1.0)), fuse(plan, Scaled(1.0))
+    bare, labeled = fuse(plan, Unlabeled(plan.sequence, 1.0)), fuse(plan, Scaled(plan.sequence, 1.0))
     assert (bare.mesh.vertices == labeled.mesh.vertices).all()
     assert set(bare.mesh.labels.tolist()) == {255}

@@ -146,11 +146,14 @@ def test_other_settings_fuse_again_and_predict_nothing(mapped, nyu_bundle, seque
     assert (out / "small-41.ply").is_file()
 
 
-def test_a_damaged_depth_image_is_counted_and_named(nyu_bundle, room, tmp_path):
+def test_a_damaged_depth_image_is_counted_and_named_and_labels_that_a_map_does_not_use_are_not_read(
+    nyu_bundle, room, tmp_path
+):
     damaged = tmp_path / "room"
     shutil.copytree(room, damaged)
     file = sorted((damaged / "depth").iterdir())[3]
     file.write_bytes(file.read_bytes()[:100])
+    sorted((damaged / "normals").iterdir())[2].write_bytes(b"no image")
     said: list[str] = []
     settings = replace(RAW, truth=True)
     result = map_sequence([nyu_bundle], open_sequence(damaged), tmp_path / "map", settings, say=said.append)
@@ -168,17 +171,14 @@ def test_without_a_surface_the_true_depth_is_fused_and_without_depth_there_are_n
     assert fused.surface == "a map of the true depth"
     assert fused.rows[0].score("none").figures["mean"] < 0.01
 
-    def unlabeled(moment):
-        return replace(sequence.read(moment), depth=None, semantics=None)
-
-    blind = replace(sequence, surface=None, read=unlabeled, class_names=())
+    blind = replace(sequence, surface=None, label_readers={}, class_names=())
     result = map_sequence([nyu_bundle], blind, tmp_path / "blind", RAW)
     row = result.rows[0]
     assert (result.surface, row.maps) == (None, ())
     assert math.isnan(row.figures["rmse"])
     assert row.figures["tae"] > 0
     assert any("figures of accuracy are left out" in problem for problem in result.problems)
-    assert "can be fused" in refused(map_sequence, [], blind, tmp_path / "truth", replace(RAW, truth=True))
+    assert "has no depth" in refused(map_sequence, [], blind, tmp_path / "truth", replace(RAW, truth=True))
 
 
 def test_other_classes_are_mapped_and_not_judged(small_bundle, sequence, tmp_path):

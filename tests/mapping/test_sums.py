@@ -10,7 +10,7 @@ import pytest
 from m2h_deploy.data.classes import NYU40_CLASSES
 from m2h_deploy.data.sequences.open import open_sequence
 from m2h_deploy.mapping.plan import plan_map
-from m2h_deploy.mapping.sums import Estimate, RatioHistogram, SegmentSums, frame_figures, to_labels
+from m2h_deploy.mapping.sums import Estimate, RatioHistogram, Reference, SegmentSums, frame_figures, to_labels
 from tests.mapping.conftest import FRAMES
 
 
@@ -30,7 +30,8 @@ def summed(plan, change, *, follows: bool = True) -> SegmentSums:
     sums = SegmentSums(plan, len(NYU40_CLASSES), judge_labels=True)
     for number, moment in enumerate(plan.posed):
         frame = plan.sequence.read(moment)
-        sums.add(plan.segment(number), frame, moment.pose, change(frame), follows=follows)
+        truth = Reference(frame.depth, frame.semantics)
+        sums.add(plan.segment(number), truth, moment.pose, change(frame), follows=follows)
     return sums
 
 

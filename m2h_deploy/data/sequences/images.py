@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m2h_deploy.data.conversion import Size
+from m2h_deploy.data.sequence import Moment
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.images import read_image, read_plane
 
@@ -26,15 +27,20 @@ def common_size(files: Iterable[Path]) -> Size:
     raise first
 
 
-def read_sized(file: Path, size: Size) -> npt.NDArray[np.uint8]:
-    """Read an image of a sequence. Raises M2HError if it cannot be read or has another size."""
-    image = read_image(file)
-    if shape_of(image) != size:
-        raise M2HError(
-            f"{file}: image is {image.shape[0]}x{image.shape[1]}, but others of its sequence are {size[0]}x{size[1]} "
-            "(height x width)"
-        )
-    return image
+def image_reader(size: Size) -> Callable[[Moment], npt.NDArray[np.uint8]]:
+    """Return what reads the image file of a frame; it raises M2HError if the image is damaged or of another size."""
+
+    def read(moment: Moment) -> npt.NDArray[np.uint8]:
+        file = moment.files[0]
+        image = read_image(file)
+        if shape_of(image) != size:
+            raise M2HError(
+                f"{file}: image is {image.shape[0]}x{image.shape[1]}, but others of its sequence are "
+                f"{size[0]}x{size[1]} (height x width)"
+            )
+        return image
+
+    return read
 
 
 def shape_of(image: npt.NDArray[Any]) -> Size:

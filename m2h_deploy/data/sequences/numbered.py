@@ -12,8 +12,9 @@ from m2h_deploy.data.classes import NYU40_CLASSES
 from m2h_deploy.data.conversion import Size
 from m2h_deploy.data.frame import Intrinsics, Pose
 from m2h_deploy.data.sequence import Sequence
+from m2h_deploy.data.sequences.images import image_reader
 from m2h_deploy.data.sequences.lines import counted
-from m2h_deploy.data.sequences.planes import Planes, frame_reader, moments
+from m2h_deploy.data.sequences.planes import Planes, label_readers, moments
 from m2h_deploy.data.sequences.settings import Poses, Settings
 from m2h_deploy.data.sequences.trajectory import rigid
 
@@ -54,9 +55,10 @@ def open_numbered(
     return Sequence(
         folder,
         moments(names, times, poses, images, known),
-        frame_reader(camera, size, known),
+        image_reader(size),
         camera,
         size,
+        label_readers(known, size),
         lines,
         class_names=NYU40_CLASSES if any(planes.field == "semantics" for planes in known) else (),
     )

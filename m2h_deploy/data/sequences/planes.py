@@ -1,9 +1,10 @@
-"""Labels of a sequence, stored as one image file for each frame, and frames that are read from them."""
+"""Labels of a sequence, stored as one image file for each frame."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,8 @@ import numpy.typing as npt
 
 from m2h_deploy.data.classes import IGNORE_LABEL
 from m2h_deploy.data.conversion import Size
-from m2h_deploy.data.frame import Frame, Intrinsics, Pose
+from m2h_deploy.data.frame import Pose
 from m2h_deploy.data.sequence import Moment
-from m2h_deploy.data.sequences.images import read_sized
 
 #: What a frame without a file has: every pixel is unknown. Edges have no such value.
 _UNKNOWN: dict[str, Callable[[Size], npt.NDArray[Any]]] = {
@@ -46,15 +46,11 @@ def moments(
     )
 
 
-def frame_reader(camera: Intrinsics, size: Size, labels: list[Planes]) -> Callable[[Moment], Frame]:
-    """Return a function that reads a frame, with its labels, time and pose."""
+def label_readers(labels: list[Planes], size: Size) -> dict[str, Callable[[Moment], npt.NDArray[Any]]]:
+    """Return what reads each kind of label, for images of `size`; a frame without a file is wholly unknown."""
 
-    def read(moment: Moment) -> Frame:
-        image = read_sized(moment.files[0], size)
-        fields: dict[str, Any] = {}
-        for planes in labels:
-            file = planes.files.get(moment.name)
-            fields[planes.field] = _UNKNOWN[planes.field](size) if file is None else planes.read(file, size)
-        return Frame(image, moment.name, intrinsics=camera, timestamp=moment.timestamp, pose=moment.pose, **fields)
+    def read(planes: Planes, moment: Moment) -> npt.NDArray[Any]:
+        file = planes.files.get(moment.name)
+        return _UNKNOWN[planes.field](size) if file is None else planes.read(file, size)
 
-    return read
+    return {planes.field: partial(read, planes) for planes in labels}

@@ -15,9 +15,9 @@ from m2h_deploy.data.conversion import Size, as_depth, as_edges, as_normals, as_
 from m2h_deploy.data.frame import Intrinsics
 from m2h_deploy.data.sequence import Sequence
 from m2h_deploy.data.sequences.camera import find_camera
-from m2h_deploy.data.sequences.images import common_size, read_depth
+from m2h_deploy.data.sequences.images import common_size, image_reader, read_depth
 from m2h_deploy.data.sequences.lines import counted, data_lines
-from m2h_deploy.data.sequences.planes import Planes, frame_reader, moments
+from m2h_deploy.data.sequences.planes import Planes, label_readers, moments
 from m2h_deploy.data.sequences.settings import Poses, Settings
 from m2h_deploy.data.sequences.trajectory import SAME_TIME
 from m2h_deploy.errors import M2HError
@@ -154,9 +154,10 @@ def open_tum(folder: Path, settings: Settings) -> Sequence:
     return Sequence(
         folder,
         moments(names, images.times.tolist(), poses, list(images.files), labels),
-        frame_reader(camera, size, labels),
+        image_reader(size),
         camera,
         size,
+        label_readers(labels, size),
         images.skipped + about_poses + about_labels,
         surface if surface.is_file() else None,
         NYU40_CLASSES if any(planes.field == "semantics" for planes in labels) else (),

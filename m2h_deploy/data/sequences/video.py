@@ -13,10 +13,9 @@ import numpy.typing as npt
 
 from m2h_deploy.data.conversion import Size
 from m2h_deploy.data.folders import ImageFolder
-from m2h_deploy.data.frame import Frame, Intrinsics
 from m2h_deploy.data.sequence import Moment, Sequence
 from m2h_deploy.data.sequences.camera import find_camera
-from m2h_deploy.data.sequences.images import common_size, read_sized, shape_of
+from m2h_deploy.data.sequences.images import common_size, image_reader, shape_of
 from m2h_deploy.data.sequences.lines import counted
 from m2h_deploy.data.sequences.settings import Poses, Settings
 from m2h_deploy.errors import M2HError
@@ -60,11 +59,7 @@ def open_images(folder: Path, settings: Settings) -> Sequence:
     moments = tuple(
         Moment(name, time, pose, (file,)) for name, (time, file), pose in zip(names, kept.items(), poses, strict=True)
     )
-
-    def read(moment: Moment) -> Frame:
-        return _frame(read_sized(moment.files[0], size), moment, camera)
-
-    return Sequence(folder, moments, read, camera, size, skipped)
+    return Sequence(folder, moments, image_reader(size), camera, size, skipped=skipped)
 
 
 def _time_in(stem: str) -> float | None:
@@ -97,20 +92,16 @@ def open_video_sequence(file: Path, settings: Settings) -> Sequence:
     frames = _VideoFrames(file)
     numbers = {name: index for index, name in enumerate(names)}
 
-    def read(moment: Moment) -> Frame:
-        return _frame(frames.read(numbers[moment.name]), moment, camera)
+    def read(moment: Moment) -> npt.NDArray[np.uint8]:
+        return frames.read(numbers[moment.name])
 
-    return Sequence(file, moments, read, camera, size, skipped + lines)
+    return Sequence(file, moments, read, camera, size, skipped=skipped + lines)
 
 
 def _poses(settings: Settings, times: list[float], names: list[str], place: Path) -> tuple[Poses, tuple[str, ...]]:
     if settings.poses is None:
         return [None] * len(times), (f"{place}: the images have no pose: give their trajectory",)
     return settings.poses_at(settings.poses, times, names, place)
-
-
-def _frame(image: npt.NDArray[np.uint8], moment: Moment, camera: Intrinsics) -> Frame:
-    return Frame(image, moment.name, intrinsics=camera, timestamp=moment.timestamp, pose=moment.pose)
 
 
 def _scan(file: Path, rate: float | None) -> tuple[list[float], Size]:

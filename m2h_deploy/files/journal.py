@@ -25,17 +25,27 @@ class Journal:
         for line in content.splitlines():
             try:
                 entry = json.loads(line)
-                if entry["settings"] == settings:
+                if entry["settings"] != settings:
+                    continue
+                if "value" in entry:
                     self._values[entry["key"]] = entry["value"]
+                else:
+                    self._values.pop(entry["key"], None)
             except (ValueError, KeyError, TypeError):
                 continue
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
+    def get(self, key: str) -> Any:
+        """Return the value of `key`; None if it is not known."""
+        return self._values.get(key)
+
     def forget(self, key: str) -> None:
-        """Forget a value, which is then measured again; the new value replaces it in the file, too."""
-        self._values.pop(key, None)
+        """Forget a value, which is then measured again, by later runs too. Raises M2HError as `once` does."""
+        if key in self._values:
+            del self._values[key]
+            self._append({"settings": self._settings, "key": key})
 
     def once(self, key: str, measure: Callable[[], Any]) -> Any:
         """Return the value of `key`, measured by `measure` (in JSON's types) unless it is known.
@@ -46,11 +56,13 @@ class Journal:
         if key not in self._values:
             value = finite(measure())
             self._values[key] = value
-            line = json.dumps({"settings": self._settings, "key": key, "value": value})
-            try:
-                with self.path.open("a", encoding="utf-8") as file:
-                    # A line that a killed run cut off must not swallow this one.
-                    file.write(("\n" if self.path.stat().st_size else "") + line)
-            except OSError as error:
-                raise failure(error, f"cannot write {self.path}") from None
+            self._append({"settings": self._settings, "key": key, "value": value})
         return self._values[key]
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                # A line that a killed run cut off must not swallow this one.
+                file.write(("\n" if self.path.stat().st_size else "") + json.dumps(entry))
+        except OSError as error:
+            raise failure(error, f"cannot write {self.path}") from None

@@ -76,6 +76,15 @@ class Predictions:
     def __contains__(self, moment: Moment) -> bool:
         return moment.name not in self.failed and moment.name not in self.unread
 
+    def files(self, moments: Iterable[Moment]) -> list[int]:
+        """Return sizes and modification times of the files of frames; -1 for a frame without a result."""
+        kinds = ["depth", *(["labels"] if self.has_labels else [])]
+        return [
+            number
+            for moment in moments
+            for number in (file_stat(_file(self.folder, kind, moment) for kind in kinds) if moment in self else [-1])
+        ]
+
     def read(self, moment: Moment) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
         """Read the results of a frame.
 

@@ -31,7 +31,7 @@ from m2h_deploy.mapping.mesh import read_mesh
 from m2h_deploy.mapping.open3d import import_open3d
 from m2h_deploy.mapping.pictures import KINDS, check_matplotlib, draw_pictures, picture_file
 from m2h_deploy.mapping.plan import plan_map
-from m2h_deploy.mapping.predictions import Predictions, Progress, file_stat, predict_sequence
+from m2h_deploy.mapping.predictions import Progress, file_stat, predict_sequence
 from m2h_deploy.mapping.result import MapResult, MapRow, MapScore
 from m2h_deploy.mapping.variant import Variant
 from m2h_deploy.temporal import FilterSettings
@@ -145,6 +145,7 @@ class _MapRun:
                 raise M2HError(f"{bundle.path} does not predict depth: a map needs it")
         _check_place(out, sequence, bundles)
         self.names = unique_names(bundles)
+        self.inputs = self._digest()
         self.problems = list(self.plan.problems)
 
     def run(self, options: BackendOptions, progress: Progress, say: Callable[[str], None]) -> MapResult:
@@ -153,7 +154,7 @@ class _MapRun:
         for problem in self.problems:
             say(problem)
         make_folder(self.out / _PICTURES)
-        self.journal = Journal(self.out / _JOURNAL, self._digest())
+        self.journal = Journal(self.out / _JOURNAL, __version__)
         if not self.journal.path.is_file():
             write_text(self.journal.path, "")  # marks the folder as that of a map run
         self.truth = Truth(self.plan, self.settings.volume, partial(progress, "observing the true surface"))
@@ -162,7 +163,7 @@ class _MapRun:
         if self.settings.truth:
             tasks.append(self._truth_task())
         variants = {task.name: self._variant(task) for task in tasks}
-        surface = self.journal.once("surface", lambda: self.truth.words)
+        surface = self.journal.once(f"surface {self.inputs}", lambda: self.truth.words)
         if surface is None:
             self._report("no true surface and no true depth: the maps are made, and figures of accuracy are left out")
         for name, variant in variants.items():
@@ -205,7 +206,7 @@ class _MapRun:
                 source=Predicted(predictions, count),
                 colors=_colors(classes),
                 judge_labels=predictions.has_labels and self._fits(name, classes),
-                key=_predictions_key(predictions),
+                key=_digest([predictions.identity, *predictions.files(self.plan.posed)]),
                 left_out=predictions.unread | predictions.failed,
                 milliseconds={
                     key.removesuffix("_ms"): value for key, value in predictions.timings.items() if key.endswith("_ms")
@@ -234,12 +235,14 @@ class _MapRun:
 
     def _variant(self, task: _Task) -> Variant:
         """Return a row from the journal, or fuse and judge it."""
-        key = f"{task.key} {task.kind} {task.stem}"
-        if task.kind == "filtered":
-            key += f" {json.dumps(asdict(self.settings.filter))}"
-        if key in self.journal and not (self.out / f"{task.stem}.ply").is_file():
-            self.journal.forget(key)
-        return Variant.from_json(self.journal.once(key, lambda: self._fuse(task).to_json()))
+        filtering = asdict(self.settings.filter) if task.kind == "filtered" else None
+        key = _digest([self.inputs, task.key, task.colors.tolist(), filtering])
+        record = self.journal.get(task.stem)
+        if record is None or record["key"] != key or not is_file(self.out / f"{task.stem}.ply"):
+            # Forgotten before its files change: the mesh and the pictures are always those of the journal's row.
+            self.journal.forget(task.stem)
+            record = self.journal.once(task.stem, lambda: {"key": key, "variant": self._fuse(task).to_json()})
+        return Variant.from_json(record["variant"])
 
     def _fuse(self, task: _Task) -> Variant:
         filtering = self.settings.filter if task.kind == "filtered" else None
@@ -283,17 +286,15 @@ class _MapRun:
             (moment.name, moment.timestamp, _pose(moment), file_stat(moment.files)) for moment in self.plan.moments
         ]
         parts.append(None if sequence.surface is None else [str(sequence.surface), *file_stat([sequence.surface])])
-        return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+        return _digest(parts)
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _pose(moment: Moment) -> list[list[float]] | None:
     return None if moment.pose is None else moment.pose.tolist()
-
-
-def _predictions_key(predictions: Predictions) -> str:
-    """Return the digest of a bundle's predictions: its identity, and the frames without a result."""
-    lost = sorted([*predictions.unread, *predictions.failed])
-    return hashlib.sha256(json.dumps([predictions.identity, lost]).encode()).hexdigest()[:16]
 
 
 def _colors(classes: Classes) -> NDArray[np.uint8]:

@@ -146,6 +146,23 @@ def test_other_settings_fuse_again_and_predict_nothing(mapped, nyu_bundle, seque
     assert (out / "small-41.ply").is_file()
 
 
+def test_going_back_to_earlier_settings_or_predictions_makes_their_mesh_again(mapped, nyu_bundle, sequence, tmp_path):
+    out = tmp_path / "map"
+    shutil.copytree(mapped[1], out)
+    mesh = out / "small-41.ply"
+    first = mesh.read_bytes()
+    map_sequence([nyu_bundle], sequence, out, replace(RAW, volume=VolumeSettings(0.1, 0.3)))
+    other = mesh.read_bytes()
+    assert map_sequence([nyu_bundle], sequence, out, RAW).rows[0].triangles == mapped[0].rows[0].triangles
+    assert mesh.read_bytes() == first != other
+    depth = sorted((out / "predictions" / "small-41" / "depth").iterdir())[0]
+    depth.write_bytes(depth.read_bytes()[:50])
+    assert map_sequence([nyu_bundle], sequence, out, RAW).rows[0].frames == LIMIT - 1
+    depth.unlink()
+    map_sequence([nyu_bundle], sequence, out, RAW)
+    assert mesh.read_bytes() == first
+
+
 def test_a_damaged_depth_image_is_counted_and_named_and_labels_that_a_map_does_not_use_are_not_read(
     nyu_bundle, room, tmp_path
 ):

@@ -113,6 +113,12 @@ def unique_rows(rows: npt.NDArray) -> tuple[npt.NDArray, npt.NDArray[np.int64]]:
     Returns:
         The different rows, (U, 3), and which of them each row is, int64 (N,).
     """
+    if len(rows) and np.issubdtype(rows.dtype, np.integer):
+        low = rows.min(axis=0).astype(np.int64)
+        extent = tuple(int(count) for count in rows.max(axis=0) - low + 1)
+        if np.prod(extent, dtype=np.float64) < 2**62:  # one number for each row: faster again
+            keys, which = np.unique(np.ravel_multi_index(tuple((rows - low).T), extent), return_inverse=True)
+            return (np.stack(np.unravel_index(keys, extent), axis=1) + low).astype(rows.dtype), which
     order = np.lexsort(rows.T[::-1])
     ordered = rows[order]
     first = np.ones(len(rows), bool)

@@ -137,10 +137,7 @@ class Volume:
         if len(points) == 0:
             return
         blocks = np.floor((points @ pose[:3, :3].T + pose[:3, 3]) / size).astype(np.int64)
-        low = blocks.min(axis=0)
-        extent = tuple(blocks.max(axis=0) - low + 1)
-        touched = np.unravel_index(np.unique(np.ravel_multi_index(tuple((blocks - low).T), extent)), extent)
-        keys = [tuple(key) for key in (np.stack(touched, axis=1) + low).tolist()]
+        keys = [tuple(key) for key in unique_rows(blocks)[0].tolist()]
         fresh = [key for key in keys if key not in self._rows]
         if not fresh:
             return

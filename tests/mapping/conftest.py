@@ -76,7 +76,7 @@ def coarse(open3d) -> Iterator[None]:
 
     real = SemanticMesh.sample
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SemanticMesh, "sample", lambda mesh, spacing=0.08: real(mesh, max(spacing, 0.08)))
+        patch.setattr(SemanticMesh, "sample", lambda mesh, spacing=0.2: real(mesh, max(spacing, 0.2)))
         patch.setattr(m2h_deploy.mapping.align, "_POINTS", 1000)
         drawn = partial(m2h_deploy.mapping.pictures.picture_of_mesh, size=(60, 80))
         patch.setattr(m2h_deploy.mapping.pictures, "picture_of_mesh", drawn)

@@ -95,6 +95,6 @@ def _verdict(value: float, ends: Interval, *, lower: bool) -> Verdict:
     low, high = ends
     if low == high == 0:
         return "equal"
-    if np.isnan(value) or low <= 0 <= high:
+    if np.isnan([value, low, high]).any() or low <= 0 <= high:
         return "unclear"
     return "better" if (high < 0) == lower else "worse"

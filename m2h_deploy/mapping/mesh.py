@@ -139,7 +139,7 @@ def read_mesh(path: str | os.PathLike[str]) -> SemanticMesh:
     """Read a triangle mesh that Open3D reads, and the vertex property `label` (uchar) of a PLY file.
 
     Raises:
-        M2HError: The file cannot be read or has no triangles.
+        M2HError: The file cannot be read, has no triangles, or is damaged.
     """
     open3d = import_open3d()
     refused = M2HError(f"{path}: not a triangle mesh that Open3D reads: give a PLY file with faces")
@@ -156,12 +156,18 @@ def read_mesh(path: str | os.PathLike[str]) -> SemanticMesh:
             raise refused from None
     if "positions" not in found.vertex or "indices" not in found.triangle:
         raise refused
-    vertices = found.vertex.positions.numpy().astype(np.float64)
+    vertices, triangles = found.vertex.positions.numpy().astype(np.float64), found.triangle.indices.numpy()
+    triangles = triangles.astype(np.int64)
+    if not np.isfinite(vertices).all() or not ((triangles >= 0) & (triangles < len(vertices))).all():
+        raise M2HError(f"{path}: a vertex is NaN or infinite, or a face has a vertex that does not exist")
     labels = None
     # Other programs write labels of other types and meanings, such as ScanNet's.
     if cloud is not None and "label" in cloud.point and cloud.point.label.dtype == open3d.core.uint8:
         labels = cloud.point.label.numpy().reshape(-1)
-    return SemanticMesh(vertices, found.triangle.indices.numpy().astype(np.int64), labels)
+    mesh = SemanticMesh(vertices, triangles, labels)
+    if not mesh.normals().any():
+        raise M2HError(f"{path}: no face has an area")
+    return mesh
 
 
 def _is_ply(path: Path) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from m2h_deploy.data.sequence import Moment, Sequence
 from m2h_deploy.errors import M2HError
@@ -14,6 +16,10 @@ from m2h_deploy.mapping.predictions import time_name
 #: Largest number of segments of consecutive frames. The bootstrap resamples them, because neighboring frames are nearly
 #: the same.
 SEGMENTS = 20
+
+
+#: Largest coordinate of a camera, meters: meshes are stored in float32, which has steps of 1 mm there.
+FARTHEST = 10_000.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,14 +55,14 @@ def plan_map(sequence: Sequence, jumps: Iterable[int], limit: int | None = None)
         limit: Use only the first frames.
 
     Raises:
-        M2HError: Fewer than two of the frames have a pose, or two have the same time stamp.
+        M2HError: Fewer than two of the frames have a pose, one is too far away, or two have the same time stamp.
     """
     if limit is not None and limit < 2:
         raise M2HError(f"limit {limit}: a map needs at least 2 frames")
     moments = sequence.moments[:limit]
     names = [time_name(moment) for moment in moments]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    twice, count = Counter(names).most_common(1)[0] if names else ("", 0)
+    if count > 1:
         raise M2HError(f"{sequence.folder}: two frames have the time stamp {twice}: remove one of them")
     posed = tuple(moment for moment in moments if moment.pose is not None and np.isfinite(moment.pose).all())
     if not posed:
@@ -65,6 +71,12 @@ def plan_map(sequence: Sequence, jumps: Iterable[int], limit: int | None = None)
         )
     if len(posed) < 2:
         raise M2HError(f"{sequence.folder}: only {posed[0].name} has a pose: a map needs at least 2 frames with one")
+    far = next((moment for moment in posed if np.abs(_position(moment)).max() > FARTHEST), None)
+    if far is not None:
+        raise M2HError(
+            f"{sequence.folder}: the camera of frame {far.name} is {np.abs(_position(far)).max() / 1000:.3g} km from "
+            f"the origin: move the trajectory to within {FARTHEST / 1000:g} km of it"
+        )
     jumped = [moments[index].name for index in jumps if index < len(moments)]
     problems = list(sequence.skipped)
     if len(posed) < len(moments):
@@ -75,3 +87,8 @@ def plan_map(sequence: Sequence, jumps: Iterable[int], limit: int | None = None)
             "the poses may be wrong there"
         )
     return Plan(sequence, moments, posed, frozenset(jumped), tuple(problems))
+
+
+def _position(moment: Moment) -> NDArray[np.float64]:
+    assert moment.pose is not None
+    return moment.pose[:3, 3]

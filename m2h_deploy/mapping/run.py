@@ -166,6 +166,10 @@ class _MapRun:
         surface = self.journal.once(f"surface {self.inputs}", lambda: self.truth.words)
         if surface is None:
             self._report("no true surface and no true depth: the maps are made, and figures of accuracy are left out")
+        elif not self.journal.once(f"observed {self.inputs}", lambda: self.truth.observed):
+            without_depth = "depth" not in self.sequence.label_readers
+            why = "there is no true depth to tell" if without_depth else "is it in the coordinates of the poses?"
+            self._report(f"what the frames show of {surface} is unknown or nothing, and not measured: {why}")
         for name, variant in variants.items():
             if variant.unread:
                 first = next(iter(variant.unread.values()))

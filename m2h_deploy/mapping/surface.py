@@ -68,7 +68,9 @@ class TrueSurface:
         self.mesh, self.points, self.normals, self.labels = mesh, samples.points, samples.normals, samples.labels
         self.views = np.zeros(len(self.points), np.uint16)
         self.distances = MeshDistance(mesh)
-        self._points32 = self.points.astype(np.float32)
+        # In float32, coordinates relative to the surface keep their precision far from the origin.
+        self._center = self.points.mean(axis=0)
+        self._points32 = (self.points - self._center).astype(np.float32)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], spacing: float = 0.02) -> TrueSurface:
@@ -98,7 +100,7 @@ class TrueSurface:
             tolerance: Largest distance from a sample to the plane of its pixel, meters.
         """
         rotation = pose[:3, :3].astype(np.float32)
-        points = rotation.T @ (self._points32 - pose[:3, 3].astype(np.float32)).T
+        points = rotation.T @ (self._points32 - (pose[:3, 3] - self._center).astype(np.float32)).T
         seen = DepthPlanes(depth, intrinsics).look_up(points, depth_range)
         shown = seen.point[np.abs(seen.distance) <= tolerance]
         self.views[shown] += self.views[shown] < np.iinfo(np.uint16).max

@@ -194,10 +194,13 @@ class Volume:
         if self.blocks == 0:
             return SemanticMesh.empty()
         core = open3d.core
+        # Open3D computes in float32: coordinates relative to the map keep their precision far from the origin.
+        origin = self._blocks[: self.blocks].min(axis=0)
+        blocks = np.ascontiguousarray(self._blocks[: self.blocks] - origin)
         grid = open3d.t.geometry.VoxelBlockGrid(
             ("tsdf", "weight"), (core.float32, core.float32), ((1,), (1,)), self.voxel, _SIDE, self.blocks
         )
-        rows, _ = grid.hashmap().activate(core.Tensor(np.ascontiguousarray(self._blocks[: self.blocks])))
+        rows, _ = grid.hashmap().activate(core.Tensor(blocks))
         # Open3D's index within a block runs over x first.
         for name, values in (("tsdf", self._tsdf), ("weight", self._views)):
             target = grid.attribute(name).numpy()[..., 0]
@@ -209,16 +212,21 @@ class Volume:
                 return SemanticMesh.empty()
             raise
         vertices, triangles = found.vertex.positions.numpy(), found.triangle.indices.numpy()
-        triangles = triangles[self._steady(vertices)[triangles].all(axis=1)]
+        first = origin.astype(np.int64) * _SIDE
+        triangles = triangles[self._steady(vertices, first)[triangles].all(axis=1)]
         mesh = SemanticMesh(vertices.astype(np.float64), triangles).canonical()
-        return mesh.with_labels(self._labels(mesh.vertices))
+        mesh = mesh.with_labels(self._labels(mesh.vertices, first))
+        return mesh.at(mesh.vertices + first * self.voxel)
 
-    def _steady(self, vertices: Floats) -> npt.NDArray[np.bool_]:
-        """Return whether the distance is continuous along the edge between two voxels that each vertex is on."""
+    def _steady(self, vertices: Floats, first: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return whether the distance is continuous along the edge between two voxels that each vertex is on.
+
+        Vertices are relative to the voxel `first`, (3,).
+        """
         places = vertices / np.float32(self.voxel)
         slack = np.float32(1e-3)  # of a coordinate that is a voxel's
         low, high = (
-            self._tsdf.reshape(-1)[self._cells(end.astype(np.int64))]
+            self._tsdf.reshape(-1)[self._cells(first + end.astype(np.int64))]
             for end in (np.floor(places + slack), np.ceil(places - slack))
         )
         steady: npt.NDArray[np.bool_] = np.abs(high - low) <= 1
@@ -232,9 +240,10 @@ class Volume:
         x, y, z = (voxels - blocks * _SIDE).T
         return rows[which] * _SIDE**3 + (x * _SIDE + y) * _SIDE + z
 
-    def _labels(self, points: npt.NDArray[np.float64]) -> Labels:
-        """Return the label with most votes at the voxel nearest to each point."""
+    def _labels(self, points: npt.NDArray[np.float64], first: npt.NDArray[np.int64]) -> Labels:
+        """Return the label with most votes at the voxel nearest to each point; points are relative to `first`."""
         if len(points) == 0:
             return np.zeros(0, np.uint8)
-        votes = self._votes.reshape(-1, self.classes)[self._cells(np.rint(points / self.voxel).astype(np.int64))]
+        nearest = self._cells(first + np.rint(points / self.voxel).astype(np.int64))
+        votes = self._votes.reshape(-1, self.classes)[nearest]
         return np.where(votes.any(axis=1), votes.argmax(axis=1), IGNORE_LABEL).astype(np.uint8)

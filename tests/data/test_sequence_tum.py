@@ -133,10 +133,12 @@ def test_listed_files_that_do_not_exist_are_counted(tmp_path: Path) -> None:
     root = write_tum(tmp_path)
     (root / "rgb" / "1000.200000.png").unlink()
     (root / "depth" / "1000.100000.png").unlink()
+    with (root / "rgb.txt").open("a") as file:
+        file.write(f"\n2000.0 rgb/{'x' * 300}.png\n")  # a name that no file system supports
     sequence = open_sequence(root)
     assert [moment.name[-7:] for moment in sequence.moments] == [".000000", ".100000", ".300000"]
     text = "\n".join(sequence.skipped)
-    assert f"rgb.txt: listed files that do not exist are left out: 1, the first {root}/rgb/1000.200000.png" in text
+    assert f"rgb.txt: listed files that do not exist are left out: 2, the first {root}/rgb/1000.200000.png" in text
     assert f"depth.txt: listed files that do not exist are left out: 1, the first {root}/depth/1000.100000.png" in text
     for file in (root / "rgb").iterdir():
         file.unlink()

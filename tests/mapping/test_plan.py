@@ -56,3 +56,11 @@ def test_too_few_poses_are_one_line(sequence):
     assert "at least 2 frames" in refused(plan_map, sequence, [], 1)
     twice = replace(sequence, moments=(sequence.moments[0], *sequence.moments))
     assert "two frames have the time stamp" in refused(plan_map, twice, [])
+
+
+def test_a_camera_that_is_too_far_away_for_the_mesh_is_one_line(sequence):
+    pose = sequence.moments[3].pose.copy()
+    pose[1, 3] = -6e6
+    far = (*sequence.moments[:3], replace(sequence.moments[3], pose=pose), *sequence.moments[4:])
+    words = f"frame {sequence.moments[3].name} is 6e+03 km from the origin"
+    assert words in refused(plan_map, replace(sequence, moments=far), [])

@@ -198,6 +198,15 @@ def test_without_a_surface_the_true_depth_is_fused_and_without_depth_there_are_n
     assert "has no depth" in refused(map_sequence, [], blind, tmp_path / "truth", replace(RAW, truth=True))
 
 
+def test_a_surface_that_no_frame_shows_is_a_problem(sequence, room, tmp_path):
+    mesh = read_mesh(room / "surface.ply")
+    mesh.at(mesh.vertices + 100).write(tmp_path / "elsewhere.ply", np.zeros((40, 3), np.uint8))
+    elsewhere = replace(sequence, surface=tmp_path / "elsewhere.ply")
+    result = map_sequence([], elsewhere, tmp_path / "map", replace(RAW, truth=True))
+    assert "is it in the coordinates of the poses?" in "\n".join(result.problems)
+    assert math.isnan(result.rows[0].score("none").figures["completeness"])
+
+
 def test_other_classes_are_mapped_and_not_judged(small_bundle, sequence, tmp_path):
     result = map_sequence([small_bundle], sequence, tmp_path / "map", RAW)
     assert any("figures of labels are left out" in problem for problem in result.problems)

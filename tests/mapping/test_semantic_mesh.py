@@ -110,6 +110,20 @@ def test_a_file_without_triangles_is_refused_in_one_line(tmp_path, capfd, open3d
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("1 0 0", "nan 0 0", "a vertex is NaN or infinite"),
+        ("3 0 1 2", "3 0 1 9", "a face has a vertex that does not exist"),
+        ("0 1 0", "2 0 0", "no face has an area"),
+    ],
+)
+def test_a_damaged_mesh_is_one_line(tmp_path, open3d, old, new, words):
+    (tmp_path / "mesh.ply").write_text(PLY.format("", "", "", "").replace(old, new))
+    with pytest.raises(M2HError, match=rf"mesh\.ply: .*{words}"):
+        read_mesh(tmp_path / "mesh.ply")
+
+
 def test_a_missing_file_is_named(tmp_path, open3d):
     with pytest.raises(M2HError, match=r"nothing\.ply"):
         read_mesh(tmp_path / "nothing.ply")

@@ -22,6 +22,7 @@ from m2h_deploy.data.sequences.settings import Poses, Settings
 from m2h_deploy.data.sequences.trajectory import SAME_TIME
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.images import read_plane
+from m2h_deploy.files.names import is_file
 
 IMAGES, TRUTH, SURFACE = "rgb.txt", "groundtruth.txt", "surface.ply"
 
@@ -67,7 +68,7 @@ def read_list(path: Path, *, existing: bool = True) -> TimedFiles:
             raise M2HError(f"{path}, line {number}: {name!r} is not the name of a file in this folder")
         entries.append((time, path.parent / name))
     entries.sort(key=lambda entry: entry[0])
-    missing = [str(file) for _, file in entries if existing and not file.is_file()]
+    missing = [str(file) for _, file in entries if existing and not is_file(file)]
     if missing:
         gone = set(missing)
         entries = [entry for entry in entries if str(entry[1]) not in gone]

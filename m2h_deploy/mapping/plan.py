@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.data.sequence import Moment, Sequence
+from m2h_deploy.data.sequences.tum import time_name
 from m2h_deploy.errors import M2HError
-from m2h_deploy.mapping.predictions import time_name
 
 #: Largest number of segments of consecutive frames. The bootstrap resamples them, because neighboring frames are nearly
 #: the same.
@@ -60,7 +60,7 @@ def plan_map(sequence: Sequence, jumps: Iterable[int], limit: int | None = None)
     if limit is not None and limit < 2:
         raise M2HError(f"limit {limit}: a map needs at least 2 frames")
     moments = sequence.moments[:limit]
-    names = [time_name(moment) for moment in moments]
+    names = [time_name(moment.timestamp) for moment in moments]
     twice, count = Counter(names).most_common(1)[0] if names else ("", 0)
     if count > 1:
         raise M2HError(f"{sequence.folder}: two frames have the time stamp {twice}: remove one of them")

@@ -31,7 +31,8 @@ from m2h_deploy.bundle.manifest import Classes
 from m2h_deploy.causes import MachineError, reason
 from m2h_deploy.data.classes import has_unknown
 from m2h_deploy.data.sequence import Moment, Sequence
-from m2h_deploy.data.sequence_writer import quaternion
+from m2h_deploy.data.sequences.tum import DEPTH_SCALE, time_name
+from m2h_deploy.data.sequences.tum_writer import encode_depth, write_camera, write_list, write_poses
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import make_folder, write_bytes, write_text
 from m2h_deploy.files.images import read_plane
@@ -46,10 +47,6 @@ from m2h_deploy.version import __version__
 
 #: Called with the name of a stage, and the numbers of finished frames and of all frames.
 Progress = Callable[[str, int, int], None]
-
-#: Stored depth per meter, as in TUM RGB-D.
-SCALE = 5000.0
-_LARGEST = np.iinfo(np.uint16).max
 
 _IDENTITY, _JOURNAL = "predictions.json", "journal.jsonl"
 
@@ -96,12 +93,7 @@ class Predictions:
         """
         depth = read_plane(_file(self.folder, "depth", moment), "predicted depth")
         labels = read_plane(_file(self.folder, "labels", moment), "predicted labels") if self.has_labels else None
-        return (depth / np.float32(SCALE)).astype(np.float32), labels
-
-
-def time_name(moment: Moment) -> str:
-    """Return the time stamp of a frame as TUM writes it."""
-    return f"{moment.timestamp:.6f}"
+        return depth.astype(np.float32) / np.float32(DEPTH_SCALE), labels
 
 
 def sequence_digest(moments: Iterable[Moment]) -> str:
@@ -173,7 +165,7 @@ def predict_sequence(
         why = next(iter((failed or unread).values()), "it has no frames")
         raise M2HError(f"{bundle.path}: no frame of {sequence.folder} has a result; the first: {why}")
     _write_lists(folder, sequence, done, kinds)
-    timings = timing_summary([journal.once(time_name(moment), dict) for moment in done])
+    timings = timing_summary([journal.once(time_name(moment.timestamp), dict) for moment in done])
     return Predictions(folder, identity, bundle.manifest.classes, has_labels, unread, failed, timings, again)
 
 
@@ -230,14 +222,13 @@ def _predict(runtime: Runtime, frame: SourceFrame, moment: Moment, folder: Path,
     outcome = predict_item(runtime, frame, [write])
     if outcome.status != "done":
         return outcome.reason
-    journal.once(time_name(moment), lambda: outcome.timings)
+    journal.once(time_name(moment.timestamp), lambda: outcome.timings)
     return None
 
 
 def _write(folder: Path, moment: Moment, prediction: Prediction, classes: Classes) -> None:
     assert prediction.depth is not None
-    depth = np.clip(np.rint(prediction.depth * np.float32(SCALE)), 0, _LARGEST).astype(np.uint16)
-    write_bytes(_file(folder, "depth", moment), encode_png(depth))
+    write_bytes(_file(folder, "depth", moment), encode_png(encode_depth(prediction.depth)))
     if prediction.semantics is not None:
         write_bytes(_file(folder, "labels", moment), encode_png(stored_labels(prediction.semantics, classes)))
 
@@ -245,17 +236,9 @@ def _write(folder: Path, moment: Moment, prediction: Prediction, classes: Classe
 def _write_lists(folder: Path, sequence: Sequence, moments: list[Moment], kinds: list[str]) -> None:
     """Write the lists of files, the poses that are known, and the intrinsics."""
     for kind in kinds:
-        lines = (f"{time_name(moment)} {kind}/{time_name(moment)}.png\n" for moment in moments)
-        write_text(folder / f"{kind}.txt", f"# timestamp filename\n{''.join(lines)}")
-    poses = ["# camera to world, meters: timestamp tx ty tz qx qy qz qw"]
-    for moment in moments:
-        if moment.pose is not None and np.isfinite(moment.pose).all():
-            numbers = [*moment.pose[:3, 3], *quaternion(moment.pose[:3, :3])]
-            poses.append(" ".join([time_name(moment), *(f"{number:.9f}" for number in numbers)]))
-    write_text(folder / "groundtruth.txt", "\n".join(poses))
-    height, width = sequence.size
-    camera = {"width": width, "height": height, **asdict(sequence.intrinsics)}
-    write_text(folder / "camera.json", json.dumps(camera, indent=2))
+        write_list(folder, kind, [moment.timestamp for moment in moments])
+    write_poses(folder, ((moment.timestamp, moment.pose) for moment in moments))
+    write_camera(folder, sequence.intrinsics, sequence.size)
 
 
 def stored_labels(labels: NDArray[np.uint8], classes: Classes) -> NDArray[np.uint8]:
@@ -264,11 +247,11 @@ def stored_labels(labels: NDArray[np.uint8], classes: Classes) -> NDArray[np.uin
 
 
 def _file(folder: Path, kind: str, moment: Moment) -> Path:
-    return folder / kind / f"{time_name(moment)}.png"
+    return folder / kind / f"{time_name(moment.timestamp)}.png"
 
 
 def _is_done(folder: Path, moment: Moment, journal: Journal, kinds: Iterable[str]) -> bool:
-    return time_name(moment) in journal and all(_file(folder, kind, moment).is_file() for kind in kinds)
+    return time_name(moment.timestamp) in journal and all(_file(folder, kind, moment).is_file() for kind in kinds)
 
 
 def file_stat(files: Iterable[Path]) -> list[int]:

@@ -12,7 +12,8 @@ import pytest
 from m2h_deploy.data.conversion import as_normals, decode_normals
 from m2h_deploy.data.rooms.mesh import room_mesh
 from m2h_deploy.data.rooms.walk import RoomWalk
-from m2h_deploy.data.sequence_writer import quaternion, write_sequence
+from m2h_deploy.data.sequence_writer import write_sequence
+from m2h_deploy.data.sequences.tum_writer import quaternion
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.provenance import is_own
 from tests.commands import done, mistake

@@ -18,8 +18,9 @@ from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.data.frame import Intrinsics
 from m2h_deploy.data.sequence import Moment, Sequence
 from m2h_deploy.data.sequences.open import open_sequence
+from m2h_deploy.data.sequences.tum import DEPTH_SCALE
 from m2h_deploy.files.images import read_image
-from m2h_deploy.mapping.predictions import SCALE, predict_sequence, stored_labels
+from m2h_deploy.mapping.predictions import predict_sequence, stored_labels
 from m2h_deploy.runtime.runtime import Runtime as RuntimeClass
 from tests.commands import refused
 from tests.manifests import changed
@@ -57,7 +58,7 @@ def test_depth_and_labels_on_disk_are_those_of_the_runtime(small_bundle, sequenc
         for moment in sequence.moments:
             expected = runtime(read(moment))
             depth, labels = found.read(moment)
-            assert np.abs(depth - expected.depth).max() <= 0.51 / SCALE
+            assert np.abs(depth - expected.depth).max() <= 0.51 / DEPTH_SCALE
             assert (labels == expected.semantics + 1).all()
 
 

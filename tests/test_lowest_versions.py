@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+from packaging.requirements import Requirement
 
 from m2h_deploy.data.rooms.render import render_room
 from tests.commands import ROOT
@@ -47,7 +48,7 @@ def extras() -> dict[str, list[str]]:
 
 
 def requirements(*extras: str) -> list[str]:
-    """Return the declared requirements of the project and of these extras, each as `name==lowest`."""
+    """Return what the project and these extras need here with the oldest Python, each as `name==lowest`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared, waiting = [*project["dependencies"]], [*extras]
     while waiting:
@@ -55,8 +56,17 @@ def requirements(*extras: str) -> list[str]:
             own = re.fullmatch(r"m2h-deploy\[([\w,-]+)\]", text)
             waiting += own[1].split(",") if own is not None else []
             declared += [] if own is not None else [text]
-    found = (re.match(r"([\w-]+(?:\[\w+\])?)>=([\w.]+)", text) for text in declared)
-    return list(dict.fromkeys(f"{match[1]}=={match[2]}" for match in found if match is not None))
+    found = [Requirement(text) for text in declared]
+    here = [one for one in found if one.marker is None or one.marker.evaluate({"python_version": OLDEST})]
+    return list(dict.fromkeys(f"{name_of(one)}=={low}" for one in here if (low := lowest_of(one)) is not None))
+
+
+def name_of(requirement: Requirement) -> str:
+    return requirement.name + (f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else "")
+
+
+def lowest_of(requirement: Requirement) -> str | None:
+    return next((one.version for one in requirement.specifier if one.operator == ">="), None)
 
 
 def oldest_python() -> str:

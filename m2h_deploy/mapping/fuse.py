@@ -108,6 +108,8 @@ class Fused:
     """Number of fused frames."""
     unread: dict[str, str]
     """Frames that could not be read, by name, with the reason."""
+    resets: dict[str, int]
+    """How often the temporal filter dropped the past, by reason; see `TemporalFilter`."""
     seconds: dict[str, float]
     """Mean time for a frame of the filter and of the fusion."""
     trajectory: NDArray[np.float64]
@@ -140,6 +142,7 @@ class Fusion:
         """
         self.plan, self.source, self.settings, self.judge_labels = plan, source, settings, judge_labels
         self.unread: dict[str, str] = {}
+        self.resets: dict[str, int] = {}
 
     def run(self, filtering: FilterSettings | None, advance: Advance, *, scale: bool) -> Fused:
         """Fuse the frames.
@@ -177,7 +180,9 @@ class Fusion:
         seconds = {"fuse": fuse_seconds / len(path)}
         if filtering is not None:
             seconds["filter"] = filter_seconds / len(path)
-        return Fused(volume.mesh(), scaled, factor, sums.sums, len(path), self.unread, seconds, np.array(path))
+        return Fused(
+            volume.mesh(), scaled, factor, sums.sums, len(path), self.unread, self.resets, seconds, np.array(path)
+        )
 
     def _steps(self, filtering: FilterSettings | None, advance: Advance, *, judged: bool) -> Iterator[_Step]:
         """Yield the frames that can be read and have an estimate, filtered; with the truth if they are `judged`."""
@@ -204,6 +209,8 @@ class Fusion:
                 yield _Step(self.plan.segment(number), truth, moment.pose, estimate, place == last + 1, spent)
                 last = place
             advance(number + 1, len(self.plan.posed))
+        if temporal is not None:
+            self.resets = temporal.resets
 
     def _read(self, moment: Moment, *, judged: bool) -> tuple[Reference, Estimate] | None:
         """Read the truth and the estimate of a frame; None, and the reason in `unread`, if that fails."""

@@ -116,6 +116,7 @@ def judge_variant(fused: Fused, truth: Truth, *, judge_labels: bool) -> Variant:
         sums=fused.sums,
         seconds=fused.seconds,
         unread=fused.unread,
+        resets=fused.resets,
     )
 
 

@@ -42,6 +42,9 @@ Kind = Literal["raw", "filtered", "truth"]
 #: Name of the row of the true labels.
 TRUTH = "ground truth"
 
+#: Share of the frames before which the filter drops the past, beyond which it hardly filters.
+_MANY = 0.1
+
 _JOURNAL, _PREDICTIONS, _PICTURES = "map.jsonl", "predictions", "pictures"
 
 
@@ -59,6 +62,7 @@ class MapSettings:
     """Use only the first frames."""
     volume: VolumeSettings = field(default_factory=VolumeSettings)
     filter: FilterSettings = field(default_factory=FilterSettings)
+    """Its `dynamic_labels` are class indices of the data, without `unknown`."""
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -174,6 +178,12 @@ class _MapRun:
             if variant.unread:
                 first = next(iter(variant.unread.values()))
                 self._report(f"{name}: {len(variant.unread)} frames cannot be read; the first: {first}")
+            dropped = sum(variant.resets.values())
+            if dropped > _MANY * variant.frames:
+                reasons = ", ".join(f"{reason} {count}" for reason, count in variant.resets.items())
+                self._report(
+                    f"{name}: the filter dropped the past before {dropped} of {variant.frames} frames: {reasons}"
+                )
         result = self._result(tasks, variants, surface)
         write_text(self.out / "map.json", json.dumps(result.to_json(), indent=2))
         return result

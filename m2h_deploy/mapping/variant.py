@@ -44,6 +44,8 @@ class Variant:
     """Mean time of a stage for one frame."""
     unread: dict[str, str]
     """Frames that could not be read, by name, with the reason."""
+    resets: dict[str, int]
+    """How often the temporal filter dropped the past, by reason."""
 
     def frame_figures(self) -> dict[str, float]:
         """Compute the figures of single and consecutive frames; NaN where nothing was counted."""

@@ -25,7 +25,7 @@ def variant(errors: np.ndarray, distances: np.ndarray) -> Variant:
     cells[:, 4], cells[:, 6] = 1, 1
     places = np.stack([np.arange(len(distances))] * 3, axis=1)
     judged = Judged({"mean": float(distances.mean())}, 1.0, 0.0, 0.0, Cells(places, cells))
-    return Variant(len(errors), 1, {"none": judged}, {"depth": depth}, {}, {})
+    return Variant(len(errors), 1, {"none": judged}, {"depth": depth}, {}, {}, {})
 
 
 def by_figure(first: Variant, second: Variant):

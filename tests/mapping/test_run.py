@@ -207,6 +207,14 @@ def test_a_surface_that_no_frame_shows_is_a_problem(sequence, room, tmp_path):
     assert math.isnan(result.rows[0].score("none").figures["completeness"])
 
 
+def test_a_sequence_that_is_too_slow_for_the_filter_is_a_problem(nyu_bundle, sequence, tmp_path):
+    slow = tuple(replace(moment, timestamp=4 * moment.timestamp) for moment in sequence.moments)
+    settings = replace(SETTINGS, raw=False, limit=4)
+    result = map_sequence([nyu_bundle], replace(sequence, moments=slow), tmp_path / "map", settings)
+    words = "small-41 filtered: the filter dropped the past before 3 of 4 frames: pause 3"
+    assert words in result.problems
+
+
 def test_other_classes_are_mapped_and_not_judged(small_bundle, sequence, tmp_path):
     result = map_sequence([small_bundle], sequence, tmp_path / "map", RAW)
     assert any("figures of labels are left out" in problem for problem in result.problems)

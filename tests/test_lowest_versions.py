@@ -172,6 +172,15 @@ def test_measuring_and_reports(tiny_onnx, tiny_bundle, place):
     )
 
 
+def test_maps(open3d, tiny_bundle, place):
+    environment = Environment(place / "venv", oldest_python(), requirements("onnxruntime", "map"))
+    shutil.copytree(tiny_bundle, place / "b")
+    environment.good("rooms", "walk", "--sequence", "--frames", 4, "--height", 96, "--width", 128, cwd=place)
+    mapped = json.loads(environment.good("map", "b", "walk", "--truth", "-o", "map", "--json", cwd=place))
+    assert [row["kind"] for row in mapped["rows"]] == ["raw", "filtered", "truth"]
+    assert (place / "map" / "map.html").is_file()
+
+
 def test_the_exporter(place):
     torch = pytest.importorskip("torch").__version__.split("+")[0]
     lowest = [text for text in requirements("export", "onnxruntime") if text.split("==")[0] not in WITHOUT_LOWEST]

@@ -15,6 +15,11 @@ from m2h_deploy.mapping.surface import NearestSamples
 _LIMITS = (0.5, 0.2)
 _STEPS = 40
 
+#: Beyond this factor an alignment with scale has failed: a map that shrinks to a point fits every surface.
+_LARGEST_SCALE = 3.0
+#: Largest logarithm of the factor of one step.
+_LARGEST_STEP = 0.5
+
 #: Points of each surface that are used, and the fewest that determine a transform.
 _POINTS, _FEWEST = 10_000, 100
 
@@ -49,6 +54,11 @@ class Similarity:
         return self.apply(self.center[None])[0] - self.center
 
 
+def is_plausible(scale: float) -> bool:
+    """Return whether an alignment with this scale has not failed."""
+    return 1 / _LARGEST_SCALE < scale < _LARGEST_SCALE
+
+
 def find_alignment(points: Points, target: Points, normals: Points, *, scaled: bool) -> Similarity:
     """Find the transform that brings points on a map onto the true surface, starting from where they are.
 
@@ -62,7 +72,8 @@ def find_alignment(points: Points, target: Points, normals: Points, *, scaled: b
         scaled: Look for a scale as well.
 
     Returns:
-        The transform; the identity if too few points are near the surface.
+        The transform; the identity if too few points are near the surface; one whose scale is not plausible if the
+        search failed.
     """
     if min(len(points), len(target)) < _FEWEST:
         return Similarity.identity()
@@ -71,7 +82,7 @@ def find_alignment(points: Points, target: Points, normals: Points, *, scaled: b
     on_target, on_map = NearestSamples(target), NearestSamples(points - center)
     scale, rotation, middle = 1.0, np.eye(3), center
     for limit in _LIMITS:
-        for _ in range(_STEPS):
+        for _ in range(_STEPS if is_plausible(scale) else 0):
             arms = scale * (points - center) @ rotation.T
             there, here = on_target(arms + middle), on_map((target[::every] - middle) @ rotation / scale)
             reached, missed = there.distances < limit, scale * here.distances < limit
@@ -81,8 +92,8 @@ def find_alignment(points: Points, target: Points, normals: Points, *, scaled: b
                 break
             step = _step(arms[pairs], target[places] - middle, normals[places], scaled)
             rotation = cv2.Rodrigues(step[:3])[0] @ rotation
-            middle, scale = middle + step[3:6], scale * float(np.exp(step[6]))
-            if np.abs(step).max() < 1e-6:
+            middle, scale = middle + step[3:6], scale * float(np.exp(np.clip(step[6], -_LARGEST_STEP, _LARGEST_STEP)))
+            if np.abs(step).max() < 1e-6 or not is_plausible(scale):
                 break
     return Similarity(scale, rotation, middle - scale * rotation @ center, center)
 

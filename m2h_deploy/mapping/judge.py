@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from m2h_deploy.data.frame import Pose
 from m2h_deploy.errors import M2HError
+from m2h_deploy.mapping.align import is_plausible
 from m2h_deploy.mapping.errors import MapErrors, judge_map
 from m2h_deploy.mapping.figures import MAP_FIGURES
 from m2h_deploy.mapping.fuse import Fused, VolumeSettings
@@ -20,9 +21,6 @@ from m2h_deploy.mapping.mesh import SemanticMesh
 from m2h_deploy.mapping.plan import Plan
 from m2h_deploy.mapping.surface import TrueSurface
 from m2h_deploy.mapping.variant import Judged, Variant
-
-#: Beyond this factor an alignment with scale has failed: a map that shrinks to a point fits every surface.
-_LARGEST_SCALE = 3.0
 
 
 class Truth:
@@ -107,7 +105,7 @@ def judge_variant(fused: Fused, truth: Truth, *, judge_labels: bool) -> Variant:
         if truth.observed:
             maps["se3"] = _judged(judge(fused.mesh, "se3"))
             similar = judge(fused.mesh, "sim3")
-            if 1 / _LARGEST_SCALE < similar.alignment.scale < _LARGEST_SCALE:
+            if is_plausible(similar.alignment.scale):
                 maps["sim3"] = _judged(similar)
     return Variant(
         frames=fused.frames,

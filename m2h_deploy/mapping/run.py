@@ -178,6 +178,8 @@ class _MapRun:
             if variant.unread:
                 first = next(iter(variant.unread.values()))
                 self._report(f"{name}: {len(variant.unread)} frames cannot be read; the first: {first}")
+            if "se3" in variant.maps and "sim3" not in variant.maps:
+                self._report(f"{name}: Sim(3) is left out: no plausible scale fits")
             dropped = sum(variant.resets.values())
             if dropped > _MANY * variant.frames:
                 reasons = ", ".join(f"{reason} {count}" for reason, count in variant.resets.items())

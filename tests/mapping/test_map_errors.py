@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from m2h_deploy.data.rooms.geometry import rotation_x, rotation_z
+from m2h_deploy.mapping.align import find_alignment, is_plausible
 from m2h_deploy.mapping.errors import CELL, SUMS, differences, figures, intervals, judge_map
 from m2h_deploy.mapping.mesh import SemanticMesh
 from m2h_deploy.mapping.surface import VIEWS, TrueSurface
@@ -114,6 +115,14 @@ def test_a_scaled_map_gives_its_scale_back_under_similarity_alone(room):
     assert similar.mean < 0.001
     assert similar.alignment.scale == pytest.approx(1 / 0.95, abs=1e-3)
     assert similar.fscore > 0.999
+
+
+def test_a_map_that_shrinks_to_a_point_ends_the_search():
+    truth = TrueSurface(surface_of(a_room(0)), spacing=0.25)
+    noise = np.random.default_rng(1).uniform(-0.3, 0.3, (300, 3)) + truth.points.mean(axis=0)
+    found = find_alignment(noise, truth.points, truth.normals, scaled=True)
+    assert not is_plausible(found.scale)
+    assert found.scale > 0.2
 
 
 def test_cells_add_up_to_the_figures_and_are_where_the_points_are():

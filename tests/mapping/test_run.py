@@ -128,7 +128,11 @@ def test_a_run_that_was_stopped_while_predicting_and_while_fusing_gives_the_same
     again = map_sequence([nyu_bundle], sequence, out, RAW)
     assert calls.count(0) == LIMIT + 1
     first = replace(
-        mapped[0], rows=mapped[0].rows[:1], differences=(), pictures={"small-41": again.pictures["small-41"]}
+        mapped[0],
+        rows=mapped[0].rows[:1],
+        differences=(),
+        problems=tuple(problem for problem in mapped[0].problems if "filtered" not in problem),
+        pictures={"small-41": again.pictures["small-41"]},
     )
     assert untimed(again) == untimed(first)
     assert (out / "small-41.ply").read_bytes() == (mapped[1] / "small-41.ply").read_bytes()

@@ -148,9 +148,10 @@ def test_labels_of_scannet_need_the_list_that_states_their_classes(tmp_path: Pat
     png(root / "label-filt" / "1.png", labels + np.uint16(1))
     with pytest.raises(M2HError, match=r"label-filt/1\.png: label 1192, but .* ends at 1191"):
         _ = open_sequence(root)[1]
-    (tmp_path / "scannetv2-labels.combined.tsv").write_text("id\tname\n1\twall\n")
-    with pytest.raises(M2HError, match="expected columns 'id' and 'nyu40id'"):
-        open_sequence(root)
+    for damaged in ("id\tname\n1\twall\n", "id\tnyu40id\n-9\t1\n", f"id\tnyu40id\n{10**15}\t1\n"):
+        (tmp_path / "scannetv2-labels.combined.tsv").write_text(damaged)
+        with pytest.raises(M2HError, match="expected columns 'id' and 'nyu40id'"):
+            open_sequence(root)
 
 
 @pytest.mark.parametrize("place", ["{0}/a_vh_clean_2.ply", "{0}_vh_clean_2.ply", "{1}/{2}_vh_clean_2.ply"])

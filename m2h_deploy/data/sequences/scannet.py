@@ -106,7 +106,9 @@ def _class_table(folder: Path) -> npt.NDArray[np.uint8] | None:
         # The last columns may be empty.
         pairs = [(int(row[number]), int("".join(row[nyu : nyu + 1]) or 0)) for row in rows[1:]]
     except (ValueError, IndexError):
-        raise M2HError(f"{file}: expected columns 'id' and 'nyu40id' of numbers, separated by tabs") from None
+        pairs = [(-1, 0)]
+    if not all(0 <= label <= np.iinfo(np.uint16).max for label, _ in pairs):  # as label images have them
+        raise M2HError(f"{file}: expected columns 'id' and 'nyu40id' of numbers, separated by tabs")
     table = np.zeros(1 + max((label for label, _ in pairs), default=0), np.uint8)
     for label, nyu_class in pairs:
         table[label] = nyu_class if 1 <= nyu_class <= len(NYU40_CLASSES) else 0

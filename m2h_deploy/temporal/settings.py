@@ -24,8 +24,8 @@ class FilterSettings:
     """Farther pixels are not fused, meters."""
     depth_gate_abs: float = 0.1
     """Past and present are the same surface if their depths differ by at most this, meters, ..."""
-    depth_gate_rel: float = 0.2
-    """... or by at most this share of the depth."""
+    depth_gate_rel: float = 0.15
+    """... or by at most this share of the depth. Beyond, trust in the past falls to nothing at twice the limit."""
     label_min_votes: int = 2
     """Frames that must agree on a label before it replaces that of the present frame."""
     dynamic_labels: tuple[int, ...] = ()

@@ -1,7 +1,7 @@
 """Settings of the temporal filter.
 
-Eight names are those of Mono-Hydra's temporal_pose_warp_filter_node; docs/mapping.md states how its meanings and defaults
-differ.
+Eight names are those of Mono-Hydra's temporal_pose_warp_filter_node; docs/mapping.md states which meanings and
+defaults differ.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Settings of the temporal filter.
 
-Names shared with Mono-Hydra's temporal_pose_warp_filter_node have the same meaning.
+Eight names are those of Mono-Hydra's temporal_pose_warp_filter_node; docs/mapping.md states which meanings and
+defaults differ.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from m2h_deploy.runtime.postprocess import Prediction
 from m2h_deploy.temporal.scale import ScaleFilter
 from m2h_deploy.temporal.settings import FilterSettings
 from m2h_deploy.temporal.vote import NONE, Labels, vote
-from m2h_deploy.temporal.warp import Warp, motion_between
+from m2h_deploy.temporal.warp import Warp, close_cracks, motion_between
 
 Array = NDArray[np.float32]
 
@@ -126,7 +126,7 @@ class TemporalFilter:
             self._past = present
             return prediction
         motion = motion_between(past.pose, pose)
-        warped, source = warp.forward(past.depth, motion)
+        warped, source = close_cracks(warp.forward(past.depth, motion))
         if not self._scale.update(present.depth, warped):
             self._drop("past and present differ")
             self._past = present
@@ -172,11 +172,13 @@ class TemporalFilter:
         """Fuse the depth of `present`; return the pixels that the past supports, and the weight of the past there."""
         settings, depth, weight = self.settings, present.depth, present.weight
         depth *= np.float32(np.exp(-settings.scale_gain * self._scale.value))
-        gate = np.maximum(np.float32(settings.depth_gate_rel) * depth, np.float32(settings.depth_gate_abs))
-        same = (np.abs(warped - depth) <= gate) & (warped > 0) & (weight > 0)
+        gate = np.maximum(np.float32(settings.depth_gate_rel) * depth, np.float32(max(settings.depth_gate_abs, 1e-6)))
+        trust = np.clip(2 - np.abs(warped - depth) / gate, 0, 1)
+        trust *= (warped > 0) & (weight > 0)
+        same = trust > 0.5
         self.support = float(np.count_nonzero(same)) / same.size
         before = np.take(past.weight, source)
-        before *= same
+        before *= trust
         before /= 1 + np.float32(self._noise) * before
         present.weight = weight + before
         gain = np.divide(before, present.weight, out=before, where=present.weight > 0)

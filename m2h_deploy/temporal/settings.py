@@ -1,6 +1,7 @@
 """Settings of the temporal filter.
 
-Names shared with Mono-Hydra's temporal_pose_warp_filter_node have the same meaning.
+Eight names are those of Mono-Hydra's temporal_pose_warp_filter_node; docs/mapping.md states which meanings and
+defaults differ.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class FilterSettings:
     """Farther pixels are not fused, meters."""
     depth_gate_abs: float = 0.1
     """Past and present are the same surface if their depths differ by at most this, meters, ..."""
-    depth_gate_rel: float = 0.2
-    """... or by at most this share of the depth."""
+    depth_gate_rel: float = 0.15
+    """... or by at most this share of the depth. Beyond, trust in the past falls to nothing at twice the limit."""
     label_min_votes: int = 2
     """Frames that must agree on a label before it replaces that of the present frame."""
     dynamic_labels: tuple[int, ...] = ()

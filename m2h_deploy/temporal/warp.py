@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ Array = NDArray[np.float32]
 
 #: Points nearer to the camera plane than this, in meters, are not projected.
 _NEAREST = 1e-3
+
+#: Pixels whose depths differ by less than this share show one surface.
+_SAME = np.float32(0.05)
 
 
 class Warped(NamedTuple):
@@ -28,6 +31,26 @@ def motion_between(before: Pose, after: Pose) -> Pose:
     """Return the transform from the camera at pose `before` to the camera at pose `after`, float64 (4, 4)."""
     moved: Pose = np.linalg.inv(after) @ before
     return moved
+
+
+def close_cracks(warped: Warped) -> Warped:
+    """Fill pixels between two that show one surface, left and right or above and below.
+
+    A surface that comes nearer is stretched, and leaves pixels empty that it covers.
+    """
+    depth, source = warped.depth.copy(), warped.source.copy()
+    for axis in (1, 0):
+        before, middle, after = (_part(warped.depth, axis, start) for start in range(3))
+        crack = (middle == 0) & (before > 0) & (np.abs(after - before) < _SAME * before)
+        _part(depth, axis, 1)[crack] = before[crack]
+        _part(source, axis, 1)[crack] = _part(warped.source, axis, 0)[crack]
+    return Warped(depth, source)
+
+
+def _part(array: NDArray[Any], axis: int, start: int) -> NDArray[Any]:
+    """Return all but two rows (axis 0) or columns (axis 1), from `start` on."""
+    stop = array.shape[axis] - 2 + start
+    return array[start:stop] if axis == 0 else array[:, start:stop]
 
 
 class Warp:

@@ -111,6 +111,19 @@ def test_a_new_obstacle_appears_at_once(walk: Walk) -> None:
     assert (result.semantics[40:60, 50:70] == 30).all()
 
 
+@pytest.mark.parametrize(("step", "kept"), [(0.1, 7 / 8), (0.15, 7 / 8), (0.225, 0.77), (0.3, 0.0), (0.5, 0.0)])
+def test_trust_in_the_past_falls_with_the_difference(step: float, kept: float) -> None:
+    """A wall of 2 m comes nearer; `kept` is the weight of the past after a long history."""
+    settings = FilterSettings(scale_gain=0.0, depth_gate_abs=0.0)
+    temporal = TemporalFilter(Intrinsics(100.0, 100.0, 63.5, 47.5), settings)
+    wall = np.full((HEIGHT, WIDTH), 2.0, np.float32)
+    for index in range(80):
+        temporal(Prediction(wall, None, None, None), np.eye(4), index / RATE)
+    nearer = wall / np.float32(1 + step)
+    result = temporal(Prediction(nearer, None, None, None), np.eye(4), 80 / RATE)
+    assert (result.depth - nearer) / (wall - nearer) == pytest.approx(kept, abs=0.03)
+
+
 def test_things_that_move_are_never_fused(walk: Walk) -> None:
     label = int(walk.labels[0][50, 60])
     temporal = TemporalFilter(walk.intrinsics, FilterSettings(dynamic_labels=(label,)))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2h_deploy.data.frame import Intrinsics
-from m2h_deploy.temporal.warp import Warp, motion_between
+from m2h_deploy.temporal.warp import Warp, close_cracks, motion_between
 
 CAMERA = Intrinsics(50.0, 50.0, 31.5, 23.5)
 
@@ -83,3 +83,27 @@ def test_motion_between_poses() -> None:
     point = np.array([0.1, 0.2, 5.0, 1.0])
     world = before @ point
     np.testing.assert_allclose(motion_between(before, after) @ point, np.linalg.inv(after) @ world)
+
+
+def test_cracks_of_a_surface_that_comes_nearer_are_closed(warp: Warp) -> None:
+    wall = np.full((48, 64), 2.0, np.float32)
+    warped = warp.forward(wall, shift(z=-0.4))
+    inside = np.s_[2:-2, 2:-2]
+    assert (warped.depth[inside] == 0).mean() > 0.2
+    closed = close_cracks(close_cracks(warped))
+    assert (closed.depth[inside] > 0).mean() > 0.99
+    assert closed.depth[closed.depth > 0] == pytest.approx(1.6)
+    known = warped.depth > 0
+    assert (closed.source[known] == warped.source[known]).all()
+
+
+def test_the_gap_between_two_surfaces_is_no_crack(warp: Warp) -> None:
+    depth = np.full((48, 64), 4.0, np.float32)
+    depth[:, 20] = 2.0
+    warped = warp.forward(depth, shift(x=0.4))
+    assert (warped.depth[:, 25] == 0).all()
+    post = np.argwhere(warped.depth[0] == 2.0).ravel()
+    assert post.tolist() == [30]
+    one_wide = warped.depth.copy()
+    one_wide[:, 29] = 0  # between the wall at 4 m and the post at 2 m
+    assert (close_cracks(warped._replace(depth=one_wide)).depth[:, 29] == 0).all()

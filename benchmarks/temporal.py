@@ -3,8 +3,8 @@
     python benchmarks/temporal.py BUNDLE --frames 12
 
 Engine and filter take turns, frame by frame. The filter gets the true depth, labels and normals with noise, so that its
-work does not depend on the network's weights. Reported are the median milliseconds of each, and the filter's share of the
-engine's time for a frame (preprocess, inference, postprocess).
+work does not depend on the weights of the network. Reported are the median milliseconds of each, and the share of the
+filter in the time of the engine for a frame (preprocess, inference, postprocess).
 """
 
 from __future__ import annotations

@@ -68,6 +68,7 @@ EXTRA_OF = {
     **dict.fromkeys(("matplotlib", "jinja2"), "report"),
     **dict.fromkeys(("ray", "pyarrow"), "ray"),
     "cuda": "tensorrt",
+    "open3d": "map",
     "mlperf_loadgen": "bench",
     **dict.fromkeys(("ml_dtypes", "modelopt", "nncf"), "precision"),
 }

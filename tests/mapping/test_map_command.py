@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import cli.console
 from tests.commands import mistake, run_here
 
 pytestmark = pytest.mark.usefixtures("coarse")
@@ -19,7 +20,9 @@ FEW = ("--limit", 4)
 @pytest.fixture(scope="module")
 def mapped(coarse, nyu_bundle, room, tmp_path_factory) -> tuple[str, Path]:
     out = tmp_path_factory.mktemp("command") / "map"
-    result = run_here("map", nyu_bundle, room, "-o", out, "--truth", *FEW)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli.console.out, "_width", 200)  # where there is no terminal, the width depends on the runner
+        result = run_here("map", nyu_bundle, room, "-o", out, "--truth", *FEW)
     assert result.exception is None, result.exception
     return result.stdout, out
 

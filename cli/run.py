@@ -156,6 +156,8 @@ def run(
     failed = len(summary.failed)
     values = summary.timings | {"failed": failed, "read": summary.read, "interrupted": summary.interrupted}
     values["output"] = str(output) if files else None
+    if temporal is not None:
+        values |= _filter_problems(temporal)
     written = {"video": video, "rerun": rerun} if summary.read > failed else {}
     values |= {name: str(path) for name, path in written.items() if path is not None}
     print_json(values) if as_json else print_values(values)
@@ -189,9 +191,22 @@ def _filter(sequence: Sequence) -> tuple[TemporalFilter, Source]:
     from m2h_deploy.sources.source import sequence_source
     from m2h_deploy.temporal import TemporalFilter
 
+    if all(moment.pose is None for moment in sequence.moments):
+        raise M2HError(
+            f"{sequence.folder}: none of the {len(sequence)} frames has a pose: give a trajectory with --poses FILE"
+        )
     for line in sequence.skipped:
         say(line, "yellow")
     return TemporalFilter(sequence.intrinsics), sequence_source(sequence)
+
+
+def _filter_problems(temporal: TemporalFilter) -> dict[str, int]:
+    """Tell why frames were not filtered, and return their number and how often the past was dropped."""
+    if temporal.unposed:
+        say(f"{temporal.unposed} frames have no pose: they are not filtered", "yellow")
+    for reason, count in temporal.resets.items():
+        say(f"the filter dropped the past {count} times: {reason}", "yellow")
+    return {"unfiltered": temporal.unposed, "resets": sum(temporal.resets.values())}
 
 
 def _sinks(

@@ -175,9 +175,15 @@ class _MapRun:
             why = "there is no true depth to tell" if without_depth else "is it in the coordinates of the poses?"
             self._report(f"what the frames show of {surface} is unknown or nothing, and not measured: {why}")
         for name, variant in variants.items():
+            if not variant.triangles:
+                self._report(
+                    f"{name}: the map is empty: is depth within --near and --far, and are the poses in meters?"
+                )
             if variant.unread:
                 first = next(iter(variant.unread.values()))
-                self._report(f"{name}: {len(variant.unread)} frames cannot be read; the first: {first}")
+                self._report(
+                    f"{name}: {len(variant.unread)} of {len(self.plan.posed)} frames cannot be read; the first: {first}"
+                )
             if "se3" in variant.maps and "sim3" not in variant.maps:
                 self._report(f"{name}: Sim(3) is left out: no plausible scale fits")
             dropped = sum(variant.resets.values())

@@ -70,6 +70,8 @@ class TemporalFilter:
         self._noise = 1 / (size * (size - 1))
         self.resets: dict[str, int] = {}
         """How often the past was dropped, by reason."""
+        self.unposed = 0
+        """Frames without a pose, which were returned as they are."""
         self.support = 0.0
         """Share of the pixels of the last frame that the past supports, 0 to 1."""
 
@@ -95,18 +97,17 @@ class TemporalFilter:
             A prediction of the same tasks; `timings` has `filter`, in milliseconds, too.
 
         Raises:
-            M2HError: the prediction has no depth, the intrinsics are not set, or the pose is not finite.
+            M2HError: the prediction has no depth, the intrinsics are not set, or the pose is not a rigid transform.
         """
         start = perf_counter()
         if prediction.depth is None:
             raise M2HError("temporal filter: the engine has no depth")
         self.support = 0.0
         if pose is None:
+            self.unposed += 1
             return prediction
-        if not np.isfinite(pose).all():
-            raise M2HError("temporal filter: the pose has NaN or infinity; give None where it is unknown")
         warp = self._warp_of(prediction.depth)
-        fused = self._fuse(prediction, np.asarray(pose, np.float64), timestamp, warp)
+        fused = self._fuse(prediction, _checked(pose), timestamp, warp)
         timings = prediction.timings | {"filter": 1000 * (perf_counter() - start)}
         return dataclasses.replace(fused, timings=timings)
 
@@ -204,6 +205,19 @@ class TemporalFilter:
     def _drop(self, reason: str) -> None:
         self.reset()
         self.resets[reason] = self.resets.get(reason, 0) + 1
+
+
+def _checked(pose: Pose) -> Pose:
+    """Return a pose as float64. Raises M2HError if it is not a rigid transform."""
+    transform = np.asarray(pose, np.float64)
+    if transform.shape != (4, 4):
+        raise M2HError(f"temporal filter: the pose has the shape {transform.shape}, expected (4, 4): camera to world")
+    if not np.isfinite(transform).all():
+        raise M2HError("temporal filter: the pose has NaN or infinity; give None where it is unknown")
+    rotation = transform[:3, :3]
+    if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) or not np.allclose(transform[3], (0, 0, 0, 1)):
+        raise M2HError("temporal filter: the pose is not a rigid transform (rotation, translation, last row 0 0 0 1)")
+    return transform
 
 
 def _average(normals: Array, past: Array, motion: Pose, gain: Array) -> Array:

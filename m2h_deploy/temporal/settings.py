@@ -7,8 +7,10 @@ defaults differ.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 from m2h_deploy.errors import M2HError
+from m2h_deploy.temporal.vote import NONE
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class FilterSettings:
     label_min_votes: int = 2
     """Frames that must agree on a label before it replaces that of the present frame."""
     dynamic_labels: tuple[int, ...] = ()
-    """Labels of things that move, such as a person: their pixels are never fused."""
+    """Numbers of the classes of things that move, such as a person: their pixels are never fused."""
     scale_gain: float = 0.8
     """Share of the scale's deviation from the past that is removed, 0 to 1; below 1, the network's mean returns."""
     scale_alpha: float = 0.7
@@ -50,6 +52,8 @@ class FilterSettings:
             self._require(name, getattr(self, name) > 0, "above 0")
         for name in ("scale_gain", "scale_alpha"):
             self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1")
+        numbers = all(isinstance(label, Integral) and 0 <= label < NONE for label in self.dynamic_labels)
+        self._require("dynamic_labels", numbers, f"numbers of classes, 0 to {NONE - 1}")
 
     def _require(self, name: str, good: bool, what: str) -> None:
         if not good:

@@ -315,6 +315,7 @@ def test_run_filters_a_sequence_by_its_poses(tiny_bundle, tmp_path):
     done("run", tiny_bundle, walk, "-o", raw)
     values = json.loads(run_here("run", tiny_bundle, walk, "-o", smooth, "--filter", "--json").stdout)
     assert values["filter_ms"] > 0
+    assert values["unfiltered"] == 0
     names = sorted(path.name for path in raw.glob("*_depth.png"))
     assert names == sorted(path.name for path in smooth.glob("*_depth.png")) and len(names) == 4
     same = [(raw / name).read_bytes() == (smooth / name).read_bytes() for name in names]
@@ -333,4 +334,11 @@ def test_run_filters_a_sequence_by_its_poses(tiny_bundle, tmp_path):
 def test_mistakes_with_the_filter_of_run(tiny_bundle, tmp_path, options, words):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((48, 64, 3), np.uint8))
     assert words in mistake("run", tiny_bundle, tmp_path, "-o", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_filter_needs_poses(tiny_bundle, tmp_path):
+    cv2.imwrite(str(tmp_path / "1.5.png"), np.zeros((48, 64, 3), np.uint8))
+    command = ("run", tiny_bundle, tmp_path, "-o", tmp_path / "out", "--filter", "--intrinsics", "50,50,31.5,23.5")
+    assert "none of the 1 frames has a pose: give a trajectory with --poses FILE" in mistake(*command)
     assert not (tmp_path / "out").exists()

@@ -76,7 +76,7 @@ def test_a_video_needs_a_camera_and_reports_missing_poses(video: Path) -> None:
     write_camera(video.parent)
     sequence = open_sequence(video)
     assert sequence[3].pose is None and sequence.skipped == (
-        f"{video}: the images have no pose: give their trajectory",
+        f"{video}: the images have no pose: give their trajectory (--poses)",
     )
 
 

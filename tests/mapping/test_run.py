@@ -280,3 +280,10 @@ def test_positions_of_a_map_do_not_depend_on_unfused_frames(nyu_bundle, sequence
     assert len(list((tmp_path / "map" / "predictions" / "small-41" / "depth").iterdir())) == LIMIT
     assert any("1 of 8 frames have no pose" in problem for problem in result.problems)
     assert np.isfinite(result.rows[0].score("none").figures["mean"])
+
+
+def test_an_empty_map_is_said(sequence, tmp_path):
+    near = MapSettings(truth=True, limit=4, volume=VolumeSettings(depth_range=(0.01, 0.02)))
+    result = map_sequence([], sequence, tmp_path / "map", near)
+    assert result.rows[0].triangles == 0
+    assert any(problem.startswith("ground truth: the map is empty") for problem in result.problems)

@@ -185,6 +185,7 @@ def test_a_frame_without_a_pose_is_passed_on(walk: Walk) -> None:
     temporal(raw[0], walk.poses[0], 0.0)
     assert temporal(raw[1], None, 0.1) is raw[1]
     assert temporal.support == 0
+    assert temporal.unposed == 1
     temporal(raw[2], walk.poses[2], 0.2)  # the past is still there
     assert temporal.support > 0.8
 
@@ -197,6 +198,25 @@ def test_what_is_missing_is_said(walk: Walk) -> None:
         TemporalFilter()(one, np.eye(4), 0.0)
     with pytest.raises(M2HError, match="NaN"):
         TemporalFilter(walk.intrinsics)(one, np.full((4, 4), np.nan), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("pose", "words"),
+    [
+        (np.eye(3), r"shape \(3, 3\)"),
+        ([0.0, 0.0, 0.0, 1.0], r"shape \(4,\)"),
+        (np.zeros((4, 4)), "rigid"),
+        (np.diag([2.0, 2.0, 2.0, 1.0]), "rigid"),
+    ],
+)
+def test_a_pose_that_is_none_is_refused(walk: Walk, pose, words: str) -> None:
+    with pytest.raises(M2HError, match=words):
+        TemporalFilter(walk.intrinsics)(predictions(walk)[0], pose, 0.0)
+
+
+def test_labels_have_numbers() -> None:
+    with pytest.raises(M2HError, match="dynamic_labels is"):
+        FilterSettings(dynamic_labels=("person",))
 
 
 def test_another_size_starts_again(walk: Walk) -> None:

@@ -41,7 +41,7 @@ def find_camera(
     if known is None:
         raise M2HError(
             f"{folder}: the camera's intrinsics are unknown: write {CAMERA_NAME} in this folder, with width, height, "
-            "fx, fy, cx, cy in pixels, or give intrinsics fx,fy,cx,cy"
+            "fx, fy, cx, cy in pixels, or give intrinsics fx,fy,cx,cy (--intrinsics)"
         )
     where = str(file) if file.is_file() else f"the published intrinsics of {folder}"
     camera, (height, width) = known

@@ -191,5 +191,6 @@ def check_overlap(trajectory: Trajectory, times: Iterable[float], folder: Path, 
     if begin > last + tolerance or end < first - tolerance:
         raise M2HError(
             f"{trajectory.path}: its poses are from {begin:.3f} to {end:.3f} s, but the images of {folder} from "
-            f"{first:.3f} to {last:.3f} s: give the trajectory of this sequence, in the same clock"
+            f"{first:.3f} to {last:.3f} s: give the trajectory of this sequence, in seconds "
+            "of the same clock, or what to add to the times of the images (--offset)"
         )

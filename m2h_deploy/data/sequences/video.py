@@ -45,7 +45,7 @@ def open_images(folder: Path, settings: Settings) -> Sequence:
         if time is None:
             raise M2HError(
                 f"{file}: the name is not a time stamp, in seconds (1305031102.175304) or nanoseconds: give the rate, "
-                "in images per second"
+                "in images per second (--rate)"
             )
         if time in kept:
             repeated.append(str(file))
@@ -100,7 +100,7 @@ def open_video_sequence(file: Path, settings: Settings) -> Sequence:
 
 def _poses(settings: Settings, times: list[float], names: list[str], place: Path) -> tuple[Poses, tuple[str, ...]]:
     if settings.poses is None:
-        return [None] * len(times), (f"{place}: the images have no pose: give their trajectory",)
+        return [None] * len(times), (f"{place}: the images have no pose: give their trajectory (--poses)",)
     return settings.poses_at(settings.poses, times, names, place)
 
 
@@ -121,7 +121,7 @@ def _scan(file: Path, rate: float | None) -> tuple[list[float], Size]:
         return times, size
     rate = rate or stated
     if not 0 < rate < np.inf:
-        raise M2HError(f"{file}: states neither the times of its frames nor their rate: give the rate")
+        raise M2HError(f"{file}: states neither the times of its frames nor their rate: give the rate (--rate)")
     return [index / rate for index in range(len(times))], size
 
 

@@ -52,7 +52,7 @@ class Lowering:
 
     @property
     def given(self) -> bool:
-        """Whether an option is set that applies only to a float32 graph."""
+        """True if an option is set that only a float32 graph can use."""
         return replace(self, speed=False) != Lowering()
 
     def wanted(self, precision: str) -> int:

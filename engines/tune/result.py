@@ -58,7 +58,7 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        """Whether the candidate was judged and passed every gate."""
+        """True if the gates were judged and all of them passed."""
         return self.obstacle is None and self.parity is not None and self.parity["passed"]
 
     @property

@@ -44,7 +44,7 @@ class Cells:
     """float64 (K, len(SUMS))."""
 
     def at(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Return the sums at `places`, (L, 3), float64 (L, len(SUMS)); 0 where there are none."""
+        """Return the sums of the cubes `places`, int64 (L, 3), float64 (L, len(SUMS)); 0 for cubes without points."""
         row = {place: number for number, place in enumerate(map(tuple, self.places.tolist()))}
         rows = np.array([row.get(place, len(row)) for place in map(tuple, places.tolist())], np.int64)
         return np.concatenate([self.sums, np.zeros((1, len(SUMS)))])[rows]

@@ -17,9 +17,9 @@ class Figure:
     """From the stored value to `unit`."""
     places: int
     lower: bool
-    """Whether a lower value is better."""
+    """True for errors; False for figures such as mIoU, of which more is better."""
     words: str
-    """What it is, in one line."""
+    """Definition, for the page."""
 
     def text(self, value: float | None, *, sign: bool = False) -> str:
         """Return a stored value as text, without the unit; "-" if there is none. A difference has a `sign`."""

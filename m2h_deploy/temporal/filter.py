@@ -32,7 +32,7 @@ class _Past:
     """Number of measurements that the depth is worth; 0 where unknown."""
     labels: Labels | None
     """(N, H, W): the labels of the last frames as this camera sees them, not fused, oldest first."""
-    normals: Array | None
+    normals: Array | None = None
 
 
 class TemporalFilter:
@@ -122,15 +122,20 @@ class TemporalFilter:
 
     def _fuse(self, prediction: Prediction, pose: Pose, timestamp: float, warp: Warp) -> Prediction:
         present = self._measure(prediction, pose, timestamp)
-        past = self._usable(pose, timestamp)
-        if past is None:
-            self._past = present
+        fused = self._fuse_past(prediction, present, warp)
+        # A copy, because the caller may write to the arrays of a prediction.
+        present.normals = None if fused.normals is None else fused.normals.copy()
+        self._past = present
+        return fused
+
+    def _fuse_past(self, prediction: Prediction, present: _Past, warp: Warp) -> Prediction:
+        """Fuse `present` with the past, and return its prediction; unchanged if there is no past of the same place."""
+        past, motion = self._past, None if self._past is None else self._motion(self._past, present)
+        if past is None or motion is None:
             return prediction
-        motion = motion_between(past.pose, pose)
         warped, source = close_cracks(warp.forward(past.depth, motion))
         if not self._scale.update(present.depth, warped):
             self._drop("past and present differ")
-            self._past = present
             return prediction
         same, gain = self._fuse_depth(present, past, warped, source)
         valid = present.weight > 0
@@ -145,14 +150,12 @@ class TemporalFilter:
             labels = np.where(valid, vote(present.labels, self.settings.label_min_votes), labels)
         if normals is not None and past.normals is not None:
             normals = _average(normals, np.take(past.normals.reshape(-1, 3), source, axis=0), motion, gain)
-            present.normals = normals.copy()
-        self._past = present
         return Prediction(depth, labels, normals, prediction.edges)
 
     def _measure(self, prediction: Prediction, pose: Pose, timestamp: float) -> _Past:
-        """Return one frame as a past without anything before it."""
+        """Return the measurements of one frame as the past of the next one; normals are added later."""
         settings = self.settings
-        depth, labels, normals = prediction.depth, prediction.semantics, prediction.normals
+        depth, labels = prediction.depth, prediction.semantics
         assert depth is not None
         valid = (depth >= settings.min_depth) & (depth <= settings.max_depth)
         if settings.dynamic_labels and labels is not None:
@@ -163,8 +166,6 @@ class TemporalFilter:
             np.where(valid, depth, np.float32(0)),
             valid.astype(np.float32),
             None if labels is None else np.where(valid, labels, np.uint8(NONE))[None],
-            # A copy, because the caller may write to the arrays of a prediction.
-            None if normals is None else normals.copy(),
         )
 
     def _fuse_depth(
@@ -186,21 +187,18 @@ class TemporalFilter:
         depth += gain * (warped - depth)
         return same, gain
 
-    def _usable(self, pose: Pose, timestamp: float) -> _Past | None:
-        """Return the past, unless it is too old or the camera jumped."""
-        past = self._past
-        if past is None:
-            return None
-        age = timestamp - past.timestamp
+    def _motion(self, past: _Past, present: _Past) -> Pose | None:
+        """Return the motion of the camera since the past; None if the past is too old or the camera jumped."""
+        age = present.timestamp - past.timestamp
         if not 0 <= age <= self.settings.max_history_age_s:
             self._drop("pause" if age > 0 else "time runs backwards")
             return None
-        motion = motion_between(past.pose, pose)
+        motion = motion_between(past.pose, present.pose)
         turned = np.degrees(np.arccos(np.clip((np.trace(motion[:3, :3]) - 1) / 2, -1, 1)))
         if np.linalg.norm(motion[:3, 3]) > self.settings.max_translation or turned > self.settings.max_rotation:
             self._drop("the camera jumped")
             return None
-        return past
+        return motion
 
     def _drop(self, reason: str) -> None:
         self.reset()

@@ -21,10 +21,10 @@ from m2h_deploy.files.videos import VIDEO_SUFFIXES
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a data set stores a sequence in a folder."""
+    """Layout of a sequence in a folder."""
 
     title: str
-    """What a folder of this layout has, and the data set."""
+    """The files that identify the layout, and the name of its data set, for messages."""
     matches: Callable[[Path], bool]
     images: Callable[[Path], list[tuple[str, Path]]]
     """Lists the name and the file of each image, in order."""

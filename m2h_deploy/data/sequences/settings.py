@@ -1,4 +1,4 @@
-"""What the user states about a sequence, and the poses of its images that follow from it."""
+"""Options of `open_sequence`, and the lookup of poses in a trajectory file."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx
 
+from m2h_deploy.bundle.consistency import inconsistency, record_fields
 from m2h_deploy.bundle.manifest import (
     EngineInfo,
     InputSpec,
@@ -15,8 +16,6 @@ from m2h_deploy.bundle.manifest import (
     OutputSpec,
     SelfTest,
     SensorInfo,
-    inconsistency,
-    record_fields,
 )
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.digests import file_sha256

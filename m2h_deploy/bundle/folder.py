@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from m2h_deploy.bundle.manifest import SCHEMA_VERSION, Manifest, first_problem, inconsistency
+from m2h_deploy.bundle.consistency import inconsistency
+from m2h_deploy.bundle.manifest import SCHEMA_VERSION, Manifest, first_problem
 from m2h_deploy.causes import MachineError, failure, reason
 from m2h_deploy.errors import BundleError, M2HError, first_line
 from m2h_deploy.files.atomic import check_whole_folder, is_temporary, whole_folder, write_text

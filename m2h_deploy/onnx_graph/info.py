@@ -21,10 +21,10 @@ from m2h_deploy.bundle.manifest import (
     CalibrationInfo,
     Classes,
     LoweringInfo,
-    Record,
     SelfTest,
     first_problem,
 )
+from m2h_deploy.bundle.record import Record
 from m2h_deploy.choices import DepthFormat, Form, Precision, SensorFormat, Windows
 from m2h_deploy.errors import M2HError, first_line
 from m2h_deploy.runtime.preprocess import Normalization

@@ -170,7 +170,7 @@ class _Sensor:
     def __init__(self, runtime: Runtime, reference: Reference) -> None:
         self._runtime, self._reference = runtime, reference
         self._preprocess = preprocess_for(runtime.manifest.network_input)
-        self._postprocess = Postprocess(runtime.manifest.depth_range)
+        self._postprocess = Postprocess(runtime.manifest.depth_range, runtime.manifest.depth_calibration)
 
     def both(self, frame: Frame) -> BothSides:
         manifest = self._runtime.manifest

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from m2h_deploy.bundle.depth_calibration import DepthCalibration
 from m2h_deploy.bundle.manifest import Manifest
 from m2h_deploy.errors import M2HError
 from m2h_deploy.tasks import TABLE, TASKS, task_of
@@ -55,12 +56,12 @@ class Postprocess:
     """Convert one frame's outputs (batch dimension removed) to arrays of the image's size, or the network's.
 
     Labels are computed at the network's size and resized by nearest neighbor, as in the published node; the others are
-    resized bilinearly, then depth is clamped and normals are normalized again. Not thread-safe: intermediate buffers
-    are reused, so that with `out` a frame allocates no memory.
+    resized bilinearly, then depth is clamped and calibrated, and normals are normalized again. Not thread-safe:
+    intermediate buffers are reused, so that with `out` a frame allocates no memory.
     """
 
-    def __init__(self, depth_range: tuple[float, float]) -> None:
-        self.depth_range = depth_range
+    def __init__(self, depth_range: tuple[float, float], calibration: DepthCalibration | None = None) -> None:
+        self.depth_range, self.calibration = depth_range, calibration
         self._buffers: dict[str, NDArray[Any]] = {}
 
     def __call__(
@@ -100,6 +101,8 @@ class Postprocess:
     def _depth(self, depth: NDArray[np.float32], out: Any) -> None:
         _resize(depth[0], out)
         np.clip(out, *self.depth_range, out=out)
+        if self.calibration is not None:
+            self.calibration.apply(out)
 
     def _semantics(self, logits: NDArray[np.float32], out: Any) -> None:
         labels = self._argmax(logits)
@@ -176,7 +179,10 @@ def _resize(array: NDArray[np.float32], out: NDArray[np.float32]) -> None:
 
 
 class SensorPostprocess:
-    """Copy a sensor graph's final outputs (batch dimension removed) to a prediction."""
+    """Copy a sensor graph's final outputs (batch dimension removed) to a prediction, and calibrate its depth."""
+
+    def __init__(self, calibration: DepthCalibration | None = None) -> None:
+        self.calibration = calibration
 
     def __call__(
         self, outputs: Mapping[str, NDArray[Any]], height: int, width: int, out: Prediction | None = None
@@ -204,9 +210,13 @@ class SensorPostprocess:
                 np.multiply(value, np.float32(1e-3), out=target)
             else:
                 np.copyto(target, value)
+            if task == "depth" and self.calibration is not None:
+                self.calibration.apply(target)
         return out
 
 
 def postprocess_for(manifest: Manifest) -> Postprocess | SensorPostprocess:
     """Return the postprocess that converts the outputs of a manifest's engine to a prediction."""
-    return SensorPostprocess() if manifest.sensor is not None else Postprocess(manifest.depth_range)
+    if manifest.sensor is not None:
+        return SensorPostprocess(manifest.depth_calibration)
+    return Postprocess(manifest.depth_range, manifest.depth_calibration)

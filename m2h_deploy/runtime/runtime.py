@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.backends import Backend, BackendOptions, open_backend
+from m2h_deploy.bundle.consistency import edited_field
 from m2h_deploy.bundle.folder import MANIFEST, Bundle, load_bundle
-from m2h_deploy.bundle.manifest import Manifest, edited_field
+from m2h_deploy.bundle.manifest import Manifest
 from m2h_deploy.bundle.self_test import check_self_test, pattern
 from m2h_deploy.choices import check_choice
 from m2h_deploy.errors import BundleError, CheckFailed, EngineError, EngineTimeout, M2HError, engine_error
@@ -84,12 +85,14 @@ class Runtime:
         color: Literal["BGR", "RGB"] = "BGR",
         plugins: Iterable[str | os.PathLike[str]] = (),
         allow_engine_code: bool = False,
+        calibrated: bool = True,
     ) -> Runtime:
         """Open the bundle at `path`, verify its files and, unless `self_test` is off, its results on this machine.
 
         `plugins` are libraries that a TensorRT plan needs. Loading one executes its code, so a bundle only names them,
         with their sha256, and the caller decides. A version-compatible plan of TensorRT contains code of its own, which
-        `allow_engine_code` lets it execute.
+        `allow_engine_code` lets it execute. Without `calibrated`, depth is the network's own, as if the manifest had no
+        `depth_calibration`.
 
         Raises:
             BundleError: The bundle is damaged.
@@ -98,6 +101,9 @@ class Runtime:
             CheckFailed: The engine computes wrong results.
         """
         bundle = load_bundle(path)
+        if not calibrated:
+            manifest = bundle.manifest.model_copy(update={"depth_calibration": None})
+            bundle = dataclasses.replace(bundle, manifest=manifest)
         options = BackendOptions(
             threads=threads,
             device=device,

@@ -1,0 +1,49 @@
+"""Correction of a network's depth to one camera: the record in the manifest, and its arithmetic."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from m2h_deploy.bundle.record import Record
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class CalibrationEvidence(Record):
+    """What a calibration was fitted on, and how much it helped on frames that were left out of the fit."""
+
+    source: Literal["frames", "points", "sequence"]
+    """frames: measured depth. points: single known distances. sequence: depth from the camera's own motion."""
+    frames: Annotated[int, Field(ge=1)]
+    values: Annotated[int, Field(ge=1)]
+    """Number of pixels or points."""
+    folds: Annotated[int, Field(ge=2)]
+    abs_rel_before: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """Mean absolute relative error, cross-validated, as a share of the depth."""
+    abs_rel_after: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class DepthCalibration(Record):
+    """Depth of this camera in meters: `scale` times the network's depth, clamped to `depth_range`, plus `offset`.
+
+    A result below 0 is 0. The engine does not apply it; whoever runs the engine does.
+    """
+
+    scale: Positive
+    offset: Finite = 0.0
+    """Meters."""
+    evidence: CalibrationEvidence | None = None
+    """None for a correction that was written by hand."""
+
+    def apply(self, depth: NDArray[Any]) -> None:
+        """Correct float32 depth of any shape, in meters and already clamped, in place."""
+        np.multiply(depth, np.float32(self.scale), out=depth)
+        if self.offset:
+            np.add(depth, np.float32(self.offset), out=depth)
+            if self.offset < 0:
+                np.maximum(depth, np.float32(0), out=depth)

@@ -20,6 +20,7 @@ from export.deploy_form import to_deploy
 from m2h_deploy.bundle.folder import Bundle
 from m2h_deploy.choices import check_choice
 from m2h_deploy.data.nyuv2_writer import write_multitask_folder
+from m2h_deploy.data.rooms.render import Rooms
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import whole_file
 from m2h_deploy.model import M2H, save_checkpoint
@@ -140,7 +141,7 @@ class Workspace:
     @cached_property
     def rooms(self) -> Path:
         """A data set of rendered rooms."""
-        return write_multitask_folder(self._folder / "rooms", 8, 7, *self._sides, split="val")
+        return write_multitask_folder(self._folder / "rooms", Rooms(8, 7, *self._sides))
 
     @cached_property
     def checkpoint(self) -> Path:

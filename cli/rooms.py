@@ -27,6 +27,10 @@ def rooms(
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the rooms.")] = 0,
     height: Annotated[int, typer.Option(metavar="PIXELS", help="Height of the images.", min=16)] = 240,
     width: Annotated[int, typer.Option(metavar="PIXELS", help="Width of the images.", min=16)] = 320,
+    fov: Annotated[
+        float | None,
+        typer.Option(metavar="DEGREES", help="Horizontal field of view.", show_default="NYUv2's, 63.3"),
+    ] = None,
     split: Annotated[Literal["train", "val"] | None, typer.Option(help="Split to write.", show_default="val")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier split or sequence in the folder.")
@@ -46,6 +50,7 @@ def rooms(
     With --sequence, the frames show one room from a camera that moves, with its poses and the exact surface as a mesh.
     """
     from m2h_deploy.data.nyuv2_writer import write_multitask_folder
+    from m2h_deploy.data.rooms.render import Rooms
     from m2h_deploy.data.rooms.walk import Effects, RoomWalk
     from m2h_deploy.data.sequence_writer import write_sequence
 
@@ -63,8 +68,10 @@ def rooms(
             progress.update(task, completed=done, total=total)
 
         if sequence:
-            walk = RoomWalk(count, seed, 10.0 if rate is None else rate, height, width, Effects(blur, exposure, noise))
+            effects = Effects(blur, exposure, noise)
+            walk = RoomWalk(count, seed, 10.0 if rate is None else rate, height, width, effects, fov)
             write_sequence(folder, walk, progress=advance, overwrite=overwrite)
         else:
-            write_multitask_folder(folder, count, seed, height, width, split or "val", advance, overwrite=overwrite)
+            rooms = Rooms(count, seed, height, width, fov)
+            write_multitask_folder(folder, rooms, split=split or "val", progress=advance, overwrite=overwrite)
     say(f"wrote {count} frames of a sequence to {folder}" if sequence else f"wrote {count} rooms to {folder}")

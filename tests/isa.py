@@ -30,11 +30,12 @@ from pathlib import Path
 from engines import Lowering, build_bundle
 from export import export_onnx
 from m2h_deploy.data.nyuv2_writer import write_multitask_folder
+from m2h_deploy.data.rooms.render import Rooms
 from m2h_deploy.model import load_checkpoint
 
 folder = Path(sys.argv[1])
 path = export_onnx(load_checkpoint("m2h-tiny"), folder / "m.onnx", height=56, width=56).path
-write_multitask_folder(folder / "rooms", 4, split="train", height=56, width=56)
+write_multitask_folder(folder / "rooms", Rooms(4, height=56, width=56), split="train")
 build_bundle(path, folder / "fp32")
 build_bundle(path, folder / "int8", precision="int8", lowering=Lowering(frames=str(folder / "rooms"), count=2))
 """

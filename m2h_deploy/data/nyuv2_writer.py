@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from m2h_deploy.data.conversion import encode_normals, encode_semantics
 from m2h_deploy.data.frame import Frame
-from m2h_deploy.data.rooms.render import render_room, room_name
+from m2h_deploy.data.rooms.render import Rooms, room_name
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import check_folder, make_folder, write_bytes
 from m2h_deploy.files.provenance import check_output, mark_png
@@ -23,25 +23,20 @@ Progress = Callable[[int, int], None]
 
 def write_multitask_folder(
     folder: str | Path,
-    frames: int,
-    seed: int = 0,
-    height: int = 240,
-    width: int = 320,
+    rooms: Rooms,
+    *,
     split: str = "val",
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write rooms 0..frames-1 of series `seed` as one split of a multi-task folder (see `NYUv2.from_folder`).
+    """Write rooms as one split of a multi-task folder (see `NYUv2.from_folder`).
 
     A second call with another split and another seed adds to the same folder. The list gt_sets/SPLIT.txt is written
     last, so that an interrupted call leaves no incomplete split.
 
     Args:
         folder: created if it does not exist.
-        frames: number of rooms.
-        seed: the series of rooms.
-        height: of the images, pixels.
-        width: of the images, pixels.
+        rooms: the rooms to render.
         split: "train" or "val".
         progress: called after each frame.
         overwrite: replace the split, and files that are not rooms.
@@ -54,6 +49,7 @@ def write_multitask_folder(
     """
     folder = Path(folder)
     listing = folder / "gt_sets" / f"{split}.txt"
+    frames, seed = len(rooms), rooms.seed
     if frames < 1:
         raise M2HError(f"{folder}: {frames} frames asked for, expected at least 1")
     if split not in ("train", "val"):
@@ -72,8 +68,7 @@ def write_multitask_folder(
         make_folder(folder / kind)
     listing.unlink(missing_ok=True)
     names = []
-    for index in range(frames):
-        frame = render_room(seed, index, height, width)
+    for index, frame in enumerate(rooms):
         _write_frame(folder, frame)
         names.append(frame.name)
         if progress:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from m2h_deploy.data.nyuv2_writer import write_multitask_folder
+from m2h_deploy.data.rooms.render import Rooms
 from tests.cluster.processes import descendants, kill, workers_of
 from tests.commands import launch
 
@@ -45,7 +46,7 @@ def numbers(values, place=""):
 
 
 def test_two_thousand_rooms_on_two_workers_with_one_killed(bundle, graph, tmp_path):
-    rooms = write_multitask_folder(tmp_path / "rooms", FRAMES + 1, height=32, width=40)
+    rooms = write_multitask_folder(tmp_path / "rooms", Rooms(FRAMES + 1, height=32, width=40))
     listing = rooms / "gt_sets" / "val.txt"
     names = listing.read_text().split()
     listing.write_text("\n".join(names[:-1]))
@@ -88,7 +89,7 @@ def measured(folder: Path) -> int:
 def test_a_job_on_two_nodes_survives_a_lost_node_and_leaves_the_cluster_up(bundle, graph, tmp_path):
     from ray.cluster_utils import Cluster
 
-    rooms = write_multitask_folder(tmp_path / "rooms", 300, height=32, width=40)
+    rooms = write_multitask_folder(tmp_path / "rooms", Rooms(300, height=32, width=40))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
         second = cluster.add_node(num_cpus=2)

@@ -30,7 +30,7 @@ def test_a_job_digest_covers_engine_and_settings_but_not_recorded_results(tiny_b
 
 @pytest.mark.parametrize("kind", ["images", "depth", "normals", "segmentation", "edge"])
 def test_a_frame_digest_changes_with_each_of_its_files(kind, tmp_path):
-    folder = write_multitask_folder(tmp_path / "rooms", 2, height=32, width=40)
+    folder = write_multitask_folder(tmp_path / "rooms", Rooms(2, height=32, width=40))
     source = open_dataset(folder)
     before = [frame_digest("job", source, index) for index in range(2)]
     file = sorted((folder / kind).iterdir())[1]
@@ -41,7 +41,7 @@ def test_a_frame_digest_changes_with_each_of_its_files(kind, tmp_path):
 
 
 def test_a_frame_keeps_its_digest_when_another_comes_before_it(tmp_path):
-    folder = write_multitask_folder(tmp_path / "rooms", 2, height=32, width=40)
+    folder = write_multitask_folder(tmp_path / "rooms", Rooms(2, height=32, width=40))
     before = frame_digest("job", open_dataset(folder), 0)
     listing = folder / "gt_sets" / "val.txt"
     first, second = listing.read_text().split()

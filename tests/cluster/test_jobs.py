@@ -19,6 +19,7 @@ from m2h_deploy.cluster.jobs import FrameWorker, Job, Row, run_job
 from m2h_deploy.cluster.session import on_demand
 from m2h_deploy.cluster.state import MOST_TRIES, State
 from m2h_deploy.data.nyuv2_writer import write_multitask_folder
+from m2h_deploy.data.rooms.render import Rooms
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.images import read_image
 from m2h_deploy.files.provenance import mark_png
@@ -142,7 +143,7 @@ def verify_on_ray(bundle, reference, data, work, **options):
 
 
 def test_figures_equal_those_of_one_process_and_only_a_new_frame_is_run(tiny_bundle, tiny_onnx, tmp_path):
-    data = write_multitask_folder(tmp_path / "rooms", 10, height=48, width=64)
+    data = write_multitask_folder(tmp_path / "rooms", Rooms(10, height=48, width=64))
     listing = data / "gt_sets" / "val.txt"
     names = listing.read_text().split()
     listing.write_text("\n".join(names[1:]))
@@ -168,7 +169,7 @@ def test_figures_equal_those_of_one_process_and_only_a_new_frame_is_run(tiny_bun
 
 @pytest.mark.slow
 def test_a_failure_in_a_worker_gives_a_one_line_error(tiny_bundle, tiny_onnx, tmp_path):
-    data = write_multitask_folder(tmp_path / "rooms", 2, height=32, width=40)
+    data = write_multitask_folder(tmp_path / "rooms", Rooms(2, height=32, width=40))
     with pytest.raises(M2HError, match="give the checkpoint the bundle was built from"):
         verify_on_ray(tiny_bundle, "m2h-tiny", data, tmp_path / "work")
     sorted((data / "depth").iterdir())[1].unlink()

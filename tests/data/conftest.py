@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from m2h_deploy.data.nyuv2_writer import write_multitask_folder
+from m2h_deploy.data.rooms.render import Rooms
 from tests.data.nyuv2_mat import FRAMES, SEED, SIZE, write_mat
 
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("nyuv2")
-    write_multitask_folder(root / "folder", FRAMES, SEED, *SIZE)
+    write_multitask_folder(root / "folder", Rooms(FRAMES, SEED, *SIZE))
     write_mat(root / "mat" / "nyu_depth_v2_labeled.mat", FRAMES, SEED, *SIZE, train=1)
     return root
 

@@ -12,7 +12,7 @@ from scipy.io import loadmat
 
 from m2h_deploy.data import NYU40_CLASSES, NYUv2, open_dataset
 from m2h_deploy.data.nyuv2_writer import write_multitask_folder
-from m2h_deploy.data.rooms.render import render_room
+from m2h_deploy.data.rooms.render import Rooms, render_room
 from m2h_deploy.errors import M2HError
 from tests.data.nyuv2_mat import FRAMES, SEED, SIZE
 
@@ -83,14 +83,14 @@ def test_real_splits_and_class_mapping(tmp_path: Path) -> None:
 def test_writing_overwrites_nothing(folder: Path) -> None:
     before = (folder / "gt_sets" / "val.txt").read_text()
     with pytest.raises(M2HError, match="there already"):
-        write_multitask_folder(folder, 1, SEED + 1, *SIZE)
+        write_multitask_folder(folder, Rooms(1, SEED + 1, *SIZE))
     with pytest.raises(M2HError, match="use another seed"):
-        write_multitask_folder(folder, 1, SEED, *SIZE, split="train")
+        write_multitask_folder(folder, Rooms(1, SEED, *SIZE), split="train")
     assert (folder / "gt_sets" / "val.txt").read_text() == before
 
 
 def test_a_second_split_joins_the_same_folder(folder: Path) -> None:
-    write_multitask_folder(folder, 1, SEED + 1, *SIZE, split="train")
+    write_multitask_folder(folder, Rooms(1, SEED + 1, *SIZE), split="train")
     assert len(open_dataset(folder, "train")) == 1 and len(open_dataset(folder, "all")) == FRAMES + 1
 
 
@@ -99,11 +99,13 @@ def test_an_interrupted_writer_leaves_no_folder_that_looks_complete(tmp_path: Pa
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_multitask_folder(tmp_path / "folder", 2, 0, *SIZE, progress=interrupt)
+        write_multitask_folder(tmp_path / "folder", Rooms(2, 0, *SIZE), progress=interrupt)
     assert not list((tmp_path / "folder" / "gt_sets").iterdir())
 
 
 def test_progress_counts_the_frames(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
-    write_multitask_folder(tmp_path / "f", 2, 0, 16, 16, progress=lambda done, total: steps.append((done, total)))
+    write_multitask_folder(
+        tmp_path / "f", Rooms(2, 0, 16, 16), progress=lambda done, total: steps.append((done, total))
+    )
     assert steps == [(1, 2), (2, 2)]

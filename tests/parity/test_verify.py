@@ -251,7 +251,7 @@ def test_frames_are_spread_over_the_data(no_edges, tiny_onnx):
 
 def test_broken_data_gives_a_one_line_error_that_names_the_file(bundle, tiny_onnx, tmp_path):
     before = (bundle / "manifest.json").read_bytes()
-    folder = write_multitask_folder(tmp_path / "rooms", 2, height=32, width=40)
+    folder = write_multitask_folder(tmp_path / "rooms", Rooms(2, height=32, width=40))
     depth = sorted((folder / "depth").iterdir())[1]
     depth.unlink()
     with pytest.raises(M2HError, match=depth.name) as caught:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from m2h_deploy.camera import intrinsics_of_view
 from m2h_deploy.data.classes import NYU40_CLASSES, nyu_class
 from m2h_deploy.data.frame import NYU_INTRINSICS, Frame, Intrinsics
 from m2h_deploy.data.labels import boundaries
@@ -32,6 +33,9 @@ ROOM_CLASSES: tuple[int, ...] = tuple(
     )
 )  # fmt: skip
 
+#: Widest horizontal field of view, degrees: beyond it a pinhole image shows little but the border.
+WIDEST_FOV = 150.0
+
 #: Classes of the faces of a room, in the order of `Room.faces`.
 FACE_CLASSES = tuple(nyu_class(n) for n in ("wall", "wall", "wall", "wall", "floor", "ceiling"))
 
@@ -41,13 +45,24 @@ def room_name(seed: int, index: int) -> str:
     return f"room_{seed}_{index:05d}"
 
 
-def room_intrinsics(height: int, width: int) -> Intrinsics:
-    """Make a camera with NYUv2's horizontal field of view, square pixels, and the principal point at the center."""
+def room_intrinsics(height: int, width: int, fov: float | None = None) -> Intrinsics:
+    """Make a camera with square pixels and the principal point at the center.
+
+    Args:
+        height: pixels.
+        width: pixels.
+        fov: horizontal field of view, degrees; None for NYUv2's, 63.3 degrees.
+
+    Raises:
+        M2HError: the field of view is impossible.
+    """
+    if fov is not None:
+        return intrinsics_of_view(fov, height, width)
     f = NYU_INTRINSICS.fx / 640 * width
     return Intrinsics(f, f, (width - 1) / 2, (height - 1) / 2)
 
 
-def render_room(seed: int, index: int, height: int = 240, width: int = 320) -> Frame:
+def render_room(seed: int, index: int, height: int = 240, width: int = 320, fov: float | None = None) -> Frame:
     """Render room `index` of the endless series `seed`; the same integers give the same frame.
 
     Args:
@@ -55,6 +70,8 @@ def render_room(seed: int, index: int, height: int = 240, width: int = 320) -> F
         index: the room, >= 0; each has its own layout, furniture, light and camera.
         height: pixels, >= 16.
         width: pixels, >= 16.
+        fov: horizontal field of view, degrees, at most 150; None for NYUv2's. Another one may choose another place for
+            the camera.
 
     Returns:
         A frame with every label and `intrinsics`. Depth, normals and semantics are exact at pixel centers; an edge
@@ -64,11 +81,11 @@ def render_room(seed: int, index: int, height: int = 240, width: int = 320) -> F
     Raises:
         M2HError: a size or a number is out of range.
     """
-    return render_room_with_instances(seed, index, height, width)[0]
+    return render_room_with_instances(seed, index, height, width, fov)[0]
 
 
 def render_room_with_instances(
-    seed: int, index: int, height: int = 240, width: int = 320
+    seed: int, index: int, height: int = 240, width: int = 320, fov: float | None = None
 ) -> tuple[Frame, npt.NDArray[np.uint8]]:
     """Render like `render_room`, with instance numbers.
 
@@ -77,6 +94,7 @@ def render_room_with_instances(
         index: as for `render_room`.
         height: as for `render_room`.
         width: as for `render_room`.
+        fov: as for `render_room`.
 
     Returns:
         The frame, and an instance number (1..255) for each pixel, uint8 (H, W); equal numbers of one class are one
@@ -85,10 +103,10 @@ def render_room_with_instances(
     Raises:
         M2HError: a size or a number is out of range.
     """
-    check_room(seed, index, height, width)
+    check_room(seed, index, height, width, fov)
     rng = np.random.default_rng([seed, index])
     room = make_room(rng)
-    intrinsics = room_intrinsics(height, width)
+    intrinsics = room_intrinsics(height, width, fov)
     camera = choose_camera(room, rng, intrinsics, (height, width))
     hits = see(room, camera)
     light, _ = radiance(room, camera, hits, random_shadows(room, rng))
@@ -96,12 +114,14 @@ def render_room_with_instances(
     return label_view(room, camera, hits, image, room_name(seed, index))
 
 
-def check_room(seed: int, index: int, height: int, width: int) -> None:
+def check_room(seed: int, index: int, height: int, width: int, fov: float | None = None) -> None:
     """Raise M2HError if a room or an image of it cannot have these numbers."""
     if height < 16 or width < 16:
         raise M2HError(f"room of {height}x{width} pixels: both sides must be at least 16")
     if seed < 0 or index < 0:
         raise M2HError(f"room seed {seed}, index {index}: both must be 0 or more")
+    if fov is not None and not 1 <= fov <= WIDEST_FOV:
+        raise M2HError(f"field of view {fov:g}: rooms are rendered with 1 to {WIDEST_FOV:g} degrees")
 
 
 def see(room: Room, camera: Camera) -> Hits:
@@ -157,6 +177,8 @@ class Rooms:
     seed: int = 0
     height: int = 240
     width: int = 320
+    fov: float | None = None
+    """Horizontal field of view, degrees; None for NYUv2's."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -174,7 +196,7 @@ class Rooms:
     def __getitem__(self, index: int) -> Frame:
         if not 0 <= index < self.count:
             raise IndexError(index)
-        return render_room(self.seed, index, self.height, self.width)
+        return render_room(self.seed, index, self.height, self.width, self.fov)
 
     def __iter__(self) -> Iterator[Frame]:
         return (self[index] for index in range(self.count))

@@ -59,6 +59,7 @@ class RoomWalk:
         height: pixels, >= 16.
         width: pixels, >= 16.
         effects: flaws of the camera.
+        fov: horizontal field of view, degrees; None for NYUv2's.
 
     Raises:
         M2HError: a number is out of range.
@@ -75,8 +76,9 @@ class RoomWalk:
         height: int = 240,
         width: int = 320,
         effects: Effects | None = None,
+        fov: float | None = None,
     ) -> None:
-        check_room(seed, 0, height, width)
+        check_room(seed, 0, height, width, fov)
         if count < 1:
             raise M2HError(f"a sequence of {count} frames: expected at least 1")
         if not RATES[0] <= rate <= RATES[1]:
@@ -84,7 +86,7 @@ class RoomWalk:
         self.count, self.seed, self.rate, self.size = count, seed, rate, (height, width)
         self.effects = effects or Effects()
         self.room = make_room(self._random(_ROOM))
-        self.intrinsics: Intrinsics = room_intrinsics(height, width)
+        self.intrinsics: Intrinsics = room_intrinsics(height, width, fov)
         self._path = CameraPath(self.room, self._random(_PATH))
         self._shadows = fixed_shadows(self.room)
         self._waves = self._random(_WAVES).uniform(0.0, 1.0, (2, 2))

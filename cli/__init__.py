@@ -4,13 +4,29 @@ One file a command; each registers itself with the app when it is imported, and 
 """
 # ruff: noqa: I001 - the order of the imports is the order of the commands in --help
 
-from cli import export, build, tune, verify, bench, run, map, serve, package, inspect, rooms, train, quickstart
+from cli import (
+    export,
+    build,
+    tune,
+    verify,
+    calibrate,
+    bench,
+    run,
+    map,
+    serve,
+    package,
+    inspect,
+    rooms,
+    train,
+    quickstart,
+)
 from cli.app import app, main
 
 __all__ = [
     "app",
     "bench",
     "build",
+    "calibrate",
     "export",
     "inspect",
     "main",

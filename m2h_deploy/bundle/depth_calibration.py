@@ -14,11 +14,14 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
+#: Origin of a calibration. frames: measured depth. points: single known distances. sequence: the camera's own motion.
+#: focal: the camera's focal length alone. manual: written by hand.
+Source = Literal["frames", "points", "sequence", "focal", "manual"]
+
+
 class CalibrationEvidence(Record):
     """What a calibration was fitted on, and how much it helped on frames that were left out of the fit."""
 
-    source: Literal["frames", "points", "sequence"]
-    """frames: measured depth. points: single known distances. sequence: depth from the camera's own motion."""
     frames: Annotated[int, Field(ge=1)]
     values: Annotated[int, Field(ge=1)]
     """Number of pixels or points."""
@@ -37,8 +40,16 @@ class DepthCalibration(Record):
     scale: Positive
     offset: Finite = 0.0
     """Meters."""
+    source: Source = "manual"
     evidence: CalibrationEvidence | None = None
-    """None for a correction that was written by hand."""
+    """None for one that was not fitted."""
+
+    @property
+    def text(self) -> str:
+        """The correction as a formula, such as `depth x 0.782 - 0.05 m`."""
+        if not self.offset:
+            return f"depth x {self.scale:.4g}"
+        return f"depth x {self.scale:.4g} {'+' if self.offset > 0 else '-'} {abs(self.offset):.3g} m"
 
     def apply(self, depth: NDArray[Any]) -> None:
         """Correct float32 depth of any shape, in meters and already clamped, in place."""

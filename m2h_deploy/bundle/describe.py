@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from m2h_deploy.bundle.depth_calibration import DepthCalibration
 from m2h_deploy.bundle.folder import load_bundle
 
 
@@ -26,6 +27,13 @@ def describe_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
+def _depth(manifest: dict[str, Any]) -> str:
+    near, far = manifest["depth_range"]
+    calibration = manifest["depth_calibration"]
+    text = "not calibrated" if calibration is None else f"calibrated: {DepthCalibration(**calibration).text}"
+    return f"{near:g} to {far:g} m, {text}"
+
+
 def facts(report: dict[str, Any]) -> dict[str, Any]:
     """Return the main facts of a `describe_bundle` report by name, for display."""
     manifest = report["manifest"]
@@ -39,5 +47,6 @@ def facts(report: dict[str, Any]) -> dict[str, Any]:
         "input": f"{image['batch'] or 'N'} x {image['height']} x {image['width']}, {image['dtype']} {image['layout']}",
         "outputs": ", ".join(f"{output['name']} ({output['unit']})" for output in manifest["outputs"]),
         "classes": len(manifest["classes"]["names"]),
+        "depth": _depth(manifest),
         "megabytes": report["bytes"] / 1e6,
     }

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from m2h_deploy.bundle.consistency import inconsistency
+from m2h_deploy.bundle.depth_calibration import DepthCalibration
 from m2h_deploy.bundle.manifest import SCHEMA_VERSION, Manifest, first_problem
 from m2h_deploy.causes import MachineError, failure, reason
 from m2h_deploy.errors import BundleError, M2HError, first_line
@@ -167,7 +168,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def check_recordable(bundle: Bundle) -> None:
     """Raise M2HError where a result cannot be written into the bundle."""
     if not os.access(bundle.path, os.W_OK):
-        raise M2HError(f"{bundle.path} cannot be written (no permission): leave out --record, or copy the bundle")
+        raise M2HError(f"{bundle.path} cannot be written (no permission): copy the bundle to a place of yours")
 
 
 def record_result(
@@ -185,7 +186,19 @@ def record_result(
         M2HError: The folder holds another engine by now.
     """
     results = {"parity": parity, "latency": latency, "speed": speed}
-    updates = {key: value for key, value in results.items() if value is not None}
+    return _update(bundle, {key: value for key, value in results.items() if value is not None})
+
+
+def record_calibration(bundle: Bundle, calibration: DepthCalibration | None) -> Bundle:
+    """Write a depth calibration to the manifest on disk, or remove it, and return the updated bundle.
+
+    Raises:
+        M2HError: The folder holds another engine by now.
+    """
+    return _update(bundle, {"depth_calibration": calibration})
+
+
+def _update(bundle: Bundle, updates: dict[str, Any]) -> Bundle:
     present = _read_manifest(bundle.path)
     if present.files != bundle.manifest.files:
         raise M2HError(f"{bundle.path} was rebuilt meanwhile: the result is of the earlier engine, and is not recorded")

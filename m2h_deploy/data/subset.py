@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from m2h_deploy.data.frame import Dataset, Frame
+from m2h_deploy.errors import M2HError
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,3 +36,13 @@ class Subset:
 
     def __iter__(self) -> Iterator[Frame]:
         return (self[index] for index in range(len(self)))
+
+
+def spread(available: int, limit: int | None, name: str) -> list[int]:
+    """Return `limit` indices spread evenly over `available` frames, all by default. Raises M2HError without frames."""
+    if not available:
+        raise M2HError(f"{name} has no frames")
+    if limit is not None and limit < 1:
+        raise M2HError(f"limit {limit}: must be at least 1")
+    count = available if limit is None else min(limit, available)
+    return [(2 * i + 1) * available // (2 * count) for i in range(count)]

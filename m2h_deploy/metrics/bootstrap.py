@@ -49,13 +49,13 @@ def interval(point: float, samples: Array, frames: int) -> Interval:
         return float("nan"), float("nan")
     if frames < 2:
         return float("-inf"), float("inf")
-    tail = 50 * math.erfc(math.sqrt(frames / (frames - 1)) * _student(frames - 1) / math.sqrt(2))
+    tail = 50 * math.erfc(math.sqrt(frames / (frames - 1)) * student(frames - 1) / math.sqrt(2))
     low, high = np.nanpercentile(samples, (tail, 100 - tail))
     return min(float(low), point), max(float(high), point)
 
 
-def _student(degrees: int) -> float:
-    """Return the 97.5 % quantile of Student's t."""
+def student(degrees: int) -> float:
+    """Return the 97.5 % quantile of Student's t with this many degrees of freedom, at least 1."""
     if degrees <= len(_STUDENT):
         return _STUDENT[degrees - 1]
     z = _NORMAL

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypedDict, cast
 from m2h_deploy.bundle.folder import Bundle, check_recordable, load_bundle, record_result
 from m2h_deploy.data.frame import Dataset
 from m2h_deploy.data.open import open_dataset
-from m2h_deploy.errors import M2HError
+from m2h_deploy.data.subset import spread
 from m2h_deploy.files.atomic import printable
 from m2h_deploy.metrics.bootstrap import FEW_FRAMES, RESAMPLES, draws
 from m2h_deploy.parity.executor import Executor, LocalExecutor, Measured, Progress, Request
@@ -195,13 +195,3 @@ def name_of(data: Dataset | str | os.PathLike[str]) -> str:
     if isinstance(data, (str, os.PathLike)):
         return printable(Path(data).resolve().name)
     return printable(getattr(data, "name", type(data).__name__))
-
-
-def spread(available: int, limit: int | None, name: str) -> list[int]:
-    """Return `limit` indices spread evenly over `available` frames, all by default. Raises M2HError without frames."""
-    if not available:
-        raise M2HError(f"{name} has no frames")
-    if limit is not None and limit < 1:
-        raise M2HError(f"limit {limit}: must be at least 1")
-    count = available if limit is None else min(limit, available)
-    return [(2 * i + 1) * available // (2 * count) for i in range(count)]

@@ -1,0 +1,230 @@
+"""m2h-deploy calibrate: correct the depth of a bundle for one camera."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from cli.app import DeviceOption, EngineCodeFlag, JsonFlag, OverwriteFlag, PluginsOption, ThreadsOption, app
+from cli.console import make_progress, out, print_json, say
+from cli.sequence import OffsetOption, PosesOption, RateOption, open_posed
+from m2h_deploy.errors import M2HError
+
+if TYPE_CHECKING:
+    from m2h_deploy.bundle.depth_calibration import Source
+    from m2h_deploy.calibration.calibrate import Measure
+    from m2h_deploy.calibration.result import CalibrateResult
+    from m2h_deploy.data.frame import Intrinsics
+
+measure_option = partial(typer.Option, rich_help_panel="What is known: give one")
+camera_option = partial(typer.Option, rich_help_panel="Camera")
+
+#: Frames of a data set or a sequence that are used.
+_FRAMES = 32
+
+#: Reads what is given; called with a function to show progress.
+_Reader = Callable[[Callable[[int, int], None]], "tuple[Source, Measure]"]
+
+
+@app.command()
+def calibrate(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder; its manifest is changed.")],
+    data: Annotated[
+        Path | None,
+        measure_option(metavar="PLACE", help="RGB-D frames of this camera, in a layout that verify takes."),
+    ] = None,
+    points: Annotated[
+        Path | None, measure_option(metavar="FILE", help="CSV table image,u,v,meters of points with known distance.")
+    ] = None,
+    sequence: Annotated[
+        Path | None, measure_option(metavar="PLACE", help="Sequence with poses; depth comes from its motion.")
+    ] = None,
+    focal: Annotated[
+        bool, measure_option("--focal", help="Only the camera: estimate the scale from its focal length.")
+    ] = False,
+    scale: Annotated[float | None, measure_option(metavar="FACTOR", help="A factor that is known.")] = None,
+    remove: Annotated[bool, measure_option("--remove", help="Remove the calibration.")] = False,
+    intrinsics: Annotated[str | None, camera_option(metavar="FX,FY,CX,CY", help="The camera, in pixels.")] = None,
+    fov: Annotated[float | None, camera_option(metavar="DEGREES", help="Its horizontal field of view instead.")] = None,
+    camera_size: Annotated[
+        str | None, camera_option(metavar="WxH", help="Size of its images, for --focal.", show_default="640x480")
+    ] = None,
+    ray: Annotated[
+        bool,
+        camera_option("--ray", help="--points: distances are from the camera to the point, as a tape measures them."),
+    ] = False,
+    poses: PosesOption = None,
+    offset: OffsetOption = 0.0,
+    rate: RateOption = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="Split of --data: train, val, test or all.")] = "val",
+    limit: Annotated[int, typer.Option(metavar="N", help="Use this many frames, evenly spread.", min=3)] = _FRAMES,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw before and after.")] = None,
+    threads: ThreadsOption = None,
+    device: DeviceOption = None,
+    plugins: PluginsOption = None,
+    allow_engine_code: EngineCodeFlag = False,
+    overwrite: OverwriteFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Correct the depth of a bundle for one camera, and keep it in the manifest if it lowers the error.
+
+    The correction is fitted robustly and judged by cross-validation; without a significant gain, nothing is changed.
+    """
+    from m2h_deploy.backends import BackendOptions
+    from m2h_deploy.bundle.folder import check_outside
+    from m2h_deploy.calibration import calibrate as fit
+    from m2h_deploy.calibration.picture import check_matplotlib, write_picture
+    from m2h_deploy.files.provenance import check_outputs
+
+    given = {"--data": data, "--points": points, "--sequence": sequence, "--scale": scale}
+    names = [name for name, value in given.items() if value is not None] + ["--focal"] * focal + ["--remove"] * remove
+    if len(names) != 1:
+        raise M2HError(
+            f"{' and '.join(names)} exclude each other: give one"
+            if names
+            else "give what is known: --data, --points, --sequence, --focal or --scale, or --remove"
+        )
+    moving = poses is not None or bool(offset) or rate is not None
+    _check_options(names[0], intrinsics, fov, camera_size, ray=ray, moving=moving, drawn=picture is not None)
+    if picture is not None:
+        check_outputs({"png": picture}, overwrite=overwrite)
+        check_outside(bundle, picture)
+        check_matplotlib()
+    if data is None and points is None and sequence is None:
+        _give(_set(bundle, scale, intrinsics, fov, camera_size, remove=remove), as_json=as_json)
+        return
+    options = BackendOptions(threads, device, plugins=tuple(plugins or ()), allow_engine_code=allow_engine_code)
+    with make_progress() as bar:
+        task = bar.add_task("frames", total=None)
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        if data is not None:
+            result = fit(bundle, "frames", _frames(data, split, limit, advance), options=options)
+        elif points is not None:
+            result = fit(bundle, "points", _points(points, intrinsics, fov, advance, ray=ray), options=options)
+        else:
+            opened = open_posed(sequence or "", poses, intrinsics, offset=offset, rate=rate)
+            from m2h_deploy.calibration.motion import samples_of_motion
+
+            result = fit(bundle, "sequence", lambda runtime: samples_of_motion(runtime, opened, limit, advance),
+                         options=options)  # fmt: skip
+    if picture is not None:
+        write_picture(result, picture)
+    _give(result, as_json=as_json)
+
+
+def _check_options(
+    given: str,
+    intrinsics: str | None,
+    fov: float | None,
+    camera_size: str | None,
+    *,
+    ray: bool,
+    moving: bool,
+    drawn: bool,
+) -> None:
+    """Raise M2HError on options that do not apply to what is known."""
+    if intrinsics is not None and fov is not None:
+        raise M2HError("give --fov or --intrinsics, not both")
+    camera = intrinsics is not None or fov is not None
+    if given == "--sequence" and fov is not None:
+        raise M2HError("--fov does not apply to --sequence, whose poses need the exact camera: give --intrinsics")
+    if given == "--focal" and not camera:
+        raise M2HError("--focal needs the camera: give --fov or --intrinsics")
+    if given == "--points" and ray != camera:
+        raise M2HError("--ray needs the camera: give --fov or --intrinsics" if ray else
+                       "--fov and --intrinsics apply to --points only with --ray: give that too")  # fmt: skip
+    if ray and given != "--points":
+        raise M2HError("--ray applies only to --points")
+    if camera and given not in ("--focal", "--points", "--sequence"):
+        raise M2HError(f"--fov and --intrinsics do not apply to {given}")
+    if camera_size is not None and given != "--focal":
+        raise M2HError("--camera-size applies only to --focal")
+    if given != "--sequence" and moving:
+        raise M2HError("--poses, --offset and --rate apply only to --sequence")
+    if drawn and given not in ("--data", "--points", "--sequence"):
+        raise M2HError(f"--picture needs measured depth, which {given} has not: leave it out")
+
+
+def _frames(data: Path, split: str, limit: int, advance: Callable[[int, int], None]) -> Measure:
+    from m2h_deploy.calibration.frames import samples_of_frames
+    from m2h_deploy.data.open import open_dataset
+    from m2h_deploy.data.subset import spread
+
+    opened = open_dataset(data, split)
+    indices = spread(len(opened), limit, str(data))
+    return lambda runtime: samples_of_frames(runtime, opened, indices, str(data), advance)
+
+
+def _points(
+    table: Path, intrinsics: str | None, fov: float | None, advance: Callable[[int, int], None], *, ray: bool
+) -> Measure:
+    from m2h_deploy.calibration.points import read_points, samples_of_points
+
+    points = read_points(table)
+    camera = _camera(intrinsics, fov) if ray else None
+    return lambda runtime: samples_of_points(runtime, points, str(table), camera=camera, progress=advance)
+
+
+def _camera(intrinsics: str | None, fov: float | None) -> Callable[[int, int], Intrinsics]:
+    from m2h_deploy.camera import intrinsics_of_view, parse_intrinsics
+
+    if intrinsics is not None:
+        camera = parse_intrinsics(intrinsics)
+        return lambda height, width: camera
+    return lambda height, width: intrinsics_of_view(fov or 0.0, height, width)
+
+
+def _set(
+    bundle: Path, scale: float | None, intrinsics: str | None, fov: float | None, size: str | None, *, remove: bool
+) -> CalibrateResult:
+    """Write a calibration that is known without a measurement, or remove the present one."""
+    from m2h_deploy.calibration.calibrate import known_scale, set_calibration
+    from m2h_deploy.calibration.focal import focal_scale
+    from m2h_deploy.camera import parse_camera_size
+
+    if remove:
+        return set_calibration(bundle, None)
+    if scale is not None:
+        return set_calibration(bundle, known_scale(scale, "manual"))
+    width, height = parse_camera_size(size or "640x480")
+    camera = _camera(intrinsics, fov)(height, width)
+    return set_calibration(bundle, known_scale(focal_scale(camera, height, width), "focal"))
+
+
+def _give(result: CalibrateResult, *, as_json: bool) -> None:
+    """Print the candidates and the outcome."""
+    if as_json:
+        print_json(result.to_json())
+        return
+    if result.choice is not None and result.samples is not None:
+        table = Table(box=None)
+        for heading in ("depth", "scale", "offset m", "abs rel %", "gain", "needed gain"):
+            table.add_column(heading, justify="left" if heading == "depth" else "right")
+        for place, candidate in enumerate(result.choice.candidates):
+            correction = candidate.correction
+            gains = [f"{100 * value:.2f}" if place else "" for value in (candidate.gain, candidate.needed)]
+            style = "bold" if candidate is result.choice.best else ""
+            table.add_row(candidate.name, f"{correction.scale:.4f}", f"{correction.offset:.3f}",
+                          f"{100 * candidate.abs_rel:.2f}", *gains, style=style)  # fmt: skip
+        out.print(table)
+        _tell_left_out(result)
+    out.print(result.summary, markup=False)
+    if result.source == "focal":
+        say("an estimate: check it with a few measured points (--points)", "yellow")
+
+
+def _tell_left_out(result: CalibrateResult) -> None:
+    choice, samples = result.choice, result.samples
+    assert choice is not None and samples is not None
+    if choice.outliers:
+        say(f"{choice.outliers} of {len(samples.measured)} values contradict the others and are not used")
+    if samples.left_out:
+        say(f"{samples.left_out} values are at the end of the network's range and are not used")

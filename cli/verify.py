@@ -43,6 +43,9 @@ def verify(
     ],
     split: Annotated[str, typer.Option(metavar="NAME", help="Split of the data: train, val, test or all.")] = "val",
     limit: Annotated[int | None, typer.Option(metavar="N", help="Use this many frames, evenly spread.", min=1)] = None,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="Apply the bundle's depth calibration to both sides.")
+    ] = False,
     locate: Annotated[bool, typer.Option("--locate", help="Name the first diverging block.")] = False,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
@@ -109,6 +112,7 @@ def verify(
             executor=on_ray or LocalExecutor(threads, device, tuple(plugins or ()), allow_engine_code),
             locate=_locate() if locate else None,
             record=record,
+            calibrated=calibrated,
             progress=report.advance,
             on_result=give,
         )

@@ -85,6 +85,7 @@ def build_bundle(
             compiled = builder.build(prepared.file, folder, prepared.precision, options)
             test = with_rounding(test, prepared.proto, prepared.file, prepared.spec, compiled)
         manifest = make_manifest(prepared.proto, prepared.info, request.source, compiled, test, folder)
+        manifest = _keep_calibration(manifest, Path(out_dir))
         write_manifest(folder, manifest)
         brought = prepared.info.lowered is not None and not prepared.lowered_here
         errors = _prove(folder, request, brought=brought)
@@ -92,6 +93,22 @@ def build_bundle(
             write_manifest(folder, _with_measured(manifest, errors))
     bundle = load_bundle(out_dir)
     return _with_speed(bundle, request) if lowering.speed and errors and prepared.lowered_here else bundle
+
+
+def _keep_calibration(manifest: Manifest, place: Path) -> Manifest:
+    """Take over the depth calibration of an earlier bundle of the same weights, which is replaced; say so."""
+    try:
+        earlier = load_bundle(place).manifest
+    except M2HError:
+        return manifest
+    calibration = earlier.depth_calibration
+    if calibration is None:
+        return manifest
+    if earlier.model.weights_sha256 != manifest.model.weights_sha256 or "depth" not in manifest.tasks:
+        _log.warning("%s was calibrated (%s), and the new engine is not: calibrate it again", place, calibration.text)
+        return manifest
+    _log.warning("the depth calibration of the earlier bundle is kept: %s", calibration.text)
+    return manifest.model_copy(update={"depth_calibration": calibration})
 
 
 def _with_speed(bundle: Bundle, request: BuildRequest) -> Bundle:

@@ -27,7 +27,8 @@ def describe_bundle(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-def _depth(manifest: dict[str, Any]) -> str:
+def depth_words(manifest: dict[str, Any]) -> str:
+    """Return the range of depth and its calibration as text."""
     near, far = manifest["depth_range"]
     calibration = manifest["depth_calibration"]
     text = "not calibrated" if calibration is None else f"calibrated: {DepthCalibration(**calibration).text}"
@@ -47,6 +48,6 @@ def facts(report: dict[str, Any]) -> dict[str, Any]:
         "input": f"{image['batch'] or 'N'} x {image['height']} x {image['width']}, {image['dtype']} {image['layout']}",
         "outputs": ", ".join(f"{output['name']} ({output['unit']})" for output in manifest["outputs"]),
         "classes": len(manifest["classes"]["names"]),
-        "depth": _depth(manifest),
+        "depth": depth_words(manifest),
         "megabytes": report["bytes"] / 1e6,
     }

@@ -96,4 +96,4 @@ def _draw_errors(axes: Axes, measured: NDArray[np.float64], depth: NDArray[np.fl
     error = 100 * (depth / measured - 1)
     low, high = np.percentile(error, (0.5, 99.5))
     bins = np.linspace(low, high + 1e-9, min(80, max(6, len(error) // 3)))
-    axes.hist(error.clip(low, high), bins.tolist(), color=color, alpha=0.45, density=True, label=label)
+    axes.hist(error, bins.tolist(), color=color, alpha=0.45, density=True, label=label)

@@ -32,10 +32,11 @@ class CalibrateResult:
     @property
     def summary(self) -> str:
         """The outcome in one line."""
-        if self.choice is None or self.after is None:
-            return f"{self.bundle}: {self.after.text if self.after is not None else 'the calibration was removed'}"
+        if self.choice is None:
+            removed = "the calibration was removed" if self.kept else "there is no calibration to remove"
+            return f"{self.bundle}: {removed if self.after is None else self.after.text}"
         best, first = self.choice.best, self.choice.candidates[0]
-        if not self.kept:
+        if not self.kept or self.after is None:
             return f"{self.bundle}: no correction lowers the error significantly: the manifest is unchanged"
         return f"{self.bundle}: {self.after.text}: abs rel {first.abs_rel:.1%} before, {best.abs_rel:.1%} after"
 

@@ -51,6 +51,7 @@ class MeasureSettings:
     split: str
     targets: dict[str, Against]
     allow_other_weights: bool
+    calibrated: bool
     threads: int
     job: str
     """Digest of the job, see `job_digest`."""
@@ -105,10 +106,10 @@ def _settings(request: Request, threads: int) -> MeasureSettings:
     """Return the workers' settings."""
     reference = str(Path(request.reference).resolve()) if Path(request.reference).exists() else request.reference
     what = {"kind": "verify", "version": RECORD_VERSION, "reference": reference_digest(reference),
-            "targets": request.targets}  # fmt: skip
+            "targets": request.targets, "calibrated": request.calibrated}  # fmt: skip
     return MeasureSettings(
         request.bundle.path.resolve(), reference, request.data if request.path is None else request.path.resolve(),
-        request.split, request.targets, request.allow_other_weights, threads,
+        request.split, request.targets, request.allow_other_weights, request.calibrated, threads,
         job_digest(request.bundle.manifest, what),
     )  # fmt: skip
 
@@ -125,7 +126,8 @@ class _Measure(FrameWorker):
         settings = self.settings
         cv2.setNumThreads(settings.threads)
         source = open_dataset(settings.data, settings.split) if isinstance(settings.data, Path) else settings.data
-        runtime = Runtime.load(settings.bundle, self_test=False, threads=settings.threads)
+        runtime = Runtime.load(settings.bundle, self_test=False, threads=settings.threads,
+                               calibrated=settings.calibrated)  # fmt: skip
         measurer, sides = open_sides(runtime, settings.reference, settings.targets, settings.threads,
                                      allow_other_weights=settings.allow_other_weights)  # fmt: skip
         self._parts = source, runtime, measurer, sides

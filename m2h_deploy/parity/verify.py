@@ -42,6 +42,7 @@ class VerifyKeywords(TypedDict, total=False):
     resamples: int
     allow_other_weights: bool
     record: bool
+    calibrated: bool
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class VerifyOptions:
     """Compare even if the bundle was built from other weights."""
     record: bool = False
     """Write the result into the bundle's manifest at the end: an interrupted run leaves the bundle unchanged."""
+    calibrated: bool = False
+    """Apply the bundle's depth calibration, to both sides; by default depth is the network's own."""
 
 
 def verify(
@@ -140,6 +143,7 @@ def _request(bundle: Bundle, reference: str, data: Dataset | str | os.PathLike[s
         choose_targets(bundle.manifest, source[indices[0]], source),
         options.pictures,
         options.allow_other_weights,
+        options.calibrated,
     )
 
 

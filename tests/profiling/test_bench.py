@@ -162,11 +162,11 @@ def test_no_table_of_a_page_is_wider_than_the_page(result, tmp_path):
 
 
 def test_a_share_above_the_roofline_is_shown_without_a_figure(result, tmp_path):
-    (profile, *others) = result.layers
+    profile = result.layers[0]  # on a busy machine the others may be above the roofline, too
     blocks = tuple(
         dataclasses.replace(block, of_roofline=3.67 if block.block == "backbone" else None) for block in profile.blocks
     )
-    changed = dataclasses.replace(result, layers=(dataclasses.replace(profile, blocks=blocks), *others), warnings=())
+    changed = dataclasses.replace(result, layers=(dataclasses.replace(profile, blocks=blocks),), warnings=())
     (row,) = (words.block_cells(block) for block in blocks if block.block == "backbone")
     assert row[-1] == "> 100 %"
     assert "367" not in "".join(row)

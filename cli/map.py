@@ -13,7 +13,16 @@ from rich.text import Text
 
 from cli.app import DeviceOption, EngineCodeFlag, JsonFlag, PluginsOption, ThreadsOption, app, needs
 from cli.console import make_progress, out, print_json, say
-from cli.sequence import IntrinsicsOption, OffsetOption, PosesOption, RateOption, open_posed, sequence_option
+from cli.sequence import (
+    TOLERANCE,
+    IntrinsicsOption,
+    OffsetOption,
+    PosesOption,
+    RateOption,
+    ToleranceOption,
+    open_posed,
+    sequence_option,
+)
 
 if TYPE_CHECKING:
     from m2h_deploy.mapping.result import MapResult
@@ -43,9 +52,7 @@ def make_map(
         Path | None,
         sequence_option(metavar="FILE", help="Mesh of the true surface (PLY).", show_default="the sequence's own"),
     ] = None,
-    tolerance: Annotated[
-        float, sequence_option(metavar="SECONDS", help="Largest difference in time of an image and its pose.", min=0)
-    ] = 0.02,
+    tolerance: ToleranceOption = TOLERANCE,
     offset: OffsetOption = 0.0,
     rate: RateOption = None,
     voxel: Annotated[float, volume_option(metavar="METERS", help="Size of a voxel.")] = 0.05,

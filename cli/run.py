@@ -24,7 +24,17 @@ from cli.app import (
 )
 from cli.console import make_progress, print_json, print_values, say
 from cli.on_ray import RayGpusOption, RayOption, RayWorkersOption, cluster_of, reporting, tell
-from cli.sequence import IntrinsicsOption, OffsetOption, PosesOption, RateOption, open_posed, sequence_option
+from cli.sequence import (
+    TOLERANCE,
+    IntrinsicsOption,
+    OffsetOption,
+    PosesOption,
+    RateOption,
+    ToleranceOption,
+    open_posed,
+    sequence_option,
+)
+from cli.view import View, ViewFlag, ViewHostOption, ViewPortOption, ViewStayFlag, keep_view, tell_view, view_of
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import check_folder, make_folder
 
@@ -66,9 +76,14 @@ def run(
         bool, sequence_option("--filter", help="Fuse each frame with the ones before, by the camera's poses.")
     ] = False,
     poses: PosesOption = None,
+    tolerance: ToleranceOption = TOLERANCE,
     offset: OffsetOption = 0.0,
     rate: RateOption = None,
     rerun: Annotated[Path | None, rerun_option(metavar="FILE", help="Write a Rerun recording (.rrd).")] = None,
+    view: ViewFlag = False,
+    view_host: ViewHostOption = None,
+    view_port: ViewPortOption = None,
+    view_stay: ViewStayFlag = False,
     fov: Annotated[float | None, rerun_option(metavar="DEGREES", help="The camera's horizontal angle of view.")] = None,
     intrinsics: IntrinsicsOption = None,
     threads: ThreadsOption = None,
@@ -100,18 +115,18 @@ def run(
         if place is not None:
             check_outside(bundle, place)
     check_outputs({"mp4": video, "rrd": rerun}, overwrite=overwrite, sources=[source])
-    if rerun is None and fov is not None:
-        raise M2HError("--fov describes the camera of --rerun FILE.rrd: give that too")
-    if rerun is None and not filtered and intrinsics is not None:
-        raise M2HError("--intrinsics describes the camera of --rerun FILE.rrd and of --filter: give one of them too")
-    if not filtered and (poses is not None or offset or rate is not None):
-        raise M2HError("--poses, --offset and --rate are for --filter: give that too")
+    if rerun is None and not view and fov is not None:
+        raise M2HError("--fov describes the camera of --rerun FILE.rrd and of --view: give one of them too")
+    if rerun is None and not view and not filtered and intrinsics is not None:
+        raise M2HError("--intrinsics describes the camera of --rerun, --view and --filter: give one of them too")
+    if not filtered and (poses is not None or offset or rate is not None or tolerance != TOLERANCE):
+        raise M2HError("--poses, --tolerance, --offset and --rate are for --filter: give that too")
     if fov is not None and intrinsics is not None:
         raise M2HError("give --fov or --intrinsics, not both")
     if npz and not files:
         raise M2HError("--npz writes files, which --no-files turns off: give one of the two")
     if cluster is not None:
-        _refuse_with_ray(video, rerun, show=show, files=files, filtered=filtered)
+        _refuse_with_ray(video, rerun, show=show or view, files=files, filtered=filtered)
         from m2h_deploy.cluster import predict_folder
 
         with reporting() as report:
@@ -123,9 +138,11 @@ def run(
         return
     if parquet:
         raise M2HError("--parquet applies only to a job on Ray: give --ray local too")
+    live = view_of(view, view_host, view_port, stay=view_stay)
     temporal = None
     if filtered:
-        temporal, frames = _filter(open_posed(source, poses, intrinsics, offset=offset, rate=rate))
+        posed = open_posed(source, poses, intrinsics, offset=offset, rate=rate, tolerance=tolerance)
+        temporal, frames = _filter(posed)
     else:
         frames = open_source(source)
     if files and is_folder(Path(source)) and Path(source).resolve() == output.resolve():
@@ -144,7 +161,7 @@ def run(
             allow_engine_code=allow_engine_code,
         )
         stack.enter_context(runtime)
-        sinks = _sinks(runtime, frames, video, rerun, show, fov, intrinsics)
+        sinks = _sinks(runtime, frames, video, rerun, show, live, fov, intrinsics)
         for sink in sinks:
             stack.callback(sink.close)
         if files:
@@ -153,6 +170,8 @@ def run(
         total = frames.count if limit is None or frames.count is None else min(limit, frames.count)
         with frame_progress(total) as progress:
             summary = predict_source(runtime, frames, sinks, temporal=temporal, limit=limit, progress=progress)
+        if live is not None and live.stay and not summary.interrupted:
+            keep_view(sinks)
     failed = len(summary.failed)
     values = summary.timings | {"failed": failed, "read": summary.read, "interrupted": summary.interrupted}
     values["output"] = str(output) if files else None
@@ -183,7 +202,9 @@ def _give_job(job: JobResult, output: Path, *, as_json: bool) -> None:
 def _refuse_with_ray(video: Path | None, rerun: Path | None, *, show: bool, files: bool, filtered: bool) -> None:
     """Raise M2HError on what needs the frames in their order."""
     if video is not None or rerun is not None or show or not files or filtered:
-        raise M2HError("--video, --rerun, --show, --no-files and --filter need the frames in order: run without --ray")
+        raise M2HError(
+            "--video, --rerun, --show, --view, --no-files and --filter need the frames in order: run without --ray"
+        )
 
 
 def _filter(sequence: Sequence) -> tuple[TemporalFilter, Source]:
@@ -215,6 +236,7 @@ def _sinks(
     video: Path | None,
     rerun: Path | None,
     show: bool,
+    view: View | None,
     fov: float | None,
     intrinsics: str | None,
 ) -> list[Sink]:
@@ -222,7 +244,11 @@ def _sinks(
     from m2h_deploy.camera import ASSUMED_FOV, parse_intrinsics
     from m2h_deploy.sinks.screen import VideoFile, Window
 
-    classes = runtime.manifest.classes
+    classes, depth_range = runtime.manifest.classes, runtime.manifest.depth_range
+    camera = parse_intrinsics(intrinsics) if intrinsics is not None else None
+    if (rerun is not None or view is not None) and camera is None and fov is None:
+        say(f"no --fov or --intrinsics: the cloud assumes a view of {ASSUMED_FOV:g} degrees", "yellow")
+    fov = ASSUMED_FOV if fov is None else fov
     sinks: list[Sink] = []
     if show:
         sinks.append(Window(classes))
@@ -231,11 +257,14 @@ def _sinks(
     if rerun is not None:
         from m2h_deploy.sinks.rerun import RerunLog
 
-        camera = parse_intrinsics(intrinsics) if intrinsics is not None else None
-        if camera is None and fov is None:
-            say(f"no --fov or --intrinsics: the cloud assumes a view of {ASSUMED_FOV:g} degrees", "yellow")
-        depth_range = runtime.manifest.depth_range
-        sinks.append(RerunLog(rerun, classes, depth_range, intrinsics=camera, fov=ASSUMED_FOV if fov is None else fov))
+        sinks.append(RerunLog(rerun, classes, depth_range, intrinsics=camera, fov=fov, tasks=runtime.tasks))
+    if view is not None:
+        from m2h_deploy.sinks.view import LiveView
+
+        live = LiveView(classes, depth_range, host=view.host, port=view.port, intrinsics=camera, fov=fov,
+                        tasks=runtime.tasks, complain=lambda line: say(line, "yellow"))  # fmt: skip
+        tell_view(view, live.page)
+        sinks.append(live)
     return sinks
 
 

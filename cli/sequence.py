@@ -21,6 +21,13 @@ IntrinsicsOption = Annotated[
     str | None, sequence_option(metavar="FX,FY,CX,CY", help="The camera, in pixels.", show_default="the sequence's own")
 ]
 
+#: Default of `ToleranceOption`, seconds.
+TOLERANCE = 0.02
+
+ToleranceOption = Annotated[
+    float, sequence_option(metavar="SECONDS", help="Largest difference in time of an image and its pose.", min=0)
+]
+
 OffsetOption = Annotated[
     float, sequence_option(metavar="SECONDS", help="Added to the times of the images to find their poses.")
 ]
@@ -38,7 +45,7 @@ def open_posed(
     *,
     offset: float,
     rate: float | None,
-    tolerance: float = 0.02,
+    tolerance: float = TOLERANCE,
 ) -> Sequence:
     """Open a sequence as the options state it. Raises M2HError if that fails."""
     from m2h_deploy.camera import parse_intrinsics

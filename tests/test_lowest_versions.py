@@ -160,6 +160,7 @@ def test_measuring_and_reports(tiny_onnx, tiny_bundle, place):
     environment.good("run", "b", "pictures", "--no-files", "--rerun", "r.rrd", "--fov", 70, cwd=place)
     again = ("run", "b", "pictures", "--no-files", "--rerun", "r.rrd", "--fov", 70)
     environment.good(*again, cwd=place)  # its own recording is recognized
+    environment.good("run", "b", "pictures", "--no-files", "--view", "--fov", 70, cwd=place)
     program = (
         "from tests.data.nyuv2_mat import write_mat; from m2h_deploy.data.nyuv2 import NYUv2;"
         "print(NYUv2.from_mat(write_mat('m/nyu_depth_v2_labeled.mat', 2))[0].depth.shape)"

@@ -29,7 +29,7 @@ def room():
 @pytest.fixture(scope="module")
 def prediction(room):
     labels = np.where(room.semantics == 255, 0, room.semantics + 1).astype(np.uint8)
-    return Prediction(room.depth, labels, room.normals, room.edges.astype(np.float32))
+    return Prediction(room.depth, labels, room.normals, room.edges.astype(np.float32), {"inference": 12.5})
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,8 @@ def test_a_recording_is_read_back(room, prediction, classes, tmp_path):
     printed = subprocess.run([*command, "print", tmp_path / "r.rrd"], check=True, capture_output=True, text=True).stdout
     for entity in ("/camera", "/camera/image", "/camera/depth", "/camera/labels", "/camera/normals", "/camera/edges"):
         assert f" - {entity} - " in printed, entity
-    assert " - /points - " in printed
+    for entity in ("/points", "/latency/inference", "/latency/total", "/rate/frames_per_second", "/viewport"):
+        assert f" - {entity} - " in printed, entity
     assert "AnnotationContext:context" in printed
 
 

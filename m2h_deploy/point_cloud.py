@@ -77,7 +77,7 @@ class PointCloud:
             raise M2HError(f"point cloud: decimation is {decimation}: must be 1 to {MAX_DECIMATION}")
         self.dtype = point_dtype(labels=labels, normals=normals)
         self._labels, self._normals = labels, normals
-        self._step, self._scale = decimation, np.float32(scale)
+        self.decimation, self._scale = decimation, np.float32(scale)
         self._for: Hashable = None
 
     def __call__(
@@ -103,7 +103,7 @@ class PointCloud:
         """
         labels = prediction.semantics if labels is None else labels
         depth = _checked("depth", prediction.depth, image)
-        rows = slice(None, None, self._step)
+        rows = slice(None, None, self.decimation)
         self._prepare(depth.shape, camera)
         cloud, valid = self._cloud, self._valid
         self._positions(depth[rows, rows], None if outside is None else outside[rows, rows])
@@ -124,7 +124,7 @@ class PointCloud:
         height, width = size
         x = (np.arange(width) - camera.cx) / camera.fx
         y = (np.arange(height) - camera.cy) / camera.fy
-        self._x, self._y = x[:: self._step].astype(np.float32), y[:: self._step, None].astype(np.float32)
+        self._x, self._y = x[:: self.decimation].astype(np.float32), y[:: self.decimation, None].astype(np.float32)
         taken = len(self._y), len(self._x)
         self._z = np.empty(taken, np.float32)
         self._valid, self._invalid = np.empty(taken, np.bool_), np.empty(taken, np.bool_)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from m2h_deploy import M2HError
+from m2h_deploy import M2HError, Runtime
 from m2h_deploy.camera import Lens, Rectification
 from m2h_deploy.data.frame import Intrinsics
 from m2h_deploy.data.rooms.render import render_room
@@ -113,3 +113,36 @@ def test_a_calibration_that_cannot_be_used_is_refused_in_one_line(changes, words
 def test_an_image_of_another_size_is_refused():
     with pytest.raises(M2HError, match="64x48, and the calibration is for 320x240"):
         Rectification(lens_of("plumb_bob"))(np.zeros((48, 64, 3), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory):
+    """Open a bundle of the trained m2h-tiny."""
+    from engines import build_bundle
+    from export import export_onnx
+    from m2h_deploy.model import load_checkpoint
+
+    folder = tmp_path_factory.mktemp("tiny")
+    export_onnx(load_checkpoint("m2h-tiny"), folder / "model.onnx", height=224, width=224)
+    build_bundle(folder / "model.onnx", folder / "bundle")
+    with Runtime.load(folder / "bundle") as opened:
+        yield opened
+
+
+@pytest.mark.slow
+def test_depth_of_rectified_images_is_as_accurate_as_that_of_a_pinhole_camera(runtime):
+    """The mean relative error on rooms, beside that of the distorted images."""
+    rooms = [render_room(31, index, 480, 640) for index in range(12)]
+
+    def error(images: list[np.ndarray]) -> float:
+        pairs = zip(images, rooms, strict=True)
+        return float(
+            np.mean([np.mean(np.abs(runtime(image).depth - room.depth) / room.depth) for image, room in pairs])
+        )
+
+    pinhole = error([room.image for room in rooms])
+    for model in COEFFICIENTS:
+        lens = lens_of(model, 480, 640)
+        seen = [distort(room.image, lens) for room in rooms]
+        assert error([Rectification(lens)(image) for image in seen]) < 1.03 * pinhole
+        assert error(seen) > 1.1 * pinhole

@@ -59,7 +59,7 @@ def write_clouds(peer: Peer, out: Path) -> None:
         facts[name] = {key: getattr(message, key) for key in keys}
         facts[name] |= {"fields": fields, "stamp": stamp_of(message), "frame_id": message.header.frame_id}
         (out.parent / f"{name}.bytes").write_bytes(bytes(message.data))
-    (out.parent / "clouds.json").write_text(json.dumps(facts))
+    (out.parent / "points.json").write_text(json.dumps(facts))
 
 
 def clouds(peer: Peer, out: Path) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def clouds(peer: Peer, out: Path) -> dict[str, Any]:
     peer.meet()
     early = image_message(room(3, HEIGHT, WIDTH), START * 10**9, "camera_optical")
     # A camera whose CameraInfo is late.
-    without = peer.status(lambda status: "no points" in status["message"], early)
+    without = peer.status(lambda status: "CameraInfo" in status["message"], early)
     peer.info = camera_info(lens_of("", HEIGHT, WIDTH))
     stamp = START * 10**9 + 123_456_789
     message = image_message(room(3, HEIGHT, WIDTH), stamp, "camera_optical")

@@ -103,7 +103,7 @@ def _facts(info: Any) -> tuple[Any, ...]:
 def lens_of(info: Any, image: Any) -> Lens:
     """Return the lens of a CameraInfo, scaled to the size of an image, which may be binned.
 
-    P without a focal length is K, and R without a number other than 0 is no rotation: drivers leave them empty.
+    P without a focal length is K, and R of zeros is the identity: drivers leave them empty.
 
     Raises:
         M2HError: The camera is not calibrated, its distortion model is not known, or its images have another aspect
@@ -133,7 +133,7 @@ def rectified_intrinsics(info: Any, image: Any) -> Intrinsics:
 
 
 def rectified_info(info: Any, rectification: Rectification) -> Any:
-    """Return a copy of a CameraInfo for its rectified images: D is 0, K is the left part of P, R is no rotation."""
+    """Return a copy of a CameraInfo for its rectified images: D is 0, K is the left part of P, R is the identity."""
     camera, lens = rectification.camera, rectification.lens
     shift = float(info.p[3]) * lens.width / (info.width or lens.width)  # of the second camera of a stereo pair
     info = copy.copy(info)

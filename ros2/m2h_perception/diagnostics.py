@@ -198,7 +198,7 @@ def identity(manifest: Manifest, self_test: bool, depth_scale: float = 1.0) -> d
         "tasks": ", ".join(manifest.tasks),
         "self-test": passed if manifest.self_test is not None else "the bundle has none",
         "depth calibration": (
-            "none" if calibration is None else f"depth * {calibration.scale:g} + {calibration.offset:g} m"
+            "none" if calibration is None else f"{calibration.scale:g} * depth {calibration.offset:+g} m"
         ),
         "depth_scale": f"{depth_scale:g}",
         "labels": "the network's" if labels is None else labels.name,

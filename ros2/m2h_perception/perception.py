@@ -71,7 +71,8 @@ class Perception:
         self._opened.callback(self._runtime.close)
         if not node.context.ok():
             raise ExternalShutdownException
-        self._check_bundle()
+        for warning in settings.check_bundle(self._runtime.manifest):
+            node.get_logger().warning(warning)
         self._calibration = Calibration(settings.camera_info_topic, rectify=settings.rectify)
         self._temporal = self._make_temporal(remap) if settings.temporal_filter else None
         facts = identity(self._runtime.manifest, settings.self_test, settings.depth_scale)
@@ -82,17 +83,6 @@ class Perception:
         )
         self._opened.callback(self._outputs.close)
         self._ready = f"{facts['model']} on {facts['engine']}, self-test {facts['self-test']}"
-
-    def _check_bundle(self) -> None:
-        settings, manifest = self._settings, self._runtime.manifest
-        if settings.label_remap and manifest.label_map is not None:
-            raise M2HError(
-                f"parameter label_remap: the bundle maps labels to {manifest.label_map.name} itself: remove label_remap"
-            )
-        if settings.depth_scale != 1 and manifest.depth_calibration is not None:
-            self._node.get_logger().warning(
-                f"depth_scale {settings.depth_scale:g} multiplies depth that the bundle's calibration has corrected"
-            )
 
     def _make_temporal(self, remap: NDArray[np.uint8] | None) -> Temporal:
         settings = self._settings

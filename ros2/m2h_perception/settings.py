@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m2h_deploy.bundle.manifest import Manifest
 from m2h_deploy.data.frame import Pose
 from m2h_deploy.data.sequences.trajectory import ROUNDING
 from m2h_deploy.errors import M2HError
@@ -206,6 +207,21 @@ class Settings:
         good = len(values) == 7 and all(map(math.isfinite, values)) and abs(math.hypot(*values[3:]) - 1) <= ROUNDING
         self._require("camera_in_body", good, "x y z qx qy qz qw in meters, with a quaternion of length 1")
         return rigid_transform(values[:3], values[3:])
+
+    def check_bundle(self, manifest: Manifest) -> list[str]:
+        """Return warnings about parameters that a bundle makes doubtful.
+
+        Raises:
+            M2HError: `label_remap` is about the network's classes, and the bundle has others.
+        """
+        if self.label_remap and manifest.label_map is not None:
+            raise M2HError(
+                f"parameter label_remap: the bundle itself maps labels to {manifest.label_map.name}: "
+                "remove label_remap, or take a bundle with the network's own classes"
+            )
+        if self.depth_scale != 1 and manifest.depth_calibration is not None:
+            return [f"depth_scale {self.depth_scale:g} multiplies depth that the bundle's calibration has corrected"]
+        return []
 
     def filter_settings(self, remap: NDArray[np.uint8] | None = None) -> FilterSettings:
         """Return the settings of the temporal filter, which works on labels before `remap` (256 entries)."""

@@ -15,6 +15,7 @@ from peer import IMAGE, START, TOPICS, Peer, image_message, room, soak, stamp_of
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, PointCloud2
 
+from m2h_deploy import Runtime
 from m2h_deploy.camera import Lens
 from tests.lenses import distort, lens_of
 
@@ -62,8 +63,8 @@ def write_clouds(peer: Peer, out: Path) -> None:
     (out.parent / "points.json").write_text(json.dumps(facts))
 
 
-def clouds(peer: Peer, out: Path) -> dict[str, Any]:
-    """Send an undistorted image at 640 x 480 until there are clouds of it."""
+def clouds(peer: Peer, out: Path, bundle: str) -> dict[str, Any]:
+    """Send an undistorted image at 640 x 480 until there are clouds of it; compare the outputs with the runtime's."""
     listen(peer)
     peer.meet()
     early = image_message(room(3, HEIGHT, WIDTH), START * 10**9, "camera_optical")
@@ -72,10 +73,15 @@ def clouds(peer: Peer, out: Path) -> dict[str, Any]:
     peer.info = camera_info(lens_of("", HEIGHT, WIDTH))
     stamp = START * 10**9 + 123_456_789
     message = image_message(room(3, HEIGHT, WIDTH), stamp, "camera_optical")
-    answered = peer.send(message, (*ANSWERS, *CLOUDS))
+    answered = peer.send(message, (*ANSWERS, "normals", *CLOUDS))
     write_pixels(peer, out)
     write_clouds(peer, out)
-    return {"answered": answered, "stamp": stamp, "without": without, "status": peer.status(lambda status: True)}
+    with Runtime.load(bundle, threads=1) as runtime:
+        prediction = runtime(room(3, HEIGHT, WIDTH))
+    heard = {name: bytes(peer.heard[name][-1].data) for name in ("depth", "labels")}
+    same = heard == {"depth": prediction.depth.tobytes(), "labels": prediction.semantics.tobytes()}
+    status = peer.status(lambda status: True)
+    return {"answered": answered, "stamp": stamp, "without": without, "status": status, "same": same}
 
 
 def distorted(peer: Peer, out: Path) -> dict[str, Any]:

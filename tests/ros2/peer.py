@@ -248,7 +248,8 @@ def topics(peer: Peer, out: Path) -> dict[str, Any]:
     peer.spin_until(lambda: IMAGE in of_node(peer.get_subscriber_names_and_types_by_node))
     published = of_node(peer.get_publisher_names_and_types_by_node)
     subscribed = of_node(peer.get_subscriber_names_and_types_by_node)
-    return {"answered": answered, "published": published, "subscribed": subscribed}
+    status = peer.statuses[-1]
+    return {"answered": answered, "published": published, "subscribed": subscribed, "status": status}
 
 
 def write_bag(bag: Path, count: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,9 @@ ROOM = render_room(11, 3, 480, 640).image
 
 #: Classes that the random network of the tests predicts.
 GROUND = "shower curtain, shelves, pillow"
+
+#: Parameters of a node that publishes all clouds.
+ALL = {**TOPICS, "points_normals": True, "normals_topic": "/test/normals", "ground_labels": f'"{GROUND}"'}
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Heard:
 
 def run(ros: Any, scenario: str, bundle: Any, **parameters: object) -> Heard:
     with ros.node(bundle, **parameters) as node:
-        result = ros.peer(scenario)
+        result = ros.peer(scenario, *([bundle] if scenario == "clouds" else []))
         exit_code = ros.interrupt(node)
     clouds = {}
     for name, facts in json.loads((ros.folder / "points.json").read_text()).items():
@@ -61,8 +65,7 @@ def run(ros: Any, scenario: str, bundle: Any, **parameters: object) -> Heard:
 @pytest.fixture(scope="module")
 def plain(ros, tiny_bundle) -> Heard:
     """Run a node that publishes all clouds of an undistorted camera."""
-    extra = {"points_normals": True, "normals_topic": "/test/normals", "ground_labels": f'"{GROUND}"'}
-    return run(ros, "clouds", tiny_bundle, rectify=False, **TOPICS, **extra)
+    return run(ros, "clouds", tiny_bundle, rectify=False, **ALL)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,10 @@ def test_ground_and_obstacles_are_dense_and_split_by_class(plain, tiny_bundle):
             assert all(math.isfinite(value) for key, value in point.items() if key != "rgb")
 
 
+def test_depth_and_labels_are_those_of_the_runtime_in_every_bit(plain):
+    assert plain.result["same"]
+
+
 def test_points_wait_for_camera_info_and_diagnostics_say_so(plain):
     assert "no points: no CameraInfo on /camera/color/camera_info" in plain.result["without"]["message"]
     assert plain.result["status"]["values"]["depth calibration"] == "none"
@@ -116,8 +123,8 @@ def test_points_wait_for_camera_info_and_diagnostics_say_so(plain):
 
 
 def test_rectifying_an_undistorted_camera_changes_no_bit(ros, plain, tiny_bundle):
-    other = run(ros, "clouds", tiny_bundle, rectify=True, **TOPICS, ground_labels=f'"{GROUND}"', points_normals=True)
-    for topic in ("depth", "labels", "synced"):
+    other = run(ros, "clouds", tiny_bundle, rectify=True, **ALL)
+    for topic in ("depth", "labels", "normals", "synced"):
         np.testing.assert_array_equal(other.image(topic), plain.image(topic))
     assert {name: cloud.data for name, cloud in other.clouds.items()} == {
         name: cloud.data for name, cloud in plain.clouds.items()
@@ -168,6 +175,20 @@ def test_a_damaged_compressed_image_is_one_counted_frame(rectified):
 def test_a_camera_that_cannot_be_rectified_is_named_in_diagnostics(rectified):
     assert "CameraInfo on /camera/color/camera_info: distortion model 'fov'" in rectified.result["refused"]["message"]
     assert rectified.exit_code == 0 and "Traceback" not in rectified.log
+
+
+def test_depth_scale_and_a_calibration_are_a_warning_and_diagnostics_name_both(ros, tiny_bundle, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["depth_calibration"] = {"scale": 1.25, "offset": -0.5}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with ros.node(copy, depth_scale=2) as node:
+        result = ros.peer("topics")
+        assert ros.interrupt(node) == 0, ros.log()
+    assert ros.log().count("depth_scale 2 multiplies depth that the bundle's calibration has corrected") == 1
+    values = result["status"]["values"]
+    assert (values["depth calibration"], values["depth_scale"]) == ("1.25 * depth -0.5 m", "2")
 
 
 def test_a_class_that_the_bundle_lacks_gives_one_line_and_exit_code_2(ros, tiny_bundle):

@@ -12,10 +12,13 @@ import pytest
 from m2h_perception import messages
 from m2h_perception.calibration import View
 from m2h_perception.clouds import Cloud, Clouds, Field, fill_cloud
+from m2h_perception.diagnostics import identity
 from m2h_perception.labels import ground_table
 from m2h_perception.settings import Settings, defaults
 
-from m2h_deploy import M2HError
+from m2h_deploy import M2HError, load_bundle
+from m2h_deploy.bundle.depth_calibration import DepthCalibration
+from m2h_deploy.bundle.manifest import LabelMap
 from m2h_deploy.data.classes import NYU40_CLASSES
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.point_cloud import PointCloud
@@ -234,3 +237,23 @@ def test_compressed_images_are_on_image_transport_s_topic():
     assert Settings(**settings).input_topic == "/camera/color/image_raw/compressed"
     assert Settings(**settings | {"image_topic": "/a/compressed"}).input_topic == "/a/compressed"
     assert Settings(**settings | {"image_transport": "raw"}).input_topic == "/camera/color/image_raw"
+
+
+def test_a_label_remap_is_refused_and_a_depth_scale_warned_about_where_the_bundle_does_it_itself(tiny_bundle):
+    settings = Settings(**{**defaults(), "bundle": "here", "label_remap": "remap.yaml", "depth_scale": 2.0})
+    manifest = load_bundle(tiny_bundle).manifest
+    assert settings.check_bundle(manifest) == []
+    names = manifest.classes.names
+    mapped = LabelMap(name="nyud20", network_classes=names, groups=tuple((index,) for index in range(len(names))))
+    with pytest.raises(M2HError, match="label_remap: the bundle itself maps labels to nyud20"):
+        settings.check_bundle(manifest.model_copy(update={"label_map": mapped}))
+    calibrated = manifest.model_copy(update={"depth_calibration": DepthCalibration(scale=1.1)})
+    (warning,) = settings.check_bundle(calibrated)
+    assert "depth_scale 2 multiplies depth" in warning
+    told = identity(calibrated, True, 2.0)
+    assert (told["depth calibration"], told["depth_scale"], told["labels"]) == (
+        "1.1 * depth +0 m",
+        "2",
+        "the network's",
+    )
+    assert identity(manifest.model_copy(update={"label_map": mapped}), True)["labels"] == "nyud20"

@@ -11,7 +11,7 @@ import cv2
 import rclpy
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
-from peer import IMAGE, START, TOPICS, Peer, image_message, room, soak, stamp_of, write_pixels
+from peer import IMAGE, PATIENCE, START, TOPICS, Peer, image_message, room, soak, stamp_of, write_pixels
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, PointCloud2
 
@@ -128,11 +128,11 @@ class LifeCycle:
         self._peer = peer
         self._change = peer.create_client(ChangeState, "/m2h_perception/change_state")
         self._state = peer.create_client(GetState, "/m2h_perception/get_state")
-        assert self._change.wait_for_service(60) and self._state.wait_for_service(60)
+        assert self._change.wait_for_service(PATIENCE) and self._state.wait_for_service(PATIENCE)
 
     def _call(self, client: Any, request: Any) -> Any:
         future = client.call_async(request)
-        rclpy.spin_until_future_complete(self._peer, future, timeout_sec=120)
+        rclpy.spin_until_future_complete(self._peer, future, timeout_sec=PATIENCE)
         return future.result()
 
     def go(self, name: str) -> str:
@@ -164,12 +164,12 @@ def managed(peer: Peer, out: Path) -> dict[str, Any]:
     steps.append(f"subscriptions while inactive: {peer.images.get_subscription_count()}")
     for turn in range(2):
         steps += [go("activate"), f"answers: {answers(START * 10**9 + turn)}", go("deactivate")]
-        gone = peer.spin_until(lambda: peer.images.get_subscription_count() == 0, 30)
+        gone = peer.spin_until(lambda: peer.images.get_subscription_count() == 0)
         steps.append(f"unsubscribed: {gone}")
     qualities = peer.get_publishers_info_by_topic(CLOUDS["points"])
     reliability = {info.qos_profile.reliability.name for info in qualities}
     steps += [go("cleanup")]
-    gone = peer.spin_until(lambda: peer.count_publishers(TOPICS["depth"]) == 0, 30)
+    gone = peer.spin_until(lambda: peer.count_publishers(TOPICS["depth"]) == 0)
     steps += [f"topics removed: {gone}", go("configure"), go("activate")]
     steps.append(f"answers: {answers(START * 10**9 + 9)}")
     return {"steps": steps, "reliability": sorted(reliability)}

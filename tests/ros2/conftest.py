@@ -27,7 +27,8 @@ sys.path.insert(0, str(PACKAGE))
 PATIENCE = 300.0
 
 _MODULES = (
-    "rclpy, sensor_msgs.msg, nav_msgs.msg, diagnostic_msgs.msg, rosgraph_msgs.msg, cv2, pydantic, yaml, onnxruntime, "
+    "rclpy, sensor_msgs.msg, nav_msgs.msg, lifecycle_msgs.srv, diagnostic_msgs.msg, "
+    "rosgraph_msgs.msg, cv2, pydantic, yaml, onnxruntime, "
     "mcap_ros2"
 )
 

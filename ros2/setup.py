@@ -19,7 +19,12 @@ setup(
     zip_safe=True,
     maintainer="m2h-deploy",
     maintainer_email="m2h-deploy@users.noreply.github.com",
-    description="Depth in meters and class labels of a camera's images, by a verified M2H bundle.",
+    description="Depth, class labels and point clouds of a camera's images, by a verified M2H bundle.",
     license="MIT",
-    entry_points={"console_scripts": ["perception_node = m2h_perception.node:main"]},
+    entry_points={
+        "console_scripts": [
+            "perception_node = m2h_perception.node:main",
+            "perception_lifecycle_node = m2h_perception.lifecycle:main",
+        ]
+    },
 )

@@ -16,6 +16,7 @@ from m2h_deploy.bundle.manifest import Classes
 from m2h_deploy.camera import ASSUMED_FOV, intrinsics_of_view
 from m2h_deploy.data.frame import Intrinsics
 from m2h_deploy.files.atomic import NewFile, check_space, check_writable, library_path
+from m2h_deploy.point_cloud import PointCloud, colors, positions
 from m2h_deploy.runtime.postprocess import Prediction
 from m2h_deploy.sinks import Sink
 from m2h_deploy.sources.source import SourceFrame
@@ -241,11 +242,9 @@ def point_cloud(
     """
     height, width = depth.shape
     stride = max(1, round((height * width / _POINTS) ** 0.5))
-    rays = camera.rays(height, width)[::stride, ::stride]
-    z = depth[::stride, ::stride]
-    known = z > 0
-    points = (rays * z[:, :, None])[known].astype(np.float32)
-    return points, np.ascontiguousarray(image[::stride, ::stride][known][:, ::-1])
+    project = PointCloud(decimation=stride, labels=False)
+    points = project(image, Prediction(depth, None, None, None), camera).dense()
+    return positions(points), colors(points)
 
 
 def _indices(classes: Classes) -> range:

@@ -1,1 +1,1 @@
-"""A ROS 2 node that runs a bundle with m2h_deploy's runtime. Only `node` and `pose_topics` import rclpy."""
+"""A ROS 2 node that runs a bundle with m2h_deploy's runtime. Only the modules of topics and of nodes import rclpy."""

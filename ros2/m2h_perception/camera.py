@@ -12,6 +12,7 @@ from m2h_deploy.data.frame import Pose
 from m2h_deploy.errors import M2HError
 from m2h_deploy.sources.source import Item, Source, SourceFrame
 from m2h_deploy.stream.channel import Channel
+from m2h_perception.calibration import View
 
 Message = TypeVar("Message")
 
@@ -27,20 +28,29 @@ class Located(NamedTuple):
     """Why the pose is unknown."""
 
 
+class Picture(NamedTuple):
+    """What the pose of an image depends on; an Image message has these fields, a CompressedImage does not."""
+
+    header: Any
+    height: int
+    width: int
+
+
 class _Carrier(np.ndarray):
     """Pixels that hold a reference to their message: both are freed when the stream releases the frame."""
 
     message: Any
     located: Located
+    seen: View
 
 
 class Camera(Generic[Message]):
     """A queue of messages that a `Stream` reads as its source.
 
     At most `capacity` messages wait; a newer one replaces the oldest, so capacity 1 keeps only the newest. `to_image`
-    converts a message to contiguous uint8 (H, W, 3) BGR on the stream's thread; if it raises M2HError, that frame is
-    lost. Then `locate` finds out when and where it was taken; None if that is not needed. Call `put` from one thread
-    only; `close` may be called from any.
+    converts a message to contiguous uint8 (H, W, 3) BGR on the stream's thread, and `see` rectifies it and finds its
+    intrinsics; if either raises M2HError, that frame is lost. Then `locate` finds out when and where it was taken.
+    `see` and `locate` are None if they are not needed. Call `put` from one thread only; `close` may be called from any.
     """
 
     def __init__(
@@ -48,9 +58,10 @@ class Camera(Generic[Message]):
         to_image: Callable[[Message], NDArray[np.uint8]],
         *,
         capacity: int = 1,
-        locate: Callable[[Message], Located] | None = None,
+        see: Callable[[NDArray[np.uint8]], tuple[NDArray[np.uint8], View]] | None = None,
+        locate: Callable[[Picture], Located] | None = None,
     ) -> None:
-        self._to_image, self._locate = to_image, locate
+        self._to_image, self._see, self._locate = to_image, see, locate
         self._waiting: Channel[Message] = Channel(capacity, replace=True)
 
     def put(self, message: Message) -> bool:
@@ -71,14 +82,18 @@ class Camera(Generic[Message]):
     def _read(self) -> Iterator[Item]:
         while (message := self._waiting.get()) is not None:
             try:
-                image = self._to_image(message).view(_Carrier)
+                pixels, seen = self._to_image(message), View()
+                if self._see is not None:
+                    pixels, seen = self._see(pixels)
             except M2HError as error:
                 yield error
                 continue
-            image.message = message
-            image.located = located = self._locate(message) if self._locate else Located()
-            yield SourceFrame("image", image, located.timestamp, located.pose)
-            del image, message  # do not keep the frame alive while waiting for the next message
+            image = pixels.view(_Carrier)
+            image.message, image.seen, image.located = message, seen, Located()
+            if self._locate is not None:
+                image.located = self._locate(Picture(cast(Any, message).header, *image.shape[:2]))
+            yield SourceFrame("image", image, image.located.timestamp, image.located.pose)
+            del image, pixels, message  # do not keep the frame alive while waiting for the next message
 
     @staticmethod
     def message_of(image: NDArray[np.uint8]) -> Message:
@@ -89,3 +104,8 @@ class Camera(Generic[Message]):
     def located_of(image: NDArray[np.uint8]) -> Located:
         """Return when and where a frame of the stream was taken."""
         return cast(_Carrier, image).located
+
+    @staticmethod
+    def view_of(image: NDArray[np.uint8]) -> View:
+        """Return how the camera sees a frame of the stream."""
+        return cast(_Carrier, image).seen

@@ -15,6 +15,9 @@ OK, WARN, ERROR = 0, 1, 2
 #: Counters of `Health` for frames lost to a fault.
 _FAULTS = ("corrupt", "nonfinite", "failed", "stuck")
 
+#: Counters of images outside of the stream.
+_TOTALS = ("received", "skipped", "stale", "without CameraInfo", "dropped before", "published")
+
 
 @dataclass(frozen=True)
 class Report:
@@ -55,7 +58,7 @@ class Monitor:
         self._more = more
         self._lock = threading.Lock()
         self._period = _Period()
-        self._totals = dict.fromkeys(("received", "skipped", "stale", "dropped before", "published"), 0)
+        self._totals = dict.fromkeys(_TOTALS, 0)
         self._size: tuple[int, int] | None = None
         self._encoding = ""
         self._age: float | None = None
@@ -64,13 +67,18 @@ class Monitor:
         self._faults = 0
         self._failure: str | None = None
 
-    def received(self, width: int, height: int, encoding: str) -> str | None:
-        """Count a received image; return a note if its size differs from the previous one."""
+    def received(self, encoding: str) -> None:
+        """Count a received image."""
         with self._lock:
             self._last_image = self._clock()
             self._totals["received"] += 1
             self._period.received += 1
-            before, self._size, self._encoding = self._size, (width, height), encoding
+            self._encoding = encoding
+
+    def sized(self, width: int, height: int) -> str | None:
+        """Record an image's size; return a note if it differs from the previous one."""
+        with self._lock:
+            before, self._size = self._size, (width, height)
             if before in (None, self._size):
                 return None
             note = f"the camera's resolution changed from {before[0]}x{before[1]} to {width}x{height}"
@@ -78,7 +86,7 @@ class Monitor:
             return note
 
     def count(self, fate: str) -> None:
-        """Count an image that was `skipped`, `stale`, or `dropped before` it reached the stream."""
+        """Count an image with one of the fates of `_TOTALS`: `dropped before` is before it reached the stream."""
         with self._lock:
             self._totals[fate] += 1
 
@@ -159,6 +167,7 @@ class Monitor:
             "published": str(totals["published"]),
             "skipped": str(totals["skipped"]),
             "stale": str(totals["stale"]),
+            "without CameraInfo": str(totals["without CameraInfo"]),
             "dropped for a newer one": str(totals["dropped before"] + health.dropped),
             "unreadable": str(health.corrupt),
             "not finite": str(health.nonfinite),
@@ -174,11 +183,12 @@ def _milliseconds(seconds: float | None) -> str:
     return "none" if seconds is None else f"{1000 * seconds:.1f}"
 
 
-def identity(manifest: Manifest, self_test: bool) -> dict[str, str]:
-    """Describe the bundle, and whether its golden self-test passed or was not run.
+def identity(manifest: Manifest, self_test: bool, depth_scale: float = 1.0) -> dict[str, str]:
+    """Describe the bundle, whether its golden self-test passed or was not run, and what depth is multiplied by.
 
     A node whose self-test fails does not start.
     """
+    calibration, labels = manifest.depth_calibration, manifest.label_map
     passed = "passed" if self_test else "not run (parameter self_test)"
     engine = manifest.engine
     return {
@@ -187,4 +197,9 @@ def identity(manifest: Manifest, self_test: bool) -> dict[str, str]:
         "engine": f"{engine.kind} {engine.version} {engine.precision}",
         "tasks": ", ".join(manifest.tasks),
         "self-test": passed if manifest.self_test is not None else "the bundle has none",
+        "depth calibration": (
+            "none" if calibration is None else f"{calibration.scale:g} * depth {calibration.offset:+g} m"
+        ),
+        "depth_scale": f"{depth_scale:g}",
+        "labels": "the network's" if labels is None else labels.name,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from m2h_deploy.data.frame import Intrinsics
 from m2h_deploy.errors import M2HError
+from m2h_deploy.files.images import decode
+from m2h_deploy.runtime.preprocess import as_color_image
 
 #: Channels of each encoding, and OpenCV's conversion to BGR (None: it is BGR).
 _ENCODINGS: dict[str, tuple[int, int | None]] = {
@@ -65,6 +68,25 @@ def image_to_bgr(message: Any, color_order: str = "rgb") -> NDArray[np.uint8]:
     return pixels if conversion is None else np.asarray(cv2.cvtColor(pixels, conversion), np.uint8)
 
 
+def compressed_to_bgr(message: Any, topic: str = "image") -> NDArray[np.uint8]:
+    """Decode a CompressedImage message (JPEG, PNG) to contiguous uint8 (H, W, 3) BGR; gray is repeated.
+
+    Colors are those that image_transport's subscriber gives: its `format`, such as `rgb8; png compressed rgb8`, states
+    the order in which the encoder took them.
+
+    Raises:
+        M2HError: The data are damaged, have 16 bits a channel, or are depth.
+    """
+    if "compressedDepth" in message.format:
+        raise M2HError(f"{topic}: format '{message.format}' is a depth image: name the color camera's topic")
+    flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    decoded = decode(Path(topic), memoryview(message.data).tobytes(), flags, "the message")
+    image = as_color_image(decoded, topic)
+    if decoded.ndim == 3 and "compressed rgb" in message.format:
+        image = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), np.uint8)
+    return np.ascontiguousarray(image)
+
+
 @dataclass(frozen=True)
 class Pixels:
     """The fields of an Image message except its header."""
@@ -85,9 +107,26 @@ def _pixels(values: NDArray[Any], encoding: str) -> Pixels:
     return Pixels(values.shape[0], values.shape[1], encoding, values.strides[0], data)
 
 
-def depth_pixels(depth: NDArray[np.float32], scale: float = 1.0) -> Pixels:
-    """Convert float32 (H, W) meters, multiplied by `scale`, to 32FC1."""
-    return _pixels(depth if scale == 1.0 else depth * np.float32(scale), "32FC1")
+def depth_pixels(
+    depth: NDArray[np.float32],
+    scale: float = 1.0,
+    encoding: str = "32FC1",
+    outside: NDArray[np.bool_] | None = None,
+) -> Pixels:
+    """Convert float32 (H, W) meters, multiplied by `scale`, to 32FC1 meters or 16UC1 millimeters, as REP 118 defines.
+
+    Unknown depth (not above 0, or `outside`: bool (H, W)) is NaN in 32FC1 and 0 in 16UC1. Depth of 65.535 m or more is
+    65535 in 16UC1.
+    """
+    depth = depth if scale == 1.0 else depth * np.float32(scale)
+    unknown = ~(depth > 0)
+    if outside is not None:
+        unknown |= outside
+    if encoding == "16UC1":
+        millimeters = np.rint(depth * np.float32(1000))
+        millimeters[unknown] = 0
+        return _pixels(np.minimum(millimeters, 65535).astype(np.uint16), "16UC1")
+    return _pixels(np.where(unknown, np.float32(np.nan), depth) if unknown.any() else depth, "32FC1")
 
 
 def label_pixels(labels: NDArray[np.uint8], remap: NDArray[np.uint8] | None = None) -> Pixels:
@@ -98,6 +137,11 @@ def label_pixels(labels: NDArray[np.uint8], remap: NDArray[np.uint8] | None = No
 def color_pixels(labels: NDArray[np.uint8], palette: NDArray[np.uint8]) -> Pixels:
     """Convert uint8 (H, W) class indices to rgb8; `palette` is uint8 (256, 3) RGB."""
     return _pixels(palette[labels], "rgb8")
+
+
+def bgr_pixels(image: NDArray[np.uint8]) -> Pixels:
+    """Convert uint8 (H, W, 3) BGR to bgr8."""
+    return _pixels(image, "bgr8")
 
 
 def float_pixels(values: NDArray[np.float32]) -> Pixels:
@@ -131,12 +175,28 @@ def fits(info: Any, image: Any) -> bool:
     return (info.width, info.height) in ((0, 0), (image.width, image.height))
 
 
+def region(info: Any) -> tuple[int, int, int, int]:
+    """Return the region of interest of a CameraInfo: x, y, width, height; zeros for the whole image."""
+    roi = info.roi
+    return roi.x_offset, roi.y_offset, roi.width, roi.height
+
+
 def intrinsics(info: Any, image: Any) -> Intrinsics:
     """Return the pinhole camera of a CameraInfo, scaled to the size of an image; lens distortion is ignored.
 
+    Args:
+        info: CameraInfo message.
+        image: anything with `width` and `height`, such as an Image message.
+
     Raises:
-        M2HError: The camera is not calibrated, or its images have another aspect ratio.
+        M2HError: The camera is not calibrated, or its images have another aspect ratio or are a region of interest.
     """
+    x, y, width, height = region(info)
+    if (x, y, width, height) not in ((0, 0, 0, 0), (0, 0, info.width, info.height)):
+        raise M2HError(
+            f"CameraInfo has a region of interest ({width}x{height} at {x}, {y}), which is not supported: "
+            "let the driver publish whole images"
+        )
     fx, fy, cx, cy = (float(info.k[place]) for place in (0, 4, 2, 5))
     if not (np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0):
         raise M2HError("CameraInfo has no focal length: the camera is not calibrated")

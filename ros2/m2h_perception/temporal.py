@@ -11,7 +11,7 @@ from m2h_deploy.data.frame import Pose
 from m2h_deploy.errors import M2HError
 from m2h_deploy.runtime.postprocess import Prediction
 from m2h_deploy.temporal.filter import TemporalFilter
-from m2h_perception import messages
+from m2h_perception import calibration, messages
 from m2h_perception.camera import Located
 from m2h_perception.poses import Poses
 
@@ -33,6 +33,7 @@ class Temporal:
         source: str,
         camera_info_topic: str,
         warn: Callable[[str], None],
+        rectified: bool = False,
     ) -> None:
         """Make the part of a node that serves `temporal`.
 
@@ -42,9 +43,12 @@ class Temporal:
             source: where they come from, in words.
             camera_info_topic: for messages.
             warn: called with a warning that is given once.
+            rectified: whether the images are rectified before.
         """
         self.filter = temporal
         self._poses, self._source, self._info_topic, self._warn = poses, source, camera_info_topic, warn
+        self._intrinsics = calibration.rectified_intrinsics if rectified else messages.intrinsics
+        self._rectified = rectified
         self._info: Any = None
         self._lock = threading.Lock()
         self._filtered = 0
@@ -53,12 +57,12 @@ class Temporal:
 
     def on_camera_info(self, message: Any) -> None:
         """Take a CameraInfo message."""
-        if self._info is None and any(message.d):
+        if self._info is None and any(message.d) and not self._rectified:
             self._warn(f"{self._info_topic} states lens distortion, which the temporal filter ignores")
         self._info = message
 
     def locate(self, image: Any) -> Located:
-        """Return the time and the pose of an Image message, and give the filter its intrinsics."""
+        """Return the time and the pose of a `Picture` or Image, and give the filter its intrinsics."""
         stamp = messages.stamp_ns(image.header)
         if stamp <= 0:
             return Located(reason="the image has no stamp")
@@ -69,7 +73,7 @@ class Temporal:
         if self._info is None:
             return f"no CameraInfo on {self._info_topic}"
         try:
-            intrinsics = messages.intrinsics(self._info, image)
+            intrinsics = self._intrinsics(self._info, image)
         except M2HError as error:
             return str(error)
         # A frame of another size that is still in work meets these intrinsics: the filter starts anew there anyway.

@@ -27,7 +27,8 @@ sys.path.insert(0, str(PACKAGE))
 PATIENCE = 300.0
 
 _MODULES = (
-    "rclpy, sensor_msgs.msg, nav_msgs.msg, diagnostic_msgs.msg, rosgraph_msgs.msg, cv2, pydantic, yaml, onnxruntime, "
+    "rclpy, sensor_msgs.msg, nav_msgs.msg, lifecycle_msgs.srv, diagnostic_msgs.msg, "
+    "rosgraph_msgs.msg, cv2, pydantic, yaml, onnxruntime, "
     "mcap_ros2"
 )
 
@@ -41,17 +42,23 @@ class Ros:
     environment: dict[str, str]
 
     @contextmanager
-    def node(self, bundle: Path, *, ready: bool = True, **parameters: object) -> Iterator[subprocess.Popen[str]]:
-        """Run the node, by default until it is ready; kill it at the end if it still runs."""
+    def node(
+        self, bundle: Path, *, ready: bool | str = True, module: str = "m2h_perception.node", **parameters: object
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Run a module's node, by default until it is ready; kill it at the end if it still runs.
+
+        `ready` may be a word of the log by which the node is ready.
+        """
         values = {"bundle": bundle, "threads": 1, "engine_timeout_s": 120.0, **parameters}
         words = [word for name, value in values.items() for word in ("-p", f"{name}:={_yaml(value)}")]
         log = self.folder / "node.log"
         with log.open("w") as stream:
-            command = [self.python, "-m", "m2h_perception.node", "--ros-args", *words]
+            command = [self.python, "-m", module, "--ros-args", *words]
             process = subprocess.Popen(command, env=self.environment, stdout=stream, stderr=stream, text=True)
         try:
             deadline = time.monotonic() + PATIENCE
-            while ready and "self-test" not in log.read_text() and process.poll() is None:
+            word = ready if isinstance(ready, str) else "self-test"
+            while ready and word not in log.read_text() and process.poll() is None:
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.1)
             yield process

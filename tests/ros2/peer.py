@@ -248,7 +248,8 @@ def topics(peer: Peer, out: Path) -> dict[str, Any]:
     peer.spin_until(lambda: IMAGE in of_node(peer.get_subscriber_names_and_types_by_node))
     published = of_node(peer.get_publisher_names_and_types_by_node)
     subscribed = of_node(peer.get_subscriber_names_and_types_by_node)
-    return {"answered": answered, "published": published, "subscribed": subscribed}
+    status = peer.statuses[-1]
+    return {"answered": answered, "published": published, "subscribed": subscribed, "status": status}
 
 
 def write_bag(bag: Path, count: int) -> None:
@@ -286,8 +287,8 @@ def write_bag(bag: Path, count: int) -> None:
             writer.write_message(IMAGE, image_schema, picture, log_time=stamp + 10**7, publish_time=stamp)
 
 
-def soak(peer: Peer, out: Path, pid: int, seconds: float) -> dict[str, Any]:
-    """Publish images at 30 Hz; record the node's memory each second, and whether all answers have a sent stamp."""
+def soak(peer: Peer, out: Path, pid: int, seconds: float, rate: float = 30.0) -> dict[str, Any]:
+    """Publish images at a rate; record the node's memory each second, and whether all answers have a sent stamp."""
     peer.meet()
     picture = room(0, 480, 640)
     sent: set[int] = set()
@@ -296,14 +297,16 @@ def soak(peer: Peer, out: Path, pid: int, seconds: float) -> dict[str, Any]:
     peer.send(image_message(picture, 1, "camera"), ("depth",))
     start = time.monotonic()
     while (now := time.monotonic() - start) < seconds:
-        if now * 30 >= len(sent):
+        if now * rate >= len(sent):
             stamp = START * 10**9 + len(sent) * 33_333_333
             sent.add(stamp)
+            if peer.info is not None:
+                peer.infos.publish(peer.info)
             peer.images.publish(image_message(picture, stamp, "camera"))
             if len(sent) == 60:
                 print("sent 60 images", flush=True)
         rclpy.spin_once(peer, timeout_sec=0.002)
-        for name in TOPICS:
+        for name in set(peer.heard) - {"info"}:
             for message in peer.heard[name]:
                 count += 1
                 wrong += stamp_of(message) not in sent | {1} or message.header.frame_id != "camera"
@@ -316,11 +319,11 @@ def soak(peer: Peer, out: Path, pid: int, seconds: float) -> dict[str, Any]:
 
 def write_pixels(peer: Peer, out: Path) -> None:
     """Write what was heard on every topic to an .npz file beside `out`."""
-    dtypes = {"32FC1": (np.float32, 1), "32FC3": (np.float32, 3), "mono8": (np.uint8, 1)}  # else three of uint8
+    dtypes = {"32FC1": (np.float32, 1), "32FC3": (np.float32, 3), "mono8": (np.uint8, 1), "16UC1": (np.uint16, 1)}
     arrays: dict[str, np.ndarray] = {}
     for name in TOPICS:
         for message in peer.heard[name]:
-            dtype, channels = dtypes.get(message.encoding, (np.uint8, 3))
+            dtype, channels = dtypes.get(message.encoding, (np.uint8, 3))  # else three of uint8
             rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
             if name != "synced":
                 rows = rows.view(dtype).reshape(message.height, message.width, channels).squeeze()
@@ -335,7 +338,7 @@ def _heard(peer: Peer) -> Iterator[dict[str, Any]]:
             yield {**facts, "height": m.height, "width": m.width, "step": m.step, "bytes": len(m.data)}
     for m in peer.heard["info"]:
         facts = {"topic": "info", "stamp": stamp_of(m), "frame_id": m.header.frame_id}
-        yield {**facts, "height": m.height, "width": m.width, "k": [float(v) for v in m.k]}
+        yield {**facts, "height": m.height, "width": m.width, "k": [float(v) for v in m.k], "d": list(m.d)}
 
 
 def main() -> None:
@@ -356,6 +359,10 @@ def main() -> None:
             from temporal_peer import temporal
 
             result = temporal(peer, Path(out))
+        elif scenario in ("clouds", "distorted", "soak_clouds", "managed", "refused"):
+            import camera_peer
+
+            result = getattr(camera_peer, scenario)(peer, Path(out), *rest)
         elif scenario == "replay":
             result = replay(peer, Path(out), Path(rest[0]))
         else:

@@ -29,3 +29,4 @@ def test_package_xml_setup_and_resource_marker_agree():
     for name in re.findall(r"\[f\"(.*?)\"\]", setup):
         assert (PACKAGE / name.replace("{NAME}", "m2h_perception")).is_file()
     assert "perception_node = m2h_perception.node:main" in setup
+    assert "perception_lifecycle_node = m2h_perception.lifecycle:main" in setup

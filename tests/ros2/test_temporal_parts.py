@@ -184,7 +184,8 @@ def test_tf_is_cleared_when_the_images_time_runs_backwards():
 
 def camera_info(width: int = 640, height: int = 480, focal: float = 500.0, distortion: tuple = ()) -> SimpleNamespace:
     k = [focal, 0.0, 319.5, 0.0, focal, 239.5, 0.0, 0.0, 1.0]
-    return SimpleNamespace(width=width, height=height, k=k, d=list(distortion))
+    roi = SimpleNamespace(x_offset=0, y_offset=0, width=0, height=0)
+    return SimpleNamespace(width=width, height=height, k=k, d=list(distortion), roi=roi)
 
 
 def image(stamp: int = START, width: int = 640, height: int = 480) -> SimpleNamespace:
@@ -255,7 +256,7 @@ def test_the_frames_of_the_source_have_time_and_pose():
     camera: Camera = Camera(
         lambda message: np.zeros((4, 4, 3), np.uint8), capacity=2, locate=lambda _: Located(5.0, pose)
     )
-    camera.put("message")
+    camera.put(SimpleNamespace(header=header(START)))
     frame = next(camera.source().read())
     assert (frame.timestamp, frame.pose is pose, camera.located_of(frame.image).timestamp) == (5.0, True, 5.0)
 

@@ -22,7 +22,7 @@ triton_option = partial(typer.Option, rich_help_panel="Triton Inference Server")
 @app.command()
 def package(
     bundle: Annotated[
-        Path, typer.Argument(help="Bundle (--cpp: of a sensor graph; --mono-hydra, --hydra: or an ONNX file).")
+        Path, typer.Argument(help="Bundle (--cpp: of a sensor graph), or for --mono-hydra and --hydra an ONNX file.")
     ],
     output: Annotated[
         Path | None,

@@ -30,6 +30,7 @@ from m2h_deploy.files.atomic import whole_folder, write_text
 from m2h_deploy.numerics import judge_labels, perturbed
 from m2h_deploy.onnx_graph.edit import keep_outputs
 from m2h_deploy.onnx_graph.files import read_onnx
+from m2h_deploy.onnx_graph.functions import inline_functions
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.onnx_graph.interface import check_interface, dims_of
 from m2h_deploy.packaging.source import onnx_file_of
@@ -49,16 +50,16 @@ _INVALID = ("unknown", "void")
 
 
 def package_hydra(source: str | os.PathLike[str], out_dir: str | os.PathLike[str]) -> Path:
-    """Write a new folder `out_dir` for semantic_inference and Hydra, from an exported ONNX file or its bundle.
+    """Write a new folder `out_dir` for semantic_inference and Hydra, from an exported ONNX file.
 
     The labels of the packaged graph on a rendered room, by the node's own steps, are compared with those of `source`.
 
     Raises:
-        M2HError: The node does not support the graph, two classes have one color, or `out_dir` exists.
+        M2HError: TensorRT or the node does not support the graph, two classes have one color, or `out_dir` exists.
         CheckFailed: The labels differ.
     """
     path, _ = onnx_file_of(Path(source), "semantic_inference compiles ONNX files")
-    proto = read_onnx(path)
+    proto, _ = inline_functions(read_onnx(path))
     info = GraphInfo.read(proto, path)
     check_interface(proto, info, path)
     size = _check_graph(proto, info, path)
@@ -107,6 +108,12 @@ def _check_graph(proto: onnx.ModelProto, info: GraphInfo, path: Path) -> tuple[i
         raise M2HError(f"{path} takes raw pixels, and semantic_inference normalizes itself: {again} without --sensor")
     if "semantics" not in [value.name for value in proto.graph.output]:
         raise M2HError(f"{path} has no output semantics: {again} with it")
+    foreign = sorted({node.domain for node in proto.graph.node} - {"", "ai.onnx"})
+    if foreign:
+        raise M2HError(
+            f"{path} has operators of {', '.join(foreign)}, which TensorRT does not read: give the file that "
+            "m2h-deploy export wrote, not a bundle"
+        )
     value = proto.graph.input[0]
     if value.type.tensor_type.elem_type != TensorProto.FLOAT:
         raise M2HError(f"{path} takes an input that is not float32: {again}, or build it with --io fp32")

@@ -25,6 +25,7 @@ from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.onnx_graph.session import cpu_session, run_session
 from m2h_deploy.runtime.preprocess import PRESETS, Preprocess
 from tests.commands import refused
+from tests.engines.graphs import with_label_map
 
 SIZE = (112, 140)
 CAMERA = (160, 120)
@@ -46,14 +47,8 @@ def space(name: str) -> tuple[Classes, LabelMap]:
 
 
 def mapped(proto: onnx.ModelProto, name: str, resolution: str = "network") -> onnx.ModelProto:
-    """Return `proto` with a label map, as `export_onnx` makes it."""
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
-    classes, label_map = space(name)
-    reduce_semantics(result, label_map)
-    info = GraphInfo.read(result, "the graph")
-    dataclasses.replace(info, classes=classes, label_map=label_map, label_resolution=resolution).write(result)
-    return infer_shapes(result)
+    """Return `proto` with a label map of `space`."""
+    return with_label_map(proto, *space(name), resolution)
 
 
 def with_logits(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:

@@ -13,9 +13,8 @@ import yaml
 
 from engines import build_bundle
 from export import Sensor, add_sensor
-from export.graph import infer_shapes
-from export.label_map import reduce_semantics
 from m2h_deploy import Runtime
+from m2h_deploy.blocks import blocks_in
 from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.data.classes import default_classes
 from m2h_deploy.data.rooms.render import render_room
@@ -23,6 +22,7 @@ from m2h_deploy.label_spaces.read import load_label_space
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.packaging.hydra import package_hydra
 from tests.commands import done, refused
+from tests.engines.graphs import with_label_map
 
 #: Labels of Hydra's config/label_spaces/ade20k_mp3d_label_space.yaml that are objects, and that have places.
 OBJECTS = [3, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 18, 19, 20, 21, 22, 23, 25, 27, 28, 30, 31, 32, 33, 34, 35, 36, 37]
@@ -30,23 +30,27 @@ PLACES = [2, 16]
 
 
 @pytest.fixture(scope="module")
-def mapped_bundle(tiny_onnx, tmp_path_factory):
-    """Build a bundle whose graph gives Hydra's labels."""
+def mapped_onnx(tiny_onnx, tmp_path_factory):
+    """Return a graph that gives Hydra's labels."""
     folder = tmp_path_factory.mktemp("mapped")
     graph = onnx.load(tiny_onnx)
     info = GraphInfo.read(graph, tiny_onnx)
     classes, label_map = load_label_space("hydra").resolve(info.classes)
-    reduce_semantics(graph, label_map)
-    dataclasses.replace(info, classes=classes, label_map=label_map).write(graph)
-    onnx.save(infer_shapes(graph), folder / "mapped.onnx")
-    build_bundle(folder / "mapped.onnx", folder / "bundle")
-    return folder / "bundle"
+    onnx.save(with_label_map(graph, classes, label_map), folder / "mapped.onnx")
+    return folder / "mapped.onnx"
 
 
 @pytest.fixture(scope="module")
-def packaged(mapped_bundle, tmp_path_factory):
+def mapped_bundle(mapped_onnx):
+    """Return a bundle of it for ONNX Runtime."""
+    build_bundle(mapped_onnx, mapped_onnx.with_name("bundle"))
+    return mapped_onnx.with_name("bundle")
+
+
+@pytest.fixture(scope="module")
+def packaged(mapped_onnx, tmp_path_factory):
     out = tmp_path_factory.mktemp("hydra") / "out"
-    done("package", mapped_bundle, "--hydra", "-o", out)
+    done("package", mapped_onnx, "--hydra", "-o", out)
     return out
 
 
@@ -63,11 +67,11 @@ def test_the_model_has_the_interface_that_the_node_accepts(session):
     assert labels.shape == [1, *image.shape[-2:]] and len(labels.shape) == 3
 
 
-def test_the_model_holds_only_what_labels_need(packaged, mapped_bundle):
+def test_the_model_holds_only_what_labels_need(packaged, mapped_onnx):
     graph = onnx.load(packaged / "m2h.onnx")
-    blocks = {node.name.split("/")[1] for node in graph.graph.node}
+    blocks = set(blocks_in(graph))
     assert "heads.semantics" in blocks and not blocks & {"heads.depth", "heads.normals", "heads.edges"}
-    assert len(graph.graph.node) < len(onnx.load(load_bundle(mapped_bundle).engine_file).graph.node)
+    assert len(graph.graph.node) < len(onnx.load(mapped_onnx).graph.node)
     onnx.checker.check_model(graph, full_check=True)
 
 
@@ -131,7 +135,9 @@ def test_the_label_space_has_the_fields_of_hydra_s_and_for_its_own_space_their_v
     assert (space["dynamic_labels"], space["invalid_labels"]) == ([], [0])
 
 
-def test_graphs_that_the_node_does_not_take_are_refused(tiny_onnx, tmp_path):
+def test_graphs_that_the_node_does_not_take_are_refused(tiny_onnx, mapped_bundle, tmp_path):
+    message = refused(package_hydra, mapped_bundle, tmp_path / "out")
+    assert "has operators of com.microsoft" in message and "not a bundle" in message
     graph = onnx.load(tiny_onnx)
     onnx.save(add_sensor(graph, Sensor((160, 120))), tmp_path / "sensor.onnx")
     assert "takes raw pixels" in refused(package_hydra, tmp_path / "sensor.onnx", tmp_path / "out")

@@ -204,7 +204,8 @@ def _text(name: str) -> str:
 def _readme(out: Path, info: GraphInfo) -> str:
     return f"""# {info.variant} for semantic_inference and Hydra
 
-TensorRT compiles `{MODEL}` when the node starts for the first time. With the paths of the machine that runs it:
+TensorRT compiles `{MODEL}` when the node starts for the first time, and the node keeps the result beside it as
+`m2h.trt`: delete that file when `{MODEL}` changes. With the paths of the machine that runs it:
 
     ros2 run semantic_inference_ros closed_set_node \\
       --config-utilities-file {out}/{CONFIG} \\

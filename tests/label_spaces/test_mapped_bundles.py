@@ -10,6 +10,8 @@ import pytest
 from engines import build_bundle
 from engines.precision.frames import open_pictures
 from engines.precision.lowering import Lowering
+from engines.tune.frames import Counts
+from engines.tune.tune import TuneSettings, tune
 from export import Sensor, add_sensor
 from m2h_deploy import Runtime
 from m2h_deploy.bundle.folder import load_bundle
@@ -18,7 +20,7 @@ from m2h_deploy.data.rooms.render import Rooms, render_room
 from m2h_deploy.label_spaces.data import label_table
 from m2h_deploy.label_spaces.read import load_label_space
 from m2h_deploy.label_spaces.reduce import reduce_logits
-from m2h_deploy.parity import verify
+from m2h_deploy.parity import Gates, verify
 from m2h_deploy.parity.reference import open_reference
 from tests.commands import done, refused
 from tests.engines.graphs import small_graph, with_label_map
@@ -145,3 +147,15 @@ def test_a_lowered_graph_passes_its_self_test_and_never_predicts_an_empty_group(
     with Runtime.load(tmp_path / "b") as runtime:
         for index in range(3):
             assert empty.isdisjoint(np.unique(runtime(image_of(index)).semantics))
+
+
+@pytest.mark.slow
+def test_tune_judges_by_data_that_are_mapped_likewise(folder, tmp_path):
+    """The data's 40 classes are not the 21 of the graph: unmapped, they would be refused."""
+    done("rooms", tmp_path / "rooms", "--frames", 18, "--height", 48, "--width", 64)
+    counts = Counts(calibration=6, search=2, check=8)
+    gates = Gates(miou_drop=50, rmse_increase=50)
+    settings = TuneSettings(("onnxruntime",), counts, gates=gates)
+    result = tune(folder / "near.onnx", tmp_path / "rooms", tmp_path / "best", settings)
+    assert result.winner is not None and "semantics.miou_drop" in result.winner.gates
+    assert load_bundle(tmp_path / "best").manifest.label_map == NYUD20[1]

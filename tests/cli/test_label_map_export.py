@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import onnx
 import pytest
 
 from engines import build_bundle
 from export.locate import locate_difference
 from m2h_deploy.bundle.folder import load_bundle
 from m2h_deploy.data.rooms.render import Rooms
+from m2h_deploy.onnx_graph.info import GraphInfo
+from m2h_deploy.onnx_graph.interface import dims_of
 from m2h_deploy.parity import verify
 from tests.commands import done, mistake
 
@@ -24,6 +27,19 @@ def sensor_bundle(tiny_checkpoint, tmp_path_factory):
     return folder / "bundle"
 
 
+def test_the_command_writes_a_graph_with_a_channel_for_each_class_of_the_map(tiny_checkpoint, tmp_path):
+    """The command compares it with the checkpoint, whose logits are reduced likewise."""
+    output = tmp_path / "model.onnx"
+    options = ("--height", 28, "--width", 28, "--outputs", "semantics", "--label-map", "nyud20")
+    done("export", tiny_checkpoint, "-o", output, *options, "--labels", "full-resolution")
+    graph = onnx.load(output)
+    info = GraphInfo.read(graph, output)
+    assert [dims_of(value) for value in graph.graph.output] == [(1, 21, 28, 28)]
+    assert info.label_map.name == "nyud20" and info.label_resolution == "full"
+    assert info.classes.names[:3] == ("unknown", "wall", "floor")
+
+
+@pytest.mark.slow
 def test_an_exported_sensor_graph_agrees_with_the_checkpoint_reduced_likewise(sensor_bundle, tiny_checkpoint):
     manifest = load_bundle(sensor_bundle).manifest
     assert manifest.label_map.name == "ade20k_mp3d" and manifest.label_resolution == "full"

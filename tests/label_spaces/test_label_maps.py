@@ -112,7 +112,7 @@ def test_both_formats_of_mono_hydra_are_read_as_its_remap_table_is(tmp_path):
         ("classes: [{name: x, from: wall}]", "give it a name"),
         ("name: a\nmore: b\nclasses: [{name: x, from: wall}]", "unknown entry 'more'"),
         ("name: a\nclasses: [{name: x}]", "class 0 is not"),
-        ("name: a\nclasses: [{name: x, from: wall, colour: [1, 2, 3]}]", "class 0 is not"),
+        ("name: a\nclasses: [{name: x, from: wall, shade: [1, 2, 3]}]", "class 0 is not"),
         ("name: a\nclasses: [{name: 3, from: wall}]", "in quotes"),
         ("name: a\nclasses: [{name: x, color: [1, 2], from: wall}]", "three whole numbers"),
         ("name: a\nclasses: [{name: x, from: [true]}]", "True in from"),

@@ -124,7 +124,14 @@ def test_a_reference_with_another_label_map_is_refused(folder, tmp_path):
     )
 
 
-@pytest.mark.parametrize(("engine", "precision"), [("onnxruntime", "int8"), ("openvino", "fp16"), ("openvino", "int8")])
+@pytest.mark.parametrize(
+    ("engine", "precision"),
+    [
+        ("onnxruntime", "int8"),
+        pytest.param("openvino", "fp16", marks=pytest.mark.slow),
+        pytest.param("openvino", "int8", marks=pytest.mark.slow),
+    ],
+)
 def test_a_lowered_graph_passes_its_self_test_and_never_predicts_an_empty_group(folder, tmp_path, engine, precision):
     """An empty group's logits must stay below the others after rounding, also where they are quantized."""
     classes, label_map = load_label_space("hydra").resolve(default_classes(41))

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cli.app import JsonFlag, OverwriteFlag, app, needs
 from cli.console import err, out, print_json, say
-from m2h_deploy.choices import DepthFormat, Form, Preset, SensorFormat, Windows
+from m2h_deploy.choices import DepthFormat, Form, LabelsOption, Preset, SensorFormat, Windows
 from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.files.provenance import check_output
 from m2h_deploy.tasks import TABLE, TASKS, task_of
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 shape_option = partial(typer.Option, rich_help_panel="Shape of the input")
 graph_option = partial(typer.Option, rich_help_panel="Graph")
+labels_option = partial(typer.Option, rich_help_panel="Labels")
 training_option = partial(typer.Option, rich_help_panel="As the network was trained")
 pixels_option = partial(typer.Option, rich_help_panel="Raw-pixel graph: camera frames in, results out")
 
@@ -62,6 +63,13 @@ def export(
     classes: Annotated[
         Path | None, training_option(metavar="FILE", help="JSON list of the class names, or of {name, color}.")
     ] = None,
+    label_map: Annotated[
+        str | None,
+        labels_option(metavar="FILE", help="Give labels in this space: a YAML file, or the name nyud20 or hydra."),
+    ] = None,
+    labels: Annotated[
+        LabelsOption, labels_option(help="Argmax, then resize labels; or resize the logits to the image first.")
+    ] = "network-resolution",
     sensor: Annotated[
         SensorFormat | None, pixels_option(help="Put pre- and postprocessing into the graph, for these pixels.")
     ] = None,
@@ -83,6 +91,7 @@ def export(
             from export import ExportOptions, export_onnx
             from m2h_deploy.model import load_checkpoint
         from m2h_deploy.data.classes import load_classes
+        from m2h_deploy.label_spaces.read import load_label_space
 
         camera = make_sensor(sensor, camera_size, depth_format, outputs)
         options: dict[str, Any] = {
@@ -95,6 +104,8 @@ def export(
             "normalization": choose_normalization(preset, mean, std),
             "classes": load_classes(classes) if classes is not None else None,
             "sensor": camera,
+            "label_map": load_label_space(label_map) if label_map is not None else None,
+            "label_resolution": labels.removesuffix("-resolution"),
             "tasks": output_names(outputs) if outputs is not None and camera is None else None,
             **({"opset": opset} if opset is not None else {}),
         }

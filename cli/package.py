@@ -21,14 +21,19 @@ triton_option = partial(typer.Option, rich_help_panel="Triton Inference Server")
 
 @app.command()
 def package(
-    bundle: Annotated[Path, typer.Argument(help="Bundle (--cpp: of a sensor graph; --mono-hydra: or an ONNX file).")],
+    bundle: Annotated[
+        Path, typer.Argument(help="Bundle (--cpp: of a sensor graph), or for --mono-hydra and --hydra an ONNX file.")
+    ],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FOLDER", help="New folder, for --cpp and --mono-hydra."),
+        typer.Option("-o", "--output", metavar="FOLDER", help="New folder, for all but --triton."),
     ] = None,
     cpp: Annotated[bool, typer.Option("--cpp", help="libm2h, its headers and an example, for C and C++.")] = False,
     mono_hydra: Annotated[
         bool, typer.Option("--mono-hydra", help="ONNX file and YAML for Mono-Hydra's existing ONNX node.")
+    ] = False,
+    hydra: Annotated[
+        bool, typer.Option("--hydra", help="ONNX file, YAML and colors for Hydra's semantic_inference.")
     ] = False,
     triton: Annotated[
         Path | None, triton_option("--triton", metavar="FOLDER", help="Add the model to this model repository.")
@@ -48,8 +53,8 @@ def package(
     ] = None,
 ) -> None:
     """Package a bundle with what another program needs to run it."""
-    if [cpp, mono_hydra, triton is not None].count(True) != 1:
-        raise M2HError("choose what to package for: --cpp, --mono-hydra or --triton REPOSITORY")
+    if [cpp, mono_hydra, hydra, triton is not None].count(True) != 1:
+        raise M2HError("choose what to package for: --cpp, --mono-hydra, --hydra or --triton FOLDER")
     given = {
         "name": name,
         "max_batch": max_batch,
@@ -74,6 +79,12 @@ def package(
 
         path = package_mono_hydra(bundle, output)
         say(f"wrote {path}: {PARAMETERS} there says how to run it")
+        return
+    if hydra:
+        from m2h_deploy.packaging.hydra import README, package_hydra
+
+        path = package_hydra(bundle, output)
+        say(f"wrote {path}: {README} there says how to run it")
         return
     from m2h_deploy.packaging.cpp import package_cpp
 

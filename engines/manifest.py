@@ -51,6 +51,8 @@ def make_manifest(
         outputs=tuple(_output_spec(value, info) for value in proto.graph.output),
         depth_range=info.depth_range,
         classes=info.classes,
+        label_map=info.label_map,
+        label_resolution=info.label_resolution,
         engine=engine,
         lowering=info.lowered.lowering if info.lowered is not None else None,
         calibration=info.lowered.calibration if info.lowered is not None else None,

@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from export.float64 import to_float64
+from m2h_deploy.bundle.manifest import LabelMap
 from m2h_deploy.causes import reason
+from m2h_deploy.label_spaces.reduce import reduce_logits
 from m2h_deploy.model.network import M2H
 from m2h_deploy.numerics import Difference, judge, perturbed
 from m2h_deploy.onnx_graph.info import GraphInfo
@@ -50,18 +52,26 @@ class CheckReport:
 class Reference:
     """A checkpoint's results for one input: exact, in float64, and in float32."""
 
-    def __init__(self, name: str, image: NDArray[np.float32], model: M2H) -> None:
-        self.name, self.image = name, image
+    def __init__(self, name: str, image: NDArray[np.float32], model: M2H, label_map: LabelMap | None = None) -> None:
+        """Evaluate `model` on `image`; with `label_map`, its logits are reduced as in the file."""
+        self.name, self.image, self._label_map = name, image, label_map
         self.config = model.config
         self._model = model
-        self.exact = _run(to_float64(model), image.astype(np.float64))
+        self.exact = self._run(to_float64(model), image.astype(np.float64))
         self._own: dict[int, dict[str, NDArray]] = {}
 
     def own(self, index: int) -> dict[str, NDArray]:
         """Return the `index`-th float32 result, by output name; see `m2h_deploy.numerics.judge`."""
         if index not in self._own:
-            self._own[index] = _run(self._model, perturbed(self.image, index))
+            self._own[index] = self._run(self._model, perturbed(self.image, index))
         return self._own[index]
+
+    def _run(self, model: M2H, image: NDArray) -> dict[str, NDArray]:
+        with torch.inference_mode():
+            outputs = {name: tensor.numpy() for name, tensor in model(torch.from_numpy(image)).items()}
+        if self._label_map is not None:
+            outputs["semantics"] = reduce_logits(outputs["semantics"], self._label_map)
+        return outputs
 
 
 def references_of(
@@ -71,12 +81,13 @@ def references_of(
     normalization: Normalization,
     *,
     images: Sequence[np.ndarray] = (),
+    label_map: LabelMap | None = None,
 ) -> list[Reference]:
     """Evaluate `model` on `images` (uint8 BGR; a rendered room by default) and on noise."""
     preprocess = Preprocess(normalization, height, width)
     inputs = {name: preprocess(picture).copy() for name, picture in check_pictures(images).items()}
     inputs["noise"] = np.random.default_rng(0).standard_normal((1, 3, height, width), dtype=np.float32)
-    return [Reference(name, image, model) for name, image in inputs.items()]
+    return [Reference(name, image, model, label_map) for name, image in inputs.items()]
 
 
 def check_pictures(images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -101,7 +112,8 @@ def check_export(model: M2H, path: str | os.PathLike[str], *, images: Sequence[n
     session = cpu_session(os.fspath(path), path)
     _, _, height, width = session.get_inputs()[0].shape
     info = GraphInfo.parse(session.get_modelmeta().custom_metadata_map, path)
-    return check_against(references_of(model, height, width, info.normalization, images=images), path)
+    references = references_of(model, height, width, info.normalization, images=images, label_map=info.label_map)
+    return check_against(references, path)
 
 
 def check_against(references: Sequence[Reference], path: str | os.PathLike[str]) -> CheckReport:
@@ -136,11 +148,6 @@ def check_against(references: Sequence[Reference], path: str | os.PathLike[str])
             if not difference.passed:
                 failures.append(f"{task} on {source} {difference.reason}")
     return CheckReport(tuple(failures), tuple(differences))
-
-
-def _run(model: M2H, image: NDArray) -> dict[str, NDArray]:
-    with torch.inference_mode():
-        return {name: tensor.numpy() for name, tensor in model(torch.from_numpy(image)).items()}
 
 
 def _own(group: Sequence[Reference], task: str) -> Callable[[int], NDArray]:

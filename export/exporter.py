@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from export import graph
 from export.check import CheckReport, check_export
 from export.deploy_form import to_deploy
+from export.label_map import reduce_semantics
 from export.options import ExportKeywords, ExportOptions
 from export.raw_pixels import add_sensor
 from export.raw_pixels_check import check_sensor
 from export.static_form import to_static
 from export.windows import add_function_bodies, use_functions
-from m2h_deploy.data.classes import default_classes
 from m2h_deploy.errors import CheckFailed
 from m2h_deploy.files.atomic import check_writable, library_path, whole_file
 from m2h_deploy.model.checkpoint import weights_digest
@@ -90,9 +90,12 @@ def export_onnx(
     graph.name_by_module(proto)
     if chosen.dynamic_batch:
         graph.free_batch(proto)
+    info = _graph_info(model, chosen)
+    if info.label_map is not None:
+        reduce_semantics(proto, info.label_map)
     proto.producer_name, proto.producer_version = "m2h-deploy", __version__
     del proto.metadata_props[:]
-    _graph_info(model, chosen).write(proto)
+    info.write(proto)
     proto = graph.infer_shapes(proto)
 
     with whole_file(path) as temporary:
@@ -140,17 +143,20 @@ def _trace(model: M2H, options: ExportOptions) -> onnx.ModelProto:
 
 def _graph_info(model: M2H, options: ExportOptions) -> GraphInfo:
     """Return what another program must know to use the file, and what made it."""
+    classes, label_map = options.labels_of(model.config)
     return GraphInfo(
         variant=model.config.variant,
         config=model.config.to_dict(),
         weights_sha256=weights_digest(model),
         tasks=options.network_tasks,
         normalization=options.normalization,
-        classes=options.classes or default_classes(model.config.num_classes),
+        classes=classes,
         form=options.form,
         windows=options.windows,
         version=__version__,
         torch=torch.__version__,
+        label_map=label_map,
+        label_resolution=options.label_resolution,
     )
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from export.raw_pixels import Sensor
-from m2h_deploy.bundle.manifest import MAX_CLASSES, Classes
-from m2h_deploy.choices import Form, Windows, check_choice
+from m2h_deploy.bundle.manifest import MAX_CLASSES, Classes, LabelMap
+from m2h_deploy.choices import Form, LabelResolution, Windows, check_choice
+from m2h_deploy.data.classes import default_classes
 from m2h_deploy.errors import M2HError
+from m2h_deploy.label_spaces.space import LabelSpace
 from m2h_deploy.model.config import ModelConfig
 from m2h_deploy.runtime.preprocess import PRESETS, Normalization
 from m2h_deploy.tasks import TASKS
@@ -37,6 +39,8 @@ class ExportKeywords(TypedDict, total=False):
     normalization: Normalization
     classes: Classes | None
     sensor: Sensor | None
+    label_map: LabelSpace | None
+    label_resolution: LabelResolution
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,11 @@ class ExportOptions:
     """Names and colors of the semantic classes, recorded in the file; None: those of the data set with as many."""
     sensor: Sensor | None = None
     """Take a camera's raw pixels and return final results (see `export.raw_pixels.add_sensor`)."""
+    label_map: LabelSpace | None = None
+    """Give labels in this space: logits are reduced over groups of the network's classes (see `export.label_map`)."""
+    label_resolution: LabelResolution = "network"
+    """"network": argmax of the logits, then labels are resized to the image; "full": logits are resized, then argmax.
+    A sensor graph does so itself; for other graphs the runtime does, as the file's metadata says."""
 
     def __post_init__(self) -> None:
         for name, side in (("height", self.height), ("width", self.width)):
@@ -84,8 +93,14 @@ class ExportOptions:
             )
         check_choice("windows", self.windows, Windows)
         check_choice("form", self.form, Form)
+        check_choice("label resolution", self.label_resolution, LabelResolution)
         self._check_tasks()
         self._check_normalization()
+        if "semantics" not in self.network_tasks:
+            if self.label_map is not None:
+                raise M2HError("a label map needs the output semantics: keep it, or leave the label map out")
+            if self.label_resolution != "network":
+                raise M2HError("labels of full resolution need the output semantics: keep it, or leave them out")
 
     def _check_tasks(self) -> None:
         if self.tasks is None:
@@ -114,8 +129,18 @@ class ExportOptions:
         if given != count:
             missing = "; its first class may be 'unknown'" if given == count - 1 else ""
             raise M2HError(f"{given} classes are named, the checkpoint has {count}: name each{missing}")
+        self.labels_of(config)
         if self.windows == "functions" and config.cross_task != "wmca":
             raise M2HError("the network has no windows to keep as functions (its cross_task is not wmca): leave it out")
+
+    def labels_of(self, config: ModelConfig) -> tuple[Classes, LabelMap | None]:
+        """Return the classes of the graph's labels, and their groups with a label map.
+
+        Raises:
+            M2HError: The label map does not fit the network's classes.
+        """
+        network = self.classes or default_classes(config.num_classes)
+        return (network, None) if self.label_map is None else self.label_map.resolve(network)
 
     @property
     def network_tasks(self) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ def add_sensor(proto: onnx.ModelProto, sensor: Sensor) -> onnx.ModelProto:
     before = _Nodes("preprocess", batch)
     _preprocess(before, sensor, (height, width), info.normalization)
     after = _Nodes("postprocess", batch)
-    outputs = _postprocess(after, sensor, (height, width), info.depth_range)
+    outputs = _postprocess(after, sensor, (height, width), info)
     replace_nodes(result, [*before.nodes, *result.graph.node, *after.nodes])
     del result.graph.input[:], result.graph.output[:]
     result.graph.initializer.extend((*before.constants, *after.constants))
@@ -277,7 +277,7 @@ def _weighted(nodes: _Nodes, values: Sequence[str], factors: Sequence[int]) -> s
 
 
 def _postprocess(
-    nodes: _Nodes, sensor: Sensor, network: tuple[int, int], depth_range: tuple[float, float]
+    nodes: _Nodes, sensor: Sensor, network: tuple[int, int], info: GraphInfo
 ) -> list[tuple[str, int, tuple[int, ...]]]:
     """Append the postprocess; return name, type and shape (without the batch) of each output of the sensor graph."""
     width, height = sensor.camera
@@ -285,9 +285,10 @@ def _postprocess(
     maps = _resized_maps(nodes, sensor, size, network)
     outputs: list[tuple[str, int, tuple[int, ...]]] = []
     if "depth" in sensor.outputs:
-        outputs.append(("depth", _depth(nodes, maps["depth"], sensor, depth_range), size))
+        outputs.append(("depth", _depth(nodes, maps["depth"], sensor, info.depth_range), size))
     if "labels" in sensor.outputs:
-        _labels(nodes, size, network)
+        full = info.label_resolution == "full" and size != network
+        _labels(nodes, size, size if full else network, len(info.classes.names) if full else None)
         outputs.append(("labels", TensorProto.UINT8, size))
     if "normals" in sensor.outputs:
         _normals(nodes, maps["normals"])
@@ -338,15 +339,19 @@ def _depth(nodes: _Nodes, depth: str, sensor: Sensor, depth_range: tuple[float, 
     return int(TensorProto.UINT16)
 
 
-def _labels(nodes: _Nodes, size: tuple[int, int], network: tuple[int, int]) -> None:
-    """Take the argmax at the network's size, then repeat labels by the indices of cv2.resize with INTER_NEAREST."""
+def _labels(nodes: _Nodes, size: tuple[int, int], computed: tuple[int, int], resized: int | None) -> None:
+    """Take the argmax at the size `computed`, then repeat labels by the indices of cv2.resize with INTER_NEAREST.
+
+    `resized` is the number of classes if the logits are first resized to `computed`.
+    """
     nodes.step("labels")
+    logits = "network/semantics" if resized is None else nodes.resize("network/semantics", resized, computed)
     # Both ONNX Runtime and OpenVINO compute ArgMax faster along the last axis, transposition included.
-    scores = nodes.add("Transpose", "network/semantics", perm=[0, 2, 3, 1])
+    scores = nodes.add("Transpose", logits, perm=[0, 2, 3, 1])
     best = _cast(nodes, nodes.add("ArgMax", scores, axis=3, keepdims=0))
-    if size != network:
-        columns = cv2.resize(_line(network[1])[None], (size[1], 1), interpolation=cv2.INTER_NEAREST)[0]
-        rows = cv2.resize(_line(network[0])[:, None], (1, size[0]), interpolation=cv2.INTER_NEAREST)[:, 0]
+    if size != computed:
+        columns = cv2.resize(_line(computed[1])[None], (size[1], 1), interpolation=cv2.INTER_NEAREST)[0]
+        rows = cv2.resize(_line(computed[0])[:, None], (1, size[0]), interpolation=cv2.INTER_NEAREST)[:, 0]
         best = nodes.take(nodes.take(best, columns, 2), rows, 1)
     _cast(nodes, best, TensorProto.UINT8, "labels")
 

@@ -40,7 +40,8 @@ def check_sensor(plain: bytes, sensor: str | os.PathLike[str], *, images: Sequen
     info = GraphInfo.parse(engine.get_modelmeta().custom_metadata_map, "the sensor graph")
     assert info.sensor is not None
     width, height = info.sensor.network
-    preprocess, postprocess = Preprocess(info.normalization, height, width), Postprocess(info.depth_range)
+    preprocess = Preprocess(info.normalization, height, width)
+    postprocess = Postprocess(info.depth_range, full_labels=info.label_resolution == "full")
     batch = reference.get_inputs()[0].shape[0]
     repeats = batch if isinstance(batch, int) else 1
     failures: list[str] = []

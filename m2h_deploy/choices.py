@@ -36,6 +36,12 @@ SensorFormat = Literal["uint8", "nv12"]
 DepthFormat = Literal["float32", "uint16"]
 """Depth output of a raw-pixel graph: meters or millimeters."""
 
+LabelResolution = Literal["network", "full"]
+"""Labels by argmax of the logits at the network's size, then resized; or of logits resized to the image first."""
+
+LabelsOption = Literal["network-resolution", "full-resolution"]
+"""The same as an option of the command line."""
+
 Preset = Literal["published", "imagenet"]
 """Normalization: as M2H's own node does it, or as DINOv2 was trained."""
 

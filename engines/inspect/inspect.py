@@ -19,7 +19,7 @@ from rich.text import Text
 from m2h_deploy.backends.driver import missing_gpu
 from m2h_deploy.backends.tensorrt_api import NAMES, load_tensorrt, start
 from m2h_deploy.backends.tensorrt_log import listen
-from m2h_deploy.bundle.describe import depth_words, describe_bundle
+from m2h_deploy.bundle.describe import depth_words, describe_bundle, label_facts
 from m2h_deploy.bundle.folder import Bundle, load_bundle
 from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.onnx_graph.files import external_files, read_onnx
@@ -198,6 +198,7 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
             "precision": engine["precision"],
             "input": _input_words(size),
             "depth": depth_words(manifest),
+            **label_facts(manifest),
         }
     else:
         rows["variant"] = report["metadata"].get(VARIANT)

@@ -17,6 +17,7 @@ from engines.precision.search import Losses, SearchResult, Step, macs_by_layer, 
 from engines.precision.sensitivity import simulate_int8
 from engines.tune.frames import TuneFrames
 from m2h_deploy.files.journal import Journal
+from m2h_deploy.label_spaces.data import map_dataset
 from m2h_deploy.onnx_graph.functions import inline_functions
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.onnx_graph.interface import dims_of
@@ -119,7 +120,11 @@ class PolicySearch:
         session = cpu_session(self._plain)
         tasks = tuple(value.name for value in self._plain.graph.output)
         interface = Interface(
-            Preprocess(self._info.normalization, *self._size), self._info.classes, self._info.depth_range, tasks
+            Preprocess(self._info.normalization, *self._size),
+            self._info.classes,
+            self._info.depth_range,
+            tasks,
+            full_labels=self._info.label_resolution == "full",
         )
-        data = self._frames.search
+        data = map_dataset(self._frames.search, self._info.classes, self._info.label_map)
         return Judge(interface, data, range(len(data)), lambda image: run_session(session, image), self._gates)

@@ -49,5 +49,22 @@ def facts(report: dict[str, Any]) -> dict[str, Any]:
         "outputs": ", ".join(f"{output['name']} ({output['unit']})" for output in manifest["outputs"]),
         "classes": len(manifest["classes"]["names"]),
         "depth": depth_words(manifest),
+        **label_facts(manifest),
         "megabytes": report["bytes"] / 1e6,
     }
+
+
+def label_facts(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the label map and the labels' resolution of a manifest for display, if they are not the defaults."""
+    found: dict[str, Any] = {}
+    label_map = manifest["label_map"]
+    if label_map is not None:
+        taken = sum(len(group) for group in label_map["groups"])
+        empty = sum(not group for group in label_map["groups"])
+        network = len(label_map["network_classes"])
+        found["label map"] = f"{label_map['name']}: {len(label_map['groups'])} classes of {taken} of {network}" + (
+            f", {empty} empty" if empty else ""
+        )
+    if manifest["label_resolution"] != "network":
+        found["labels"] = "logits resized to the image, then argmax"
+    return found

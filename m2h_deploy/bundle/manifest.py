@@ -23,7 +23,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from m2h_deploy.bundle.depth_calibration import DepthCalibration
 from m2h_deploy.bundle.record import Record
-from m2h_deploy.choices import Precision
+from m2h_deploy.choices import LabelResolution, Precision
 from m2h_deploy.tasks import task_of
 
 SCHEMA_VERSION = 1
@@ -209,7 +209,7 @@ class Manifest(Record):
     classes: Classes
     label_map: LabelMap | None = None
     """Only for a graph that gives labels in another space than its network's: `classes` are that space's."""
-    label_resolution: Literal["network", "full"] = "network"
+    label_resolution: LabelResolution = "network"
     """network: argmax of the logits, then labels are resized. full: logits are resized to the image, then argmax."""
     engine: EngineInfo
     lowering: LoweringInfo | None = None

@@ -28,6 +28,7 @@ from m2h_deploy.data.open import open_dataset
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.arrays import DAMAGED_ARRAY
 from m2h_deploy.files.atomic import make_folder, write_bytes
+from m2h_deploy.label_spaces.data import map_dataset
 from m2h_deploy.parity.executor import Measured, Progress, Request, Sides, open_sides
 from m2h_deploy.parity.frames import FrameRecord, Measurer
 from m2h_deploy.parity.gates import GateResult
@@ -125,9 +126,12 @@ class _Measure(FrameWorker):
     def open(self) -> None:
         settings = self.settings
         cv2.setNumThreads(settings.threads)
-        source = open_dataset(settings.data, settings.split) if isinstance(settings.data, Path) else settings.data
         runtime = Runtime.load(settings.bundle, self_test=False, threads=settings.threads,
                                calibrated=settings.calibrated)  # fmt: skip
+        source = settings.data  # of `verify`, which has mapped its labels
+        if isinstance(source, Path):
+            manifest = runtime.manifest
+            source = map_dataset(open_dataset(source, settings.split), manifest.classes, manifest.label_map)
         measurer, sides = open_sides(runtime, settings.reference, settings.targets, settings.threads,
                                      allow_other_weights=settings.allow_other_weights)  # fmt: skip
         self._parts = source, runtime, measurer, sides

@@ -67,7 +67,7 @@ def default_classes(count: int) -> Classes:
         len(CITYSCAPES_CLASSES): CITYSCAPES_CLASSES,
     }
     names = known.get(count) or tuple(generic_name(index) for index in range(count))
-    return Classes(names=names, palette=_default_colors(names))
+    return Classes(names=names, palette=default_colors(names))
 
 
 def generic_name(index: int) -> str:
@@ -127,7 +127,7 @@ def load_classes(path: str | os.PathLike[str]) -> Classes:
             raise M2HError(f"the classes {path}: entries {names.index(name)} and {index} have the same name '{name}'")
         names.append(name)
         colors.append(color)
-    defaults = _default_colors(names)
+    defaults = default_colors(names)
     return Classes(
         names=tuple(names), palette=tuple(given or default for given, default in zip(colors, defaults, strict=True))
     )
@@ -149,7 +149,7 @@ def _class_entry(entry: Any) -> tuple[str, tuple[int, int, int] | None]:
     return name.strip(), (levels[0], levels[1], levels[2])
 
 
-def _default_colors(names: Sequence[str]) -> tuple[tuple[int, int, int], ...]:
+def default_colors(names: Sequence[str]) -> tuple[tuple[int, int, int], ...]:
     """Make one color per class; black for a first class `unknown`."""
     colors = [(int(red), int(green), int(blue)) for red, green, blue in palette(len(names))]
     if names[0] == "unknown":

@@ -99,14 +99,16 @@ def judge_map(
     *,
     align: Literal["none", "se3", "sim3"] = "none",
     spacing: float = 0.02,
+    table: npt.NDArray[np.uint8] | None = None,
 ) -> MapErrors:
     """Compare a map with the true surface.
 
     Args:
-        mesh: The map. Its labels are the classes of the true surface.
+        mesh: The map. Its labels are the classes of the true surface, after `table`.
         truth: The true surface, after it observed the views.
         align: Measure the map where it is, after the best rigid transform, or after the best similarity transform.
         spacing: Distance between points on the map, meters.
+        table: The map's label of each label of the surface, uint8 (256,); None if they are the same.
     """
     observed = truth.points[truth.observed]
     alignment = Similarity.identity()
@@ -119,6 +121,7 @@ def judge_map(
     true_labels = np.full(len(samples.points), IGNORE_LABEL, np.uint8)
     if truth.labels is not None and samples.labels is not None and len(observed) and len(samples.points):
         true_labels = truth.labels[truth.observed][NearestSamples(observed)(samples.points).chosen]
+        true_labels = true_labels if table is None else table[true_labels]
         true_labels = np.where(samples.labels == IGNORE_LABEL, IGNORE_LABEL, true_labels).astype(np.uint8)
     labels = samples.labels if samples.labels is not None else true_labels
     labeled = true_labels != IGNORE_LABEL

@@ -131,15 +131,25 @@ class _Step:
 class Fusion:
     """Fuses one variant, in one pass over the frames, and a second one for the scaled map."""
 
-    def __init__(self, plan: Plan, source: Source, settings: VolumeSettings, *, judge_labels: bool) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        source: Source,
+        settings: VolumeSettings,
+        *,
+        judge_labels: bool,
+        table: NDArray[np.uint8] | None = None,
+    ) -> None:
         """Prepare.
 
         Args:
             plan: The frames.
             source: Their depth and labels.
             settings: How they are fused.
-            judge_labels: Whether the labels of source and sequence have the same classes.
+            judge_labels: Whether the labels of source and sequence have the same classes, after `table`.
+            table: The source's label of each label of the sequence, uint8 (256,); None if they are the same.
         """
+        self._table = table
         self.plan, self.source, self.settings, self.judge_labels = plan, source, settings, judge_labels
         self.unread: dict[str, str] = {}
         self.resets: dict[str, int] = {}
@@ -221,6 +231,8 @@ class Fusion:
         try:
             if judged:
                 labels = sequence.read_label("semantics", moment) if self.judge_labels else None
+                if labels is not None and self._table is not None:
+                    labels = self._table[labels]
                 truth = Reference(sequence.read_label("depth", moment), labels)
             estimate = self.source.read(moment)
         except M2HError as error:

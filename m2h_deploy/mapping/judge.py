@@ -84,20 +84,22 @@ class Truth:
             self._advance(number, len(posed))
 
 
-def judge_variant(fused: Fused, truth: Truth, *, judge_labels: bool) -> Variant:
+def judge_variant(fused: Fused, truth: Truth, *, judge_labels: bool, table: NDArray[np.uint8] | None = None) -> Variant:
     """Judge a fused variant under every alignment.
 
     Args:
         fused: The variant.
         truth: The true surface.
-        judge_labels: Whether the labels of the map have the classes of the true surface.
+        judge_labels: Whether the labels of the map have the classes of the true surface, after `table`.
+        table: The map's label of each label of the surface, uint8 (256,); None if they are the same.
     """
     maps: dict[str, Judged] = {}
     surface = truth.surface
     if surface is not None:
 
         def judge(mesh: SemanticMesh, align: Literal["none", "se3", "sim3"]) -> MapErrors:
-            return judge_map(mesh if judge_labels else replace(mesh, labels=None), surface, align=align)
+            labeled = mesh if judge_labels else replace(mesh, labels=None)
+            return judge_map(labeled, surface, align=align, table=table)
 
         maps["none"] = _judged(judge(fused.mesh, "none"), 1.0)
         if fused.scaled is not None and fused.factor is not None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from m2h_deploy.backends import BackendOptions
 from m2h_deploy.bundle.folder import Bundle, check_outside, load_bundle
-from m2h_deploy.bundle.manifest import Classes
+from m2h_deploy.bundle.manifest import Classes, Manifest
 from m2h_deploy.data.classes import check_classes, has_unknown, palette
 from m2h_deploy.data.sequence import Moment, Sequence
 from m2h_deploy.data.sequences.trajectory import jumps
@@ -24,6 +24,7 @@ from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import check_folder, make_folder, printable, write_text
 from m2h_deploy.files.journal import Journal
 from m2h_deploy.files.names import is_file
+from m2h_deploy.label_spaces.data import label_table
 from m2h_deploy.mapping.compare import Difference, differences
 from m2h_deploy.mapping.fuse import Fusion, Predicted, Source, TrueLabels, VolumeSettings
 from m2h_deploy.mapping.judge import Truth, judge_variant
@@ -89,6 +90,8 @@ class _Task:
     """Frames that could not be predicted, by name, with the reason."""
     milliseconds: dict[str, float]
     """Mean time of the stages of the prediction."""
+    table: NDArray[np.uint8] | None = None
+    """The bundle's label of each label of the sequence; None if they are the same."""
 
 
 def map_sequence(
@@ -219,6 +222,7 @@ class _MapRun:
             self._report(f"{name} does not predict semantics: its map has no labels")
         classes = bundle.manifest.classes
         count = len(classes.names) - has_unknown(classes)
+        fits, table = self._fit(name, bundle.manifest)
         return [
             _Task(
                 name=name if kind == "raw" else f"{name} {kind}",
@@ -227,7 +231,8 @@ class _MapRun:
                 bundle=bundle.path,
                 source=Predicted(predictions, count),
                 colors=_colors(classes),
-                judge_labels=predictions.has_labels and self._fits(name, classes),
+                judge_labels=predictions.has_labels and fits,
+                table=table,
                 key=_digest([predictions.identity, *predictions.files(self.plan.posed)]),
                 left_out=predictions.unread | predictions.failed,
                 milliseconds={
@@ -237,16 +242,19 @@ class _MapRun:
             for kind in self.settings.kinds
         ]
 
-    def _fits(self, name: str, classes: Classes) -> bool:
-        """Return whether the labels of the sequence can judge those of a bundle; report why not."""
-        if not self.sequence.class_names:
-            return False
+    def _fit(self, name: str, manifest: Manifest) -> tuple[bool, NDArray[np.uint8] | None]:
+        """Return whether the labels of the sequence can judge those of a bundle, and their table; report why not."""
+        names = self.sequence.class_names
+        if not names:
+            return False, None
         try:
-            check_classes(self.sequence.class_names, classes)
+            table = label_table(names, manifest.classes, manifest.label_map)
+            if table is None:
+                check_classes(names, manifest.classes)
         except M2HError as error:
             self._report(f"{name}: the figures of labels are left out: {error}")
-            return False
-        return True
+            return False, None
+        return True, table
 
     def _truth_task(self) -> _Task:
         count = len(self.sequence.class_names)
@@ -268,9 +276,9 @@ class _MapRun:
 
     def _fuse(self, task: _Task) -> Variant:
         filtering = self.settings.filter if task.kind == "filtered" else None
-        fusion = Fusion(self.plan, task.source, self.settings.volume, judge_labels=task.judge_labels)
+        fusion = Fusion(self.plan, task.source, self.settings.volume, judge_labels=task.judge_labels, table=task.table)
         fused = fusion.run(filtering, partial(self.progress, f"fusing {task.name}"), scale=task.kind != "truth")
-        variant = judge_variant(fused, self.truth, judge_labels=task.judge_labels)
+        variant = judge_variant(fused, self.truth, judge_labels=task.judge_labels, table=task.table)
         fused.mesh.write(self.out / f"{task.stem}.ply", task.colors)
         poses = [moment.pose for moment in self.plan.posed if moment.pose is not None]
         draw_pictures(fused, self.truth.surface, poses, task.colors, self.out / _PICTURES, task.stem)

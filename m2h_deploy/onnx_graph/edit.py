@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx
 
@@ -38,3 +38,30 @@ def drop_unused_initializers(proto: onnx.ModelProto) -> None:
     kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
+
+
+def keep_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Remove all other outputs, and the nodes and constants that only they need, in place."""
+    outputs = [value for value in proto.graph.output if value.name in names]
+    del proto.graph.output[:]
+    proto.graph.output.extend(outputs)
+    needed, kept = set(names), []
+    for node in reversed(proto.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            needed.update(name for graph in _subgraphs(node) for inner in graph.node for name in inner.input)
+            kept.append(node)
+    replace_nodes(proto, reversed(kept))
+    drop_unused_initializers(proto)
+    made = {name for node in kept for name in node.output}
+    values = [value for value in proto.graph.value_info if value.name in made]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(values)
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        graphs = [attribute.g] if attribute.HasField("g") else []
+        for graph in (*graphs, *attribute.graphs):
+            yield graph
+            yield from (inner for child in graph.node for inner in _subgraphs(child))

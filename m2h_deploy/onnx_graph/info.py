@@ -20,12 +20,13 @@ from m2h_deploy.bundle.manifest import (
     MAX_CLASSES,
     CalibrationInfo,
     Classes,
+    LabelMap,
     LoweringInfo,
     SelfTest,
     first_problem,
 )
 from m2h_deploy.bundle.record import Record
-from m2h_deploy.choices import DepthFormat, Form, Precision, SensorFormat, Windows
+from m2h_deploy.choices import DepthFormat, Form, LabelResolution, Precision, SensorFormat, Windows
 from m2h_deploy.errors import M2HError, first_line
 from m2h_deploy.runtime.preprocess import Normalization
 from m2h_deploy.tasks import TASKS
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 #: Entries that are also read individually, from graphs that may lack the others.
 VERSION, VARIANT, PRECISION = "m2h.version", "m2h.variant", "m2h.precision"
 _OWN, _SENSOR, _LOWERED = "m2h.", "m2h.sensor", "m2h.lowered"
+_LABEL_MAP, _LABEL_RESOLUTION = "m2h.label_map", "m2h.label_resolution"
 
 _R = TypeVar("_R", bound=Record)
 
@@ -72,6 +74,7 @@ class GraphInfo:
     normalization: Normalization
     """Normalization of the input images."""
     classes: Classes
+    """Classes of the labels: the network's own, or those of `label_map`."""
     form: Form
     windows: Windows
     version: str | None = None
@@ -79,6 +82,9 @@ class GraphInfo:
     torch: str | None = None
     sensor: SensorGraphInfo | None = None
     """Only for a sensor graph."""
+    label_map: LabelMap | None = None
+    """Only for a graph that reduces the network's logits over groups of classes."""
+    label_resolution: LabelResolution = "network"
     precision: str | None = None
     """Only for a graph that m2h-deploy lowered."""
     lowered: Lowered | None = None
@@ -113,6 +119,8 @@ class GraphInfo:
                 version=metadata.get(VERSION),
                 torch=metadata.get("m2h.torch"),
                 sensor=_parse_sensor(metadata.get(_SENSOR)),
+                label_map=_parse_record(LabelMap, metadata[_LABEL_MAP], _LABEL_MAP) if _LABEL_MAP in metadata else None,
+                label_resolution=metadata.get(_LABEL_RESOLUTION, "network"),  # type: ignore[arg-type]
                 precision=metadata.get(PRECISION),
                 lowered=_parse_record(Lowered, metadata[_LOWERED], _LOWERED) if _LOWERED in metadata else None,
             )
@@ -143,6 +151,8 @@ class GraphInfo:
             "m2h.windows": self.windows,
             "m2h.torch": self.torch,
             _SENSOR: json.dumps(asdict(self.sensor)) if self.sensor is not None else None,
+            _LABEL_MAP: self.label_map.model_dump_json() if self.label_map is not None else None,
+            _LABEL_RESOLUTION: self.label_resolution if self.label_resolution != "network" else None,
             PRECISION: self.precision,
             _LOWERED: self.lowered.model_dump_json() if self.lowered is not None else None,
         }
@@ -173,8 +183,14 @@ def _problem(info: GraphInfo) -> str | None:
         return f"m2h.config has the depth range {low!r} to {high!r}"
     if isinstance(classes, bool) or not isinstance(classes, int) or not 1 <= classes <= MAX_CLASSES:
         return f"m2h.config has {classes!r} classes, expected 1 to {MAX_CLASSES}"
-    if len(info.classes.names) != classes:
-        return f"m2h.classes names {len(info.classes.names)} classes, m2h.config has {classes}"
+    label_map = info.label_map
+    named = info.classes.names if label_map is None else label_map.network_classes
+    if len(named) != classes:
+        return (
+            f"{'m2h.classes' if label_map is None else _LABEL_MAP} names {len(named)} classes, m2h.config has {classes}"
+        )
+    if label_map is not None and len(label_map.groups) != len(info.classes.names):
+        return f"{_LABEL_MAP} has {len(label_map.groups)} groups, m2h.classes names {len(info.classes.names)} classes"
     if re.fullmatch(r"[0-9a-f]{64}", info.weights_sha256) is None:
         return "m2h.weights_sha256 is not a sha256"
     sensor = info.sensor
@@ -188,6 +204,7 @@ def _unknown_values(info: GraphInfo) -> Iterator[str]:
     expected: list[tuple[str, Any, tuple[str, ...]]] = [
         ("m2h.form", info.form, get_args(Form)),
         ("m2h.windows", info.windows, get_args(Windows)),
+        (_LABEL_RESOLUTION, info.label_resolution, get_args(LabelResolution)),
         *(("m2h.tasks", task, TASKS) for task in info.tasks),
     ]
     if info.precision is not None:

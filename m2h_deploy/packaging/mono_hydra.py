@@ -4,7 +4,9 @@ Facts about the node (mono_hydra_perception, m2h_onnx_node.py): it resizes with 
 0..1, subtracts `normalize_mean` and divides by `normalize_std`; it takes the first output of shape (1, 1, H, W) as
 depth and the first other one as class scores. Mono-Hydra's launch files set neither mean nor std, so the node then uses
 its defaults, ImageNet's. The file written here therefore takes images of that normalization, whatever the network was
-trained with, and is correct both with the launch files and with the parameters next to it.
+trained with, and is correct both with the launch files and with the parameters next to it. Depth is multiplied by
+`depth_scale` and then clamped to `depth_min` and `depth_max`: a bundle's depth calibration is written there, except for
+its offset, which is in the graph.
 """
 
 from __future__ import annotations
@@ -22,14 +24,16 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from m2h_deploy.bundle.folder import load_bundle
+from m2h_deploy.bundle.depth_calibration import DepthCalibration
 from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.errors import CheckFailed, M2HError
 from m2h_deploy.files.atomic import whole_folder, write_text
 from m2h_deploy.numerics import judge, perturbed
+from m2h_deploy.onnx_graph.edit import rename_values
 from m2h_deploy.onnx_graph.files import read_onnx
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.onnx_graph.interface import check_interface, dims_of
+from m2h_deploy.packaging.source import onnx_file_of
 from m2h_deploy.runtime.preprocess import PRESETS, Preprocess
 from m2h_deploy.tasks import TASKS
 
@@ -50,31 +54,23 @@ def package_mono_hydra(source: str | os.PathLike[str], out_dir: str | os.PathLik
         M2HError: The node does not support the graph, or `out_dir` exists.
         CheckFailed: The results differ.
     """
-    path = _onnx_file(Path(source))
+    path, bundle = onnx_file_of(Path(source), "Mono-Hydra's node runs ONNX files")
+    calibration = (bundle.manifest.depth_calibration if bundle is not None else None) or DepthCalibration(scale=1.0)
     proto = read_onnx(path)
     info = GraphInfo.read(proto, path)
     check_interface(proto, info, path)
     height, width = _check_graph(proto, info, path)
+    depth_range = bundle.manifest.depth_range if bundle is not None else info.depth_range
+    depth = _depth_limits(depth_range, calibration, path)
     out = Path(out_dir).resolve()
     with whole_folder(out) as temporary:
         original = proto.SerializeToString()
         renormalize(proto, info)
         _compare(original, proto.SerializeToString(), info, (height, width), path)
+        add_offset(proto, calibration)
         onnx.save(proto, temporary / MODEL)
-        write_text(temporary / PARAMETERS, _parameters(out / MODEL, info, height, width))
+        write_text(temporary / PARAMETERS, _parameters(out / MODEL, info, (height, width), calibration.scale, depth))
     return out
-
-
-def _onnx_file(source: Path) -> Path:
-    if not source.is_dir():
-        return source
-    bundle = load_bundle(source)
-    if bundle.engine_file.suffix != ".onnx":
-        raise M2HError(
-            f"{source} is a bundle of {bundle.manifest.engine.kind}, and Mono-Hydra's node runs ONNX files: "
-            "give the file that m2h-deploy export wrote"
-        )
-    return bundle.engine_file
 
 
 def _check_graph(proto: onnx.ModelProto, info: GraphInfo, path: Path) -> tuple[int, int]:
@@ -114,6 +110,28 @@ def renormalize(proto: onnx.ModelProto, info: GraphInfo) -> None:
     replace(info, normalization=theirs, lowered=None).write(proto)  # its self-test has the other normalization
 
 
+def add_offset(proto: onnx.ModelProto, calibration: DepthCalibration) -> None:
+    """Add the calibration's offset to the depth before the node multiplies it by the scale, in place."""
+    if not calibration.offset:
+        return
+    rename_values(proto, {"depth": "calibrate/depth"})
+    output = next(value for value in proto.graph.output if value.name == "calibrate/depth")
+    output.name = "depth"
+    offset = np.array(calibration.offset / calibration.scale, np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(offset, "calibrate/offset"))
+    proto.graph.node.append(
+        helper.make_node("Add", ["calibrate/depth", "calibrate/offset"], ["depth"], "/calibrate/Add")
+    )
+
+
+def _depth_limits(depth_range: tuple[float, float], calibration: DepthCalibration, path: Path) -> tuple[float, float]:
+    """Return the range of calibrated depth. Raises M2HError if it is empty: the node would not clamp then."""
+    near, far = (calibration.scale * limit + calibration.offset for limit in depth_range)
+    if far <= 0:
+        raise M2HError(f"{path}: the depth calibration leaves no depth above 0: calibrate again")
+    return max(0.0, float(near)), float(far)
+
+
 def node_input(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:
     """Return the node's preprocessing of a uint8 (H, W, 3) BGR image: float32 (1, 3, height, width)."""
     rgb = cv2.resize(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), (width, height), interpolation=cv2.INTER_LINEAR)
@@ -148,25 +166,26 @@ def _run(graph: bytes, tensor: NDArray[np.floating], path: Path) -> dict[str, ND
     return run_session(cpu_session(graph, path), tensor, path)
 
 
-def _parameters(model: Path, info: GraphInfo, height: int, width: int) -> str:
+def _parameters(model: Path, info: GraphInfo, size: tuple[int, int], scale: float, depth: tuple[float, float]) -> str:
     preset = PRESETS[NODE_PRESET]
+    labels = info.label_map.name if info.label_map is not None else "the network's own classes"
     return f"""# {info.variant} for Mono-Hydra's ONNX node:
 #   ros2 run mono_hydra_perception m2h_onnx_node --ros-args --params-file {PARAMETERS}
 /**:
   ros__parameters:
     model_path: {json.dumps(str(model), ensure_ascii=False)} # where this machine has it
-    input_width: {width}
-    input_height: {height}
+    input_width: {size[1]}
+    input_height: {size[0]}
     model_expects_rgb: true
     scale_input_to_01: true
     normalize_mean: {list(preset.mean)} # the node's defaults: the graph was made for them
     normalize_std: {list(preset.std)}
-    num_classes: {info.config["num_classes"]}
+    num_classes: {len(info.classes.names)} # {labels}
     semantic_encoding: mono8
     depth_output_name: depth
     semantic_output_name: semantics
-    depth_scale: 1.0
-    depth_min: {float(info.depth_range[0])}
-    depth_max: {float(info.depth_range[1])}
+    depth_scale: {float(scale)}
+    depth_min: {depth[0]}
+    depth_max: {depth[1]}
     output_original_size: true
 """

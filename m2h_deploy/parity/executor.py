@@ -159,7 +159,7 @@ def open_sides(
     Raises:
         M2HError: The reference does not exist, or the two sides cannot be compared.
     """
-    opened = open_reference(reference, runtime.manifest.network_input, threads)
+    opened = open_reference(reference, runtime.manifest.network_input, threads, runtime.manifest.label_map)
     _check_pair(runtime, opened, reference, allow_other_weights=allow_other_weights)
     sides = Sides(
         Side(opened.description, opened.weights_sha256),

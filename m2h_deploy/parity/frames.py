@@ -19,7 +19,7 @@ from m2h_deploy.parity.pictures import difference
 from m2h_deploy.parity.reference import Outputs, Reference
 from m2h_deploy.parity.tasks import Against, State, TaskComparison
 from m2h_deploy.parity.tensors import TensorComparison, tensor_sums
-from m2h_deploy.runtime.postprocess import Postprocess, Prediction
+from m2h_deploy.runtime.postprocess import Prediction, reference_postprocess
 from m2h_deploy.runtime.preprocess import bgr_to_nv12, nv12_to_bgr, preprocess_for
 from m2h_deploy.runtime.runtime import Runtime
 from m2h_deploy.tasks import TABLE
@@ -170,7 +170,7 @@ class _Sensor:
     def __init__(self, runtime: Runtime, reference: Reference) -> None:
         self._runtime, self._reference = runtime, reference
         self._preprocess = preprocess_for(runtime.manifest.network_input)
-        self._postprocess = Postprocess(runtime.manifest.depth_range, runtime.manifest.depth_calibration)
+        self._postprocess = reference_postprocess(runtime.manifest)
 
     def both(self, frame: Frame) -> BothSides:
         manifest = self._runtime.manifest

@@ -37,6 +37,8 @@ class Interface:
     classes: Classes
     depth_range: tuple[float, float]
     tasks: tuple[str, ...]
+    full_labels: bool = False
+    """Whether the logits are resized to the image before the argmax."""
 
 
 class Judge:
@@ -49,7 +51,7 @@ class Judge:
             M2HError: The classes of the data are not the network's, or a frame's labels do not fit its image.
         """
         self._interface, self._gates = interface, gates
-        self._postprocess = Postprocess(interface.depth_range)
+        self._postprocess = Postprocess(interface.depth_range, full_labels=interface.full_labels)
         self._frames = [data[index] for index in indices]
         first = self._frames[0]
         if first.semantics is not None and "semantics" in interface.tasks:

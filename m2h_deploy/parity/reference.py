@@ -11,9 +11,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.bundle.manifest import InputSpec
+from m2h_deploy.bundle.manifest import InputSpec, LabelMap
 from m2h_deploy.errors import M2HError, MissingExtra, missing_extra
 from m2h_deploy.files.atomic import library_path
+from m2h_deploy.label_spaces.reduce import reduce_logits
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.runtime.preprocess import normalization_of
 from m2h_deploy.tasks import TASKS
@@ -33,7 +34,9 @@ class Reference(Protocol):
         ...
 
 
-def open_reference(path: str | os.PathLike[str], spec: InputSpec, threads: int | None = None) -> Reference:
+def open_reference(
+    path: str | os.PathLike[str], spec: InputSpec, threads: int | None = None, label_map: LabelMap | None = None
+) -> Reference:
     """Open the reference at `path` for an engine of input `spec`.
 
     Args:
@@ -41,27 +44,34 @@ def open_reference(path: str | os.PathLike[str], spec: InputSpec, threads: int |
             float32, which needs ONNX Runtime.
         spec: The engine's input.
         threads: CPU threads in ONNX Runtime; all by default.
+        label_map: The engine's label map: a reference without it gets its logits reduced likewise.
 
     Raises:
         M2HError: The file is neither, or a required package is not installed.
     """
     if Path(path).suffix == ".onnx":
-        return _OnnxReference(Path(path), spec, threads)
+        return _OnnxReference(Path(path), spec, threads, label_map)
     try:
-        return _TorchReference(path)
+        return _TorchReference(path, label_map)
     except ModuleNotFoundError as error:
         missing = missing_extra(str(error.name), "export", f"the reference {path}")
         raise MissingExtra(f"{missing}; or give the float32 .onnx file of the same export") from None
 
 
 class _TorchReference:
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], label_map: LabelMap | None) -> None:
         import torch
 
         from m2h_deploy.model.checkpoint import load_checkpoint, weights_digest
 
-        self._torch = torch
+        self._torch, self._label_map = torch, label_map
         self._model = load_checkpoint(path)
+        classes = self._model.config.num_classes
+        if label_map is not None and len(label_map.network_classes) != classes:
+            raise M2HError(
+                f"{path} has {classes} classes, the engine's label map is for {len(label_map.network_classes)}: give "
+                "the checkpoint the bundle was built from"
+            )
         self.description = f"PyTorch {torch.__version__}, float32, {self._model.config.variant}"
         self.weights_sha256 = weights_digest(self._model)
         self.tasks: tuple[str, ...] = TASKS
@@ -69,11 +79,11 @@ class _TorchReference:
     def run(self, image: NDArray[np.float32]) -> Outputs:
         with self._torch.inference_mode():
             outputs = self._model(self._torch.from_numpy(image))
-        return {name: tensor.numpy() for name, tensor in outputs.items()}
+        return _reduced({name: tensor.numpy() for name, tensor in outputs.items()}, self._label_map)
 
 
 class _OnnxReference:
-    def __init__(self, path: Path, spec: InputSpec, threads: int | None) -> None:
+    def __init__(self, path: Path, spec: InputSpec, threads: int | None, label_map: LabelMap | None) -> None:
         if not path.is_file():
             raise M2HError(f"no reference at {path}: give a checkpoint or the .onnx file of m2h-deploy export")
         try:
@@ -94,6 +104,7 @@ class _OnnxReference:
             )
         if info.precision not in (None, "fp32"):
             raise M2HError(f"{path} is {info.precision}: a reference must be float32, the file before lowering")
+        self._label_map = _map_to_apply(path, info.label_map, label_map)
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             raise M2HError(f"{path} does not take one image of N x 3 x height x width: export it again")
@@ -114,7 +125,21 @@ class _OnnxReference:
         from m2h_deploy.onnx_graph.session import run_session
 
         outputs = run_session(self._session, batch, self._path, self.tasks)
-        return {name: value[:1] for name, value in outputs.items()}
+        return _reduced({name: value[:1] for name, value in outputs.items()}, self._label_map)
+
+
+def _map_to_apply(path: Path, own: LabelMap | None, wanted: LabelMap | None) -> LabelMap | None:
+    """Return the label map to reduce the logits of the file `path` by: none if it has the wanted one itself."""
+    if own is None or own == wanted:
+        return wanted if own is None else None
+    words = "another label map" if wanted is not None else f"the label map {own.name}, the engine none"
+    raise M2HError(f"{path} and the engine differ: it has {words}: give the file that the engine was built from")
+
+
+def _reduced(outputs: Outputs, label_map: LabelMap | None) -> Outputs:
+    if label_map is not None and "semantics" in outputs:
+        outputs["semantics"] = reduce_logits(outputs["semantics"], label_map)
+    return outputs
 
 
 @contextmanager

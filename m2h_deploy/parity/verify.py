@@ -15,6 +15,7 @@ from m2h_deploy.data.frame import Dataset
 from m2h_deploy.data.open import open_dataset
 from m2h_deploy.data.subset import spread
 from m2h_deploy.files.atomic import printable
+from m2h_deploy.label_spaces.data import map_dataset
 from m2h_deploy.metrics.bootstrap import FEW_FRAMES, RESAMPLES, draws
 from m2h_deploy.parity.executor import Executor, LocalExecutor, Measured, Progress, Request
 from m2h_deploy.parity.frames import Comparison, choose_targets
@@ -132,6 +133,8 @@ def _request(bundle: Bundle, reference: str, data: Dataset | str | os.PathLike[s
     source = open_dataset(path, options.split) if path is not None else cast(Dataset, data)
     for reason in getattr(source, "skipped", ()):
         _log.warning(reason)
+    if "semantics" in bundle.manifest.tasks:
+        source = map_dataset(source, bundle.manifest.classes, bundle.manifest.label_map)
     indices = spread(len(source), options.limit, name_of(data))
     return Request(
         bundle,

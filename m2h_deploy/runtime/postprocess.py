@@ -55,13 +55,20 @@ def nonfinite_outputs(outputs: Mapping[str, NDArray[np.float32]]) -> list[str]:
 class Postprocess:
     """Convert one frame's outputs (batch dimension removed) to arrays of the image's size, or the network's.
 
-    Labels are computed at the network's size and resized by nearest neighbor, as in the published node; the others are
-    resized bilinearly, then depth is clamped and calibrated, and normals are normalized again. Not thread-safe:
-    intermediate buffers are reused, so that with `out` a frame allocates no memory.
+    Labels are computed at the network's size and resized by nearest neighbor, as in the published node; with
+    `full_labels` the logits are resized first, class by class. The others are resized bilinearly, then depth is clamped
+    and calibrated, and normals are normalized again. Not thread-safe: intermediate buffers are reused, so that with
+    `out` a frame allocates no memory.
     """
 
-    def __init__(self, depth_range: tuple[float, float], calibration: DepthCalibration | None = None) -> None:
-        self.depth_range, self.calibration = depth_range, calibration
+    def __init__(
+        self,
+        depth_range: tuple[float, float],
+        calibration: DepthCalibration | None = None,
+        *,
+        full_labels: bool = False,
+    ) -> None:
+        self.depth_range, self.calibration, self.full_labels = depth_range, calibration, full_labels
         self._buffers: dict[str, NDArray[Any]] = {}
 
     def __call__(
@@ -105,6 +112,9 @@ class Postprocess:
             self.calibration.apply(out)
 
     def _semantics(self, logits: NDArray[np.float32], out: Any) -> None:
+        if self.full_labels and logits.shape[1:] != out.shape:
+            self._argmax_resized(logits, out)
+            return
         labels = self._argmax(logits)
         if labels.shape == out.shape:
             np.copyto(out, labels)
@@ -128,6 +138,19 @@ class Postprocess:
             np.bitwise_and(better, np.uint8(index), out=better)
             cv2.max(labels, better, dst=labels)
         return labels
+
+    def _argmax_resized(self, logits: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
+        """Compute the argmax of the logits resized to `out`, in memory for one class and the running maximum."""
+        best, resized = (self._buffer(name, out.shape, np.float32) for name in ("best", "resized"))
+        better = self._buffer("better", out.shape, np.uint8)
+        _resize(logits[0], best)
+        out.fill(0)
+        for index in range(1, len(logits)):
+            _resize(logits[index], resized)
+            cv2.compare(resized, best, cv2.CMP_GT, dst=better)
+            cv2.max(resized, best, dst=best)
+            np.bitwise_and(better, np.uint8(index), out=better)
+            cv2.max(out, better, dst=out)
 
     def _normals(self, normals: NDArray[np.float32], out: Any) -> None:
         _, h, w = normals.shape
@@ -219,4 +242,10 @@ def postprocess_for(manifest: Manifest) -> Postprocess | SensorPostprocess:
     """Return the postprocess that converts the outputs of a manifest's engine to a prediction."""
     if manifest.sensor is not None:
         return SensorPostprocess(manifest.depth_calibration)
-    return Postprocess(manifest.depth_range, manifest.depth_calibration)
+    return reference_postprocess(manifest)
+
+
+def reference_postprocess(manifest: Manifest) -> Postprocess:
+    """Return the postprocess of the network's own outputs, which a sensor graph includes."""
+    full = manifest.label_resolution == "full"
+    return Postprocess(manifest.depth_range, manifest.depth_calibration, full_labels=full)

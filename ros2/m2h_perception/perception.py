@@ -14,6 +14,7 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 
 from m2h_deploy import M2HError, Runtime
+from m2h_deploy.label_spaces.read import read_label_remap
 from m2h_deploy.stream.stream import Stream, StreamFrame
 from m2h_deploy.temporal.filter import TemporalFilter
 from m2h_perception import messages
@@ -21,7 +22,6 @@ from m2h_perception.calibration import Calibration
 from m2h_perception.camera import Camera
 from m2h_perception.diagnostics import Monitor, identity
 from m2h_perception.inputs import THROTTLE, Inputs, queue_size
-from m2h_perception.labels import read_label_remap
 from m2h_perception.policy import lag_seconds
 from m2h_perception.pose_topics import open_poses
 from m2h_perception.publishers import Publishers

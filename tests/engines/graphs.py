@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.graph import infer_shapes
+from export.label_map import reduce_semantics
+from m2h_deploy.bundle.manifest import Classes, LabelMap
+from m2h_deploy.choices import LabelResolution
 from m2h_deploy.data.classes import default_classes
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.runtime.preprocess import PRESETS
@@ -87,6 +92,18 @@ def small_graph(
     info.write(proto)
     onnx.checker.check_model(proto)
     return onnx.shape_inference.infer_shapes(proto)
+
+
+def with_label_map(
+    proto: onnx.ModelProto, classes: Classes, label_map: LabelMap, resolution: LabelResolution = "network"
+) -> onnx.ModelProto:
+    """Return a graph of an export with a label map, as `export_onnx` makes it."""
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    info = GraphInfo.read(result, "the graph")
+    reduce_semantics(result, label_map)
+    replace(info, classes=classes, label_map=label_map, label_resolution=resolution).write(result)
+    return infer_shapes(result)
 
 
 def plant_overflow(proto: onnx.ModelProto, scale: float = 2.0**17) -> onnx.ModelProto:

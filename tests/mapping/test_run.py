@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import m2h_deploy.mapping.predictions
+from engines import build_bundle
+from m2h_deploy.data.classes import default_classes
 from m2h_deploy.data.sequences.open import open_sequence
+from m2h_deploy.label_spaces.space import LabelSpace, SpaceClass
 from m2h_deploy.mapping.fuse import Fusion, VolumeSettings
 from m2h_deploy.mapping.mesh import read_mesh
 from m2h_deploy.mapping.result import MapResult
 from m2h_deploy.mapping.run import MapSettings, map_sequence, unique_names
 from tests.commands import refused
+from tests.engines.graphs import with_label_map
+from tests.mapping.conftest import depth_graph
 
 pytestmark = pytest.mark.usefixtures("coarse")
 
@@ -217,6 +223,17 @@ def test_a_sequence_that_is_too_slow_for_the_filter_is_a_problem(nyu_bundle, seq
     result = map_sequence([nyu_bundle], replace(sequence, moments=slow), tmp_path / "map", settings)
     words = "small-41 filtered: the filter dropped the past before 3 of 4 frames: pause 3"
     assert words in result.problems
+
+
+def test_labels_of_a_label_map_are_judged_by_the_sequence_s_labels_mapped_likewise(sequence, tmp_path):
+    """With one class for all, every label is right; compared with unmapped labels, hardly any would be."""
+    space = LabelSpace("one", (SpaceClass("unknown", ("unknown",)), SpaceClass("any", rest=True)), "the test")
+    onnx.save(with_label_map(depth_graph(41), *space.resolve(default_classes(41))), tmp_path / "one.onnx")
+    build_bundle(tmp_path / "one.onnx", tmp_path / "one")
+    result = map_sequence([tmp_path / "one"], sequence, tmp_path / "map", RAW)
+    assert not any("figures of labels" in problem for problem in result.problems)
+    assert result.rows[0].score("none").figures["label_accuracy"] == 1
+    assert result.rows[0].figures["miou"] > 0.5  # less than 1 where the network says `unknown`
 
 
 def test_other_classes_are_mapped_and_not_judged(small_bundle, sequence, tmp_path):

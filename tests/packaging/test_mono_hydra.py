@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
@@ -95,3 +96,25 @@ def test_the_command_writes_both_files(tiny_onnx, tmp_path):
     shutil.copy(tiny_onnx, tmp_path / "model.onnx")
     done("package", tmp_path / "model.onnx", "--mono-hydra", "-o", tmp_path / "hydra")
     assert sorted(path.name for path in (tmp_path / "hydra").iterdir()) == ["m2h.onnx", "m2h_onnx.yaml"]
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.3, -0.4])
+def test_a_depth_calibration_gives_the_node_the_runtime_s_depth(tiny_bundle, tmp_path, offset):
+    """The node computes clip(depth * depth_scale, depth_min, depth_max)."""
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    manifest["depth_calibration"] = {"scale": 0.9, "offset": offset}
+    low, high = manifest["depth_range"] = [0.5, 2.2]  # so that both limits are reached
+    (tmp_path / "bundle" / "manifest.json").write_text(json.dumps(manifest))
+    packaged = package_mono_hydra(tmp_path / "bundle", tmp_path / "out")
+    found = yaml.safe_load((packaged / "m2h_onnx.yaml").read_text())["/**"]["ros__parameters"]
+    image = render_room(3, 1, 112, 140).image
+    session = ort.InferenceSession(packaged / "m2h.onnx", providers=["CPUExecutionProvider"])
+    depth = session.run(["depth"], {"image": node_input(image, 112, 140)})[0][0, 0]
+    assert found["depth_min"] == pytest.approx(max(0, 0.9 * low + offset))
+    assert found["depth_max"] == pytest.approx(0.9 * high + offset)
+    depth = np.clip(depth * found["depth_scale"], found["depth_min"], found["depth_max"])
+    with Runtime.load(tmp_path / "bundle", threads=1) as runtime:
+        expected = runtime(image).depth
+    assert expected.min() < expected.max()
+    np.testing.assert_allclose(depth, expected, rtol=1e-3, atol=1e-3)

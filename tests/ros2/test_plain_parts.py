@@ -14,12 +14,12 @@ import yaml
 from m2h_perception import messages
 from m2h_perception.camera import Camera
 from m2h_perception.diagnostics import ERROR, OK, WARN, Monitor
-from m2h_perception.labels import read_label_remap
 from m2h_perception.policy import FramePolicy, lag_seconds
 from m2h_perception.settings import Settings, defaults, unknown_parameters
 
 from m2h_deploy import M2HError, Runtime
 from m2h_deploy.data.rooms.render import render_room
+from m2h_deploy.label_spaces.read import read_label_remap
 from m2h_deploy.stream.health import Health
 from m2h_deploy.stream.stream import Stream
 

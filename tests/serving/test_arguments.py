@@ -91,7 +91,9 @@ def test_the_version_of_a_missing_library_is_none(tmp_path):
 
 
 def test_the_errors_of_package_name_its_formats_and_options(tmp_path):
-    assert mistake("package", tmp_path).startswith("choose what to package for: --cpp, --mono-hydra or --triton")
+    assert mistake("package", tmp_path).startswith(
+        "choose what to package for: --cpp, --mono-hydra, --hydra or --triton"
+    )
     assert "--output FOLDER" in mistake("package", tmp_path, "--cpp")
     assert "leave --output out" in mistake("package", tmp_path, "--triton", tmp_path / "r", "-o", tmp_path / "o")
     assert "is not a bundle" in mistake("package", tmp_path, "--triton", tmp_path / "r")

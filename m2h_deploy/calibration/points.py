@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ from m2h_deploy.files.images import read_image
 from m2h_deploy.runtime.runtime import Runtime
 
 _COLUMNS = ("image", "u", "v", "meters")
-#: Tables may spell the unit either way.
-_SPELLINGS = {"metres": "meters"}
+#: The unit, in American or British spelling.
+_UNIT = re.compile(r"met(er|re)s?")
 
 #: Most points that are read, in case another file was given.
 _MOST = 100_000
@@ -61,7 +62,7 @@ def read_points(path: str | os.PathLike[str]) -> list[Point]:
 
 
 def _rows(path: Path, table: csv.DictReader[str]) -> Iterable[tuple[int, dict[str, str]]]:
-    names = [_SPELLINGS.get(name := str(field).strip().lower(), name) for field in table.fieldnames or ()]
+    names = [_UNIT.sub("meters", str(field).strip().lower()) for field in table.fieldnames or ()]
     if missing := [name for name in _COLUMNS if name not in names]:
         raise M2HError(f"{path}: the first line lacks {', '.join(missing)}: it must name the columns image,u,v,meters")
     table.fieldnames = names

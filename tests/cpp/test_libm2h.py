@@ -42,14 +42,15 @@ def sensor_bundle(tiny_onnx, tmp_path) -> Path:
 
 def test_the_package_holds_library_example_bundle_and_how_to_build_them(sensor_bundle, tmp_path):
     (sensor_bundle / ".manifest.1-0123abcd.tmp.json").write_text("")  # of another process, which writes a manifest
+    change(sensor_bundle, lambda m: m.update(depth_calibration={"scale": 1.1, "offset": 0.0, "evidence": None}))
     package = package_cpp(sensor_bundle, tmp_path / "robot")
     assert {path.name for path in package.iterdir()} == {"README.md", "libm2h", "bundle"}
     assert (package / "libm2h" / "include" / "m2h" / "m2h.h").is_file()
     assert (package / "libm2h" / "examples" / "run.cpp").is_file()
     assert {path.name for path in (package / "bundle").iterdir()} == {"manifest.json", "model.onnx"}
     assert "64 x 48 BGR or RGB" in (package / "README.md").read_text()
-    with Runtime.load(package / "bundle"):
-        pass
+    with Runtime.load(package / "bundle") as opened:
+        assert opened.manifest.depth_calibration.scale == 1.1
     with pytest.raises(M2HError, match="exists"):
         package_cpp(sensor_bundle, tmp_path / "robot")
 

@@ -1,4 +1,5 @@
-// m2h_run BUNDLE SOURCE OUT: depth (16 bits, millimeters) and labels (8 bits) of every frame.
+// m2h_run BUNDLE SOURCE OUT [--points FX FY CX CY]: depth (16 bits, millimeters) and labels (8 bits) of every frame, and
+// its points as PLY, for a camera with this focal length and center in pixels.
 //
 // With OpenCV, SOURCE is a picture, a folder of pictures, a video or a camera's index, and results are PNG. Without, it
 // is a PPM picture (P6) or a folder of them, and results are PGM.
@@ -9,13 +10,15 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <cstring>
 #include <functional>
 #include <iostream>
 #include <iterator>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "m2h/m2h.hpp"
+#include "m2h/point_cloud.hpp"
 
 #ifdef EXAMPLE_OPENCV
 #include <opencv2/imgcodecs.hpp>
@@ -25,6 +28,41 @@
 namespace fs = std::filesystem;
 
 namespace {
+
+using Camera = std::optional<m2h::Intrinsics>;
+
+// Writes the points as binary PLY, in this machine's byte order, which is little endian on x86 and ARM.
+void write_ply(const fs::path& file, const m2h::PointCloud& cloud) {
+  const std::size_t points = cloud.xyz.size() / 3;
+  std::ofstream stream(file, std::ios::binary);
+  stream << "ply\nformat binary_little_endian 1.0\ncomment m2h-deploy\nelement vertex " << points << '\n';
+  stream << "property float x\nproperty float y\nproperty float z\n";
+  if (!cloud.normals.empty()) stream << "property float nx\nproperty float ny\nproperty float nz\n";
+  stream << "property uchar red\nproperty uchar green\nproperty uchar blue\n";
+  if (!cloud.labels.empty()) stream << "property uchar label\n";
+  stream << "end_header\n";
+  for (std::size_t i = 0; i < points; ++i) {
+    stream.write(reinterpret_cast<const char*>(&cloud.xyz[3 * i]), 3 * sizeof(float));
+    if (!cloud.normals.empty()) stream.write(reinterpret_cast<const char*>(&cloud.normals[3 * i]), 3 * sizeof(float));
+    stream.write(reinterpret_cast<const char*>(&cloud.rgb[3 * i]), 3);
+    if (!cloud.labels.empty()) stream.put(static_cast<char>(cloud.labels[i]));
+  }
+  if (!stream.flush()) throw std::runtime_error("cannot write " + file.string());
+}
+
+constexpr m2h::CloudOptions kDense{1, true, true};
+
+double number(const std::string& word) {
+  std::size_t read = 0;
+  double value = 0;
+  try {
+    value = std::stod(word, &read);
+  } catch (const std::exception&) {
+    read = 0;
+  }
+  if (read == 0 || read != word.size()) throw std::runtime_error("--points: '" + word + "' is not a number");
+  return value;
+}
 
 std::vector<fs::path> pictures(const fs::path& source, const std::vector<std::string>& suffixes) {
   std::vector<fs::path> files;
@@ -115,14 +153,19 @@ int each_frame(const std::string& source, const std::function<void(const cv::Mat
   return count;
 }
 
-int run(m2h::Runtime& runtime, const std::string& source, const fs::path& out, std::vector<double>& times) {
+int run(m2h::Runtime& runtime, const std::string& source, const fs::path& out, const Camera& camera,
+        std::vector<double>& times) {
   m2h::Prediction prediction;  // its memory is reused from frame to frame
+  m2h::PointCloud cloud;
   return each_frame(source, [&](const cv::Mat& image, const std::string& name) {
     runtime.run(image, prediction);
     double total = 0;
     m2h::check(m2h_timings(runtime.handle(), &total, nullptr));
     times.push_back(total);
     write(out, name, prediction);
+    if (!camera) return;
+    m2h::to_point_cloud(prediction, *camera, cloud, image, kDense);
+    write_ply(out / (name + "_points.ply"), cloud);
   });
 }
 
@@ -175,8 +218,10 @@ void write(const fs::path& out, const std::string& name, const m2h::Arrays& fram
   if (!frame.labels.empty()) write_pgm(out / (name + "_labels.pgm"), frame, 255, frame.labels);
 }
 
-int run(m2h::Runtime& runtime, const std::string& source, const fs::path& out, std::vector<double>& times) {
+int run(m2h::Runtime& runtime, const std::string& source, const fs::path& out, const Camera& camera,
+        std::vector<double>& times) {
   m2h::Arrays frame;  // its memory is reused from frame to frame
+  m2h::PointCloud cloud;
   int count = 0;
   for (const fs::path& file : pictures(source, {".ppm"})) {
     const Picture picture = read_ppm(file);
@@ -192,6 +237,9 @@ int run(m2h::Runtime& runtime, const std::string& source, const fs::path& out, s
     times.push_back(total);
     write(out, file.stem().string(), frame);
     ++count;
+    if (!camera) continue;
+    m2h::to_point_cloud(frame, *camera, cloud, &image, kDense);
+    write_ply(out / (file.stem().string() + "_points.ply"), cloud);
   }
   return count;
 }
@@ -201,17 +249,20 @@ int run(m2h::Runtime& runtime, const std::string& source, const fs::path& out, s
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 4) {
-    std::cerr << "usage: m2h_run BUNDLE SOURCE OUT\n";
+  const bool points = argc == 9 && std::strcmp(argv[4], "--points") == 0;
+  if (argc != 4 && !points) {
+    std::cerr << "usage: m2h_run BUNDLE SOURCE OUT [--points FX FY CX CY]\n";
     return 2;
   }
   try {
+    Camera camera;
+    if (points) camera = m2h::Intrinsics{number(argv[5]), number(argv[6]), number(argv[7]), number(argv[8])};
     m2h::Runtime runtime(argv[1]);
     std::cerr << runtime.info().variant << ", " << runtime.info().precision << ", " << runtime.info().engine << '\n';
     if (runtime.info().warning != nullptr) std::cerr << "warning: " << runtime.info().warning << '\n';
     fs::create_directories(argv[3]);
     std::vector<double> times;
-    const int frames = run(runtime, argv[2], argv[3], times);
+    const int frames = run(runtime, argv[2], argv[3], camera, times);
     std::sort(times.begin(), times.end());
     std::cout << "frames " << frames << '\n';
     if (!times.empty()) std::cout << "median_ms " << times[times.size() / 2] << '\n';

@@ -1,5 +1,6 @@
 // libFuzzer: any manifest.json gives a manifest or an error, never a crash, and an accepted manifest
-// has sizes that can be allocated.
+// has sizes that can be allocated and a calibration that float32 can compute.
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -17,6 +18,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     for (const Output& output : manifest.outputs) {
       if (output.elements() != pixels * (output.name == "normals" ? 3 : 1)) std::abort();
     }
+    if (manifest.calibration) {
+      if (!(manifest.calibration->scale > 0) || !std::isfinite(manifest.calibration->scale)) std::abort();
+      if (!std::isfinite(manifest.calibration->offset)) std::abort();
+    }
+    if (manifest.edited.size() > 500) std::abort();
     std::size_t bytes = 1;
     for (const std::int64_t side : manifest.input_shape()) bytes *= static_cast<std::size_t>(side);
     if (bytes != manifest.input_bytes()) std::abort();

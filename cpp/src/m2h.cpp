@@ -8,6 +8,7 @@
 #include <string>
 
 #include "error.hpp"
+#include "point_cloud.hpp"
 #include "runtime.hpp"
 
 struct m2h_runtime {
@@ -52,15 +53,21 @@ m2h_status guarded(Body body) noexcept {
 template <typename T>
 constexpr std::size_t kFirstSize = 0;
 template <>
-constexpr std::size_t kFirstSize<m2h_options> = offsetof(m2h_options, allow_engine_code) + sizeof(int);
+constexpr std::size_t kFirstSize<m2h_options> = offsetof(m2h_options, uncalibrated) + sizeof(int);
 template <>
 constexpr std::size_t kFirstSize<m2h_image> = offsetof(m2h_image, color) + sizeof(m2h_color);
 template <>
 constexpr std::size_t kFirstSize<m2h_results> = offsetof(m2h_results, edges_bytes) + sizeof(std::size_t);
-static_assert(sizeof(void*) != 8 || (kFirstSize<m2h_options> == 32 && kFirstSize<m2h_image> == 36 &&
-                                     kFirstSize<m2h_results> == 72),
+template <>
+constexpr std::size_t kFirstSize<m2h_camera> = offsetof(m2h_camera, cy) + sizeof(double);
+template <>
+constexpr std::size_t kFirstSize<m2h_cloud> = offsetof(m2h_cloud, height) + sizeof(int);
+static_assert(sizeof(void*) != 8 || (kFirstSize<m2h_options> == 36 && kFirstSize<m2h_image> == 36 &&
+                                     kFirstSize<m2h_results> == 72 && kFirstSize<m2h_camera> == 48 &&
+                                     kFirstSize<m2h_cloud> == 88),
               "the fields of 0.1 stay where they are");
-static_assert(sizeof(void*) != 8 || (sizeof(m2h_options) == 32 && sizeof(m2h_image) == 40 && sizeof(m2h_results) == 72),
+static_assert(sizeof(void*) != 8 || (sizeof(m2h_options) == 40 && sizeof(m2h_image) == 40 && sizeof(m2h_results) == 72 &&
+                                     sizeof(m2h_camera) == 48 && sizeof(m2h_cloud) == 88),
               "new fields begin behind the structure of 0.1, its padding counted in");
 
 // Converts a caller's structure of this or an older version to this version.
@@ -92,6 +99,19 @@ m2h_status m2h_run(m2h_runtime* runtime, const m2h_image* image, const m2h_resul
   return guarded([&] {
     if (runtime == nullptr || image == nullptr || results == nullptr) throw Failure("m2h_run: an argument is NULL");
     runtime->inner.run(upgraded(image, "image"), upgraded(results, "results"));
+  });
+}
+
+m2h_status m2h_point_cloud(const m2h_results* results, const m2h_camera* camera, const m2h_image* image,
+                           m2h_cloud* cloud) {
+  return guarded([&] {
+    if (results == nullptr || camera == nullptr || cloud == nullptr) throw Failure("m2h_point_cloud: an argument is NULL");
+    m2h_cloud full = upgraded(cloud, "cloud");
+    const m2h_image picture = upgraded(image, "image");
+    m2h::detail::fill_cloud(upgraded(results, "results"), upgraded(camera, "camera"), image == nullptr ? nullptr : &picture,
+                            full);
+    cloud->width = full.width;
+    cloud->height = full.height;
   });
 }
 

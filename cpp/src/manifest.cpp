@@ -1,5 +1,6 @@
 #include "manifest.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -254,12 +255,99 @@ void read_files(const Fields& top, Manifest& manifest) {
   }
 }
 
+// A number of float32's range: a double beyond it would become 0 or infinity.
+float as_float(const Fields& fields, const std::string& key) {
+  const Json& object = fields.json();
+  const auto found = object.find(key);
+  if (found == object.end()) fields.fail(key, "is missing");
+  const double number = fields.as_number(*found, key);
+  if (std::abs(number) > double(std::numeric_limits<float>::max())) fields.fail(key, "is beyond the range of float32");
+  return static_cast<float>(number);
+}
+
+void read_calibration(const Fields& top, Manifest& manifest) {
+  if (top.find("depth_calibration") == nullptr) return;
+  const Fields fields = top.object("depth_calibration");
+  // A misspelled offset must not be taken for an offset of 0.
+  for (const auto& [key, value] : fields.json().items()) {
+    if (key != "scale" && key != "offset" && key != "evidence") fields.fail(key.substr(0, 64), "is not a known field");
+  }
+  DepthCalibration calibration;
+  calibration.scale = as_float(fields, "scale");
+  if (!(calibration.scale >= std::numeric_limits<float>::min())) fields.fail("scale", "must be above 0");
+  if (fields.json().contains("offset")) calibration.offset = as_float(fields, "offset");
+  if (fields.find("evidence") != nullptr) (void)fields.object("evidence");
+  manifest.calibration = calibration;
+}
+
+bool is_plain(const Json& value) {
+  if (value.is_primitive()) return true;
+  if (!value.is_array() || value.size() > 64) return false;
+  return std::all_of(value.begin(), value.end(), [](const Json& entry) { return entry.is_primitive(); });
+}
+
+// A value for an error message. Only plain ones are written, because writing deeply nested ones needs much stack.
+std::string in_words(const Json* value) {
+  if (value == nullptr) return "missing";
+  if (!is_plain(*value)) return value->is_array() ? "a list" : "an object";
+  return value->dump(-1, ' ', true).substr(0, 100);
+}
+
+const Json* at_path(const Json& top, const std::string& path) {
+  const Json* value = &top;
+  for (std::size_t start = 0; start <= path.size();) {
+    const std::size_t end = std::min(path.find('.', start), path.size());
+    if (!value->is_object()) return nullptr;
+    const auto found = value->find(path.substr(start, end - start));
+    if (found == value->end()) return nullptr;
+    value = &*found;
+    start = end + 1;
+  }
+  return value;
+}
+
+// What m2h_deploy/bundle/consistency.py says about a field that was edited after the self-test was made.
+std::string edited_field(const Json& content) {
+  const Json* made = at_path(content, "self_test.made_with");
+  if (made == nullptr || !made->is_object()) return {};
+  for (const auto& [path, value] : made->items()) {
+    const Json* found = at_path(content, path);
+    if (is_plain(value) && found != nullptr && *found == value) continue;
+    return path.substr(0, 100) + " is " + in_words(found) + " and was " + in_words(&value) +
+           " when the bundle was built";
+  }
+  return {};
+}
+
 Json parse_json(const std::string& text, const std::string& where) {
   try {
     return Json::parse(text);
   } catch (const Json::exception& error) {
     throw Failure(where + " is not readable JSON: " + first_line(error.what()));
   }
+}
+
+Manifest read_manifest(const Json& content, const std::string& where) {
+  const Fields top(content, where, "");
+  const std::int64_t version = top.integer("schema_version", 1, std::numeric_limits<std::int64_t>::max());
+  if (version > kSchemaVersion) {
+    throw Failure(where + " has schema version " + std::to_string(version) + ", newer than " +
+                  std::to_string(kSchemaVersion) + ": use a newer library");
+  }
+  Manifest manifest;
+  manifest.variant = top.object("model").text("variant");
+  read_input(top, where, manifest);
+  read_outputs(top, where, manifest);
+  const Json& range = top.array("depth_range", 2);
+  if (range.size() != 2) top.fail("depth_range", "expected two numbers");
+  manifest.min_depth = static_cast<float>(top.as_number(range[0], "depth_range"));
+  manifest.max_depth = static_cast<float>(top.as_number(range[1], "depth_range"));
+  read_calibration(top, manifest);
+  read_classes(top, manifest);
+  read_engine(top, manifest);
+  if (top.find("self_test") != nullptr) manifest.self_test = read_self_test(top, where, manifest);
+  read_files(top, manifest);
+  return manifest;
 }
 
 }  // namespace
@@ -294,27 +382,26 @@ std::string Manifest::text(const std::string& option, const std::string& otherwi
   return found == texts.end() ? otherwise : found->second;
 }
 
+void DepthCalibration::apply(float* depth, std::size_t count) const {
+  // A loop for each operation, so that no compiler contracts them to one rounding.
+  for (std::size_t i = 0; i < count; ++i) depth[i] *= scale;
+  if (offset == 0) return;
+  for (std::size_t i = 0; i < count; ++i) depth[i] += offset;
+  if (offset > 0) return;
+  for (std::size_t i = 0; i < count; ++i) depth[i] = depth[i] < 0 ? 0 : depth[i];  // NaN stays
+}
+
 Manifest parse_manifest(const std::string& json, const std::string& where) {
   const Json content = parse_json(json, where);
-  const Fields top(content, where, "");
-  const std::int64_t version = top.integer("schema_version", 1, std::numeric_limits<std::int64_t>::max());
-  if (version > kSchemaVersion) {
-    throw Failure(where + " has schema version " + std::to_string(version) + ", newer than " +
-                  std::to_string(kSchemaVersion) + ": use a newer library");
+  const std::string edited = content.is_object() ? edited_field(content) : "";
+  try {
+    Manifest manifest = read_manifest(content, where);
+    manifest.edited = edited;
+    return manifest;
+  } catch (const Failure& failure) {
+    if (edited.empty()) throw;
+    throw Failure(std::string(failure.what()) + "; " + edited, failure.status);
   }
-  Manifest manifest;
-  manifest.variant = top.object("model").text("variant");
-  read_input(top, where, manifest);
-  read_outputs(top, where, manifest);
-  const Json& range = top.array("depth_range", 2);
-  if (range.size() != 2) top.fail("depth_range", "expected two numbers");
-  manifest.min_depth = static_cast<float>(top.as_number(range[0], "depth_range"));
-  manifest.max_depth = static_cast<float>(top.as_number(range[1], "depth_range"));
-  read_classes(top, manifest);
-  read_engine(top, manifest);
-  if (top.find("self_test") != nullptr) manifest.self_test = read_self_test(top, where, manifest);
-  read_files(top, manifest);
-  return manifest;
 }
 
 }  // namespace m2h::detail

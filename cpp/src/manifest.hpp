@@ -32,6 +32,15 @@ struct SelfTest {
   std::map<std::string, SelfTestOutput> outputs;
 };
 
+// Correction of the clamped depth to one camera: scale * depth + offset in meters, and 0 instead of less.
+struct DepthCalibration {
+  float scale = 1;
+  float offset = 0;
+
+  // Corrects in place, by the float32 operations of m2h_deploy/bundle/depth_calibration.py, in their order.
+  void apply(float* depth, std::size_t count) const;
+};
+
 struct Manifest {
   std::string variant;
   std::string input_name;
@@ -41,6 +50,7 @@ struct Manifest {
   std::vector<Output> outputs;
   float min_depth = 0;
   float max_depth = 0;
+  std::optional<DepthCalibration> calibration;
   std::vector<std::string> class_names;
   std::vector<std::array<std::uint8_t, 3>> palette;
   std::string engine;  // kind: openvino, onnxruntime, tensorrt, tensorrt-rtx
@@ -53,6 +63,7 @@ struct Manifest {
   int threads = 0;
   std::map<std::string, std::string> provider_options;  // of ONNX Runtime's provider
   std::optional<SelfTest> self_test;
+  std::string edited;  // the first field that changed since the self-test was made, in words; empty if none did
   std::map<std::string, std::string> files;  // sha256 by name
 
   std::vector<std::int64_t> input_shape() const;  // batch 1

@@ -89,12 +89,18 @@ Runtime::Runtime(const std::string& path, const m2h_options& options) : path_(pa
   if (options.threads < 0 || options.threads > 1024) throw Failure("threads: must be from 1 to 1024, or 0");
   if (options.device != nullptr) chosen.device = options.device;
   chosen.allow_engine_code = options.allow_engine_code != 0;
-  backend_ = open_backend(bundle, chosen);
+  try {
+    backend_ = open_backend(bundle, chosen);
+  } catch (const Failure& failure) {
+    if (bundle.manifest.edited.empty()) throw;
+    throw Failure(std::string(failure.what()) + "; its manifest was edited: " + bundle.manifest.edited, failure.status);
+  }
   description_ = backend_->description();
   warning_ = backend_->warning();
   manifest_ = std::move(bundle.manifest);
   spares_.resize(manifest_.outputs.size());
   outputs_.resize(manifest_.outputs.size());
+  if (options.uncalibrated != 0) manifest_.calibration.reset();
   if (options.skip_self_test == 0 && manifest_.self_test) self_test();
 }
 
@@ -105,13 +111,21 @@ void Runtime::run(const m2h_image& image, const m2h_results& results) {
   for (std::size_t i = 0; i < outputs_.size(); ++i) outputs_[i] = target(manifest_.outputs[i], i, results);
   run_engine(input, outputs_);
   for (std::size_t i = 0; i < outputs_.size(); ++i) {
-    if (manifest_.outputs[i].type != Type::kUint16 || results.depth == nullptr) continue;
-    const auto* millimeters = static_cast<const std::uint16_t*>(outputs_[i]);
-    for (std::size_t p = 0; p < manifest_.outputs[i].elements(); ++p) {
-      results.depth[p] = static_cast<float>(millimeters[p]) * 1e-3F;
+    if (manifest_.outputs[i].name == "depth" && results.depth != nullptr) {
+      finish_depth(manifest_.outputs[i], outputs_[i], results.depth);
     }
   }
   total_ms = milliseconds(start);
+}
+
+// Converts the engine's millimeters to meters, and calibrates.
+void Runtime::finish_depth(const Output& output, const void* given, float* depth) const {
+  const std::size_t count = output.elements();
+  if (output.type == Type::kUint16) {
+    const auto* millimeters = static_cast<const std::uint16_t*>(given);
+    for (std::size_t i = 0; i < count; ++i) depth[i] = static_cast<float>(millimeters[i]) * 1e-3F;
+  }
+  if (manifest_.calibration) manifest_.calibration->apply(depth, count);
 }
 
 void Runtime::run_engine(const std::uint8_t* input, const std::vector<void*>& outputs) {
@@ -210,6 +224,11 @@ void* Runtime::spare(std::size_t index) {
 }
 
 void Runtime::self_test() {
+  if (!manifest_.edited.empty()) {
+    throw Failure(path_ + ": self-test failed: its manifest was edited: " + manifest_.edited +
+                      "; put it back, or export and build again",
+                  M2H_CHECK_FAILED);
+  }
   const std::vector<std::uint8_t> image = pattern(manifest_);
   std::vector<void*> outputs;
   for (std::size_t i = 0; i < manifest_.outputs.size(); ++i) outputs.push_back(spare(i));
@@ -247,6 +266,10 @@ m2h_info Runtime::info() const {
   info.precision = manifest_.precision.c_str();
   info.engine = description_.c_str();
   info.warning = warning_.empty() ? nullptr : warning_.c_str();
+  const DepthCalibration calibration = manifest_.calibration.value_or(DepthCalibration{});
+  info.calibrated = manifest_.calibration ? 1 : 0;
+  info.depth_scale = calibration.scale;
+  info.depth_offset = calibration.offset;
   return info;
 }
 

@@ -27,6 +27,7 @@ class Runtime {
   void check_wanted(const m2h_results& results) const;
   void* target(const Output& output, std::size_t index, const m2h_results& results);
   void* spare(std::size_t index);
+  void finish_depth(const Output& output, const void* given, float* depth) const;
   void run_engine(const std::uint8_t* input, const std::vector<void*>& outputs);
   void self_test();
 

@@ -1,4 +1,4 @@
-/* Uses the C interface from C: open, query, run one gray frame, close. */
+/* Uses the C interface from C: open, query, run one gray frame, convert it to points, close. */
 #include <m2h/m2h.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,6 +44,21 @@ int main(int argc, char** argv) {
     if (status == M2H_OK) printf("%s on %s", info.variant, m2h_engines());
     if (status == M2H_OK && results.depth != NULL) printf(", %.3f m", (double)results.depth[0]);
     if (status == M2H_OK && results.labels != NULL) printf(", %s", m2h_class_name(runtime, results.labels[0]));
+    if (status == M2H_OK && results.depth != NULL) {
+      m2h_camera camera = {0};
+      m2h_cloud cloud = {0};
+      camera.width = info.width;
+      camera.height = info.height;
+      camera.fx = camera.fy = 500;
+      cloud.step = 4;
+      cloud.xyz_bytes = 3 * results.depth_bytes;
+      cloud.xyz = malloc(cloud.xyz_bytes);
+      if (cloud.xyz == NULL) return 2;
+      status = m2h_point_cloud(&results, &camera, NULL, &cloud);
+      if (status != M2H_OK) fprintf(stderr, "error: %s\n", m2h_last_error());
+      if (status == M2H_OK) printf(", %d x %d points", cloud.width, cloud.height);
+      free(cloud.xyz);
+    }
     if (status == M2H_OK) printf("\n");
     free(pixel);
     free(results.depth);

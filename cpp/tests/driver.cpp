@@ -2,6 +2,7 @@
 //
 //   m2h_driver open BUNDLE                            opens and closes
 //   m2h_driver frame BUNDLE IMAGE OUT COLOR [STRIDE]  raw bytes of a picture to OUT/{depth,labels,normals,edges}.raw
+//   m2h_driver uncalibrated ...                       the same, of a runtime without the bundle's depth calibration
 //   m2h_driver soak BUNDLE FRAMES                     frames of noise into arrays that move now and then
 //   m2h_driver threads BUNDLE FRAMES                  two threads, a runtime each, the results of one thread alone
 //   m2h_driver misuse BUNDLE                          wrong arguments give an error each, and nothing else
@@ -152,6 +153,7 @@ int misuse(m2h::Runtime& runtime) {
   refused("a short array", "labels needs", run([](m2h_image&, m2h_results& results) { results.labels_bytes -= 1; }));
   refused("a newer structure", "beyond", run([](m2h_image& image, m2h_results&) { image.struct_size = 4096; }));
   refused("a structure of no version", "less than", run([](m2h_image& image, m2h_results&) { image.struct_size = 8; }));
+  refused("no camera", "an argument is NULL", m2h_point_cloud(nullptr, nullptr, nullptr, nullptr));
   // The result is refused before its size is checked.
   float one = 0;
   if (!info.has_normals) {
@@ -185,8 +187,10 @@ int main(int argc, char** argv) {
       std::cout << (good ? "ok" : "wrong") << '\n';
       return good ? 0 : 1;
     }
-    m2h::Runtime runtime(words[1]);
-    if (words[0] == "frame") {
+    m2h::Options options;
+    options.calibrated = words[0] != "uncalibrated";
+    m2h::Runtime runtime(words[1], options);
+    if (words[0] == "frame" || words[0] == "uncalibrated") {
       const std::size_t stride = words.size() > 5 ? std::stoul(words[5]) : 0;
       frame(runtime, words.at(2), words.at(3), words.at(4), stride);
     } else if (words[0] == "soak") {
@@ -194,7 +198,10 @@ int main(int argc, char** argv) {
     } else if (words[0] == "misuse") {
       return misuse(runtime);
     }
-    std::cout << runtime.info().variant << ", " << runtime.info().engine << '\n';
+    const m2h_info& info = runtime.info();
+    std::cout << info.variant << ", " << info.engine;
+    if (info.calibrated) std::cout << ", depth calibrated by " << info.depth_scale << ' ' << info.depth_offset;
+    std::cout << '\n';
     return 0;
   } catch (const m2h::Error& error) {
     std::cerr << "error: " << error.what() << '\n';

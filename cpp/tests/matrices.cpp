@@ -4,7 +4,7 @@
 
 #include <opencv2/core.hpp>
 
-#include "m2h/m2h.hpp"
+#include "m2h/point_cloud.hpp"
 
 namespace {
 
@@ -43,6 +43,26 @@ int main(int argc, char** argv) {
   try {
     runtime.run(cv::Mat(height, width, CV_8UC1));
     expect(false, "gray is refused");
+  } catch (const m2h::Error& error) {
+    expect(error.status() == M2H_ERROR, "its status");
+  }
+  const m2h::Intrinsics camera{300, 300, 31.5, 23.5};
+  m2h::PointCloud cloud = m2h::to_point_cloud(first, camera, region, {2, false, true});
+  expect(cloud.width == (width + 1) / 2 && cloud.height == (height + 1) / 2, "the cloud's size");
+  const int u = 2 * (cloud.width - 1), v = 2 * (cloud.height - 1);
+  const std::size_t last = cloud.xyz.size() - 3;
+  const float z = first.depth.at<float>(v, u);
+  expect(cloud.xyz[last] == float((u - camera.cx) / camera.fx) * z && cloud.xyz[last + 2] == z, "the last point");
+  const cv::Vec3b pixel = region.at<cv::Vec3b>(v, u);
+  expect(cloud.rgb[last] == pixel[2] && cloud.rgb[last + 1] == pixel[1] && cloud.rgb[last + 2] == pixel[0], "its color");
+  expect(cloud.labels.back() == first.labels.at<uchar>(v, u), "its label");
+  expect(cloud.normals[last] == -first.normals.at<cv::Vec3f>(v, u)[0], "its normal");
+  const float* points = cloud.xyz.data();
+  m2h::to_point_cloud(second, camera, cloud, cv::Mat(), {2, false, false});
+  expect(cloud.xyz.data() == points && cloud.rgb.empty() && cloud.normals.empty(), "a cloud is reused");
+  try {
+    (void)m2h::to_point_cloud(m2h::Prediction{}, camera);
+    expect(false, "a frame without depth is refused");
   } catch (const m2h::Error& error) {
     expect(error.status() == M2H_ERROR, "its status");
   }

@@ -22,6 +22,8 @@ class TritonBackend:
     name: str
     file: str
     """Name of the engine file in a model repository."""
+    onnx: bool = False
+    """Whether the engine file is an ONNX graph, so that a depth calibration can be written into it."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ KINDS = {
             distributions=("onnxruntime", "onnxruntime-gpu"),
             open="onnxruntime:OnnxRuntimeBackend",
             profile="onnxruntime:profile",
-            triton=TritonBackend("onnxruntime", "model.onnx"),
+            triton=TritonBackend("onnxruntime", "model.onnx", onnx=True),
             cpp=CppEngine(
                 "ONNX Runtime: its release archive with `-DONNXRUNTIME_ROOT=...`, or Debian's libonnxruntime-dev"
             ),

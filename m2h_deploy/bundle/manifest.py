@@ -7,7 +7,7 @@ The format, in a page:
 - `files` maps plain file names (letters, digits, `.`, `_`, `-`; no folders) to sha256 sums. Every file of the bundle is
   named there, and every one is checked before it is used. A link that leads out of the folder is rejected.
 - `self_test` holds a known input's expected values, and in `made_with` the fields that they depend on: a field that was
-  edited since is named before the engine runs (by the Python runtime; the C++ one then fails the self-test).
+  edited since is named before the engine runs.
 - Nothing in a bundle is unpickled or executed as code; the engine file goes to the engine it was built for.
 - A bundle is written under a temporary name next to its destination and renamed, so it is never incomplete.
 """

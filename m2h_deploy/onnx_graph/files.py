@@ -31,7 +31,7 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     Raises:
         M2HError: The file is missing, not ONNX or truncated, or its external weights are missing.
     """
-    proto = _read_message(Path(path))
+    proto = read_message(Path(path))
     total = proto.ByteSize()
     for tensor, location, offset, length in _external(proto, Path(path)):
         total += length
@@ -47,15 +47,34 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     return proto
 
 
+def read_message(path: Path) -> onnx.ModelProto:
+    """Read the ONNX file at `path` without those of its weights that are in other files.
+
+    Raises:
+        M2HError: The file is missing, not ONNX or truncated.
+    """
+    try:
+        proto = onnx.load(os.fspath(path), load_external_data=False)
+    except FileNotFoundError:
+        raise M2HError(f"no ONNX file at {path}: make one with m2h-deploy export") from None
+    except Exception as error:  # protobuf's DecodeError has no stable import path
+        other = f"{path} is not an ONNX file, or truncated: {first_line(error)}"
+        raise failure(error, f"cannot read {path}", other) from None
+    if not proto.graph.node or not proto.opset_import:
+        part = "nodes" if not proto.graph.node else "opset"
+        raise M2HError(f"{path} is not an ONNX file, or truncated: it has no {part}")
+    return proto
+
+
 def external_files(path: str | os.PathLike[str]) -> list[Path]:
     """Return the files next to the ONNX file at `path` that hold its weights; raises the same errors as `read_onnx`."""
-    files = (location for _, location, _, _ in _external(_read_message(Path(path)), Path(path)))
+    files = (location for _, location, _, _ in _external(read_message(Path(path)), Path(path)))
     return list(dict.fromkeys(files))
 
 
 def as_single_file(path: Path, folder: Path) -> Path:
     """Return `path`, or a copy in `folder` if its weights are in other files or listed among its inputs."""
-    if not external_files(path) and not _listed_weights(_read_message(path)):
+    if not external_files(path) and not _listed_weights(read_message(path)):
         return path
     folder.mkdir(exist_ok=True)
     copy = folder / path.name
@@ -68,20 +87,6 @@ def onnx_sha256(path: str | os.PathLike[str]) -> str:
     files = [Path(path), *external_files(path)]
     digests = [file_sha256(file) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _read_message(path: Path) -> onnx.ModelProto:
-    try:
-        proto = onnx.load(os.fspath(path), load_external_data=False)
-    except FileNotFoundError:
-        raise M2HError(f"no ONNX file at {path}: make one with m2h-deploy export") from None
-    except Exception as error:  # protobuf's DecodeError has no stable import path
-        other = f"{path} is not an ONNX file, or truncated: {first_line(error)}"
-        raise failure(error, f"cannot read {path}", other) from None
-    if not proto.graph.node or not proto.opset_import:
-        part = "nodes" if not proto.graph.node else "opset"
-        raise M2HError(f"{path} is not an ONNX file, or truncated: it has no {part}")
-    return proto
 
 
 def _listed_weights(proto: onnx.ModelProto) -> set[str]:

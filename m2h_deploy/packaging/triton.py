@@ -1,7 +1,8 @@
 """Write a Triton model repository of a bundle; this needs no Triton.
 
-A sensor graph for ONNX Runtime or TensorRT is served unchanged by Triton's own backend: raw pixels in, final arrays
-out. Every other bundle runs in Triton's Python backend through `m2h_deploy.Runtime`, with the same inputs and outputs.
+A sensor graph for ONNX Runtime or TensorRT is served by Triton's own backend: raw pixels in, final arrays out. A depth
+calibration is written into the copied ONNX file. Every other bundle, and a calibrated plan of TensorRT, runs in the
+Python backend through `m2h_deploy.Runtime`, with the same inputs and outputs.
 `config.pbtxt` follows Triton's `model_config.proto`.
 """
 
@@ -17,11 +18,19 @@ from typing import Any
 
 from m2h_deploy.backends import KINDS
 from m2h_deploy.backends.registry import TritonBackend
+from m2h_deploy.bundle.depth_calibration import DepthCalibration
 from m2h_deploy.bundle.folder import Bundle, check_outside, copy_bundle, load_bundle
 from m2h_deploy.bundle.manifest import Manifest
-from m2h_deploy.errors import M2HError
+from m2h_deploy.errors import M2HError, missing_extra
 from m2h_deploy.files.atomic import whole_folder, write_text
-from m2h_deploy.serving.options import IMAGE, check_batching, check_name, engine_batch, output_names
+from m2h_deploy.serving.options import (
+    IMAGE,
+    check_batching,
+    check_name,
+    client_parameters,
+    engine_batch,
+    output_names,
+)
 from m2h_deploy.tasks import TABLE
 
 _TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8", "uint16": "TYPE_UINT16"}
@@ -80,9 +89,7 @@ def write_repository(
         version.mkdir()
         backend = native_backend(bundle.manifest)
         if backend is not None:
-            for name in bundle.manifest.files:
-                target = backend.file if name == bundle.manifest.engine.file else name
-                shutil.copyfile(bundle.path / name, version / target)
+            _copy_engine(bundle, version, backend)
         else:
             copy_bundle(bundle, version / "bundle")
             shutil.copyfile(_MODEL, version / "model.py")
@@ -91,15 +98,40 @@ def write_repository(
 
 
 def native_backend(manifest: Manifest) -> TritonBackend | None:
-    """Return the backend of Triton that runs the graph as it is; None where it does not take raw pixels."""
+    """Return the backend of Triton that runs the engine file; None where it takes no raw pixels.
+
+    Also None for a calibrated plan, whose depth only our runtime corrects.
+    """
     if manifest.sensor is None or manifest.engine.options.get("weights"):  # only our runtime restores stripped weights
         return None
     kind = KINDS.get(manifest.engine.kind)
-    return None if kind is None else kind.triton
+    backend = None if kind is None else kind.triton
+    return None if backend is None or (_calibration(manifest) and not backend.onnx) else backend
+
+
+def _calibration(manifest: Manifest) -> DepthCalibration | None:
+    return manifest.depth_calibration if "depth" in manifest.tasks else None
+
+
+def _copy_engine(bundle: Bundle, version: Path, backend: TritonBackend) -> None:
+    """Copy the bundle's files for one of Triton's own backends, with the depth calibration in the graph."""
+    calibration = _calibration(bundle.manifest)
+    for name in bundle.manifest.files:
+        if name != bundle.manifest.engine.file:
+            shutil.copyfile(bundle.path / name, version / name)
+        elif calibration is None:
+            shutil.copyfile(bundle.path / name, version / backend.file)
+        else:
+            try:
+                from m2h_deploy.packaging.depth_graph import write_calibrated
+            except ImportError as error:
+                needing = f"writing the depth calibration of {bundle.path} into its graph"
+                raise missing_extra("onnx", "build", needing, error=error) from None
+            write_calibrated(bundle.path / name, version / backend.file, calibration)
 
 
 def is_native(manifest: Manifest) -> bool:
-    """Return whether one of Triton's own backends can run the graph unchanged, and the graph takes raw pixels."""
+    """Return whether one of Triton's own backends runs the graph, which takes raw pixels."""
     return native_backend(manifest) is not None
 
 
@@ -128,9 +160,10 @@ def config_text(bundle: Bundle, options: RepositoryOptions) -> str:
     config["model_warmup"] = _warm_ups(manifest, inputs[0], config["max_batch_size"])
     # Triton's own backend does not read the manifest; the Python backend's runtime does.
     threads = options.threads or (manifest.engine.options.get("threads") if native else None)
+    parameters = client_parameters(manifest)
     if threads is not None:
-        key = "intra_op_thread_count" if native else "threads"
-        config["parameters"] = [{"key": key, "value": {"string_value": str(threads)}}]
+        parameters["intra_op_thread_count" if native else "threads"] = str(threads)
+    config["parameters"] = [{"key": key, "value": {"string_value": text}} for key, text in parameters.items()]
     return protobuf_text(config)
 
 

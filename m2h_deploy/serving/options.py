@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from m2h_deploy.bundle.manifest import Manifest
 from m2h_deploy.errors import M2HError
@@ -77,6 +79,25 @@ def check_batching(max_batch: int, delay_ms: float) -> None:
 def output_names(manifest: Manifest) -> dict[str, str]:
     """Return the server's name of each task's output: the task's own, and `labels` for semantics."""
     return {task: TABLE[task].result.name for task in manifest.tasks}
+
+
+def client_parameters(manifest: Manifest) -> dict[str, str]:
+    """Return what clients may want to know of the model, as parameters of Triton's model configuration: JSON by key.
+
+    `class_names`: a name for each value of `labels`. `class_colors`: [red, green, blue] of each. `label_map`: the label
+    space of these classes and the network's classes in each, if it is not the network's own. `depth_calibration`: scale
+    and offset (meters) that `depth` contains already.
+    """
+    parameters: dict[str, Any] = {}
+    if "semantics" in manifest.tasks:
+        parameters |= {"class_names": manifest.classes.names, "class_colors": manifest.classes.palette}
+        if manifest.label_map is not None:
+            parameters["label_map"] = manifest.label_map.model_dump(mode="json")
+    if "depth" in manifest.tasks and manifest.depth_calibration is not None:
+        parameters["depth_calibration"] = manifest.depth_calibration.model_dump(
+            mode="json", include={"scale", "offset"}
+        )
+    return {key: json.dumps(value) for key, value in parameters.items()}
 
 
 def engine_batch(manifest: Manifest) -> int | None:

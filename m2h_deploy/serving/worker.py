@@ -25,7 +25,7 @@ import numpy as np
 from m2h_deploy.errors import M2HError, first_line
 from m2h_deploy.runtime.runtime import Runtime
 from m2h_deploy.serving.infer import infer_function, warm_up
-from m2h_deploy.serving.options import IMAGE, ServeOptions, output_names
+from m2h_deploy.serving.options import IMAGE, ServeOptions, client_parameters, output_names
 from m2h_deploy.serving.processes import group_members
 from m2h_deploy.tasks import TABLE
 
@@ -82,6 +82,8 @@ def make_server(options: ServeOptions, runtime: Runtime, folder: Path, ended: Ca
         outputs=outputs,
         config=ModelConfig(max_batch_size=options.max_batch, batcher=batcher),
     )
+    for model in server._model_manager.models:  # the wheel's own interface has no parameters
+        model._get_triton_model_config().backend_parameters.update(client_parameters(runtime.manifest))
     return server
 
 

@@ -7,12 +7,7 @@ Everything is built once, by the commands of docs/cpp.md, with AddressSanitizer 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import json
-import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
+import re
 from pathlib import Path
 
 import cv2
@@ -20,95 +15,11 @@ import numpy as np
 import pytest
 
 from m2h_deploy import M2HError, Runtime
-from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.packaging.cpp import package_cpp
-from tests.pages import REPOSITORY, Page, shell_environment
+from tests.cpp.conftest import change, frame, room
 
-PAGE = Page("cpp.md")
-
-#: OpenVINO and its TBB keep some allocations until the process ends.
-SUPPRESSIONS = "leak:libopenvino\nleak:libtbb\nleak:libhwloc\n"
-
-
-@dataclass(frozen=True)
-class Built:
-    """A folder in which the page's commands were run."""
-
-    folder: Path
-    environment: dict[str, str]
-
-    @property
-    def bundle(self) -> Path:
-        return self.folder / "robot" / "bundle"
-
-    def call(self, *words: object, expect: int = 0) -> str:
-        """Run a program that must end with `expect`, and return its stdout and stderr."""
-        command = [str(word) for word in words]
-        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
-        said = done.stdout + done.stderr
-        assert done.returncode == expect, f"{command}: {done.returncode}\n{said[-4000:]}"
-        assert "Sanitizer" not in said
-        return said
-
-    def driver(self, *words: object, expect: int = 0) -> str:
-        return self.call("tools/m2h_driver", *words, expect=expect)
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory) -> Built:
-    """Run the page from top to bottom, then build the tests' programs against the installed library."""
-    folder = tmp_path_factory.mktemp("cpp")
-    (folder / "suppressions").write_text(SUPPRESSIONS)
-    flags = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
-    environment = {
-        **shell_environment(folder),
-        "CFLAGS": flags,
-        "CXXFLAGS": flags,
-        "ASAN_OPTIONS": "detect_leaks=1",
-        # TBB opens its helper with RTLD_DEEPBIND, at which AddressSanitizer ends the process. OpenVINO's own TBB has an
-        # option to avoid that; an older system TBB, which OpenCV may load, has not.
-        "TBB_ENABLE_SANITIZERS": "1",
-        "LD_LIBRARY_PATH": str(Path(str(importlib.util.find_spec("openvino").origin)).parent / "libs"),
-        "LSAN_OPTIONS": f"suppressions={folder / 'suppressions'}:print_suppressions=0",
-    }
-    own = folder / "own"
-    own.mkdir()
-    (own / "CMakeLists.txt").write_text(PAGE.blocks("cmake")[0])
-    (own / "main.cpp").write_text(PAGE.blocks("cpp")[0])
-    (folder / "pictures").mkdir()
-    for index in range(2):
-        cv2.imwrite(str(folder / "pictures" / f"room{index}.ppm"), room(index))
-    # `python` is a wrapper script on this path; CMake gets the interpreter itself.
-    script = "set -e\n" + "\n".join(PAGE.blocks("bash")).replace("$(which python)", sys.executable)
-    done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    result = Built(folder, environment)
-    prefix = f"-DCMAKE_PREFIX_PATH={folder / 'prefix'}"
-    result.call("cmake", "-S", REPOSITORY / "cpp" / "tests", "-B", "tools", prefix)
-    result.call("cmake", "--build", "tools")
-    return result
-
-
-def room(index: int) -> np.ndarray:
-    return render_room(5, index, height=480, width=640).image
-
-
-@pytest.fixture(scope="session")
-def runtime(built):
-    with Runtime.load(built.bundle) as opened:
-        yield opened
-
-
-def frame(built: Built, bundle: Path, raw: np.ndarray, color: str, stride: int = 0) -> dict[str, np.ndarray]:
-    out = built.folder / "frame"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    raw.tofile(out / "image.raw")
-    built.driver("frame", bundle, out / "image.raw", out, color, stride)
-    types = {"depth": np.float32, "labels": np.uint8, "normals": np.float32, "edges": np.float32}
-    return {
-        name: np.fromfile(out / f"{name}.raw", kind) for name, kind in types.items() if (out / f"{name}.raw").is_file()
-    }
+#: Focal lengths and center, as in the page.
+CAMERA = ("525", "525", "319.5", "239.5")
 
 
 def assert_equals_python(given: dict[str, np.ndarray], expected) -> None:
@@ -131,14 +42,15 @@ def sensor_bundle(tiny_onnx, tmp_path) -> Path:
 
 def test_the_package_holds_library_example_bundle_and_how_to_build_them(sensor_bundle, tmp_path):
     (sensor_bundle / ".manifest.1-0123abcd.tmp.json").write_text("")  # of another process, which writes a manifest
+    change(sensor_bundle, lambda m: m.update(depth_calibration={"scale": 1.1, "offset": 0.0, "evidence": None}))
     package = package_cpp(sensor_bundle, tmp_path / "robot")
     assert {path.name for path in package.iterdir()} == {"README.md", "libm2h", "bundle"}
     assert (package / "libm2h" / "include" / "m2h" / "m2h.h").is_file()
     assert (package / "libm2h" / "examples" / "run.cpp").is_file()
     assert {path.name for path in (package / "bundle").iterdir()} == {"manifest.json", "model.onnx"}
     assert "64 x 48 BGR or RGB" in (package / "README.md").read_text()
-    with Runtime.load(package / "bundle"):
-        pass
+    with Runtime.load(package / "bundle") as opened:
+        assert opened.manifest.depth_calibration.scale == 1.1
     with pytest.raises(M2HError, match="exists"):
         package_cpp(sensor_bundle, tmp_path / "robot")
 
@@ -159,7 +71,8 @@ def test_a_plain_bundle_is_not_packaged_and_the_command_for_one_is_named(tiny_bu
 
 
 def assert_example_wrote(out: Path, suffix: str, runtime: Runtime) -> None:
-    names = {f"room{index}_{result}{suffix}" for index in range(2) for result in ("depth", "labels")}
+    results = [f"depth{suffix}", f"labels{suffix}", "points.ply"]
+    names = {f"room{index}_{result}" for index in range(2) for result in results}
     assert {path.name for path in out.iterdir()} == names
     for index in range(2):
         expected = runtime(room(index))
@@ -167,6 +80,22 @@ def assert_example_wrote(out: Path, suffix: str, runtime: Runtime) -> None:
         assert np.mean(cv2.imread(str(labels), cv2.IMREAD_UNCHANGED) == expected.semantics) >= 0.999
         meters = cv2.imread(str(depth), cv2.IMREAD_UNCHANGED).astype(np.float32) / 1000
         assert np.abs(meters - expected.depth).max() <= 2e-3
+        assert_points(out / f"room{index}_points.ply", expected, room(index))
+
+
+def assert_points(file: Path, expected, image: np.ndarray) -> None:
+    """Check a PLY file of every pixel's point against Python's prediction."""
+    head, _, content = file.read_bytes().partition(b"end_header\n")
+    assert f"element vertex {480 * 640}\n".encode() in head
+    fields = re.findall(rb"property (\w+) (\w+)\n", head)
+    points = np.frombuffer(content, [(name.decode(), {b"float": "<f4", b"uchar": "u1"}[kind]) for kind, name in fields])
+    assert points.dtype.names == ("x", "y", "z", "nx", "ny", "nz", "red", "green", "blue", "label")
+    np.testing.assert_allclose(points["z"], expected.depth.ravel(), atol=1e-3)
+    np.testing.assert_allclose(points["x"][-1], (639 - 319.5) / 525 * points["z"][-1], rtol=1e-6)
+    np.testing.assert_allclose(points["ny"], -expected.normals[..., 1].ravel(), atol=1e-3)
+    colors = np.stack([points["blue"], points["green"], points["red"]], axis=-1)
+    np.testing.assert_array_equal(colors, image.reshape(-1, 3))
+    assert np.mean(points["label"] == expected.semantics.ravel()) >= 0.999
 
 
 @pytest.mark.cpp
@@ -189,11 +118,19 @@ def test_the_example_refuses_truncated_pictures_and_depth_maps(built, tmp_path):
 
 
 @pytest.mark.cpp
+def test_the_example_refuses_a_camera_that_is_none(built, tmp_path):
+    for camera, said in ((("525", "525", "x", "239.5"), "'x' is not a number"), (("0", "1", "0", "0"), "above 0")):
+        words = [built.bundle, "pictures", tmp_path / "out", "--points", *camera]
+        assert said in built.call("build/examples/m2h_run", *words, expect=2)
+    assert "usage:" in built.call("build/examples/m2h_run", built.bundle, "pictures", "out", "--points", expect=2)
+
+
+@pytest.mark.cpp
 def test_without_opencv_the_example_writes_pgm(built, runtime):
     options = ["-DEXAMPLE_OPENCV=OFF", f"-DCMAKE_PREFIX_PATH={built.folder / 'prefix'}"]
     built.call("cmake", "-S", "robot/libm2h/examples", "-B", "plain", *options)
     built.call("cmake", "--build", "plain")
-    built.call("plain/m2h_run", built.bundle, "pictures", "out-plain")
+    built.call("plain/m2h_run", built.bundle, "pictures", "out-plain", "--points", *CAMERA)
     assert_example_wrote(built.folder / "out-plain", ".pgm", runtime)
 
 
@@ -216,19 +153,8 @@ def test_results_equal_pythons_on_the_real_frames(built, runtime, shared):
 
 
 @pytest.mark.cpp
-def test_nv12_input_and_millimeter_output_equal_pythons(built, tmp_path):
-    import onnx
-
-    from engines import build_bundle
-    from export import Sensor, add_sensor, export_onnx
-    from m2h_deploy.model import load_checkpoint
-    from m2h_deploy.runtime.preprocess import bgr_to_nv12
-
-    plain = export_onnx(load_checkpoint("m2h-tiny"), tmp_path / "plain.onnx", height=112, width=140, form="deploy").path
-    sensor = Sensor((160, 120), "nv12", ("depth", "labels"), "uint16")
-    onnx.save(add_sensor(onnx.load(plain), sensor), tmp_path / "sensor.onnx")
-    bundle = build_bundle(tmp_path / "sensor.onnx", tmp_path / "bundle", engine="openvino").path
-    raw = bgr_to_nv12(render_room(5, 0, height=120, width=160).image)
+def test_nv12_input_and_millimeter_output_equal_pythons(built, millimeters):
+    bundle, raw = millimeters
     given = frame(built, bundle, raw, "nv12")
     with Runtime.load(bundle) as opened:
         expected = opened(raw)
@@ -271,26 +197,6 @@ def test_sha256_matches_the_standard(built, tmp_path, size):
     content = np.random.default_rng(size).integers(0, 256, size, np.uint8).tobytes()
     (tmp_path / "file").write_bytes(content)
     assert built.call("tools/m2h_sha256", tmp_path / "file").strip() == hashlib.sha256(content).hexdigest()
-
-
-@pytest.fixture
-def damaged(built, tmp_path):
-    """Return a copy of the bundle, and a function that returns libm2h's message when it opens the copy."""
-    copy = shutil.copytree(built.bundle, tmp_path / "bundle")
-
-    def opened(expect: int = 2) -> str:
-        said = built.driver("open", copy, expect=expect)
-        assert said.startswith("error: ") == (expect != 0), said
-        assert said.count("\n") == 1
-        return said
-
-    return copy, opened
-
-
-def change(bundle: Path, edit) -> None:
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    edit(manifest)
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.cpp

@@ -59,7 +59,7 @@ def programs(tmp_path_factory) -> dict[str, Path]:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
 
-    common = ("m2h", "runtime", "bundle", "manifest", "sha256", "cache")
+    common = ("m2h", "runtime", "bundle", "manifest", "point_cloud", "sha256", "cache")
     compile_("-c", *(CPP / "src" / f"{name}.cpp" for name in common))
     sources = [CPP / name for name in ("src/backend.cpp", "src/backend_tensorrt.cpp", "tests/gpu.cpp")]
     sources.append(CPP / "tests" / "gpu_double" / "double.cpp")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from m2h_deploy.bundle.depth_calibration import DepthCalibration
+from m2h_deploy.bundle.folder import load_bundle, write_manifest
 from m2h_deploy.serving.processes import group_members
 from tests.interpreters import interpreter
 
@@ -186,3 +189,11 @@ def sensor_bundle(small_onnx) -> Path:
     path = small_onnx.with_name("sensor.onnx")
     onnx.save(add_sensor(onnx.load(small_onnx), Sensor((64, 48))), path)
     return build_bundle(path, small_onnx.with_name("sensor")).path
+
+
+def calibrated_copy(bundle: Path, out: Path) -> Path:
+    """Copy a bundle and give the copy a depth calibration."""
+    shutil.copytree(bundle, out)
+    calibration = DepthCalibration(scale=1.3, offset=-0.25)
+    write_manifest(out, load_bundle(out).manifest.model_copy(update={"depth_calibration": calibration}))
+    return out

@@ -104,6 +104,20 @@ def parity(
     return {"answered": len(seconds), "failures": failures, "worst": worst, **latency}
 
 
+def calibration(bundle: str, protocol: str, port: str, model: str = "m2h") -> dict[str, Any]:
+    """Compare the server's depth with the network's own depth and a correction of it; return the configuration too."""
+    image = rooms(1, 48, 64)[0]
+    with Runtime.load(bundle, threads=1, calibrated=False) as runtime:
+        network = runtime(image).depth
+    client = Client(protocol, port, model)
+    depth = client(image[np.newaxis])["depth"][0]
+    parameters = client.raw.get_model_config(model)["parameters"]
+    values = {key: value["string_value"] for key, value in parameters.items()}
+    corrected = np.maximum(np.float32(1.3) * network - np.float32(0.25), 0)
+    errors = {"network": float(np.abs(depth - network).max()), "corrected": float(np.abs(depth - corrected).max())}
+    return {"errors": errors, "parameters": values, "classes": list(runtime.manifest.classes.names)}
+
+
 def bad(bundle: str, http_port: str, grpc_port: str) -> dict[str, Any]:
     """Send bad requests, each followed by a valid one; record the answer of each, and the valid one's error."""
     image = rooms(1, 48, 64)[0][np.newaxis]
@@ -206,6 +220,7 @@ def endless(protocol: str, port: str) -> dict[str, Any]:
 
 SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
     "parity": parity,
+    "calibration": calibration,
     "bad": bad,
     "until_refused": until_refused,
     "endless": endless,

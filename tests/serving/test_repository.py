@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,12 +14,14 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from m2h_deploy.bundle.depth_calibration import DepthCalibration
 from m2h_deploy.bundle.folder import Bundle, load_bundle
+from m2h_deploy.bundle.manifest import LabelMap
 from m2h_deploy.errors import M2HError
 from m2h_deploy.packaging.triton import RepositoryOptions, config_text, protobuf_text, write_repository
-from tests.manifests import as_sensor_bundle
-from tests.serving.conftest import PATIENCE, free_ports
-from tests.serving.test_server import check_parity
+from tests.manifests import as_sensor_bundle, changed
+from tests.serving.conftest import PATIENCE, calibrated_copy, free_ports
+from tests.serving.test_server import check_calibration, check_parity
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,38 @@ def test_every_other_bundle_is_served_by_the_runtime(tiny_bundle, sensor, tmp_pa
     assert "dims: 48 dims: 64 dims: 3 }" in text
 
 
+def test_a_calibrated_plan_is_served_by_the_runtime(sensor, tmp_path):
+    calibrated = changed(sensor("tensorrt"), tmp_path / "calibrated", depth_calibration=DepthCalibration(scale=1.1))
+    folder = write_repository(calibrated, tmp_path / "repository")
+    assert "1/bundle/model.onnx" in names(folder)
+    assert 'backend: "python"' in words(folder)
+    # Without an output for depth there is nothing to calibrate.
+    outputs = tuple(spec for spec in load_bundle(calibrated).manifest.outputs if spec.name != "depth")
+    labels = changed(calibrated, tmp_path / "labels", outputs=outputs)
+    folder = write_repository(labels, tmp_path / "repository", RepositoryOptions(name="labels"))
+    assert 'backend: "tensorrt"' in words(folder)
+    assert parameters(folder).keys() == {"class_names", "class_colors"}
+
+
+def parameters(folder: Path) -> dict[str, str]:
+    """Return the parameters of a model's configuration."""
+    found = re.findall(r'key: "(\w+)"\s+value \{\s+string_value: (".*")\n', (folder / "config.pbtxt").read_text())
+    return {key: json.loads(text) for key, text in found}
+
+
+@pytest.mark.parametrize("kind", ["onnxruntime", "openvino"])
+def test_clients_find_classes_label_map_and_calibration_in_the_configuration(sensor, tmp_path, kind):
+    path = sensor(kind)
+    names = load_bundle(path).manifest.classes.names
+    mapping = LabelMap(name="same", network_classes=names, groups=tuple((index,) for index in range(len(names))))
+    path = changed(path, tmp_path / "mapped", label_map=mapping)
+    plain = parameters(write_repository(path, tmp_path / "repository"))
+    assert json.loads(plain["class_names"]) == list(names)
+    assert len(json.loads(plain["class_colors"])) == len(names)
+    assert json.loads(plain["label_map"])["groups"][3] == [3]
+    assert "depth_calibration" not in plain
+
+
 def test_a_repository_may_hold_several_models_and_none_is_overwritten(tiny_bundle, tmp_path):
     repository = tmp_path / "repository"
     write_repository(tiny_bundle, repository, RepositoryOptions(name="one"))
@@ -150,8 +185,9 @@ for path in sys.argv[1:]:
 @pytest.mark.serving
 def test_triton_reads_the_configuration_and_serves_the_runtimes_numbers(triton, small_bundle, sensor_bundle, tmp_path):
     repository = tmp_path / "repository"
+    calibrated = calibrated_copy(small_bundle, tmp_path / "calibrated")
     folders = [
-        write_repository(small_bundle, repository, RepositoryOptions(name="plain", threads=1)),
+        write_repository(calibrated, repository, RepositoryOptions(name="plain", threads=1)),
         write_repository(sensor_bundle, repository, RepositoryOptions(name="sensor", threads=1)),
     ]
     configs = [str(folder / "config.pbtxt") for folder in folders]
@@ -165,11 +201,13 @@ def test_triton_reads_the_configuration_and_serves_the_runtimes_numbers(triton, 
             index = Request(f"http://127.0.0.1:{http}/v2/repository/index", method="POST")
             states = urlopen(index, timeout=PATIENCE).read().decode()
             assert "unable to find backend library for backend 'onnxruntime'" in states, states
-            report = triton.peer("parity", small_bundle, "grpc", grpc, 4, 32, "64x48", "plain")
+            report = triton.peer("parity", calibrated, "grpc", grpc, 4, 32, "64x48", "plain")
+            depth = triton.peer("calibration", calibrated, "http", http, "plain")
         finally:
             process.terminate()
             process.wait(PATIENCE)
     check_parity(report, 32)
+    check_calibration(depth)
 
 
 def bare_server(triton, repository, folder, log, http, grpc) -> subprocess.Popen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.serving.conftest import PATIENCE, PEER, free_ports
+from tests.serving.conftest import PATIENCE, PEER, calibrated_copy, free_ports
 
 pytestmark = pytest.mark.serving
 
@@ -31,6 +32,20 @@ def check_parity(report, requests):
     assert report["worst"]["depth"] <= 1e-6
     assert report["worst"]["normals"] <= 1e-6
     assert report["worst"]["edges"] <= 1e-6
+
+
+def check_calibration(report):
+    """Check what `peer.py calibration` found for a bundle of `calibrated_copy`."""
+    assert report["errors"]["corrected"] <= 2e-6
+    assert report["errors"]["network"] > 0.01
+    assert json.loads(report["parameters"]["class_names"]) == report["classes"]
+    assert json.loads(report["parameters"]["depth_calibration"]) == {"scale": 1.3, "offset": -0.25}
+
+
+def test_depth_is_calibrated_and_the_configuration_says_so(triton, small_bundle, tmp_path):
+    bundle = calibrated_copy(small_bundle, tmp_path / "bundle")
+    with triton.served(bundle) as server:
+        check_calibration(triton.peer("calibration", bundle, "http", server.http))
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])

@@ -36,14 +36,13 @@ def test_the_page_s_commands_work_from_top_to_bottom(folder):
 @pytest.mark.serving
 def test_the_page_s_client_gets_labels_and_meters(triton, folder):
     client = folder / "client.py"
-    (program,) = PAGE.blocks("python")
-    client.write_text(program)
+    client.write_text("".join(PAGE.blocks("python")) + "print(len(names), names[0])\n")
     cv2.imwrite(str(folder / "picture.png"), render_room(0, 0, 120, 160).image)
     with triton.served(folder / "bundle") as server:
         command = [triton.python, client, f"127.0.0.1:{server.http}", folder / "picture.png"]
         done = subprocess.run(list(map(str, command)), env=triton.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert re.fullmatch(r"160 x 120, \d+\.\d\d to \d+\.\d\d m\n", done.stdout)
+        assert re.fullmatch(r"160 x 120, \d+\.\d\d to \d+\.\d\d m\n41 unknown\n", done.stdout)
         for address in re.findall(r"curl -s (\S+)", PAGE.text):
             port = server.http if ":8000" in address else server.metrics
             url = "http://" + re.sub(r":800\d", f":{port}", address)

@@ -57,6 +57,7 @@ typedef struct m2h_options {
   int skip_self_test; /* not 0: do not run the self-test when opening */
   /* not 0: run code that the bundle contains, as TensorRT's version-compatible plans do. Only for trusted bundles. */
   int allow_engine_code;
+  int uncalibrated; /* not 0: depth is the network's own, as if the bundle had no depth calibration */
 } m2h_options;
 
 /* A bundle's input and outputs. Strings are valid as long as the runtime. */
@@ -69,13 +70,18 @@ typedef struct m2h_info {
   int has_labels;
   int has_normals;
   int has_edges;
-  float min_depth; /* meters; depth is clamped to this range */
+  float min_depth; /* meters; the network's depth is clamped to this range, before it is calibrated */
   float max_depth;
   int classes;           /* number of classes; labels are below it */
   const char* variant;   /* such as m2h-small */
   const char* precision; /* fp32, fp16, int8, fp8 */
   const char* engine;    /* engine, version and device in words */
   const char* warning;   /* what makes the engine slower than it should be, in one line; NULL if nothing does */
+  /* 1: results contain depth_scale * depth + depth_offset, at least 0. 0: the bundle has no calibration, or it was opened
+   * uncalibrated; the scale is then 1 and the offset 0. */
+  int calibrated;
+  float depth_scale;
+  float depth_offset; /* meters */
 } m2h_info;
 
 /* An image of the camera. `stride` is the distance between rows in bytes, 0 for rows without gaps. A BGR or NV12 image
@@ -93,7 +99,7 @@ typedef struct m2h_image {
  * which is checked. The engine writes into them directly where it can: use the same ones from frame to frame. */
 typedef struct m2h_results {
   size_t struct_size;
-  float* depth;       /* meters */
+  float* depth;       /* meters, calibrated if m2h_info says so */
   size_t depth_bytes;
   uint8_t* labels; /* class index */
   size_t labels_bytes;
@@ -103,6 +109,35 @@ typedef struct m2h_results {
   size_t edges_bytes;
 } m2h_results;
 
+/* The pinhole camera that took the picture, without lens distortion. In pixels; the first pixel's center is (0, 0). */
+typedef struct m2h_camera {
+  size_t struct_size;
+  int width; /* of the picture, and of the results */
+  int height;
+  double fx;
+  double fy;
+  double cx;
+  double cy;
+} m2h_camera;
+
+/* Points in the camera's optical frame: x right, y down, z forward, in meters. The arrays are the caller's, with space
+ * for a point per pixel of every step-th row and column; `*_bytes` is the size of each. NULL if one is not requested. */
+typedef struct m2h_cloud {
+  size_t struct_size;
+  int step;  /* use every step-th row and column, from the first; 0 is 1 */
+  int dense; /* 0: organized, where a pixel without depth is a NaN point; not 0: such points are left out */
+  float* xyz; /* 3 per point */
+  size_t xyz_bytes;
+  uint8_t* rgb; /* 3 per point */
+  size_t rgb_bytes;
+  uint8_t* labels; /* 1 per point */
+  size_t labels_bytes;
+  float* normals; /* 3 per point, in the optical frame: the opposite of m2h_results.normals */
+  size_t normals_bytes;
+  int width; /* set by the call: points per row; of a dense cloud all of them */
+  int height; /* set by the call: rows; 1 for a dense cloud */
+} m2h_cloud;
+
 /* Opens the bundle in the folder `path`: manifest, sha256 of every file, engine, self-test. `*runtime` is NULL after a
  * failure. */
 M2H_API m2h_status m2h_open(const char* path, const m2h_options* options, m2h_runtime** runtime);
@@ -110,6 +145,12 @@ M2H_API m2h_status m2h_open(const char* path, const m2h_options* options, m2h_ru
 /* One frame. Results that are not NULL in `results` are filled, and one that the bundle does not give is an error;
  * after a failure their content is undefined. */
 M2H_API m2h_status m2h_run(m2h_runtime* runtime, const m2h_image* image, const m2h_results* results);
+
+/* Converts a frame's results to points: depth, and the others that the cloud requests. A depth that is not finite or not
+ * above 0 is invalid. Colors come from `image`, which is BGR or RGB: requesting them with an NV12 image, which has none, is
+ * an error. `image` may be NULL if they are not requested. Allocates no memory after a thread's first call. */
+M2H_API m2h_status m2h_point_cloud(const m2h_results* results, const m2h_camera* camera, const m2h_image* image,
+                                   m2h_cloud* cloud);
 
 M2H_API m2h_status m2h_get_info(const m2h_runtime* runtime, m2h_info* info);
 

@@ -64,6 +64,7 @@ struct Options {
   std::string device;
   bool self_test = true;
   bool allow_engine_code = false;  // see m2h_options
+  bool calibrated = true;          // false: depth is the network's own
 };
 
 class Runtime {
@@ -75,6 +76,7 @@ class Runtime {
     raw.device = options.device.empty() ? nullptr : options.device.c_str();
     raw.skip_self_test = options.self_test ? 0 : 1;
     raw.allow_engine_code = options.allow_engine_code ? 1 : 0;
+    raw.uncalibrated = options.calibrated ? 0 : 1;
     m2h_runtime* opened = nullptr;
     check(m2h_open(bundle.c_str(), &raw, &opened));
     handle_.reset(opened);

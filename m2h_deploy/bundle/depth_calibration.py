@@ -10,8 +10,9 @@ from pydantic import Field
 
 from m2h_deploy.bundle.record import Record
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+#: Limits that float32 holds with ease.
+Scale = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
+Offset = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 
 
 #: Origin of a calibration. frames: measured depth. points: single known distances. sequence: the camera's own motion.
@@ -37,8 +38,8 @@ class DepthCalibration(Record):
     A result below 0 is 0. The engine does not apply it; whoever runs the engine does.
     """
 
-    scale: Positive
-    offset: Finite = 0.0
+    scale: Scale
+    offset: Offset = 0.0
     """Meters."""
     source: Source = "manual"
     evidence: CalibrationEvidence | None = None

@@ -9,12 +9,18 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
+import onnx
 import pytest
 
 from m2h_deploy import Runtime, load_bundle
 from m2h_deploy.camera import Rectification
+from m2h_deploy.data.classes import default_classes
 from m2h_deploy.data.rooms.render import render_room, room_intrinsics
+from m2h_deploy.label_spaces.read import load_label_space
+from m2h_deploy.label_spaces.reduce import reduce_logits
+from tests.engines.graphs import with_label_map
 from tests.lenses import distort, lens_of
 from tests.ros2.cloud_reader import color_of, read_points
 
@@ -120,6 +126,20 @@ def test_points_wait_for_camera_info_and_diagnostics_say_so(plain):
     assert "no points: no CameraInfo on /camera/color/camera_info" in plain.result["without"]["message"]
     assert plain.result["status"]["values"]["depth calibration"] == "none"
     assert plain.exit_code == 0 and "Traceback" not in plain.log
+
+
+def test_mapped_labels_are_those_of_the_logits_reduced_outside_on_every_pixel(ros, tiny_onnx, tiny_bundle, tmp_path):
+    from engines import build_bundle
+
+    classes, label_map = load_label_space("nyud20").resolve(default_classes(41))
+    onnx.save(with_label_map(onnx.load(tiny_onnx), classes, label_map), tmp_path / "mapped.onnx")
+    build_bundle(tmp_path / "mapped.onnx", tmp_path / "mapped")
+    heard = run(ros, "clouds", tmp_path / "mapped", rectify=False, **TOPICS, ground_labels="appliance")
+    with Runtime.load(tiny_bundle, threads=1) as runtime:
+        reduced = reduce_logits(runtime.backend.run(runtime.preprocess(ROOM))["semantics"], label_map)[0]
+    expected = cv2.resize(reduced.argmax(0).astype(np.uint8), (640, 480), interpolation=cv2.INTER_NEAREST)
+    assert len(np.unique(expected)) > 1
+    np.testing.assert_array_equal(heard.image("labels"), expected)
 
 
 def test_rectifying_an_undistorted_camera_changes_no_bit(ros, plain, tiny_bundle):

@@ -64,6 +64,7 @@ EXTRA_OF = {
     **{kind.module: kind.extra for kind in KINDS.values()},
     **dict.fromkeys(("kornia", "tomli"), "train"),
     "rerun": "rerun",
+    "yaml": "export",
     **dict.fromkeys(("h5py", "scipy"), "data"),
     **dict.fromkeys(("matplotlib", "jinja2"), "report"),
     **dict.fromkeys(("ray", "pyarrow"), "ray"),

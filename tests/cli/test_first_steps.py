@@ -156,7 +156,8 @@ def test_every_option_that_a_page_mentions_exists(page):
     """Also in running text, beside the command's name."""
     command = typer.main.get_command(app)
     for name, rest in re.findall(r"`m2h-deploy ([a-z]+)([^`]*)`", page.read_text()):
-        options = {option for parameter in command.commands[name].params for option in parameter.opts}
+        options = {option for parameter in command.commands[name].params
+                   for option in (*parameter.opts, *parameter.secondary_opts)}  # fmt: skip
         assert set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", rest)) <= options, (name, rest)
 
 

@@ -61,8 +61,13 @@ def calibrate(
     poses: PosesOption = None,
     offset: OffsetOption = 0.0,
     rate: RateOption = None,
-    split: Annotated[str, typer.Option(metavar="NAME", help="Split of --data: train, val, test or all.")] = "val",
-    limit: Annotated[int, typer.Option(metavar="N", help="Use this many frames, evenly spread.", min=3)] = _FRAMES,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Split of --data: train, val, test or all.", show_default="val")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Use this many frames, evenly spread.", min=3, show_default="32"),
+    ] = None,
     picture: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw before and after.")] = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
@@ -90,6 +95,10 @@ def calibrate(
             else "give what is known: --data, --points, --sequence, --focal or --scale, or --remove"
         )
     moving = poses is not None or bool(offset) or rate is not None
+    if split is not None and data is None:
+        raise M2HError(f"--split applies only to --data, not to {names[0]}")
+    if limit is not None and data is None and sequence is None:
+        raise M2HError(f"--limit applies to --data and --sequence, not to {names[0]}")
     _check_options(names[0], intrinsics, fov, camera_size, ray=ray, moving=moving, drawn=picture is not None)
     if picture is not None:
         check_outputs({"png": picture}, overwrite=overwrite)
@@ -106,15 +115,16 @@ def calibrate(
             bar.update(task, completed=done, total=total)
 
         if data is not None:
-            result = fit(bundle, "frames", _frames(data, split, limit, advance), options=options)
+            result = fit(bundle, "frames", _frames(data, split or "val", limit or _FRAMES, advance), options=options)
         elif points is not None:
             result = fit(bundle, "points", _points(points, intrinsics, fov, advance, ray=ray), options=options)
         else:
             opened = open_posed(sequence or "", poses, intrinsics, offset=offset, rate=rate)
             from m2h_deploy.calibration.motion import samples_of_motion
 
-            result = fit(bundle, "sequence", lambda runtime: samples_of_motion(runtime, opened, limit, advance),
-                         options=options)  # fmt: skip
+            count = limit or _FRAMES
+            measure = partial(samples_of_motion, sequence=opened, limit=count, progress=advance)
+            result = fit(bundle, "sequence", measure, options=options)
     if picture is not None:
         write_picture(result, picture)
     _give(result, as_json=as_json)
@@ -150,7 +160,7 @@ def _check_options(
     if given != "--sequence" and moving:
         raise M2HError("--poses, --offset and --rate apply only to --sequence")
     if drawn and given not in ("--data", "--points", "--sequence"):
-        raise M2HError(f"--picture needs measured depth, which {given} has not: leave it out")
+        raise M2HError(f"--picture applies to --data, --points and --sequence, not to {given}")
 
 
 def _frames(data: Path, split: str, limit: int, advance: Callable[[int, int], None]) -> Measure:

@@ -244,7 +244,7 @@ def _sinks(
     from m2h_deploy.camera import ASSUMED_FOV, parse_intrinsics
     from m2h_deploy.sinks.screen import VideoFile, Window
 
-    classes, depth_range = runtime.manifest.classes, runtime.manifest.depth_range
+    classes, depth_range = runtime.manifest.classes, runtime.manifest.result_range
     camera = parse_intrinsics(intrinsics) if intrinsics is not None else None
     if (rerun is not None or view is not None) and camera is None and fov is None:
         say(f"no --fov or --intrinsics: the cloud assumes a view of {ASSUMED_FOV:g} degrees", "yellow")

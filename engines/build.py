@@ -104,11 +104,18 @@ def _keep_calibration(manifest: Manifest, place: Path) -> Manifest:
     calibration = earlier.depth_calibration
     if calibration is None:
         return manifest
-    if earlier.model.weights_sha256 != manifest.model.weights_sha256 or "depth" not in manifest.tasks:
+    same = _depth_facts(earlier) == _depth_facts(manifest)
+    if not same or "depth" not in manifest.tasks:
         _log.warning("%s was calibrated (%s), and the new engine is not: calibrate it again", place, calibration.text)
         return manifest
     _log.warning("the depth calibration of the earlier bundle is kept: %s", calibration.text)
     return manifest.model_copy(update={"depth_calibration": calibration})
+
+
+def _depth_facts(manifest: Manifest) -> tuple[object, ...]:
+    """Return what the scale of the network's depth depends on."""
+    spec = manifest.network_input
+    return manifest.model.weights_sha256, spec.height, spec.width, manifest.depth_range
 
 
 def _with_speed(bundle: Bundle, request: BuildRequest) -> Bundle:

@@ -35,6 +35,8 @@ def parse_camera_size(text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         raise M2HError(f"camera size '{text}': give width and height as in 640x480")
+    if not (int(parts[0]) and int(parts[1])):
+        raise M2HError(f"camera size '{text}': both sides must be above 0")
     return int(parts[0]), int(parts[1])
 
 

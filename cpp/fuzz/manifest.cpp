@@ -19,8 +19,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       if (output.elements() != pixels * (output.name == "normals" ? 3 : 1)) std::abort();
     }
     if (manifest.calibration) {
-      if (!(manifest.calibration->scale > 0) || !std::isfinite(manifest.calibration->scale)) std::abort();
-      if (!std::isfinite(manifest.calibration->offset)) std::abort();
+      // With room for the rounding to float32.
+      if (!(manifest.calibration->scale > 0.9e-6F && manifest.calibration->scale < 1.1e6F)) std::abort();
+      if (!(std::abs(manifest.calibration->offset) < 1.1e6F)) std::abort();
     }
     if (manifest.edited.size() > 500) std::abort();
     std::size_t bytes = 1;

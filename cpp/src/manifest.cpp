@@ -255,13 +255,15 @@ void read_files(const Fields& top, Manifest& manifest) {
   }
 }
 
-// A number of float32's range: a double beyond it would become 0 or infinity.
-float as_float(const Fields& fields, const std::string& key) {
+// The limits of m2h_deploy/bundle/depth_calibration.py, which float32 holds with ease.
+float as_factor(const Fields& fields, const std::string& key, bool positive) {
   const Json& object = fields.json();
   const auto found = object.find(key);
   if (found == object.end()) fields.fail(key, "is missing");
   const double number = fields.as_number(*found, key);
-  if (std::abs(number) > double(std::numeric_limits<float>::max())) fields.fail(key, "is beyond the range of float32");
+  if (!(number >= (positive ? 1e-6 : -1e6) && number <= 1e6)) {
+    fields.fail(key, positive ? "must be from 1e-6 to 1e6" : "must be from -1e6 to 1e6");
+  }
   return static_cast<float>(number);
 }
 
@@ -270,12 +272,13 @@ void read_calibration(const Fields& top, Manifest& manifest) {
   const Fields fields = top.object("depth_calibration");
   // A misspelled offset must not be taken for an offset of 0.
   for (const auto& [key, value] : fields.json().items()) {
-    if (key != "scale" && key != "offset" && key != "evidence") fields.fail(key.substr(0, 64), "is not a known field");
+    const bool known = key == "scale" || key == "offset" || key == "source" || key == "evidence";
+    if (!known) fields.fail(key.substr(0, 64), "is not a known field");
   }
   DepthCalibration calibration;
-  calibration.scale = as_float(fields, "scale");
-  if (!(calibration.scale >= std::numeric_limits<float>::min())) fields.fail("scale", "must be above 0");
-  if (fields.json().contains("offset")) calibration.offset = as_float(fields, "offset");
+  calibration.scale = as_factor(fields, "scale", true);
+  if (fields.json().contains("offset")) calibration.offset = as_factor(fields, "offset", false);
+  if (fields.find("source") != nullptr) (void)fields.text("source");
   if (fields.find("evidence") != nullptr) (void)fields.object("evidence");
   manifest.calibration = calibration;
 }

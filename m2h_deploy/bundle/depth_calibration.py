@@ -52,6 +52,11 @@ class DepthCalibration(Record):
             return f"depth x {self.scale:.4g}"
         return f"depth x {self.scale:.4g} {'+' if self.offset > 0 else '-'} {abs(self.offset):.3g} m"
 
+    def range_of(self, depth_range: tuple[float, float]) -> tuple[float, float]:
+        """Return the range of calibrated depth, meters, for a network's range; both are 0 if no depth is above 0."""
+        near, far = (max(0.0, self.scale * limit + self.offset) for limit in depth_range)
+        return near, far
+
     def apply(self, depth: NDArray[Any]) -> None:
         """Correct float32 depth of any shape, in meters and already clamped, in place."""
         np.multiply(depth, np.float32(self.scale), out=depth)

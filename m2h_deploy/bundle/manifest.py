@@ -238,6 +238,12 @@ class Manifest(Record):
         return self.input.model_copy(update={"dtype": "float32", "layout": "NCHW", "color": "RGB", **size})
 
     @property
+    def result_range(self) -> tuple[float, float]:
+        """Range of depth after the calibration, meters."""
+        calibration = self.depth_calibration
+        return self.depth_range if calibration is None else calibration.range_of(self.depth_range)
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks of the outputs: depth, semantics (also as labels), normals, edges."""
         return tuple(task_of(spec.name) for spec in self.outputs)

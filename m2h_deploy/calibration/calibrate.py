@@ -20,7 +20,7 @@ from m2h_deploy.runtime.runtime import Runtime
 #: Takes a runtime without calibration, and returns its depth beside what was measured.
 Measure = Callable[[Runtime], Samples]
 
-#: A larger or smaller factor is rather a wrong unit than a camera.
+#: A factor outside of 0.1 to 10 indicates a wrong unit.
 _LARGEST = 10.0
 
 

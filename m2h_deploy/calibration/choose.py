@@ -17,6 +17,10 @@ Floats = NDArray[np.float64]
 #: Most folds; as many as units where there are fewer, each then left out once.
 _FOLDS = 10
 
+#: Largest factor between the scale beside an offset and the scale alone. If all distances are alike, an offset explains
+#: them as well as a scale does, and is wrong at every other distance.
+_ALIKE = 1.5
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -63,6 +67,8 @@ def choose_correction(samples: Samples, present: Correction) -> Choice:
         errors = _errors(samples, near, corrections)
         gains = best_errors - errors
         fitted = fit_correction(samples, offset=offset)
+        if offset and not 1 / _ALIKE <= fitted.scale / candidates[-1].correction.scale <= _ALIKE:
+            continue
         candidates.append(Candidate(name, fitted, float(errors.mean()), float(gains.mean()), _needed(gains)))
         if candidates[-1].significant:
             best, best_errors = candidates[-1], errors
@@ -70,7 +76,7 @@ def choose_correction(samples: Samples, present: Correction) -> Choice:
 
 
 def _needed(gains: Floats) -> float:
-    """Return the gain that chance explains."""
+    """Return the gain that a candidate must exceed to be significant."""
     if len(gains) < FEWEST_UNITS:
         return float("inf")
     return student(len(gains) - 1) * float(gains.std(ddof=1)) / math.sqrt(len(gains))

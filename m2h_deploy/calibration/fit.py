@@ -23,6 +23,10 @@ _MAD = 1.4826
 #: Smallest standard deviation of the logarithm: exact samples would give every rounding error no weight.
 _LEAST = 1e-4
 _STEPS = 100
+#: Rounds in which the spread is estimated again without outliers, and what these weights take off a normal one.
+_REFINEMENTS, _SHRINKING = 4, 1.1
+#: Bound of the scale's logarithm.
+_FARTHEST = 12.0
 _CONVERGED = 1e-9
 #: A corrected depth is at least this share of the scaled one: an offset must not turn depth negative.
 _POSITIVE = 0.05
@@ -44,7 +48,7 @@ def fit_correction(samples: Samples, *, offset: bool = False) -> Correction:
     """Fit the scale, and with `offset` also the offset, that bring predicted to measured depth."""
     ratio, weights = np.log(samples.measured / samples.predicted), samples.weights
     log_scale, shift = _weighted_median(ratio, weights), 0.0
-    spread = _spread(ratio - log_scale, weights)
+    spread = _inner_spread(ratio - log_scale, weights)
     for _ in range(_STEPS):
         scaled = np.exp(log_scale) * samples.predicted
         residual = np.log(samples.measured) - np.log(scaled + shift)
@@ -56,7 +60,8 @@ def fit_correction(samples: Samples, *, offset: bool = False) -> Correction:
             step = np.linalg.lstsq(slopes * roots[:, None], residual * roots, rcond=None)[0]
         while np.any(np.exp(log_scale + step[0]) * samples.predicted * (1 - _POSITIVE) + shift + step[1] <= 0):
             step = step / 2
-        log_scale, shift = log_scale + float(step[0]), shift + float(step[1])
+        log_scale = float(np.clip(log_scale + step[0], -_FARTHEST, _FARTHEST))
+        shift += float(step[1])
         if np.abs(step).max() < _CONVERGED:
             break
     return Correction(float(np.exp(log_scale)), shift)
@@ -64,15 +69,24 @@ def fit_correction(samples: Samples, *, offset: bool = False) -> Correction:
 
 def inliers(samples: Samples) -> NDArray[np.bool_]:
     """Return which samples agree with the others up to one common scale, whatever it is."""
-    ratio, weights = np.log(samples.measured / samples.predicted), samples.weights
-    residual = ratio - np.log(fit_correction(samples).scale)
-    return np.asarray(np.abs(residual) < _TUKEY * _spread(ratio - _weighted_median(ratio, weights), weights))
+    residual = np.log(samples.measured / samples.predicted) - np.log(fit_correction(samples).scale)
+    return np.asarray(np.abs(residual) < _TUKEY * _inner_spread(residual, samples.weights))
 
 
 def _biweight(deviation: Floats) -> Floats:
     """Return Tukey's weight of a residual in standard deviations: 1 at 0, and 0 from 4.685 on."""
     share = np.minimum(np.abs(deviation) / _TUKEY, 1.0)
     return np.asarray((1 - share**2) ** 2)
+
+
+def _inner_spread(residual: Floats, weights: Floats) -> float:
+    """Return the spread of the residuals without outliers, which widen a first estimate."""
+    center, spread = 0.0, _spread(residual, weights)
+    for _ in range(_REFINEMENTS):
+        inner = weights * _biweight((residual - center) / spread)
+        center = _weighted_median(residual, inner)
+        spread = min(spread, _SHRINKING * _spread(residual - center, inner))
+    return spread
 
 
 def _spread(residual: Floats, weights: Floats) -> float:

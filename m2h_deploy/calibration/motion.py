@@ -59,6 +59,8 @@ def samples_of_motion(
     found = SampleList(runtime.manifest.depth_range)
     for done, (first, second) in enumerate(chosen):
         image, other = sequence.read_image(first), sequence.read_image(second)
+        if image.shape != other.shape:
+            raise M2HError(f"{sequence.folder}: {first.name} and {second.name} are of different sizes")
         assert first.pose is not None and second.pose is not None
         motion = np.linalg.inv(second.pose) @ first.pose
         places, measured = triangulate(image, other, motion, sequence.intrinsics)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from m2h_deploy.bundle.depth_calibration import DepthCalibration
 from m2h_deploy.calibration.fit import Correction
 from m2h_deploy.calibration.result import CalibrateResult
 from m2h_deploy.errors import M2HError, missing_extra
@@ -63,7 +64,7 @@ def draw_calibration(result: CalibrateResult) -> bytes:
     measured, predicted = samples.measured[rows], samples.predicted[rows]
     sides = ((first.correction, "before", _BEFORE, first.abs_rel), (tried.correction, label, _AFTER, tried.abs_rel))
     for correction, name, color, error in sides:
-        _draw_dots(left, measured, correction(predicted), f"{name}: {text_of(correction)}", color)
+        _draw_dots(left, measured, correction(predicted), f"{name}: {_text(correction)}", color)
         _draw_errors(right, samples.measured, correction(samples.predicted), f"{name}: abs rel {error:.1%}", color)
     top = 1.05 * float(max(np.percentile(measured, 99.5), np.percentile(predicted, 99.5)))
     left.plot([0, top], [0, top], color="#444444", lw=1, ls="--")
@@ -80,10 +81,8 @@ def draw_calibration(result: CalibrateResult) -> bytes:
     return buffer.getvalue()
 
 
-def text_of(correction: Correction) -> str:
-    """Return a correction as text."""
-    offset = f" {correction.offset:+.2f} m" if correction.offset else ""
-    return f"x {correction.scale:.3f}{offset}"
+def _text(correction: Correction) -> str:
+    return DepthCalibration(scale=correction.scale, offset=correction.offset).text
 
 
 def _draw_dots(axes: Axes, measured: NDArray[np.float64], depth: NDArray[np.float64], label: str, color: str) -> None:

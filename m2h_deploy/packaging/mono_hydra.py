@@ -126,10 +126,10 @@ def add_offset(proto: onnx.ModelProto, calibration: DepthCalibration) -> None:
 
 def _depth_limits(depth_range: tuple[float, float], calibration: DepthCalibration, path: Path) -> tuple[float, float]:
     """Return the range of calibrated depth. Raises M2HError if it is empty: the node would not clamp then."""
-    near, far = (calibration.scale * limit + calibration.offset for limit in depth_range)
+    near, far = calibration.range_of(depth_range)
     if far <= 0:
         raise M2HError(f"{path}: the depth calibration leaves no depth above 0: calibrate again")
-    return max(0.0, float(near)), float(far)
+    return near, far
 
 
 def node_input(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:

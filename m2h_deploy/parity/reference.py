@@ -58,6 +58,14 @@ def open_reference(
         raise MissingExtra(f"{missing}; or give the float32 .onnx file of the same export") from None
 
 
+def _check_count(path: str | os.PathLike[str], classes: int, label_map: LabelMap | None) -> None:
+    if label_map is not None and len(label_map.network_classes) != classes:
+        raise M2HError(
+            f"{path} has {classes} classes, the engine's label map is for {len(label_map.network_classes)}: give the "
+            "file the bundle was built from"
+        )
+
+
 class _TorchReference:
     def __init__(self, path: str | os.PathLike[str], label_map: LabelMap | None) -> None:
         import torch
@@ -66,12 +74,7 @@ class _TorchReference:
 
         self._torch, self._label_map = torch, label_map
         self._model = load_checkpoint(path)
-        classes = self._model.config.num_classes
-        if label_map is not None and len(label_map.network_classes) != classes:
-            raise M2HError(
-                f"{path} has {classes} classes, the engine's label map is for {len(label_map.network_classes)}: give "
-                "the checkpoint the bundle was built from"
-            )
+        _check_count(path, self._model.config.num_classes, label_map)
         self.description = f"PyTorch {torch.__version__}, float32, {self._model.config.variant}"
         self.weights_sha256 = weights_digest(self._model)
         self.tasks: tuple[str, ...] = TASKS
@@ -105,6 +108,7 @@ class _OnnxReference:
         if info.precision not in (None, "fp32"):
             raise M2HError(f"{path} is {info.precision}: a reference must be float32, the file before lowering")
         self._label_map = _map_to_apply(path, info.label_map, label_map)
+        _check_count(path, len(info.classes.names), self._label_map)
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             raise M2HError(f"{path} does not take one image of N x 3 x height x width: export it again")

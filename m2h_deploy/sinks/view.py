@@ -78,9 +78,13 @@ class LiveView(Sink):
 
         intrinsics_of_view(fov, 16, 16)  # raises on an impossible field of view
         self._complain, self._server = complain, ViewServer(host, port)
-        self._stream: Any = rr.RecordingStream("m2h-deploy", send_properties=False)
-        self._stream.connect_grpc(self._server.data, default_blueprint=layout(tasks, points=False))
-        self._log = FrameLog(self._stream, classes, depth_range, intrinsics=intrinsics, fov=fov, points=False)
+        try:
+            self._stream: Any = rr.RecordingStream("m2h-deploy", send_properties=False)
+            self._stream.connect_grpc(self._server.data, default_blueprint=layout(tasks, points=False))
+            self._log = FrameLog(self._stream, classes, depth_range, intrinsics=intrinsics, fov=fov, points=False)
+        except BaseException:
+            self._server.stop()
+            raise
         self._rate, self._count = FrameRate(), 0
         self._changed = Condition()
         self._next: tuple[int, SourceFrame, Prediction, float | None] | None = None

@@ -67,6 +67,12 @@ class Monitor:
         self._faults = 0
         self._failure: str | None = None
 
+    def begin(self) -> None:
+        """Start again with a new stream, whose counters begin at 0; the totals continue."""
+        with self._lock:
+            self._last_image = self._last_report = self._clock()
+            self._period, self._faults, self._failure = _Period(), 0, None
+
     def received(self, encoding: str) -> None:
         """Count a received image."""
         with self._lock:
@@ -197,9 +203,7 @@ def identity(manifest: Manifest, self_test: bool, depth_scale: float = 1.0) -> d
         "engine": f"{engine.kind} {engine.version} {engine.precision}",
         "tasks": ", ".join(manifest.tasks),
         "self-test": passed if manifest.self_test is not None else "the bundle has none",
-        "depth calibration": (
-            "none" if calibration is None else f"{calibration.scale:g} * depth {calibration.offset:+g} m"
-        ),
+        "depth calibration": ("none" if calibration is None else calibration.text),
         "depth_scale": f"{depth_scale:g}",
         "labels": "the network's" if labels is None else labels.name,
     }

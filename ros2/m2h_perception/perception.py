@@ -89,9 +89,11 @@ class Perception:
         if "depth" not in self._runtime.tasks:
             raise M2HError("parameter temporal_filter is true: the bundle has no depth, which the filter needs")
         before = set(self._node.subscriptions)
-        poses, source = open_poses(self._node, settings)
-        for subscription in set(self._node.subscriptions) - before:
-            self._opened.callback(self._node.destroy_subscription, subscription)
+        try:
+            poses, source = open_poses(self._node, settings)
+        finally:  # also of one that failed half-way
+            for subscription in set(self._node.subscriptions) - before:
+                self._opened.callback(self._node.destroy_subscription, subscription)
         return Temporal(
             TemporalFilter(settings=settings.filter_settings(remap)),
             poses,
@@ -109,6 +111,7 @@ class Perception:
         """
         settings, temporal = self._settings, self._temporal
         self._stopping = False
+        self._monitor.begin()
         inputs = Inputs(self._node, settings, self._calibration, self._monitor)
         see = self._calibration.see if settings.rectify or self._outputs.need_camera_info else None
         locate = temporal.locate if temporal else None
@@ -127,8 +130,8 @@ class Perception:
         for end in (lambda: thread.join(2.0) if thread.ident else None, stream.close, camera.close):
             self._started.callback(end)
         wanted = see is not None or temporal is not None
-        inputs.open(camera, self._on_camera_info if wanted else None)
         self._started.callback(inputs.close)
+        inputs.open(camera, self._on_camera_info if wanted else None)
         self._status = StatusTopic(self._node, settings, self._monitor, lambda: stream.health)
         self._started.callback(self._status.close)
         thread.start()

@@ -64,10 +64,18 @@ class Publishers:
         )
         self._all: list[Publisher] = []
         self._images: list[tuple[Publisher, _ToPixels]] = []
-        self._make_images()
         self._clouds: Clouds | None = None
         self._warned = False
         self._cloud_topics: list[tuple[Publisher, Callable[[], Cloud]]] = []
+        try:
+            self._make_all()
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_all(self) -> None:
+        settings = self._settings
+        self._make_images()
         self._make_clouds()
         self._synced = self._synced_info = None
         if settings.publish_synced_inputs and settings.synced_rgb_topic:

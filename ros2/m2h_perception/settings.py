@@ -117,7 +117,7 @@ class Settings:
     depth_scale: float = 1.0
     """Factor on the published depth, 1 for meters."""
     label_remap: str = ""
-    """YAML file; see `m2h_perception.labels`."""
+    """YAML file; see `m2h_deploy.label_spaces.read`."""
 
     temporal_filter: bool = False
     """Fuse each prediction with those before it, by the camera's poses; see `m2h_deploy.temporal`."""

@@ -137,7 +137,10 @@ def test_verify_compares_the_uncalibrated_engine_unless_told_otherwise(tiny_bund
         (("--focal", "--fov", 60, "--intrinsics", "1,1,1,1"), "give --fov or --intrinsics, not both"),
         (("--focal", "--fov", 200), "must be between 1 and 179 degrees"),
         (("--remove", "--ray"), "--ray applies only to --points"),
-        (("--remove", "--picture", "x.png"), "--picture needs measured depth"),
+        (("--remove", "--picture", "x.png"), "--picture applies to --data, --points and --sequence, not to --remove"),
+        (("--focal", "--fov", 60, "--camera-size", "0x480"), "both sides must be above 0"),
+        (("--remove", "--split", "all"), "--split applies only to --data"),
+        (("--scale", 1, "--limit", 8), "--limit applies to --data and --sequence"),
         (("--remove", "--rate", 10), "--poses, --offset and --rate apply only to --sequence"),
     ],
 )

@@ -49,6 +49,27 @@ def test_one_wrong_point_of_five_changes_the_scale_by_less_than_a_hundredth(seed
     )
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_three_doubled_points_of_fifteen_have_no_influence(seed):
+    rng = np.random.default_rng(seed)
+    predicted = rng.uniform(1, 5, 15)
+    measured = 0.8 * predicted * np.exp(rng.normal(0, 0.06, 15))
+    right = Samples(predicted[3:], measured[3:], np.arange(12), 1)
+    measured[:3] *= 2
+    found = fit_correction(Samples(predicted, measured, np.arange(15), 1)).scale
+    assert found == pytest.approx(fit_correction(right).scale, rel=0.01)
+
+
+def test_distances_that_are_all_alike_support_no_offset():
+    rng = np.random.default_rng(0)
+    predicted = np.exp(rng.normal(np.log(2.5), 0.05, 40))
+    samples = Samples(predicted, rng.normal(2.0, 0.02, 40), np.repeat(np.arange(10), 4), 10)
+    best = choose_correction(samples, Correction()).best
+    assert best.name == "scale" and best.correction.scale == pytest.approx(0.8, rel=0.03)
+    falling = Samples(predicted, 5.0 / predicted, np.repeat(np.arange(10), 4), 10)
+    assert choose_correction(falling, Correction()).best.name in ("as it is", "scale")
+
+
 def test_a_unit_with_many_pixels_weighs_as_much_as_one_with_few():
     few, many = made(units=1, each=20, scale=1.0, noise=0.01), made(units=1, each=2000, scale=1.05, noise=0.01)
     parts = zip((few, many, few, many), range(4), strict=True)

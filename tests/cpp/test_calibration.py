@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from m2h_deploy import Runtime
-from m2h_deploy.bundle.depth_calibration import DepthCalibration
+from m2h_deploy.bundle.depth_calibration import CalibrationEvidence, DepthCalibration
+from m2h_deploy.bundle.folder import load_bundle, record_calibration
 from tests.cpp.conftest import change, frame, room
 
 pytestmark = pytest.mark.cpp
@@ -50,10 +51,12 @@ def test_millimeters_are_calibrated_as_python_calibrates_them(built, millimeters
         np.testing.assert_allclose(given["depth"], runtime(raw).depth.ravel(), atol=2e-6)
 
 
-def test_one_scale_alone_and_evidence_are_valid(damaged):
+def test_what_python_writes_and_one_scale_alone_are_valid(damaged):
     bundle, opened = damaged
-    evidence = {"source": "frames", "frames": 3, "values": 9, "folds": 2, "abs_rel_before": 0.2, "abs_rel_after": 0.1}
-    change(bundle, lambda m: m.update(depth_calibration={"scale": 2, "evidence": evidence}))
+    evidence = CalibrationEvidence(frames=3, values=9, folds=3, abs_rel_before=0.2, abs_rel_after=0.1)
+    record_calibration(load_bundle(bundle), DepthCalibration(scale=2, offset=0.5, source="points", evidence=evidence))
+    assert "depth calibrated by 2 0.5" in opened(expect=0)
+    change(bundle, lambda m: m.update(depth_calibration={"scale": 2}))
     assert "depth calibrated by 2 0" in opened(expect=0)
     change(bundle, lambda m: m.update(depth_calibration=None))
     assert "calibrated" not in opened(expect=0)
@@ -62,16 +65,16 @@ def test_one_scale_alone_and_evidence_are_valid(damaged):
 @pytest.mark.parametrize(
     ("calibration", "said"),
     [
-        ({"scale": 0}, "depth_calibration.scale: must be above 0"),
-        ({"scale": -1.5}, "depth_calibration.scale: must be above 0"),
-        ({"scale": 1e-60}, "depth_calibration.scale: must be above 0"),
-        ({"scale": 1e300}, "depth_calibration.scale: is beyond the range of float32"),
+        ({"scale": 0}, "depth_calibration.scale: must be from 1e-6 to 1e6"),
+        ({"scale": -1.5}, "depth_calibration.scale: must be from 1e-6 to 1e6"),
+        ({"scale": 1e-60}, "depth_calibration.scale: must be from 1e-6 to 1e6"),
+        ({"scale": 1e300}, "depth_calibration.scale: must be from 1e-6 to 1e6"),
         ({"scale": "1.5"}, "depth_calibration.scale: expected a number"),
         ({"scale": True}, "depth_calibration.scale: expected a number"),
         ({"scale": None}, "depth_calibration.scale: expected a number"),
         ({"offset": 0.5}, "depth_calibration.scale: is missing"),
         ({"scale": 1, "offset": None}, "depth_calibration.offset: expected a number"),
-        ({"scale": 1, "offset": -1e300}, "depth_calibration.offset: is beyond the range of float32"),
+        ({"scale": 1, "offset": -1e300}, "depth_calibration.offset: must be from -1e6 to 1e6"),
         ({"scale": 1, "ofset": 0.5}, "depth_calibration.ofset: is not a known field"),
         ({"scale": 1, "evidence": []}, "depth_calibration.evidence: expected an object"),
         ([1, 0], "depth_calibration: expected an object"),

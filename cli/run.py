@@ -161,9 +161,10 @@ def run(
             allow_engine_code=allow_engine_code,
         )
         stack.enter_context(runtime)
-        sinks = _sinks(runtime, frames, video, rerun, show, live, fov, intrinsics)
-        for sink in sinks:
-            stack.callback(sink.close)
+        sinks: list[Sink] = []
+        for sink in _sinks(runtime, frames, video, rerun, show, live, fov, intrinsics):
+            stack.callback(sink.close)  # before the next one is opened, which may fail
+            sinks.append(sink)
         if files:
             make_folder(output)
             sinks.append(ResultFiles(output, runtime.manifest.classes, npz=npz, overwrite=overwrite))
@@ -239,8 +240,8 @@ def _sinks(
     view: View | None,
     fov: float | None,
     intrinsics: str | None,
-) -> list[Sink]:
-    """Open what predictions go to beside the files; each refuses what it cannot do before the first frame."""
+) -> Iterator[Sink]:
+    """Open one by one what predictions go to beside the files; each refuses what it cannot do before the first frame."""
     from m2h_deploy.camera import ASSUMED_FOV, parse_intrinsics
     from m2h_deploy.sinks.screen import VideoFile, Window
 
@@ -249,23 +250,21 @@ def _sinks(
     if (rerun is not None or view is not None) and camera is None and fov is None:
         say(f"no --fov or --intrinsics: the cloud assumes a view of {ASSUMED_FOV:g} degrees", "yellow")
     fov = ASSUMED_FOV if fov is None else fov
-    sinks: list[Sink] = []
     if show:
-        sinks.append(Window(classes))
+        yield Window(classes)
     if video is not None:
-        sinks.append(VideoFile(video, classes, rate=frames.rate))
+        yield VideoFile(video, classes, rate=frames.rate)
     if rerun is not None:
         from m2h_deploy.sinks.rerun import RerunLog
 
-        sinks.append(RerunLog(rerun, classes, depth_range, intrinsics=camera, fov=fov, tasks=runtime.tasks))
+        yield RerunLog(rerun, classes, depth_range, intrinsics=camera, fov=fov, tasks=runtime.tasks)
     if view is not None:
         from m2h_deploy.sinks.view import LiveView
 
         live = LiveView(classes, depth_range, host=view.host, port=view.port, intrinsics=camera, fov=fov,
                         tasks=runtime.tasks, complain=lambda line: say(line, "yellow"))  # fmt: skip
         tell_view(view, live.page)
-        sinks.append(live)
-    return sinks
+        yield live
 
 
 @contextmanager

@@ -241,7 +241,7 @@ def _sinks(
     fov: float | None,
     intrinsics: str | None,
 ) -> Iterator[Sink]:
-    """Open one by one what predictions go to beside the files; each refuses what it cannot do before the first frame."""
+    """Open one by one what predictions go to beside the files; each refuses at once what it cannot do."""
     from m2h_deploy.camera import ASSUMED_FOV, parse_intrinsics
     from m2h_deploy.sinks.screen import VideoFile, Window
 

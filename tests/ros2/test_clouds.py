@@ -252,7 +252,7 @@ def test_a_label_remap_is_refused_and_a_depth_scale_warned_about_where_the_bundl
     assert "depth_scale 2 multiplies depth" in warning
     told = identity(calibrated, True, 2.0)
     assert (told["depth calibration"], told["depth_scale"], told["labels"]) == (
-        "1.1 * depth +0 m",
+        "depth x 1.1",
         "2",
         "the network's",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 from rich.table import Table
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from m2h_deploy.calibration.calibrate import Measure
     from m2h_deploy.calibration.result import CalibrateResult
     from m2h_deploy.data.frame import Intrinsics
+    from m2h_deploy.data.sequence import Sequence
 
 measure_option = partial(typer.Option, rich_help_panel="What is known: give one")
 camera_option = partial(typer.Option, rich_help_panel="Camera")
@@ -27,8 +28,11 @@ camera_option = partial(typer.Option, rich_help_panel="Camera")
 #: Frames of a data set or a sequence that are used.
 _FRAMES = 32
 
-#: Reads what is given; called with a function to show progress.
-_Reader = Callable[[Callable[[int, int], None]], "tuple[Source, Measure]"]
+#: Fewer points or images than this are warned of.
+_FEW = 5
+
+#: Kind of the measurement, and what makes it, given a function that shows the progress.
+_Prepared: TypeAlias = "tuple[Source, Callable[[Callable[[int, int], None]], Measure]]"
 
 
 @app.command()
@@ -41,7 +45,7 @@ def calibrate(
     points: Annotated[
         Path | None, measure_option(metavar="FILE", help="CSV table image,u,v,meters of points with known distance.")
     ] = None,
-    sequence: Annotated[
+    motion: Annotated[
         Path | None, measure_option(metavar="PLACE", help="Sequence with poses; depth comes from its motion.")
     ] = None,
     focal: Annotated[
@@ -54,9 +58,9 @@ def calibrate(
     camera_size: Annotated[
         str | None, camera_option(metavar="WxH", help="Size of its images, for --focal.", show_default="640x480")
     ] = None,
-    ray: Annotated[
+    taped: Annotated[
         bool,
-        camera_option("--ray", help="--points: distances are from the camera to the point, as a tape measures them."),
+        camera_option("--taped", help="--points: distances from the camera to the point, as a tape measures them."),
     ] = False,
     poses: PosesOption = None,
     offset: OffsetOption = 0.0,
@@ -68,7 +72,7 @@ def calibrate(
         int | None,
         typer.Option(metavar="N", help="Use this many frames, evenly spread.", min=3, show_default="32"),
     ] = None,
-    picture: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw before and after.")] = None,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw before and after (PNG).")] = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
     plugins: PluginsOption = None,
@@ -86,45 +90,42 @@ def calibrate(
     from m2h_deploy.calibration.picture import check_matplotlib, write_picture
     from m2h_deploy.files.provenance import check_outputs
 
-    given = {"--data": data, "--points": points, "--sequence": sequence, "--scale": scale}
+    given = {"--data": data, "--points": points, "--motion": motion, "--scale": scale}
     names = [name for name, value in given.items() if value is not None] + ["--focal"] * focal + ["--remove"] * remove
     if len(names) != 1:
         raise M2HError(
             f"{' and '.join(names)} exclude each other: give one"
             if names
-            else "give what is known: --data, --points, --sequence, --focal or --scale, or --remove"
+            else "give what is known: --data, --points, --motion, --focal or --scale, or --remove"
         )
     moving = poses is not None or bool(offset) or rate is not None
     if split is not None and data is None:
         raise M2HError(f"--split applies only to --data, not to {names[0]}")
-    if limit is not None and data is None and sequence is None:
-        raise M2HError(f"--limit applies to --data and --sequence, not to {names[0]}")
-    _check_options(names[0], intrinsics, fov, camera_size, ray=ray, moving=moving, drawn=picture is not None)
+    if limit is not None and data is None and motion is None:
+        raise M2HError(f"--limit applies to --data and --motion, not to {names[0]}")
+    _check_options(names[0], intrinsics, fov, camera_size, taped=taped, moving=moving, drawn=picture is not None)
     if picture is not None:
         check_outputs({"png": picture}, overwrite=overwrite)
         check_outside(bundle, picture)
         check_matplotlib()
-    if data is None and points is None and sequence is None:
+    if data is None and points is None and motion is None:
         _give(_set(bundle, scale, intrinsics, fov, camera_size, remove=remove), as_json=as_json)
         return
     options = BackendOptions(threads, device, plugins=tuple(plugins or ()), allow_engine_code=allow_engine_code)
+    if data is not None:
+        source, prepare = _frames(data, split or "val", limit or _FRAMES)
+    elif points is not None:
+        source, prepare = _points(points, intrinsics, fov, taped=taped)
+    else:
+        opened = open_posed(motion or "", poses, intrinsics, offset=offset, rate=rate)
+        source, prepare = _motion(opened, limit or _FRAMES)
     with make_progress() as bar:
         task = bar.add_task("frames", total=None)
 
         def advance(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        if data is not None:
-            result = fit(bundle, "frames", _frames(data, split or "val", limit or _FRAMES, advance), options=options)
-        elif points is not None:
-            result = fit(bundle, "points", _points(points, intrinsics, fov, advance, ray=ray), options=options)
-        else:
-            opened = open_posed(sequence or "", poses, intrinsics, offset=offset, rate=rate)
-            from m2h_deploy.calibration.motion import samples_of_motion
-
-            count = limit or _FRAMES
-            measure = partial(samples_of_motion, sequence=opened, limit=count, progress=advance)
-            result = fit(bundle, "sequence", measure, options=options)
+        result = fit(bundle, source, prepare(advance), options=options)
     if picture is not None:
         write_picture(result, picture)
     _give(result, as_json=as_json)
@@ -136,7 +137,7 @@ def _check_options(
     fov: float | None,
     camera_size: str | None,
     *,
-    ray: bool,
+    taped: bool,
     moving: bool,
     drawn: bool,
 ) -> None:
@@ -144,43 +145,49 @@ def _check_options(
     if intrinsics is not None and fov is not None:
         raise M2HError("give --fov or --intrinsics, not both")
     camera = intrinsics is not None or fov is not None
-    if given == "--sequence" and fov is not None:
-        raise M2HError("--fov does not apply to --sequence, whose poses need the exact camera: give --intrinsics")
+    if given == "--motion" and fov is not None:
+        raise M2HError("--fov does not apply to --motion, whose poses need the exact camera: give --intrinsics")
     if given == "--focal" and not camera:
         raise M2HError("--focal needs the camera: give --fov or --intrinsics")
-    if given == "--points" and ray != camera:
-        raise M2HError("--ray needs the camera: give --fov or --intrinsics" if ray else
-                       "--fov and --intrinsics apply to --points only with --ray: give that too")  # fmt: skip
-    if ray and given != "--points":
-        raise M2HError("--ray applies only to --points")
-    if camera and given not in ("--focal", "--points", "--sequence"):
+    if given == "--points" and taped != camera:
+        raise M2HError("--taped needs the camera: give --fov or --intrinsics" if taped else
+                       "--fov and --intrinsics apply to --points only with --taped: give that too")  # fmt: skip
+    if taped and given != "--points":
+        raise M2HError("--taped applies only to --points")
+    if camera and given not in ("--focal", "--points", "--motion"):
         raise M2HError(f"--fov and --intrinsics do not apply to {given}")
     if camera_size is not None and given != "--focal":
         raise M2HError("--camera-size applies only to --focal")
-    if given != "--sequence" and moving:
-        raise M2HError("--poses, --offset and --rate apply only to --sequence")
-    if drawn and given not in ("--data", "--points", "--sequence"):
-        raise M2HError(f"--picture applies to --data, --points and --sequence, not to {given}")
+    if given != "--motion" and moving:
+        raise M2HError("--poses, --offset and --rate apply only to --motion")
+    if drawn and given not in ("--data", "--points", "--motion"):
+        raise M2HError(f"--picture applies to --data, --points and --motion, not to {given}")
 
 
-def _frames(data: Path, split: str, limit: int, advance: Callable[[int, int], None]) -> Measure:
+def _frames(data: Path, split: str, limit: int) -> _Prepared:
     from m2h_deploy.calibration.frames import samples_of_frames
     from m2h_deploy.data.open import open_dataset
     from m2h_deploy.data.subset import spread
 
     opened = open_dataset(data, split)
     indices = spread(len(opened), limit, str(data))
-    return lambda runtime: samples_of_frames(runtime, opened, indices, str(data), advance)
+    return "frames", lambda advance: lambda runtime: samples_of_frames(runtime, opened, indices, str(data), advance)
 
 
-def _points(
-    table: Path, intrinsics: str | None, fov: float | None, advance: Callable[[int, int], None], *, ray: bool
-) -> Measure:
+def _points(table: Path, intrinsics: str | None, fov: float | None, *, taped: bool) -> _Prepared:
     from m2h_deploy.calibration.points import read_points, samples_of_points
 
     points = read_points(table)
-    camera = _camera(intrinsics, fov) if ray else None
-    return lambda runtime: samples_of_points(runtime, points, str(table), camera=camera, progress=advance)
+    camera = _camera(intrinsics, fov) if taped else None
+    return "points", lambda advance: partial(
+        samples_of_points, points=points, table=str(table), camera=camera, progress=advance
+    )
+
+
+def _motion(sequence: Sequence, limit: int) -> _Prepared:
+    from m2h_deploy.calibration.motion import samples_of_motion
+
+    return "sequence", lambda advance: partial(samples_of_motion, sequence=sequence, limit=limit, progress=advance)
 
 
 def _camera(intrinsics: str | None, fov: float | None) -> Callable[[int, int], Intrinsics]:
@@ -221,6 +228,7 @@ def _give(result: CalibrateResult, *, as_json: bool) -> None:
         for place, candidate in enumerate(result.choice.candidates):
             correction = candidate.correction
             gains = [f"{100 * value:.2f}" if place else "" for value in (candidate.gain, candidate.needed)]
+            gains = gains if candidate.considered else ["distances too alike", ""]
             style = "bold" if candidate is result.choice.best else ""
             table.add_row(candidate.name, f"{correction.scale:.4f}", f"{correction.offset:.3f}",
                           f"{100 * candidate.abs_rel:.2f}", *gains, style=style)  # fmt: skip
@@ -236,5 +244,8 @@ def _tell_left_out(result: CalibrateResult) -> None:
     assert choice is not None and samples is not None
     if choice.outliers:
         say(f"{choice.outliers} of {len(samples.measured)} values contradict the others and are not used")
+    if result.source == "points" and (samples.units < _FEW or samples.frames < 2):
+        count = f"{len(samples.measured)} points in {samples.frames} image{'s' if samples.frames > 1 else ''}"
+        say(f"{count} are few: measure more, in several images and at different distances", "yellow")
     if samples.left_out:
         say(f"{samples.left_out} values are at the end of the network's range and are not used")

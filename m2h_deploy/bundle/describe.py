@@ -62,9 +62,9 @@ def label_facts(manifest: dict[str, Any]) -> dict[str, Any]:
         taken = sum(len(group) for group in label_map["groups"])
         empty = sum(not group for group in label_map["groups"])
         network = len(label_map["network_classes"])
-        found["label map"] = f"{label_map['name']}: {len(label_map['groups'])} classes of {taken} of {network}" + (
-            f", {empty} empty" if empty else ""
-        )
+        found["label map"] = (
+            f"{label_map['name']}: {len(label_map['groups'])} classes, made of {taken} of the network's {network}"
+        ) + (f"; {empty} of them empty" if empty else "")
     if manifest["label_resolution"] != "network":
         found["labels"] = "logits resized to the image, then argmax"
     return found

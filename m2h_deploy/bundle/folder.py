@@ -165,10 +165,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_text(folder / MANIFEST, manifest.model_dump_json(indent=2))
 
 
-def check_recordable(bundle: Bundle) -> None:
-    """Raise M2HError where a result cannot be written into the bundle."""
+def check_recordable(bundle: Bundle, advice: str = "leave out --record, or copy the bundle") -> None:
+    """Raise M2HError, with `advice`, where nothing can be written into the bundle."""
     if not os.access(bundle.path, os.W_OK):
-        raise M2HError(f"{bundle.path} cannot be written (no permission): copy the bundle to a place of yours")
+        raise M2HError(f"{bundle.path} cannot be written (no permission): {advice}")
 
 
 def record_result(

@@ -95,7 +95,7 @@ def known_scale(scale: float, source: Source) -> DepthCalibration:
 
 def _writable(path: str | os.PathLike[str]) -> Bundle:
     bundle = load_bundle(path)
-    check_recordable(bundle)
+    check_recordable(bundle, "copy the bundle to another place")
     return bundle
 
 

@@ -36,11 +36,13 @@ class Candidate:
     """How much lower the error is than that of the best simpler candidate."""
     needed: float
     """What the gain must exceed: its standard error times the 97.5 % quantile of Student's t."""
+    considered: bool = True
+    """False for an offset that the data cannot tell from a scale."""
 
     @property
     def significant(self) -> bool:
         """Whether the error falls by more than chance explains."""
-        return self.gain > self.needed
+        return self.considered and self.gain > self.needed
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,9 @@ def choose_correction(samples: Samples, present: Correction) -> Choice:
         errors = _errors(samples, near, corrections)
         gains = best_errors - errors
         fitted = fit_correction(samples, offset=offset)
-        if offset and not 1 / _ALIKE <= fitted.scale / candidates[-1].correction.scale <= _ALIKE:
-            continue
-        candidates.append(Candidate(name, fitted, float(errors.mean()), float(gains.mean()), _needed(gains)))
+        change = fitted.scale / candidates[-1].correction.scale if offset else 1.0
+        alike = 1 / _ALIKE <= change <= _ALIKE
+        candidates.append(Candidate(name, fitted, float(errors.mean()), float(gains.mean()), _needed(gains), alike))
         if candidates[-1].significant:
             best, best_errors = candidates[-1], errors
     return Choice(tuple(candidates), best, len(folds), int(near.size - np.count_nonzero(near)))

@@ -55,7 +55,7 @@ def draw_calibration(result: CalibrateResult) -> bytes:
     first, tried = choice.candidates[0], choice.best
     label = "after"
     if tried is first:
-        tried = min(choice.candidates[1:], key=lambda candidate: candidate.abs_rel)
+        tried = min((c for c in choice.candidates[1:] if c.considered), key=lambda candidate: candidate.abs_rel)
         label = f"with {tried.name} (not kept)"
     figure = Figure(figsize=(10.5, 4.8), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)

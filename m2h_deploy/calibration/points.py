@@ -19,6 +19,7 @@ from m2h_deploy.causes import failure
 from m2h_deploy.data.frame import Intrinsics
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.images import read_image
+from m2h_deploy.files.names import is_file
 from m2h_deploy.runtime.runtime import Runtime
 
 _COLUMNS = ("image", "u", "v", "meters")
@@ -64,7 +65,9 @@ def read_points(path: str | os.PathLike[str]) -> list[Point]:
 def _rows(path: Path, table: csv.DictReader[str]) -> Iterable[tuple[int, dict[str, str]]]:
     names = [_UNIT.sub("meters", str(field).strip().lower()) for field in table.fieldnames or ()]
     if missing := [name for name in _COLUMNS if name not in names]:
-        raise M2HError(f"{path}: the first line lacks {', '.join(missing)}: it must name the columns image,u,v,meters")
+        raise M2HError(
+            f"{path}: the first line lacks {', '.join(missing)}: it must name the columns image,u,v,meters, with commas"
+        )
     table.fieldnames = names
     for count, row in enumerate(table):
         if count == _MOST:
@@ -83,7 +86,10 @@ def _point(path: Path, line: int, row: dict[str, str]) -> Point:
         raise M2HError(f"{path}: line {line}: {numbers['meters']:g} meters: distances must be above 0")
     if not row["image"]:
         raise M2HError(f"{path}: line {line}: names no image")
-    return Point(path.parent / row["image"], **numbers, line=line)
+    image = path.parent / row["image"]
+    if not is_file(image):
+        raise M2HError(f"{path}: line {line}: there is no image {image}")
+    return Point(image, **numbers, line=line)
 
 
 def samples_of_points(

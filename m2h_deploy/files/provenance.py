@@ -161,6 +161,8 @@ def check_output(
     Raises:
         M2HError: The file cannot or must not be written.
     """
+    if kind == "png" and path.suffix.lower() != ".png":
+        raise M2HError(f"{path}: a picture is written as PNG: give a name that ends in .png")
     if access:
         check_writable(path)
     if not path.is_file():  # new, or a device or pipe

@@ -72,7 +72,7 @@ def test_five_taped_points_correct_it_too(bundle, tmp_path):
         ray = frame.intrinsics.rays(*SIZE)[v, u]
         rows.append(f"{number}.png,{u},{v},{frame.depth[v, u] * np.linalg.norm(ray):.3f}")
     (tmp_path / "points.csv").write_text("\n".join(rows))
-    found = calibrate(bundle, "--points", tmp_path / "points.csv", "--ray", "--fov", 90)
+    found = calibrate(bundle, "--points", tmp_path / "points.csv", "--taped", "--fov", 90)
     assert found["changed"] and found["after"]["scale"] == pytest.approx(0.66, rel=0.15)
 
 
@@ -136,12 +136,12 @@ def test_verify_compares_the_uncalibrated_engine_unless_told_otherwise(tiny_bund
         (("--focal",), "--focal needs the camera"),
         (("--focal", "--fov", 60, "--intrinsics", "1,1,1,1"), "give --fov or --intrinsics, not both"),
         (("--focal", "--fov", 200), "must be between 1 and 179 degrees"),
-        (("--remove", "--ray"), "--ray applies only to --points"),
-        (("--remove", "--picture", "x.png"), "--picture applies to --data, --points and --sequence, not to --remove"),
+        (("--remove", "--taped"), "--taped applies only to --points"),
+        (("--remove", "--picture", "x.png"), "--picture applies to --data, --points and --motion, not to --remove"),
         (("--focal", "--fov", 60, "--camera-size", "0x480"), "both sides must be above 0"),
         (("--remove", "--split", "all"), "--split applies only to --data"),
-        (("--scale", 1, "--limit", 8), "--limit applies to --data and --sequence"),
-        (("--remove", "--rate", 10), "--poses, --offset and --rate apply only to --sequence"),
+        (("--scale", 1, "--limit", 8), "--limit applies to --data and --motion"),
+        (("--remove", "--rate", 10), "--poses, --offset and --rate apply only to --motion"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message, tiny_bundle):

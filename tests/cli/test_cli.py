@@ -78,7 +78,7 @@ def test_mistakes_with_the_outputs_of_run(tiny_bundle, tmp_path):
     run = ("run", tiny_bundle, tmp_path / "room.png", "--no-files")
     assert "give a name that ends in .mp4" in mistake(*run, "--video", tmp_path / "v.avi")
     assert "there is no folder" in mistake(*run, "--video", tmp_path / "none" / "v.mp4")
-    assert "give that too" in mistake(*run, "--fov", 60)
+    assert "give one of them too" in mistake(*run, "--fov", 60)
     assert "fx,fy,cx,cy" in mistake(*run, "--rerun", tmp_path / "r.rrd", "--intrinsics", "1,2,3")
     assert "not both" in mistake(*run, "--rerun", tmp_path / "r.rrd", "--intrinsics", "1,2,3,4", "--fov", 60)
     assert [path.name for path in tmp_path.iterdir()] == ["room.png"]

@@ -168,7 +168,7 @@ def test_readme_s_python_runs(tiny_bundle, tmp_path):
         cv2.imwrite(str(tmp_path / f"{index}.png"), image)
     pages = "".join((REPOSITORY / name).read_text() for name in ("README.md", "docs/runtime.md"))
     blocks = [block for kind, block in fenced_blocks(pages) if kind == "python" and "plugins" not in block]
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names = {"image": image}
     for block in blocks:
         assert "Stream(runtime, 0)" in block or "Stream" not in block

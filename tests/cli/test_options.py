@@ -61,7 +61,7 @@ def test_only_verify_and_bench_have_the_option_record():
 
 
 def test_a_command_that_opens_an_engine_takes_its_device():
-    opening = {"verify", "bench", "run", "map", "serve", "quickstart"}
+    opening = {"verify", "calibrate", "bench", "run", "map", "serve", "quickstart"}
     assert {command for command in COMMANDS if "--device" in options(command)} == opening | {"train", "evaluate"}
 
 

@@ -58,7 +58,10 @@ def test_the_manifest_and_inspect_name_the_label_space(folder):
     assert (manifest.classes, manifest.label_map) == NYUD20 and manifest.label_resolution == "full"
     assert {spec.name: spec.shape for spec in manifest.outputs}["semantics"] == (1, 21, 16, 16)
     printed = " ".join(done("inspect", folder / "full").split())
-    assert "nyud20: 21 classes of 41 of 41" in printed and "logits resized to the image, then argmax" in printed
+    assert (
+        "nyud20: 21 classes, made of 41 of the network's 41" in printed
+        and "logits resized to the image, then argmax" in printed
+    )
     assert "nyud20" not in done("inspect", folder / "plain")
 
 

@@ -208,7 +208,7 @@ def test_depth_scale_and_a_calibration_are_a_warning_and_diagnostics_name_both(r
         assert ros.interrupt(node) == 0, ros.log()
     assert ros.log().count("depth_scale 2 multiplies depth that the bundle's calibration has corrected") == 1
     values = result["status"]["values"]
-    assert (values["depth calibration"], values["depth_scale"]) == ("1.25 * depth -0.5 m", "2")
+    assert (values["depth calibration"], values["depth_scale"]) == ("depth x 1.25 - 0.5 m", "2")
 
 
 def test_a_class_that_the_bundle_lacks_gives_one_line_and_exit_code_2(ros, tiny_bundle):

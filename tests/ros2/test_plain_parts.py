@@ -181,6 +181,19 @@ def test_a_camera_is_first_awaited_then_dead_then_alive(monitor, clock):
     assert alive.values["self-test"] == "passed"
 
 
+def test_a_second_stream_does_not_inherit_the_first_one_s_faults_and_silence(monitor, clock):
+    monitor.received("bgr8")
+    monitor.published(0.05, 20.0)
+    assert "3 frames lost" in monitor.report(Health(failed=3)).message
+    clock.now += 3600
+    monitor.begin()
+    clock.now += 0.5
+    monitor.published(0.05, 20.0)
+    later = monitor.report(Health())
+    assert (later.level, later.message) == (OK, "2.0 frames a second")
+    assert later.values["published"] == "2"
+
+
 def test_a_changed_resolution_is_reported_once(monitor, clock):
     monitor.received("bgr8")
     assert monitor.sized(640, 480) is None

@@ -161,14 +161,14 @@ def check_output(
     Raises:
         M2HError: The file cannot or must not be written.
     """
+    if path.is_file() and any(is_file(Path(source)) and path.samefile(source) for source in sources):
+        raise M2HError(f"{path} is read by this command: write to another place")
     if kind == "png" and path.suffix.lower() != ".png":
         raise M2HError(f"{path}: a picture is written as PNG: give a name that ends in .png")
     if access:
         check_writable(path)
     if not path.is_file():  # new, or a device or pipe
         return path
-    if any(is_file(Path(source)) and path.samefile(source) for source in sources):
-        raise M2HError(f"{path} is read by this command: write to another place")
     if not overwrite and path.stat().st_size and not is_own(path, kind):
         raise M2HError(f"{path} exists, and m2h-deploy did not write it: give another place, or --overwrite")
     return path

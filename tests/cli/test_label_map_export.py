@@ -27,6 +27,7 @@ def sensor_bundle(tiny_checkpoint, tmp_path_factory):
     return folder / "bundle"
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_graph_with_a_channel_for_each_class_of_the_map(tiny_checkpoint, tmp_path):
     """The command compares it with the checkpoint, whose logits are reduced likewise."""
     output = tmp_path / "model.onnx"

@@ -134,7 +134,7 @@ def test_mapped_labels_are_those_of_the_logits_reduced_outside_on_every_pixel(ro
     classes, label_map = load_label_space("nyud20").resolve(default_classes(41))
     onnx.save(with_label_map(onnx.load(tiny_onnx), classes, label_map), tmp_path / "mapped.onnx")
     build_bundle(tmp_path / "mapped.onnx", tmp_path / "mapped")
-    heard = run(ros, "clouds", tmp_path / "mapped", rectify=False, **TOPICS, ground_labels="appliance")
+    heard = run(ros, "clouds", tmp_path / "mapped", rectify=False, **{**ALL, "ground_labels": "appliance"})
     with Runtime.load(tiny_bundle, threads=1) as runtime:
         reduced = reduce_logits(runtime.backend.run(runtime.preprocess(ROOM))["semantics"], label_map)[0]
     expected = cv2.resize(reduced.argmax(0).astype(np.uint8), (640, 480), interpolation=cv2.INTER_NEAREST)

@@ -25,7 +25,8 @@ SIZE = (64, 48)
 def test_labels_are_those_of_the_logits_reduced_outside_on_every_pixel(built, tmp_path, resolution):
     classes, label_map = load_label_space("nyud20").resolve(default_classes(41))
     plain = small_graph(classes=41, scale=0.5)
-    mapped = add_sensor(with_label_map(plain, classes, label_map, resolution), Sensor(SIZE, outputs=("depth", "labels")))
+    sensor = Sensor(SIZE, outputs=("depth", "labels"))
+    mapped = add_sensor(with_label_map(plain, classes, label_map, resolution), sensor)
     for name, graph in (("plain", plain), ("mapped", mapped)):
         onnx.save(graph, tmp_path / f"{name}.onnx")
         build_bundle(tmp_path / f"{name}.onnx", tmp_path / name, engine="openvino")

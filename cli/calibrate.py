@@ -87,8 +87,9 @@ def calibrate(
     from m2h_deploy.backends import BackendOptions
     from m2h_deploy.bundle.folder import check_outside
     from m2h_deploy.calibration import calibrate as fit
-    from m2h_deploy.calibration.picture import check_matplotlib, write_picture
+    from m2h_deploy.calibration.picture import PICTURE, write_picture
     from m2h_deploy.files.provenance import check_outputs
+    from m2h_deploy.visualize.plots import check_matplotlib
 
     given = {"--data": data, "--points": points, "--motion": motion, "--scale": scale}
     names = [name for name, value in given.items() if value is not None] + ["--focal"] * focal + ["--remove"] * remove
@@ -107,7 +108,7 @@ def calibrate(
     if picture is not None:
         check_outputs({"png": picture}, overwrite=overwrite)
         check_outside(bundle, picture)
-        check_matplotlib()
+        check_matplotlib(PICTURE)
     if data is None and points is None and motion is None:
         _give(_set(bundle, scale, intrinsics, fov, camera_size, remove=remove), as_json=as_json)
         return

@@ -83,11 +83,12 @@ def _print_headroom(
 ) -> None:
     """Measure the headroom of a float32 graph, write the picture and print the rest."""
     from engines.inspect.headroom import FRAMES, examine_headroom, render_headroom
-    from engines.inspect.headroom_chart import check_matplotlib, write_picture
+    from engines.inspect.headroom_chart import PICTURE, write_picture
+    from m2h_deploy.visualize.plots import check_matplotlib
 
     if picture is not None:
         check_output(picture, "png", overwrite=overwrite, sources=[model])
-        check_matplotlib()
+        check_matplotlib(PICTURE)
     with status("measuring"):
         report = examine_headroom(model, data, frames=frames or FRAMES, seed=seed or 0)
     if picture is not None:

@@ -30,7 +30,7 @@ ViewStayFlag = Annotated[bool, view_option("--view-stay", help="Keep the view af
 
 @dataclass(frozen=True)
 class View:
-    """Where the view is served, and whether it stays."""
+    """Address of the view, and its duration."""
 
     host: str
     port: int

@@ -140,7 +140,7 @@ Type read_type(const Fields& fields, const std::string& name) {
 
 void read_outputs(const Fields& top, const std::string& where, Manifest& manifest) {
   const Json& list = top.array("outputs", 4);
-  if (list.empty()) top.fail("outputs", "there are none");
+  if (list.empty()) top.fail("outputs", "the list is empty");
   for (std::size_t i = 0; i < list.size(); ++i) {
     const Fields fields(list[i], where, "outputs." + std::to_string(i));
     Output output;

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m2h_deploy.errors import missing_extra
 from m2h_deploy.files.atomic import write_bytes
 from m2h_deploy.files.provenance import mark_png
+from m2h_deploy.visualize.plots import check_matplotlib
+
+#: Name of the picture, for a message.
+PICTURE = "the picture of the headroom"
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,14 +26,6 @@ _BAND = 0.84
 
 _COLORS = {"activation": "#3b6fb6", "input": "#3b6fb6", "weight": "#8a9a5b"}
 _BEYOND = "#d1495b"
-
-
-def check_matplotlib() -> None:
-    """Raise M2HError, naming the extra, if matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise missing_extra("matplotlib", "report", "the picture of the headroom", error=error) from None
 
 
 def write_picture(report: dict[str, Any], path: Path) -> Path:
@@ -47,7 +42,7 @@ def draw_headroom(report: dict[str, Any]) -> bytes:
     Raises:
         M2HError: matplotlib is not installed.
     """
-    check_matplotlib()
+    check_matplotlib(PICTURE)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -23,7 +23,7 @@ class TritonBackend:
     file: str
     """Name of the engine file in a model repository."""
     onnx: bool = False
-    """Whether the engine file is an ONNX graph, so that a depth calibration can be written into it."""
+    """True if the engine file is an ONNX graph: a depth calibration can be added to it."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
     yield from _check_input(manifest)
     names = [spec.name for spec in manifest.outputs]
     if not names:
-        yield "outputs: there are none"
+        yield "outputs: the list is empty"
     if len(set(manifest.tasks)) < len(names):
         yield "outputs: a task is there twice"
     for index, spec in enumerate(manifest.outputs):
@@ -151,7 +151,7 @@ def _check_self_test(manifest: Manifest) -> Iterator[str]:
         if name not in names:
             yield f"self_test.outputs: the engine has no output {name}"
         if not expected.values:
-            yield f"self_test.outputs.{name}.values: there are none"
+            yield f"self_test.outputs.{name}.values: the list is empty"
         if not all(math.isfinite(value) for value in (*expected.values, expected.deviation, test.tolerance_of(name))):
             yield f"self_test.outputs.{name}: values, deviation and tolerance are finite numbers"
 

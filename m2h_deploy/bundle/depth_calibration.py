@@ -21,7 +21,7 @@ Source = Literal["frames", "points", "sequence", "focal", "manual"]
 
 
 class CalibrationEvidence(Record):
-    """What a calibration was fitted on, and how much it helped on frames that were left out of the fit."""
+    """Data of a fitted calibration, and its cross-validated error before and after."""
 
     frames: Annotated[int, Field(ge=1)]
     values: Annotated[int, Field(ge=1)]

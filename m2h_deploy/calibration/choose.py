@@ -33,15 +33,15 @@ class Candidate:
     abs_rel: float
     """Mean absolute relative error as a share of the depth, of units that were left out of the fit."""
     gain: float
-    """How much lower the error is than that of the best simpler candidate."""
+    """Decrease of the error from the best simpler candidate."""
     needed: float
-    """What the gain must exceed: its standard error times the 97.5 % quantile of Student's t."""
+    """Smallest significant gain: its standard error times the 97.5 % quantile of Student's t."""
     considered: bool = True
     """False for an offset that the data cannot tell from a scale."""
 
     @property
     def significant(self) -> bool:
-        """Whether the error falls by more than chance explains."""
+        """Whether the gain is considered and larger than `needed`."""
         return self.considered and self.gain > self.needed
 
 

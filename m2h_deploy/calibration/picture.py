@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 from m2h_deploy.bundle.depth_calibration import DepthCalibration
 from m2h_deploy.calibration.fit import Correction
 from m2h_deploy.calibration.result import CalibrateResult
-from m2h_deploy.errors import M2HError, missing_extra
+from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import write_bytes
 from m2h_deploy.files.provenance import mark_png
+from m2h_deploy.visualize.plots import check_matplotlib
+
+#: Name of the picture, for a message.
+PICTURE = "the picture of a calibration"
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,14 +26,6 @@ if TYPE_CHECKING:
 _BEFORE, _AFTER = "#d1495b", "#3b6fb6"
 #: Most samples that are drawn as dots.
 _DOTS = 5000
-
-
-def check_matplotlib() -> None:
-    """Raise M2HError, naming the extra, if matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise missing_extra("matplotlib", "report", "the picture of a calibration", error=error) from None
 
 
 def write_picture(result: CalibrateResult, path: Path) -> Path:
@@ -45,7 +41,7 @@ def draw_calibration(result: CalibrateResult) -> bytes:
     Raises:
         M2HError: Nothing was measured, or matplotlib is not installed.
     """
-    check_matplotlib()
+    check_matplotlib(PICTURE)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

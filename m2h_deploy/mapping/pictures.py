@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2h_deploy.data.frame import Pose
-from m2h_deploy.errors import missing_extra
 from m2h_deploy.files.atomic import write_bytes
 from m2h_deploy.files.provenance import mark_png
 from m2h_deploy.mapping.fuse import Fused
@@ -21,14 +20,6 @@ KINDS = ("mesh", "error")
 
 #: Distance of the last color of all error pictures, meters, so that they can be compared.
 _MOST = 0.2
-
-
-def check_matplotlib() -> None:
-    """Raise M2HError, naming the extra, if matplotlib is not installed: before long work."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise missing_extra("matplotlib", "map", "a map", error=error) from None
 
 
 def picture_file(folder: Path, stem: str, kind: str) -> Path:

@@ -30,13 +30,14 @@ from m2h_deploy.mapping.fuse import Fusion, Predicted, Source, TrueLabels, Volum
 from m2h_deploy.mapping.judge import Truth, judge_variant
 from m2h_deploy.mapping.mesh import read_mesh
 from m2h_deploy.mapping.open3d import import_open3d
-from m2h_deploy.mapping.pictures import KINDS, check_matplotlib, draw_pictures, picture_file
+from m2h_deploy.mapping.pictures import KINDS, draw_pictures, picture_file
 from m2h_deploy.mapping.plan import plan_map
 from m2h_deploy.mapping.predictions import Progress, file_stat, predict_sequence
 from m2h_deploy.mapping.result import MapResult, MapRow, MapScore
 from m2h_deploy.mapping.variant import Variant
 from m2h_deploy.temporal import FilterSettings
 from m2h_deploy.version import __version__
+from m2h_deploy.visualize.plots import check_matplotlib
 
 Kind = Literal["raw", "filtered", "truth"]
 
@@ -140,7 +141,7 @@ class _MapRun:
         if bundles and not settings.kinds:
             raise M2HError("nothing to map: fuse the predictions raw, filtered or both")
         import_open3d()
-        check_matplotlib()
+        check_matplotlib("a map", "map")
         # What cannot be used is refused before the predictions are made.
         settings.volume.volume(1)
         if sequence.surface is not None:

@@ -241,7 +241,7 @@ def test_a_file_that_the_manifest_does_not_name_is_refused(damaged):
         (lambda m: m["engine"].update(targets="8.6"), "targets: expected a list"),
         (lambda m: m["engine"]["options"].update(version_compatible="yes"), "expected true or false"),
         (lambda m: m["outputs"].__setitem__(1, m["outputs"][0]), "twice"),
-        (lambda m: m["outputs"].clear(), "there are none"),
+        (lambda m: m["outputs"].clear(), "the list is empty"),
         (lambda m: m["engine"]["options"].update(provider_options=[]), "provider_options: expected an object"),
         (lambda m: m["self_test"]["outputs"]["depth"].update(deviation=0), "above 0"),
         (lambda m: m.update(classes=[]), "expected an object"),

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from export.deploy_form.fold import batch_norm_affine, copy_of, dense_matrix, fold_batch_norm, plain_conv, pointwise
 from export.deploy_form.layers import global_mean, resize_matrix, spread, taps, upsample, upsample_matrix
-from export.deploy_form.upsample_blocks import Upsample2, first_block, last_block
+from export.deploy_form.upsample_blocks import Upsample2, first_block, last_block, second_block
 from m2h_deploy.model.heads import (
     ASPP,
     DepthHead,
     EdgesHead,
     NormalsHead,
-    Refinement,
     SemanticsHead,
     SeparableRefinement,
 )
@@ -77,9 +76,31 @@ class DepthEnd(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map features (N, C, 4H, 4W) to depth (N, 1, height, width) in meters, at least `min_depth`."""
-        spatial, final = self.taps(x).chunk(2, dim=1)
+        return self.of_taps(self.taps(x))
+
+    def of_taps(self, x: Tensor) -> Tensor:
+        """Map the eighteen taps (N, 18, 4H, 4W) to depth (N, 1, height, width) in meters."""
+        spatial, final = x.chunk(2, dim=1)
         depth = self.final(final * torch.sigmoid(self.spatial(spatial)))
         return resize(F.relu(depth), self.target) + self.min_depth
+
+
+class SeparableDepthEnd(nn.Module):
+    """`SeparableRefinement` and `DepthEnd` on x = U y. Exact.
+
+    The refinement is x + r with r = relu(conv(x)), and only its taps are read: T (U y + r) = U (T y) + T r. The sum has
+    eighteen channels instead of C.
+    """
+
+    def __init__(self, head: DepthHead, target: tuple[int, int]) -> None:
+        super().__init__()
+        assert isinstance(head.refine, SeparableRefinement)
+        self.conv, self.end = plain_conv(head.refine.conv), DepthEnd(head, target)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Map features before U (N, C, 2H, 2W) to depth (N, 1, height, width) in meters, at least `min_depth`."""
+        refined = F.relu(self.conv(upsample(y)))
+        return self.end.of_taps(self.end.taps(refined) + upsample(self.end.taps(y)))
 
 
 class SemanticsEnd(nn.Module):
@@ -145,17 +166,17 @@ def deploy_head(head: Any, size: tuple[int, int], target: tuple[int, int]) -> nn
 
 def attended_head(head: DepthHead | SemanticsHead, size: tuple[int, int], target: tuple[int, int]) -> nn.Module:
     """Build the deploy form of `DepthHead` or `SemanticsHead`, in the reference's order of operations."""
-    first, pending = first_block(head.upsample1, size)
-    second, still_pending = first_block(head.upsample2, (2 * size[0], 2 * size[1]))
-    refine = head.refine if isinstance(head.refine, Refinement) else DeploySeparableRefinement(head.refine)
-    end = DepthEnd(head, target) if isinstance(head, DepthHead) else SemanticsEnd(head, target)
-    parts = {
-        "aspp": DeployASPP(head.aspp),
-        "upsample1": nn.Sequential(first, Upsample2()) if pending else first,
-        "upsample2": nn.Sequential(second, Upsample2()) if still_pending else second,
-        "refine": refine,
-        "end": end,
-    }
+    first, _ = first_block(head.upsample1, size)
+    second, pending = second_block(head.upsample2, size)
+    parts: dict[str, nn.Module] = {"aspp": DeployASPP(head.aspp), "upsample1": first, "upsample2": second}
+    refine: Any = head.refine
+    if pending and isinstance(head, DepthHead):
+        parts["end"] = SeparableDepthEnd(head, target)
+        return nn.Sequential(OrderedDict(parts))
+    if pending:
+        parts["upsample2"] = nn.Sequential(second, Upsample2())
+    parts["refine"] = DeploySeparableRefinement(refine) if pending else refine
+    parts["end"] = DepthEnd(head, target) if isinstance(head, DepthHead) else SemanticsEnd(head, target)
     return nn.Sequential(OrderedDict(parts))
 
 

@@ -84,11 +84,29 @@ class DeploySeparableUpsampleBlock(nn.Module):
         return self.refine(h) * gate + self.residual(x)
 
 
+class UpsampledSeparableBlock(DeploySeparableUpsampleBlock):
+    """`DeploySeparableUpsampleBlock` on x = U w: the residual product is taken before U, Rs U w = U Rs w. Exact.
+
+    The product has a quarter of the pixels, and U half of the channels.
+    """
+
+    def __init__(self, block: SeparableUpsampleBlock, size: tuple[int, int]) -> None:
+        """Build the block for maps w of `size`."""
+        super().__init__(block, (2 * size[0], 2 * size[1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map w (N, Cin, H, W) to the block's output before its own U, (N, Cout, 2H, 2W)."""
+        h = self.trunk(upsample(x))
+        gate = spread(self.gate(self.mean(h)), (h.shape[2], h.shape[3]))
+        return self.refine(h) * gate + upsample(self.residual(x))
+
+
 class LastSeparableBlock(nn.Module):
     """`SeparableUpsampleBlock` on x = U w and the 1x1 head F after it, before its own U. Exact.
 
     F (g * (R U h) + Rs U x) = U (M h + U (F Rs) w) with M = F diag(g) R, one matrix per image: only F's few channels
-    are upsampled. (N, Cin, H, W) to (N, Cout, 2H, 2W).
+    are upsampled. The products with h are taken with the channels last: OpenVINO has h in this layout, and ONNX Runtime
+    leaves its own for either at the same cost. (N, Cin, H, W) to (N, Cout, 2H, 2W).
     """
 
     mean: Tensor
@@ -102,17 +120,17 @@ class LastSeparableBlock(nn.Module):
         head = dense_matrix(final)
         self.residual = pointwise(head @ dense_matrix(block.residual), bias_of(final))
         self.size = (2 * size[0], 2 * size[1])
-        self.register_buffer("mean", upsampled_mean_weights(*self.size).reshape(-1, 1))
+        self.register_buffer("mean", upsampled_mean_weights(*self.size).reshape(1, -1))
         self.register_buffer("refine", dense_matrix(block.refine))
         self.register_buffer("head", head)
 
     def forward(self, w: Tensor) -> Tensor:
         """Map w (N, Cin, H, W) to the head's output before the last U, (N, Cout, 2H, 2W)."""
-        h = self.trunk(upsample(w)).flatten(2)
-        gate = self.gate((h @ self.mean).unsqueeze(-1))
+        h = self.trunk(upsample(w)).permute(0, 2, 3, 1).reshape(-1, self.size[0] * self.size[1], self.refine.shape[1])
+        gate = self.gate((self.mean @ h).transpose(1, 2).unsqueeze(-1))
         matrix = (self.head * gate.flatten(2).transpose(1, 2)) @ self.refine
-        gated = (matrix @ h).reshape(-1, self.head.shape[0], *self.size)
-        return gated + upsample(self.residual(w))
+        gated = (h @ matrix.transpose(1, 2)).reshape(-1, *self.size, self.head.shape[0])
+        return gated.permute(0, 3, 1, 2) + upsample(self.residual(w))
 
 
 class DeployUpsampleBlock(nn.Module):
@@ -166,6 +184,13 @@ def first_block(block: Any, size: tuple[int, int]) -> tuple[nn.Module, bool]:
     """Build the deploy form of a block for maps of `size`, and tell whether its U is still to be applied."""
     if isinstance(block, SeparableUpsampleBlock):
         return DeploySeparableUpsampleBlock(block, size), True
+    return DeployUpsampleBlock(block), False
+
+
+def second_block(block: Any, size: tuple[int, int]) -> tuple[nn.Module, bool]:
+    """Build the deploy form of a block after `first_block`; `size` is the size of that block's input."""
+    if isinstance(block, SeparableUpsampleBlock):
+        return UpsampledSeparableBlock(block, size), True
     return DeployUpsampleBlock(block), False
 
 

@@ -86,17 +86,7 @@ def export_onnx(
     """
     path, chosen = check_writable(path), ExportOptions(**options)
     chosen.check_model(model.config)
-    proto = _trace(model, chosen)
-    graph.name_by_module(proto)
-    if chosen.dynamic_batch:
-        graph.free_batch(proto)
-    info = _graph_info(model, chosen)
-    if info.label_map is not None:
-        reduce_semantics(proto, info.label_map)
-    proto.producer_name, proto.producer_version = "m2h-deploy", __version__
-    del proto.metadata_props[:]
-    info.write(proto)
-    proto = graph.infer_shapes(proto)
+    proto = make_graph(model, chosen)
 
     with whole_file(path) as temporary:
         onnx.save(proto, temporary)
@@ -110,6 +100,24 @@ def export_onnx(
                 report = report.joined(check_sensor(plain, file, images=images))
             _require(report, "the sensor graph", "preprocess, network and postprocess")
     return ExportResult(path, report)
+
+
+def make_graph(model: M2H, options: ExportOptions) -> onnx.ModelProto:
+    """Trace `model` and return the graph with its metadata, unchecked and without the sensor's part.
+
+    `export_onnx` is the function to use; benchmarks that only need a graph of the right size save the check.
+    """
+    proto = _trace(model, options)
+    graph.name_by_module(proto)
+    if options.dynamic_batch:
+        graph.free_batch(proto)
+    info = _graph_info(model, options)
+    if info.label_map is not None:
+        reduce_semantics(proto, info.label_map)
+    proto.producer_name, proto.producer_version = "m2h-deploy", __version__
+    del proto.metadata_props[:]
+    info.write(proto)
+    return graph.infer_shapes(proto)
 
 
 def _require(report: CheckReport, what: str, reference: str) -> None:

@@ -34,6 +34,7 @@ KEPT_IN_FLOAT = (
     "wmca",
     # The deploy form: heads end in `end`, or in a product of the last two layers and a parallel residual.
     "/heads.*/end/*",
+    "/heads.depth/refine/taps/*",
     "/heads.*/upsample2/MatMul*",
     "/heads.*/upsample2/residual/*",
     "/heads.edges/upsample1/trunk/conv1.*",

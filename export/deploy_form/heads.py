@@ -6,7 +6,7 @@ U is the bilinear 2x upsampling (corners aligned), D the last resize to the imag
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,22 @@ class DeploySeparableRefinement(nn.Module):
         return x + F.relu(self.conv(x))
 
 
+class SeparableDepthRefinement(nn.Module):
+    """`SeparableRefinement` of x = U y and the eighteen taps of `DepthEnd`. Exact.
+
+    The refinement is x + r with r = relu(conv(x)), and only its taps are read: T (U y + r) = U (T y) + T r. The sum has
+    eighteen channels instead of C.
+    """
+
+    def __init__(self, head: DepthHead) -> None:
+        super().__init__()
+        self.conv, self.taps = plain_conv(cast("SeparableRefinement", head.refine).conv), depth_taps(head)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Map features before U (N, C, 2H, 2W) to the taps (N, 18, 4H, 4W)."""
+        return self.taps(F.relu(self.conv(upsample(y)))) + upsample(self.taps(y))
+
+
 class DepthEnd(nn.Module):
     """Spatial attention and last 3x3 of `DepthHead`, both to one channel, from eighteen taps of x.
 
@@ -69,38 +85,19 @@ class DepthEnd(nn.Module):
 
     def __init__(self, head: DepthHead, target: tuple[int, int]) -> None:
         super().__init__()
-        spatial, self.spatial = taps(head.spatial)
-        final, self.final = taps(head.final)
-        self.taps = pointwise(torch.cat((spatial, final)))
+        self.spatial, self.final = taps(head.spatial)[1], taps(head.final)[1]
         self.min_depth, self.target = head.min_depth, target
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map features (N, C, 4H, 4W) to depth (N, 1, height, width) in meters, at least `min_depth`."""
-        return self.of_taps(self.taps(x))
-
-    def of_taps(self, x: Tensor) -> Tensor:
-        """Map the eighteen taps (N, 18, 4H, 4W) to depth (N, 1, height, width) in meters."""
+        """Map the taps (N, 18, 4H, 4W) to depth (N, 1, height, width) in meters, at least `min_depth`."""
         spatial, final = x.chunk(2, dim=1)
         depth = self.final(final * torch.sigmoid(self.spatial(spatial)))
         return resize(F.relu(depth), self.target) + self.min_depth
 
 
-class SeparableDepthEnd(nn.Module):
-    """`SeparableRefinement` and `DepthEnd` on x = U y. Exact.
-
-    The refinement is x + r with r = relu(conv(x)), and only its taps are read: T (U y + r) = U (T y) + T r. The sum has
-    eighteen channels instead of C.
-    """
-
-    def __init__(self, head: DepthHead, target: tuple[int, int]) -> None:
-        super().__init__()
-        assert isinstance(head.refine, SeparableRefinement)
-        self.conv, self.end = plain_conv(head.refine.conv), DepthEnd(head, target)
-
-    def forward(self, y: Tensor) -> Tensor:
-        """Map features before U (N, C, 2H, 2W) to depth (N, 1, height, width) in meters, at least `min_depth`."""
-        refined = F.relu(self.conv(upsample(y)))
-        return self.end.of_taps(self.end.taps(refined) + upsample(self.end.taps(y)))
+def depth_taps(head: DepthHead) -> nn.Conv2d:
+    """Build the 1x1 that computes the eighteen taps of `DepthEnd`."""
+    return pointwise(torch.cat((taps(head.spatial)[0], taps(head.final)[0])))
 
 
 class SemanticsEnd(nn.Module):
@@ -170,14 +167,18 @@ def attended_head(head: DepthHead | SemanticsHead, size: tuple[int, int], target
     second, pending = second_block(head.upsample2, size)
     parts: dict[str, nn.Module] = {"aspp": DeployASPP(head.aspp), "upsample1": first, "upsample2": second}
     refine: Any = head.refine
-    if pending and isinstance(head, DepthHead):
-        parts["end"] = SeparableDepthEnd(head, target)
-        return nn.Sequential(OrderedDict(parts))
-    if pending:
-        parts["upsample2"] = nn.Sequential(second, Upsample2())
-    parts["refine"] = DeploySeparableRefinement(refine) if pending else refine
-    parts["end"] = DepthEnd(head, target) if isinstance(head, DepthHead) else SemanticsEnd(head, target)
-    return nn.Sequential(OrderedDict(parts))
+    end: nn.Module
+    if isinstance(head, DepthHead) and pending:
+        parts["upsample2"] = nn.Sequential(second)  # the block is `upsample2.0` in both heads
+        parts["refine"], end = SeparableDepthRefinement(head), DepthEnd(head, target)
+    elif isinstance(head, DepthHead):
+        parts["refine"] = refine
+        end = nn.Sequential(OrderedDict(taps=depth_taps(head), sum=DepthEnd(head, target)))
+    else:
+        parts["upsample2"] = nn.Sequential(second, Upsample2()) if pending else second
+        parts["refine"] = DeploySeparableRefinement(refine) if pending else refine
+        end = SemanticsEnd(head, target)
+    return nn.Sequential(OrderedDict(parts, end=end))
 
 
 def plain_head(head: NormalsHead | EdgesHead, size: tuple[int, int], target: tuple[int, int]) -> nn.Module:

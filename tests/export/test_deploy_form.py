@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.deploy_form import backbone as deploy_backbone
@@ -184,6 +185,25 @@ def test_upsample_block(network):
     assert pending != isinstance(block, UpsampleBlock)
     x = draw(2, 32, 6, 7)
     assert_same(upsample2(deployed(x)) if pending else deployed(x), block(x))
+
+
+def test_second_upsample_block(network):
+    block = network.heads["semantics"].upsample2
+    deployed, pending = upsample_blocks.second_block(block, (3, 4))
+    assert pending != isinstance(block, UpsampleBlock)
+    w = draw(2, 16, 3, 4)
+    assert_same(upsample2(deployed(w)) if pending else deployed(w), block(upsample2(w) if pending else w))
+
+
+def test_depth_refinement_is_read_as_eighteen_taps(network):
+    head = network.heads["depth"]
+    if isinstance(head.upsample2, UpsampleBlock):
+        pytest.skip("only the separable refinement is read before the upsampling")
+    y = draw(2, 8, 6, 8)
+    end = heads.DepthEnd(head, (24, 32))
+    x = head.refine(upsample2(y))
+    expected = F.relu(head.final(x * torch.sigmoid(head.spatial(x)))) + head.min_depth
+    assert_same(end(heads.SeparableDepthRefinement(head)(y)), resize(expected, (24, 32)))
 
 
 def test_last_upsample_block_absorbs_the_head(network):

@@ -175,7 +175,7 @@ def plot(cells: Sequence[Cell], path: Path) -> None:
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
     for index, variant in enumerate(dict.fromkeys(c.variant for c in cells)):
@@ -198,7 +198,9 @@ def plot(cells: Sequence[Cell], path: Path) -> None:
         labels = [str(batch) for batch in BATCHES] if axis is axes[2] else list(shapes.values())
         axis.set_xticks(ticks, labels, rotation=0 if axis is axes[2] else 45)
         axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel("images in a batch, 224x224" if axis is axes[2] else "image, batch 1")
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)

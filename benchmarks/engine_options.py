@@ -242,6 +242,8 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], help="a row to measure beside the runtime's; may repeat")
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
     options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error("--rounds must be at least 2: quartiles need as many")
     rows: list[Row] = []
     for path in options.bundles:
         rows += measure(path, options.threads, options.rounds, options.only)

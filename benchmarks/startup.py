@@ -157,6 +157,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path, help="write all measurements to this file too")
     options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error("--rounds must be at least 2: quartiles need as many")
     found = {folder.name: measure(folder, options.threads, options.rounds) for folder in options.bundles}
     print(f"| bundle | way | {' | '.join(STAGES)} | total | times as long | processor time |")
     print(f"|---|---|{'---:|' * (len(STAGES) + 3)}")

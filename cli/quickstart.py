@@ -60,7 +60,7 @@ def quickstart(
     rooms = (render_room(0, index, height=480, width=640) for index in range(frames))
     source = Source(frames, lambda: (SourceFrame(room.name, room.image) for room in rooms))
     files = ResultFiles(output, bundle.manifest.classes)
-    with make_progress() as progress, Runtime.load(bundle.path, device=device) as runtime:
+    with make_progress() as progress, Runtime.load(bundle, device=device) as runtime:
         task = progress.add_task("3/3  predicting", total=frames)
         predicted = predict_source(runtime, source, [files], progress=lambda _: progress.advance(task))
     if predicted.interrupted:

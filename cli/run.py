@@ -35,6 +35,7 @@ from cli.sequence import (
     sequence_option,
 )
 from cli.view import View, ViewFlag, ViewHostOption, ViewPortOption, ViewStayFlag, keep_view, tell_view, view_of
+from m2h_deploy.choices import SelfTestChoice
 from m2h_deploy.errors import M2HError
 from m2h_deploy.files.atomic import check_folder, make_folder
 
@@ -91,8 +92,13 @@ def run(
     plugins: PluginsOption = None,
     allow_engine_code: EngineCodeFlag = False,
     self_test: Annotated[
-        bool, engine_option(" /--no-self-test", help="Do not run the engine's self-test first.", show_default=False)
-    ] = True,
+        bool | None,
+        engine_option(
+            "--self-test/--no-self-test",
+            help="Run the engine's self-test first, even if it has passed here before.",
+            show_default="if it has not passed here",
+        ),
+    ] = None,
     ray: RayOption = None,
     ray_workers: RayWorkersOption = None,
     ray_gpus: RayGpusOption = 0.0,
@@ -110,6 +116,7 @@ def run(
     from m2h_deploy.sinks.files import ResultFiles, check_results
     from m2h_deploy.sources.source import open_source
 
+    tested: SelfTestChoice = "auto" if self_test is None else self_test
     cluster = cluster_of(ray, ray_workers, threads, ray_gpus, device)
     for place in (output if files else None, video, rerun):
         if place is not None:
@@ -131,7 +138,7 @@ def run(
 
         with reporting() as report:
             job = predict_folder(bundle, source, output, cluster=cluster, parquet=parquet, npz=npz, limit=limit,
-                                 self_test=self_test, plugins=plugins or (),
+                                 self_test=tested, plugins=plugins or (),
                                  allow_engine_code=allow_engine_code, overwrite=overwrite,
                                  progress=report.advance, complain=report.complain)  # fmt: skip
         _give_job(job, output, as_json=as_json)
@@ -156,7 +163,7 @@ def run(
             bundle,
             threads=threads,
             device=device,
-            self_test=self_test,
+            self_test=tested,
             plugins=tuple(plugins or ()),
             allow_engine_code=allow_engine_code,
         )

@@ -55,6 +55,10 @@ TorchDevice = Literal["auto", "cpu", "cuda"]
 """Device on which PyTorch trains and evaluates."""
 
 
+SelfTestChoice = bool | Literal["auto"]
+"""Whether to run a bundle's self-test: always, never, or unless the same test has passed on this machine before."""
+
+
 def check_choice(what: str, value: object, choices: Any) -> None:
     """Raise M2HError if `value` is not one of `choices`, a type of this module or a collection of names."""
     names = get_args(choices) or tuple(choices)

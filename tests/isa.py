@@ -47,7 +47,7 @@ from pathlib import Path
 from m2h_deploy import Runtime
 
 for name in ("fp32", "int8"):
-    with Runtime.load(Path(sys.argv[1]) / name, threads=1) as runtime:
+    with Runtime.load(Path(sys.argv[1]) / name, threads=1, self_test=True) as runtime:
         print(name, runtime.backend.description, "passed its self-test")
 """
 

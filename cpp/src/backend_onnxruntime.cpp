@@ -83,6 +83,8 @@ class OnnxRuntime final : public Backend {
     const int threads = options.threads > 0 ? options.threads : manifest.threads;
     check(api_.SetIntraOpNumThreads(settings.get(), threads > 0 ? threads : usable_processors()));
     check(api_.SetInterOpNumThreads(settings.get(), 1));
+    // The pattern's single block for all buffers is larger than what they need at any time.
+    if (provider == "cpu") check(api_.DisableMemPattern(settings.get()));
     choose(provider, manifest, settings.get());
     const std::vector<char>& file = bundle.file(manifest.engine_file);
     check(api_.CreateSessionFromArray(env_.get(), file.data(), file.size(), settings.get(), session_.fill()));

@@ -65,6 +65,10 @@ class Backend(Protocol):
     description: str
     """Engine, version and device as text, for logs."""
 
+    library: Path | None = None
+    """The engine's library, if it runs on the CPU and `description` names its version and precision. The runtime then
+    repeats a passed self-test only if something changed; None: the self-test runs at each load."""
+
     in_work: int = 1
     """Number of frames that the engine works on at the same time, if `begin` is called before `finish`."""
 

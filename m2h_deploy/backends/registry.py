@@ -6,12 +6,14 @@ An entry names functions by their module, so that a device needs only the packag
 from __future__ import annotations
 
 import importlib
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from m2h_deploy.backends.base import Backend, BackendOptions, Run
 from m2h_deploy.backends.driver import extra_here
 from m2h_deploy.bundle.folder import Bundle
+from m2h_deploy.bundle.manifest import Manifest
 from m2h_deploy.errors import BundleError, M2HError, engine_error, missing_extra
 
 
@@ -120,6 +122,14 @@ def engine_kind(bundle: Bundle) -> EngineKind:
     if kind not in KINDS:
         raise BundleError(f"{bundle.path}: unknown engine kind '{kind}': known are {', '.join(KINDS)}")
     return KINDS[kind]
+
+
+def import_engine(manifest: Manifest) -> None:
+    """Import the packages of a manifest's engine ahead of `open_backend`, which reports what is missing."""
+    kind = KINDS.get(manifest.engine.kind)
+    if kind is not None:
+        with suppress(ImportError, M2HError):
+            importlib.import_module(f"m2h_deploy.backends.{kind.open.partition(':')[0]}")
 
 
 def open_backend(bundle: Bundle, options: BackendOptions) -> Backend:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,10 @@ class Bundle:
         return self.path / self.manifest.engine.file
 
 
-def load_bundle(path: str | os.PathLike[str]) -> Bundle:
+def load_bundle(path: str | os.PathLike[str], *, meanwhile: Callable[[Manifest], object] | None = None) -> Bundle:
     """Load the bundle at `path` and verify schema version, manifest, file names and sha256 sums.
+
+    `meanwhile` is called with the manifest while another thread verifies the files, for work that does not read them.
 
     Raises:
         BundleError: The bundle is damaged or invalid; names the file or field.
@@ -46,12 +49,22 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     """
     path = Path(path)
     manifest = _read_manifest(path)
+    if meanwhile is None:
+        _check_files(path, manifest)
+    else:
+        with ThreadPoolExecutor(1, "m2h-checksums") as pool:
+            checked = pool.submit(_check_files, path, manifest)
+            meanwhile(manifest)
+            checked.result()
+    return Bundle(path, manifest)
+
+
+def _check_files(path: Path, manifest: Manifest) -> None:
     for name, expected in manifest.files.items():
         _check_file(path, name, expected)
     unnamed = _unnamed(path, manifest)
     if unnamed:  # an engine could read the file although no checksum covers it
         raise BundleError(f"{path}: {unnamed[0]} is not named in the manifest; a bundle holds nothing else")
-    return Bundle(path, manifest)
 
 
 def _unnamed(path: Path, manifest: Manifest) -> list[str]:

@@ -52,7 +52,7 @@ def calibrate(
         raise M2HError(f"{bundle.path}: the engine has no depth to calibrate")
     opened = options or BackendOptions()
     with Runtime.load(
-        bundle.path,
+        bundle,
         threads=opened.threads,
         device=opened.device,
         plugins=opened.plugins,

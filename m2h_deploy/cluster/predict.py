@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import cv2
 
 from m2h_deploy.bundle.folder import load_bundle
+from m2h_deploy.choices import SelfTestChoice
 from m2h_deploy.cluster.digests import files_digest, job_digest
 from m2h_deploy.cluster.jobs import TASK_FRAMES, Complain, FrameWorker, Job, JobResult, Progress, Row, Status, run_job
 from m2h_deploy.cluster.parts import PART_FRAMES, part_row, settle_parts, write_part
@@ -42,7 +43,7 @@ class PredictSettings:
     output: Path
     npz: bool = False
     threads: int = 1
-    self_test: bool = True
+    self_test: SelfTestChoice = "auto"
     plugins: tuple[Path, ...] = ()
     allow_engine_code: bool = False
 
@@ -53,7 +54,7 @@ class PredictKeywords(TypedDict, total=False):
     parquet: bool
     npz: bool
     limit: int | None
-    self_test: bool
+    self_test: SelfTestChoice
     plugins: Sequence[str | os.PathLike[str]]
     allow_engine_code: bool
     overwrite: bool
@@ -69,8 +70,8 @@ class PredictOptions:
     """Also write all outputs as npz, as a file or a column."""
     limit: int | None = None
     """Process only this many images, the first by name."""
-    self_test: bool = True
-    """Run the engine's self-test on each worker before its first frame."""
+    self_test: SelfTestChoice = "auto"
+    """Whether each worker runs the engine's self-test before its first frame; see `Runtime.load`."""
     plugins: Sequence[str | os.PathLike[str]] = ()
     """Libraries that a TensorRT plan needs."""
     allow_engine_code: bool = False

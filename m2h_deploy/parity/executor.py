@@ -123,7 +123,7 @@ class LocalExecutor:
     def measure(self, request: Request, progress: Progress | None = None) -> Measured:
         """Measure the frames of `request` in order; `progress` is called after each."""
         opening = {name: value for name, value in vars(self).items() if name != "memory"}
-        with Runtime.load(request.bundle.path, self_test=False, calibrated=request.calibrated, **opening) as runtime:
+        with Runtime.load(request.bundle, self_test=False, calibrated=request.calibrated, **opening) as runtime:
             measurer, sides = open_sides(
                 runtime,
                 request.reference,

@@ -153,7 +153,7 @@ def bench(
         tell("loading", 0.0)
         names = _names(bundles)
         threads = settings.threads
-        runtimes = [stack.enter_context(Runtime.load(bundle.path, **settings.opening)) for bundle in bundles]
+        runtimes = [stack.enter_context(Runtime.load(bundle, **settings.opening)) for bundle in bundles]
         subjects = [
             subject_of(runtime, name, threads=threads or runtime.manifest.engine.options.get("threads"))
             for runtime, name in zip(runtimes, names, strict=True)

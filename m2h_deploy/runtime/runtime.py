@@ -16,13 +16,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from m2h_deploy.backends import Backend, BackendOptions, open_backend
+from m2h_deploy.backends import Backend, BackendOptions, import_engine, open_backend
 from m2h_deploy.bundle.consistency import edited_field
 from m2h_deploy.bundle.folder import MANIFEST, Bundle, load_bundle
 from m2h_deploy.bundle.manifest import Manifest
 from m2h_deploy.bundle.self_test import check_self_test, pattern
-from m2h_deploy.choices import check_choice
+from m2h_deploy.choices import SelfTestChoice, check_choice
 from m2h_deploy.errors import BundleError, CheckFailed, EngineError, EngineTimeout, M2HError, engine_error
+from m2h_deploy.runtime.passed_tests import PassedTest
 from m2h_deploy.runtime.postprocess import Prediction, Resolution, empty_prediction, postprocess_for
 from m2h_deploy.runtime.preprocess import SensorPreprocess, as_color_image, preprocess_for
 from m2h_deploy.runtime.worker import PATIENCE, FrameFuture, Worker
@@ -77,9 +78,9 @@ class Runtime:
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Bundle,
         *,
-        self_test: bool = True,
+        self_test: SelfTestChoice = "auto",
         threads: int | None = None,
         device: str | None = None,
         color: Literal["BGR", "RGB"] = "BGR",
@@ -87,7 +88,11 @@ class Runtime:
         allow_engine_code: bool = False,
         calibrated: bool = True,
     ) -> Runtime:
-        """Open the bundle at `path`, verify its files and, unless `self_test` is off, its results on this machine.
+        """Open the bundle at `path`, verify its files, and its results on this machine by its self-test.
+
+        With `self_test="auto"` the test is skipped if it has passed before with the same bundle, engine, processor and
+        options (see `m2h_deploy.runtime.passed_tests`); True always runs it, False never. A `Bundle` is used as it was
+        verified when it was loaded.
 
         `plugins` are libraries that a TensorRT plan needs. Loading one executes its code, so a bundle only names them,
         with their sha256, and the caller decides. A version-compatible plan of TensorRT contains code of its own, which
@@ -100,7 +105,10 @@ class Runtime:
             EngineError: The engine cannot be opened on this machine.
             CheckFailed: The engine computes wrong results.
         """
-        bundle = load_bundle(path)
+        if self_test != "auto" and not isinstance(self_test, bool):
+            raise M2HError(f"self_test {self_test!r}: choose one of 'auto', True, False")
+        bundle = path if isinstance(path, Bundle) else load_bundle(path, meanwhile=import_engine)
+        verified = bundle
         if not calibrated:
             manifest = bundle.manifest.model_copy(update={"depth_calibration": None})
             bundle = dataclasses.replace(bundle, manifest=manifest)
@@ -120,8 +128,10 @@ class Runtime:
             raise BundleError(f"{error}; {bundle.path / MANIFEST} was edited: {edited}") from None
         runtime = cls(bundle, backend, color=color, reopen=reopen)
         try:
-            if self_test:
+            passed = PassedTest(verified, backend, options)
+            if self_test is True or (self_test == "auto" and not passed.known()):
                 runtime.self_test()
+                passed.remember()
         except BaseException:
             runtime.close()
             raise

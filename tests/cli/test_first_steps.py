@@ -22,7 +22,9 @@ from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.errors import install_extra, missing_extra
 from tests.pages import REPOSITORY, fenced_blocks, m2h_commands
 
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+#: Pages outside of docs/.
+OTHER_PAGES = [REPOSITORY / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAGES = [*OTHER_PAGES, *sorted((REPOSITORY / "docs").glob("*.md"))]
 PACKAGES = ("m2h_deploy", "export", "engines", "cli")
 SOURCES = [
     path
@@ -118,7 +120,7 @@ def test_the_commands_of_the_pages_are_found():
     counts = {page.name: len(commands_of(page)) for page in PAGES}
     assert counts["README.md"] >= 5
     without = ("benchmarks", "bundle", "commands", "development", "install", "limitations", "plan-sizes")
-    others = counts.keys() - {"README.md", "CHANGELOG.md", *(f"{name}.md" for name in without)}
+    others = counts.keys() - {*(page.name for page in OTHER_PAGES), *(f"{name}.md" for name in without)}
     assert min(counts[name] for name in others) > 1
 
 

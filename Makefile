@@ -16,6 +16,12 @@ SERVING_VENV   := .venv-serving
 SERVING_STAMP  := $(SERVING_VENV)/.installed
 SERVING_PYTHON ?= /usr/bin/python3
 
+# Building and checking distributions.
+DIST_VENV      := .venv-dist
+DIST_STAMP     := $(DIST_VENV)/.installed
+# The interpreters of `make test-wheel`; without any, each Python from 3.10 to 3.13 that this machine has.
+PYTHONS        ?=
+
 # SELECT=slow runs the slow tests of a group instead.
 SELECT ?= not slow
 PYTEST  = $(BIN)/python -m pytest -rs --junit-xml build/junit/$@.xml
@@ -23,7 +29,7 @@ PYTEST  = $(BIN)/python -m pytest -rs --junit-xml build/junit/$@.xml
 # Long files come early in this order; by the number of their tests they would come last, on one core.
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test test-slow test-isa test-gpu test-ros2 test-serving test-cpp lint clean
+.PHONY: install demo test test-slow test-isa test-gpu test-ros2 test-serving test-cpp dist test-wheel lint clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -42,6 +48,11 @@ $(SERVING_STAMP): pyproject.toml
 	@SERVING_PYTHON=$(SERVING_PYTHON) .ci/system-packages serving
 	$(SERVING_PYTHON) -m venv $(SERVING_VENV)
 	$(SERVING_VENV)/bin/python $(PIP) --editable '.[serve,onnxruntime]'
+	touch $@
+
+$(DIST_STAMP): constraints.txt
+	$(PYTHON) -m venv $(DIST_VENV)
+	$(DIST_VENV)/bin/python $(PIP) build twine
 	touch $@
 
 demo: install
@@ -77,5 +88,15 @@ test-cpp: install
 test-isa: install
 	$(BIN)/python -m tests.isa
 
+# The wheel is built from the sdist, so the sdist has all that the wheel needs.
+dist: $(DIST_STAMP)
+	rm -rf dist
+	$(DIST_VENV)/bin/python -m build --outdir dist .
+	$(DIST_VENV)/bin/python -m twine check --strict dist/*
+	$(DIST_VENV)/bin/python .ci/sdist_files.py dist/*.tar.gz
+
+test-wheel: dist
+	$(PYTHON) .ci/try_wheel.py dist/*.whl $(PYTHONS)
+
 clean:
-	rm -rf $(VENV) $(ROS_VENV) $(SERVING_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(ROS_VENV) $(SERVING_VENV) $(DIST_VENV) build dist *.egg-info

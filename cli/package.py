@@ -53,8 +53,12 @@ def package(
     ] = None,
 ) -> None:
     """Package a bundle with what another program needs to run it."""
-    if [cpp, mono_hydra, hydra, triton is not None].count(True) != 1:
+    programs = {"--cpp": cpp, "--mono-hydra": mono_hydra, "--hydra": hydra, "--triton": triton is not None}
+    chosen = [option for option, value in programs.items() if value]
+    if not chosen:
         raise M2HError("choose what to package for: --cpp, --mono-hydra, --hydra or --triton FOLDER")
+    if len(chosen) > 1:
+        raise M2HError(f"{' and '.join(chosen)} exclude each other: a package is for one program, run package for each")
     given = {
         "name": name,
         "max_batch": max_batch,

@@ -17,7 +17,7 @@ from m2h_deploy.stream.options import StreamKeywords, StreamOptions
 from tests.commands import ROOT
 
 LINES, PARAMETERS, FILE_LINES = 60, 8, 400
-SOURCES = ("m2h_deploy", "export", "engines", "cli", "benchmarks", "ros2")
+SOURCES = ("m2h_deploy", "export", "engines", "cli", "benchmarks", "ros2", "examples")
 
 
 def test_functions_and_files_are_short_and_take_few_parameters() -> None:

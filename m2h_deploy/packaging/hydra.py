@@ -33,7 +33,7 @@ from m2h_deploy.onnx_graph.files import read_onnx
 from m2h_deploy.onnx_graph.functions import inline_functions
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.onnx_graph.interface import check_interface, dims_of
-from m2h_deploy.packaging.source import onnx_file_of
+from m2h_deploy.packaging.source import onnx_file_of, warn_of_full_resolution
 from m2h_deploy.runtime.preprocess import Normalization, Preprocess
 
 MODEL, CONFIG, GROUPING = "m2h.onnx", "m2h.yaml", "m2h_grouping.yaml"
@@ -64,6 +64,7 @@ def package_hydra(source: str | os.PathLike[str], out_dir: str | os.PathLike[str
     check_interface(proto, info, path)
     size = _check_graph(proto, info, path)
     _check_colors(info.classes, path)
+    warn_of_full_resolution(info, path, "semantic_inference")
     out = Path(out_dir).resolve()
     with whole_folder(out) as temporary:
         original = proto.SerializeToString()

@@ -33,7 +33,7 @@ from m2h_deploy.onnx_graph.edit import rename_values
 from m2h_deploy.onnx_graph.files import read_onnx
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.onnx_graph.interface import check_interface, dims_of
-from m2h_deploy.packaging.source import onnx_file_of
+from m2h_deploy.packaging.source import onnx_file_of, warn_of_full_resolution
 from m2h_deploy.runtime.preprocess import PRESETS, Preprocess
 from m2h_deploy.tasks import TASKS
 
@@ -60,6 +60,7 @@ def package_mono_hydra(source: str | os.PathLike[str], out_dir: str | os.PathLik
     info = GraphInfo.read(proto, path)
     check_interface(proto, info, path)
     height, width = _check_graph(proto, info, path)
+    warn_of_full_resolution(info, path, "Mono-Hydra's node")
     depth_range = bundle.manifest.depth_range if bundle is not None else info.depth_range
     depth = _depth_limits(depth_range, calibration, path)
     out = Path(out_dir).resolve()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from m2h_deploy.bundle.folder import Bundle, load_bundle
 from m2h_deploy.errors import M2HError
+from m2h_deploy.onnx_graph.info import GraphInfo
+
+_log = logging.getLogger("m2h_deploy.packaging.source")
 
 
 def onnx_file_of(source: Path, user: str) -> tuple[Path, Bundle | None]:
@@ -27,3 +31,13 @@ def onnx_file_of(source: Path, user: str) -> tuple[Path, Bundle | None]:
             "wrote"
         )
     return bundle.engine_file, bundle
+
+
+def warn_of_full_resolution(info: GraphInfo, path: Path, node: str) -> None:
+    """Warn if the graph's labels are to be computed at the image's resolution, which `node` does not do."""
+    if info.label_resolution == "full":
+        _log.warning(
+            "%s was exported with --labels full-resolution, which %s ignores: its labels have the network's resolution",
+            path,
+            node,
+        )

@@ -22,7 +22,10 @@ from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.errors import install_extra, missing_extra
 from tests.pages import REPOSITORY, fenced_blocks, m2h_commands
 
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+#: Pages outside of docs/.
+OTHER_PAGES = [REPOSITORY / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAGES = [*OTHER_PAGES, *sorted((REPOSITORY / "docs").glob("*.md"))]
+EXAMPLES = REPOSITORY / "examples" / "README.md"
 PACKAGES = ("m2h_deploy", "export", "engines", "cli")
 SOURCES = [
     path
@@ -103,7 +106,7 @@ def commands_of(page: Path) -> list[list[str]]:
     return [words for kind, block in fenced_blocks(page.read_text()) if kind in shells for words in m2h_commands(block)]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, EXAMPLES], ids=lambda page: page.name)
 def test_every_command_on_a_page_is_accepted_by_the_command_line(page):
     """Check names, options, arguments and the types of their values; no command is run."""
     command = typer.main.get_command(app)
@@ -118,7 +121,7 @@ def test_the_commands_of_the_pages_are_found():
     counts = {page.name: len(commands_of(page)) for page in PAGES}
     assert counts["README.md"] >= 5
     without = ("benchmarks", "bundle", "commands", "development", "install", "limitations", "plan-sizes")
-    others = counts.keys() - {"README.md", "CHANGELOG.md", *(f"{name}.md" for name in without)}
+    others = counts.keys() - {*(page.name for page in OTHER_PAGES), *(f"{name}.md" for name in without)}
     assert min(counts[name] for name in others) > 1
 
 
@@ -128,7 +131,7 @@ def anchors_of(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, EXAMPLES], ids=lambda page: page.name)
 def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page):
     for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
         name, _, anchor = link.partition("#")

@@ -21,6 +21,7 @@ from m2h_deploy.data.rooms.render import render_room
 from m2h_deploy.label_spaces.read import load_label_space
 from m2h_deploy.onnx_graph.info import GraphInfo
 from m2h_deploy.packaging.hydra import package_hydra
+from m2h_deploy.packaging.mono_hydra import package_mono_hydra
 from tests.commands import done, refused
 from tests.engines.graphs import with_label_map
 
@@ -150,3 +151,19 @@ def test_graphs_that_the_node_does_not_take_are_refused(tiny_onnx, mapped_bundle
         package_hydra, tmp_path / "colors.onnx", tmp_path / "out"
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "node"), [(package_hydra, "semantic_inference"), (package_mono_hydra, "Mono-Hydra's node")]
+)
+def test_labels_of_full_resolution_which_the_node_ignores_are_a_warning(tiny_onnx, tmp_path, caplog, package, node):
+    package(tiny_onnx, tmp_path / "plain")
+    assert caplog.messages == []
+    graph = onnx.load(tiny_onnx)
+    dataclasses.replace(GraphInfo.read(graph, tiny_onnx), label_resolution="full").write(graph)
+    onnx.save(graph, tmp_path / "full.onnx")
+    package(tmp_path / "full.onnx", tmp_path / "out")
+    (message,) = caplog.messages
+    assert message.startswith(
+        f"{tmp_path / 'full.onnx'} was exported with --labels full-resolution, which {node} ignores"
+    )

@@ -1,4 +1,4 @@
-"""Test the examples for Nav2 and Mono-Hydra against the node's parameters and topics."""
+"""Test the examples for Nav2, Mono-Hydra and a camera against the node's parameters and topics."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ EXAMPLES = REPOSITORY / "examples"
 LAUNCHERS = [
     EXAMPLES / "mono_hydra" / "mono_hydra.launch.py",
     REPOSITORY / "ros2" / "launch" / "m2h_perception.launch.py",
+    EXAMPLES / "ros2" / "camera.launch.py",
 ]
 
 
@@ -72,7 +73,7 @@ def constants(path: Path) -> dict[str, Any]:
 
 
 def test_mono_hydra_s_launch_file_gives_the_node_arguments_that_it_has():
-    example, node = (constants(path) for path in LAUNCHERS)
+    example, node = (constants(path) for path in LAUNCHERS[:2])
     assert example["NODE"].keys() <= node["OVERRIDES"].keys() | {"use_sim_time", "params_file"}
     for name in ("image_topic", "camera_info_topic"):
         assert example["NODE"][name] == defaults()[name]
@@ -87,3 +88,20 @@ def test_launch_files_define_what_ros2_launch_calls(path):
 
 def test_arguments_of_the_node_s_launch_file_are_parameters():
     assert constants(LAUNCHERS[1])["OVERRIDES"].keys() <= defaults().keys()
+
+
+def test_the_camera_s_launch_file_gives_the_node_parameters_that_it_has():
+    path = LAUNCHERS[2]
+    given = constants(path)["PERCEPTION"]
+    assert given.keys() <= defaults().keys()
+    settings = Settings(**{**defaults(), "bundle": "here", **given})
+    # v4l2_camera publishes image_raw and camera_info in its namespace.
+    assert settings.image_topic == "/camera/image_raw" and settings.camera_info_topic == "/camera/camera_info"
+    assert 'namespace="camera"' in path.read_text()
+
+
+@pytest.mark.ros2
+def test_the_node_starts_with_the_parameters_of_the_camera_s_launch_file(ros, tiny_bundle):
+    with ros.node(tiny_bundle, **constants(LAUNCHERS[2])["PERCEPTION"]) as node:
+        assert ros.interrupt(node) == 0
+    assert "/camera/image_raw" in ros.log()

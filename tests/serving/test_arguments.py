@@ -94,6 +94,9 @@ def test_the_errors_of_package_name_its_formats_and_options(tmp_path):
     assert mistake("package", tmp_path).startswith(
         "choose what to package for: --cpp, --mono-hydra, --hydra or --triton"
     )
+    assert mistake("package", tmp_path, "--hydra", "--mono-hydra", "-o", tmp_path / "o").startswith(
+        "--mono-hydra and --hydra exclude each other"
+    )
     assert "--output FOLDER" in mistake("package", tmp_path, "--cpp")
     assert "leave --output out" in mistake("package", tmp_path, "--triton", tmp_path / "r", "-o", tmp_path / "o")
     assert "is not a bundle" in mistake("package", tmp_path, "--triton", tmp_path / "r")

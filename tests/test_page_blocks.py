@@ -1,6 +1,6 @@
 """Every code block of README, docs/ and examples/ has a language, and is run or says why it is not.
 
-`bash` is run line by line, `sh` is not; both are parsed by `tests/cli/test_first_steps.py`. `text` is output or a drawing.
+`bash` is run line by line, `sh` is not; `tests/cli/test_first_steps.py` parses both. `text` is output or a drawing.
 """
 
 from __future__ import annotations

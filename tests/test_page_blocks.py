@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -28,34 +29,36 @@ LANGUAGES = {"bash", "c", "cmake", "cpp", "csv", "dockerfile", "json", "python",
 #: Blocks that other tests run, as whole programs or scripts: page and language.
 ELSEWHERE = {
     ("README.md", "python"): "tests/cli/test_first_steps.py",
-    ("runtime.md", "python"): "tests/cli/test_first_steps.py",
-    ("clusters.md", "bash"): "tests/cluster/test_clusters_page.py",
-    ("cpp.md", "bash"): "tests/cpp/conftest.py",
-    ("cpp.md", "cmake"): "tests/cpp/conftest.py",
-    ("cpp.md", "cpp"): "tests/cpp/conftest.py",
-    ("mapping.md", "python"): "tests/mapping/test_mapping_page.py",
-    ("ros2.md", "bash"): "tests/ros2/test_ros2_page.py",
-    ("serving.md", "bash"): "tests/serving/test_serving_page.py",
-    ("serving.md", "python"): "tests/serving/test_serving_page.py",
+    ("docs/runtime.md", "python"): "tests/cli/test_first_steps.py",
+    ("docs/clusters.md", "bash"): "tests/cluster/test_clusters_page.py",
+    ("docs/cpp.md", "bash"): "tests/cpp/conftest.py",
+    ("docs/cpp.md", "cmake"): "tests/cpp/conftest.py",
+    ("docs/cpp.md", "cpp"): "tests/cpp/conftest.py",
+    ("docs/mapping.md", "python"): "tests/mapping/test_mapping_page.py",
+    ("docs/ros2.md", "bash"): "tests/ros2/test_ros2_page.py",
+    ("docs/serving.md", "bash"): "tests/serving/test_serving_page.py",
+    ("docs/serving.md", "python"): "tests/serving/test_serving_page.py",
 }
 HEIGHT, WIDTH = 96, 128
 
 
 def blocks_to_run(page: Path) -> list[Block]:
     """Return the blocks that this file runs."""
+    name = page.relative_to(REPOSITORY).as_posix()
     return [
         block
         for block in blocks_of(page.read_text())
-        if block.reason is None and block.language != "text" and (page.name, block.language) not in ELSEWHERE
+        if block.reason is None and block.language != "text" and (name, block.language) not in ELSEWHERE
     ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
 def test_every_block_has_a_language_and_commands_that_are_not_run_say_why(page):
     text = page.read_text()
     blocks = blocks_of(text)
     assert 2 * len(blocks) == sum(line.lstrip().startswith("```") for line in text.splitlines())
-    assert text.count("<!-- not run: ") == sum(block.reason is not None for block in blocks)
+    reasons = re.findall(r"^<!-- not run: ", text, re.MULTILINE)
+    assert len(reasons) == sum(block.reason is not None for block in blocks)
     for block in blocks:
         assert block.language in LANGUAGES, block.text
         assert block.language != "sh" or block.reason, block.text
@@ -63,9 +66,8 @@ def test_every_block_has_a_language_and_commands_that_are_not_run_say_why(page):
 
 def test_the_tests_that_run_other_blocks_name_the_page():
     for (page, language), test in ELSEWHERE.items():
-        path = REPOSITORY / page if page == "README.md" else REPOSITORY / "docs" / page
-        assert any(block.language == language for block in blocks_of(path.read_text()))
-        assert page in (REPOSITORY / test).read_text()
+        assert any(block.language == language for block in blocks_of((REPOSITORY / page).read_text()))
+        assert Path(page).name in (REPOSITORY / test).read_text()
 
 
 @pytest.fixture(scope="module")

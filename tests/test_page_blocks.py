@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -71,13 +72,11 @@ def test_the_tests_that_run_other_blocks_name_the_page():
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, tiny_checkpoint, tiny_onnx, tiny_bundle) -> Path:
-    """Return what the pages' commands read, small: checkpoint, graph, bundle, pictures, labeled rooms, points."""
+def made(tmp_path_factory, tiny_onnx, tiny_bundle) -> Path:
+    """Return what the pages' blocks read, small: a graph, a bundle, pictures."""
     folder = tmp_path_factory.mktemp("made")
-    shutil.copy(tiny_checkpoint, folder / "m2h_indoor.pt")
     shutil.copy(tiny_onnx, folder / "model.onnx")
     shutil.copytree(tiny_bundle, folder / "bundle")
-    done("rooms", folder / "NYUDv2", "--frames", 8, "--height", HEIGHT, "--width", WIDTH)
     (folder / "pictures").mkdir()
     for index in range(2):
         cv2.imwrite(str(folder / "pictures" / f"{index}.png"), render_room(2, index, HEIGHT, WIDTH).image)
@@ -101,6 +100,8 @@ def test_the_blocks_of_a_page_work_from_top_to_bottom(page, made, tmp_path, monk
             json.loads(block.text)
         elif block.language == "yaml":
             yaml.safe_load(block.text)
+        elif block.language == "csv":
+            assert all(None not in {*row, *row.values()} for row in csv.DictReader(block.text.splitlines()))
         else:
             pytest.fail(f"{page.name}: no test runs this {block.language} block:\n{block.text}")
 

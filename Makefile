@@ -29,7 +29,7 @@ PYTEST  = $(BIN)/python -m pytest -rs --junit-xml build/junit/$@.xml
 # Long files come early in this order; by the number of their tests they would come last, on one core.
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test test-slow test-isa test-gpu test-ros2 test-serving test-cpp dist test-wheel lint clean
+.PHONY: install demo docs test test-slow test-isa test-gpu test-ros2 test-serving test-cpp dist test-wheel lint clean
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -57,6 +57,10 @@ $(DIST_STAMP): constraints.txt
 
 demo: install
 	$(BIN)/m2h-deploy quickstart --output build/demo
+
+# The site, in build/site; a dead link, a page that is not in the navigation or a docstring's mistake fails it.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: install
 	$(BIN)/ruff check .

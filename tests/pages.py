@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.commands import COMMAND
@@ -45,6 +46,22 @@ def shell_environment(folder: Path) -> dict[str, str]:
         (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
         (programs / name).chmod(0o755)
     return {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A code block of a page, and the reason why it is not run, from an HTML comment right above it."""
+
+    language: str
+    text: str
+    reason: str | None
+
+
+def blocks_of(text: str) -> list[Block]:
+    """Return the code blocks of a page, from top to bottom."""
+    pattern = r"(?:^<!-- not run: ([^>]+) -->\n)?^( *)```(\S*)\n(.*?)^\2```$"
+    found = re.findall(pattern, text, re.DOTALL | re.MULTILINE)
+    return [Block(language, block, reason or None) for reason, _, language, block in found]
 
 
 def fenced_blocks(text: str) -> list[tuple[str, str]]:

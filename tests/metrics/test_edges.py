@@ -112,7 +112,7 @@ def test_counts_of_an_engine_equal_those_of_each_threshold_alone(tiny_bundle: Pa
     edges, other = stretched(edges), stretched(other)
     target = suppress_non_maxima(other) > share
     assert target.any()
-    check_each_threshold(EdgesMetric(max_distance=0.05), edges, target, range(0, 99, 14))
+    check_each_threshold(EdgesMetric(max_distance=0.05), edges, target, range(10, 99, 40))
 
 
 def test_a_perfect_prediction_scores_one() -> None:

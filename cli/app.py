@@ -65,7 +65,7 @@ EXTRA_OF = {
     **dict.fromkeys(("kornia", "tomli"), "train"),
     "rerun": "rerun",
     "yaml": "export",
-    **dict.fromkeys(("h5py", "scipy"), "data"),
+    "h5py": "data",
     **dict.fromkeys(("matplotlib", "jinja2"), "report"),
     **dict.fromkeys(("ray", "pyarrow"), "ray"),
     "cuda": "tensorrt",

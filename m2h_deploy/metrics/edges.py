@@ -11,7 +11,7 @@ import numpy.typing as npt
 from m2h_deploy.errors import M2HError
 from m2h_deploy.metrics.base import Metric, State
 from m2h_deploy.metrics.matching import BoundaryMatcher
-from m2h_deploy.metrics.thinning import suppress_non_maxima, thin
+from m2h_deploy.metrics.thinning import suppress_non_maxima, thin, thin_above
 
 #: i/100 for i = 1..99.
 THRESHOLDS = np.arange(1, 100) / 100
@@ -36,7 +36,7 @@ class EdgesMetric(Metric):
     levels (SEISM divides by 100, and can exceed 1).
 
     State, 400 integers: for each threshold the matched predicted, predicted, matched target and target
-    pixels, then the same four at the frame's own best threshold. Needs SciPy (the `data` extra).
+    pixels, then the same four at the frame's own best threshold.
 
     Args:
         max_distance: largest distance of a match, as a fraction of the image diagonal, 0..1.
@@ -91,18 +91,14 @@ class EdgesMetric(Metric):
         probability, truth = self._checked(prediction, target)
         thinned_truth = thin(truth)
         strength = suppress_non_maxima(probability) if self.suppress else probability
-        masks = _thinned_at_thresholds(strength)
-        radius = self.max_distance * float(np.hypot(*truth.shape))
-        matcher = BoundaryMatcher(thinned_truth, np.logical_or.reduce(masks), radius)
+        candidates, selected = thin_above(strength, THRESHOLDS)
+        matcher = BoundaryMatcher(thinned_truth, candidates, self.max_distance * float(np.hypot(*truth.shape)))
         counts = np.zeros((len(THRESHOLDS) + 1, _COUNTS))
+        counts[:-1, 1] = selected.sum(axis=1)
         counts[:-1, 3] = np.count_nonzero(thinned_truth)
         # Descending thresholds mostly add pixels, so that most of the matching is reused.
         for i in range(len(THRESHOLDS) - 1, -1, -1):
-            if i + 1 < len(masks) and masks[i] is masks[i + 1]:
-                counts[i] = counts[i + 1]
-                continue
-            matched = matcher.count(masks[i])
-            counts[i, :3] = matched, np.count_nonzero(masks[i]), matched
+            counts[i, 0] = counts[i, 2] = matcher.count(selected[i])
         counts[-1] = counts[int(np.argmax(_f_measure(*_precision_recall(counts[:-1]))))]
         return counts.ravel()
 
@@ -156,19 +152,6 @@ class EdgesMetric(Metric):
             "oisF": float(_f_measure(*_precision_recall(counts[-1:]))[0]),
             "ap": _average_precision(precision, recall),
         }
-
-
-def _thinned_at_thresholds(strength: npt.NDArray[np.float32]) -> list[npt.NDArray[np.bool_]]:
-    """Thin the pixels above each threshold. Neighboring thresholds that select the same pixels share one array."""
-    masks: list[npt.NDArray[np.bool_]] = []
-    selected_before = -1
-    for threshold in THRESHOLDS:
-        selection = strength > np.float32(threshold)
-        selected = int(np.count_nonzero(selection))
-        # A higher threshold selects a subset, so equal counts imply equal pixels.
-        masks.append(masks[-1] if selected == selected_before else thin(selection))
-        selected_before = selected
-    return masks
 
 
 def _precision_recall(counts: npt.NDArray[np.float64]) -> tuple[npt.NDArray, npt.NDArray]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from m2h_deploy.errors import missing_extra
-
 Mask = npt.NDArray[np.bool_]
-Indices = npt.NDArray[np.int32]
+Indices = npt.NDArray[np.intp]
 
-_GREEDY_ROUNDS = 2
+_FREE = -1
 
 
 class BoundaryMatcher:
@@ -24,9 +22,11 @@ class BoundaryMatcher:
     that all move by a full radius), so its optimum has the same count. With one target per image, precision and recall
     depend only on that count, and distances need not be minimized.
 
-    Successive predictions of one frame (descending thresholds) differ little, so the matching is kept between calls.
-    Pairs whose predicted pixel is still predicted are kept, free pixels are first paired greedily with the nearest,
-    and a maximum flow on the residual graph finds the remaining augmenting paths.
+    Successive predictions of one frame (descending thresholds) differ little, so the matching is kept between calls,
+    and with it a minimum vertex cover: a set of pixels, as many as there are pairs, that contains an end of every
+    allowed pair. Its existence proves that the matching is maximum (Koenig's theorem). A pixel that comes or goes can
+    raise the count only if it breaks that equality, so only those few pixels are searched from. If no augmenting path
+    starts at them, the pixels that the search reached change places in the cover, and are not searched again.
 
     Args:
         target: bool (H, W), thinned.
@@ -35,114 +35,229 @@ class BoundaryMatcher:
     """
 
     def __init__(self, target: Mask, candidates: Mask, radius: float) -> None:
-        neighbors, distances = _neighbors(target, candidates, radius)
-        found = neighbors >= 0
-        # Graph in compressed sparse rows: edge k joins target pixel owner[k] and candidate adjacent[k].
-        per_target = found.sum(axis=1)
-        within_reach = np.flatnonzero(per_target)
-        self.adjacent: Indices = neighbors[found]
-        self.owner: Indices = np.repeat(np.arange(len(within_reach), dtype=np.int32), per_target[within_reach])
-        self.distance: Indices = np.broadcast_to(distances, neighbors.shape)[found]
-        self.candidates = candidates
-        self.num_targets = len(within_reach)
-        self.num_candidates = int(candidates.sum())
-        reachable = np.zeros(self.num_candidates, bool)
-        reachable[self.adjacent] = True
-        self.reachable: Mask = reachable
-        #: Candidate matched with each target pixel, and target pixel matched with each candidate; -1 where free.
-        self.mate_of_target: Indices = np.full(self.num_targets, -1, np.int32)
-        self.mate_of_candidate: Indices = np.full(self.num_candidates, -1, np.int32)
+        self._targets = _Side.of(target, candidates, radius)
+        self._candidates = _Side.of(candidates, target, radius)
+        self._targets.uncovered[:] = True
+        self._selected = np.zeros(len(self._candidates.mate), bool)
+        self._pairs = 0
 
-    def count(self, prediction: Mask) -> int:
+    def count(self, selected: Mask) -> int:
         """Count the matched pairs for a prediction.
 
         Args:
-            prediction: bool (H, W), a subset of the candidates.
+            selected: bool (candidates,), whether the prediction contains each candidate, in raster order.
 
         Returns:
             Size of the maximum matching.
         """
-        alive = prediction[self.candidates] & self.reachable
-        gone = (self.mate_of_candidate >= 0) & ~alive
-        self.mate_of_target[self.mate_of_candidate[gone]] = -1
-        self.mate_of_candidate[gone] = -1
-        self._match_greedily(alive)
-        if (self.mate_of_target < 0).any() and (alive & (self.mate_of_candidate < 0)).any():
-            self._augment(alive)
-        return int(np.count_nonzero(self.mate_of_target >= 0))
+        gone = np.flatnonzero(self._selected & ~selected)
+        new = np.flatnonzero(selected & ~self._selected)
+        self._selected = selected.copy()
+        freed = self._remove(gone)
+        # Of the freed targets, the uncovered ones left the matching and the cover equally large.
+        covered = freed[~self._targets.uncovered[freed]]
+        self._pairs -= freed.size
+        self._pairs += _augment(self._candidates, self._targets, self._insert(new))
+        self._pairs += _augment(self._targets, self._candidates, covered)
+        return self._pairs
 
-    def _match_greedily(self, alive: Mask) -> None:
-        """Pair free target pixels with their nearest free candidates in a few rounds; ties go to the first."""
-        for _ in range(_GREEDY_ROUNDS):
-            free_target = self.mate_of_target < 0
-            free_candidate = alive & (self.mate_of_candidate < 0)
-            usable = np.flatnonzero(free_target[self.owner])
-            usable = usable[free_candidate[self.adjacent[usable]]]
-            if not usable.size:
-                return
-            owner, adjacent = self.owner[usable], self.adjacent[usable]
-            key = self.distance[usable].astype(np.int64) * self.num_candidates + adjacent
-            first = np.flatnonzero(np.diff(owner, prepend=-1))
-            choice = (np.minimum.reduceat(key, first) % self.num_candidates).astype(np.int32)
-            accepted, proposal = np.unique(choice, return_index=True)
-            self._pair(owner[first][proposal], accepted)
+    def _remove(self, gone: Indices) -> Indices:
+        """Remove candidates; return the targets that this frees."""
+        mates = self._candidates.mate[gone]
+        freed = mates[mates != _FREE]
+        self._targets.mate[freed] = _FREE
+        self._candidates.mate[gone] = _FREE
+        self._candidates.uncovered[gone] = False
+        return freed
 
-    def _augment(self, alive: Mask) -> None:
-        """Complete the matching by a maximum flow over the residual graph, from free targets to free candidates.
+    def _insert(self, new: Indices) -> Indices:
+        """Add candidates; return those that the cover must take in, because of an uncovered target within reach."""
+        targets, candidates = self._candidates.neighbors.of(new)
+        self._candidates.uncovered[new] = True
+        self._candidates.uncovered[candidates[self._targets.uncovered[targets]]] = False
+        return new[~self._candidates.uncovered[new]]
 
-        In the residual graph the only edge out of a matched candidate leads to its target, and the only edge into a
-        matched target comes from its candidate. Unit capacities therefore keep the augmenting paths disjoint.
-        """
-        sparse, maximum_flow = _scipy_flow()
-        usable = alive[self.adjacent] & (self.adjacent != self.mate_of_target[self.owner])
-        owner, adjacent = self.owner[usable], self.adjacent[usable]
-        source = self.num_targets + self.num_candidates
-        sink = source + 1
-        free_targets = np.flatnonzero(self.mate_of_target < 0)
-        back = np.where(self.mate_of_candidate >= 0, self.mate_of_candidate, sink)[alive]
-        lengths = np.concatenate(
-            [np.bincount(owner, minlength=self.num_targets), alive, [free_targets.size, 0]], dtype=np.int32
+
+class _Neighbors:
+    """The pixels of one mask within `radius` of each pixel of another, as compressed sparse rows of pixel numbers."""
+
+    def __init__(self, mask: Mask, others: Mask, radius: float) -> None:
+        reach = int(radius)
+        padded = np.pad(others, reach)
+        before = np.zeros(padded.size + 1, np.int32)
+        np.cumsum(padded, out=before[1:])
+        # Pixels are numbered in raster order, so those within reach in one row have successive numbers.
+        across = np.arange(reach + 1)
+        half = np.array(
+            [np.count_nonzero(np.sqrt(across**2 + dy * dy) <= radius) - 1 for dy in range(-reach, reach + 1)]
         )
-        indptr = np.concatenate([[0], np.cumsum(lengths)], dtype=np.int32)
-        indices = np.concatenate([adjacent + self.num_targets, back, free_targets], dtype=np.int32)
-        graph = sparse.csr_matrix((np.ones(indices.size, np.int32), indices, indptr), shape=(sink + 1, sink + 1))
-        flow = maximum_flow(graph, source, sink).flow
-        end = flow.indptr[self.num_targets]
-        used = np.flatnonzero(flow.data[:end] > 0)
-        targets = np.searchsorted(flow.indptr, used, side="right") - 1
-        self._pair(targets.astype(np.int32), flow.indices[used] - self.num_targets)
+        rows, columns = np.nonzero(mask)
+        stride = padded.shape[1]
+        center = ((rows + reach) * stride + columns + reach)[:, None] + np.arange(-reach, reach + 1) * stride
+        first = before[center - half]
+        length = before[center + half + 1] - first
+        self.count = length.sum(axis=1, dtype=np.intp)
+        self.start = self.count.cumsum() - self.count
+        self.numbers = _joined(first.ravel(), length.ravel())
 
-    def _pair(self, targets: Indices, candidates: npt.NDArray) -> None:
-        self.mate_of_target[targets] = candidates
-        self.mate_of_candidate[candidates] = targets
+    def of(self, pixels: Indices) -> tuple[Indices, Indices]:
+        """Return the neighbors of `pixels`, and of each neighbor the pixel that it is a neighbor of."""
+        count = self.count[pixels]
+        return self.numbers[_joined(self.start[pixels], count)].astype(np.intp), np.repeat(pixels, count)
 
 
-def _neighbors(target: Mask, candidates: Mask, radius: float) -> tuple[Indices, Indices]:
-    """Find the candidates within `radius` of each target pixel.
+def _joined(first: npt.NDArray[np.integer], length: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+    """Concatenate the ranges of `length` numbers from `first`."""
+    end = length.cumsum(dtype=np.intp)
+    if not end.size:
+        return first
+    numbers = np.repeat((first - (end - length)).astype(first.dtype), length)
+    numbers += np.arange(end[-1], dtype=first.dtype)
+    return numbers
+
+
+@dataclass(eq=False)
+class _Side:
+    """The pixels of one side, targets or candidates, in raster order."""
+
+    neighbors: _Neighbors
+    """Pixels of the other side within reach."""
+    position: npt.NDArray[np.int32]
+    """Row and column, (2, pixels)."""
+    uncovered: Mask
+    """Pixels of the prediction, or of the target, that are not in the vertex cover."""
+    mate: Indices
+    """Matched pixel of the other side, or `_FREE`."""
+    parent: Indices
+    """In a search, the pixel of the other side from which this one was reached."""
+    root: Indices
+    """In a search, the number of the source from which this one was reached."""
+    scratch: Indices
+
+    @classmethod
+    def of(cls, mask: Mask, others: Mask, radius: float) -> _Side:
+        position = np.argwhere(mask).T.astype(np.int32)
+        size = position.shape[1]
+        parent, root, scratch = (np.zeros(size, np.intp) for _ in range(3))
+        mate = np.full(size, _FREE, np.intp)
+        return cls(_Neighbors(mask, others, radius), position, np.zeros(size, bool), mate, parent, root, scratch)
+
+    def first(self, pixels: Indices) -> Mask:
+        """Mark the first occurrence of each pixel."""
+        return _first(pixels, self.scratch)
+
+
+def _first(values: Indices, scratch: Indices) -> Mask:
+    """Mark the first occurrence of each value; `scratch` has room for the largest."""
+    order = np.arange(values.size)
+    scratch[values[::-1]] = order[::-1]
+    return scratch[values] == order
+
+
+def _augment(near: _Side, far: _Side, sources: Indices) -> int:
+    """Search for disjoint augmenting paths from free pixels in the cover, and restore a cover as large as the matching.
+
+    The paths lead through uncovered pixels of `far` and their mates, which are in the cover. A tree grows from each
+    source, all at once, until it has found a free pixel of `far`. Trees that found none are kept and grow on where
+    another tree was in the way, or are built again where that is less work (tree grafting: Azad, Buluc and Pothen,
+    "Computing Maximum Cardinality Matchings in Parallel on Bipartite Graphs via Tree-Grafting", TPDS 2017).
 
     Returns:
-        Candidate number (-1 where the pixel is not a candidate) at each offset, int32 (targets, offsets), and the
-        squared
-        distance of each offset, int32 (offsets,). Offsets are in raster order, so the numbers in a row increase.
+        Number of added pairs.
     """
-    reach = int(radius)
-    number = np.full((target.shape[0] + 2 * reach, target.shape[1] + 2 * reach), -1, np.int32)
-    inner = number[reach : reach + target.shape[0], reach : reach + target.shape[1]]
-    inner[candidates] = np.arange(int(candidates.sum()), dtype=np.int32)
-    dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(np.int32)
-    squared = dy * dy + dx * dx
-    near = np.sqrt(squared) <= radius
-    offsets = dy[near] * number.shape[1] + dx[near]
-    rows, columns = np.nonzero(target)
-    center = (rows + reach) * number.shape[1] + columns + reach
-    return number.ravel()[center[:, None] + offsets], squared[near]
+    near.root[sources] = np.arange(sources.size)
+    found = np.zeros(sources.size, bool)
+    visited: Indices = np.empty(0, np.intp)
+    frontier, pairs = sources, 0
+    while frontier.size:
+        fresh, ends = _grow(near, far, frontier, found)
+        visited = np.concatenate([visited, fresh])
+        if not ends.size:
+            break
+        pairs += ends.size
+        released = found[near.root[far.parent[visited]]]
+        _flip(near, far, ends)
+        far.uncovered[visited[released]] = True
+        left = sources[~found]
+        kept = visited[~released]
+        if visited.size - kept.size > kept.size + left.size:
+            far.uncovered[kept] = True
+            frontier, visited = left, kept[:0]
+        else:
+            frontier = _adjacent(near, far, visited[released], np.concatenate([left, far.mate[kept]]))
+            visited = kept
+    near.uncovered[sources[~found]] = True
+    near.uncovered[far.mate[visited]] = True
+    return pairs
 
 
-def _scipy_flow() -> tuple[Any, Any]:
-    # Imported on use, so that the other metrics run without SciPy.
-    try:
-        from scipy import sparse
-        from scipy.sparse.csgraph import maximum_flow
-    except ImportError as error:
-        raise missing_extra("scipy", "data", "the edges metric", error=error) from None
-    return sparse, maximum_flow
+def _adjacent(near: _Side, far: _Side, released: Indices, tree: Indices) -> Indices:
+    """Return the pixels of `tree` within reach of a released pixel of `far`."""
+    in_tree = np.zeros(near.mate.size, bool)
+    in_tree[tree] = True
+    adjacent, _ = far.neighbors.of(released)
+    adjacent = adjacent[in_tree[adjacent]]
+    return adjacent[near.first(adjacent)]
+
+
+def _grow(near: _Side, far: _Side, frontier: Indices, found: Mask) -> tuple[Indices, Indices]:
+    """Grow trees breadth first from `frontier` until each has found a free pixel of `far` or cannot grow.
+
+    Visited pixels of `far` are marked as covered. `found` is set for the sources whose trees succeeded.
+
+    Returns:
+        The visited pixels of `far`, and among them the free ones, at most one a tree.
+    """
+    visited: list[Indices] = []
+    ends: list[Indices] = []
+    while frontier.size:
+        reached, origin = near.neighbors.of(frontier)
+        open_ = np.flatnonzero(far.uncovered[reached])
+        reached, origin = reached[open_], origin[open_]
+        free = far.mate[reached] == _FREE
+        if free.any():
+            end = _nearest_pairs(near, far, reached[free], origin[free])
+            far.uncovered[end] = False
+            found[near.root[far.parent[end]]] = True
+            ends.append(end)
+            growing = ~(found[near.root[origin]] | free)
+            reached, origin = reached[growing], origin[growing]
+        first = far.first(reached)
+        reached, origin = reached[first], origin[first]
+        far.parent[reached] = origin
+        far.uncovered[reached] = False
+        visited.append(reached)
+        frontier = far.mate[reached]
+        near.root[frontier] = near.root[origin]
+    nothing: Indices = np.empty(0, np.intp)
+    return np.concatenate([nothing, *visited, *ends]), np.concatenate([nothing, *ends])
+
+
+def _nearest_pairs(near: _Side, far: _Side, free: Indices, origin: Indices) -> Indices:
+    """Choose free pixels, at most one a tree, the shortest pairs first; set their parents."""
+    (row, column), (far_row, far_column) = near.position, far.position
+    order = np.argsort((row[origin] - far_row[free]) ** 2 + (column[origin] - far_column[free]) ** 2, kind="stable")
+    free, origin = free[order], origin[order]
+    chosen: list[Indices] = []
+    while free.size:
+        root = near.root[origin]
+        # The source numbers are below the number of pixels, so the scratch space of `near` has room for them.
+        best = _first(root, near.scratch) & far.first(free)
+        far.parent[free[best]] = origin[best]
+        chosen.append(free[best])
+        taken = np.zeros(near.mate.size, bool)
+        taken[root[best]] = True
+        far.uncovered[free[best]] = False
+        rest = far.uncovered[free] & ~taken[root]
+        free, origin = free[rest], origin[rest]
+    return np.concatenate(chosen)
+
+
+def _flip(near: _Side, far: _Side, ends: Indices) -> None:
+    """Match along the paths that end at `ends`, back to the sources."""
+    while ends.size:
+        parents = far.parent[ends]
+        before = near.mate[parents]
+        near.mate[parents] = ends
+        far.mate[ends] = parents
+        ends = before[before != _FREE]

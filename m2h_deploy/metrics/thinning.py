@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
+from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 #: Width of the border, in pixels, in which SEISM's suppression fades boundaries out.
 BORDER = 5
 
-# Bit of each neighbor: x1 is east, then counter-clockwise, as Lam, Lee and Suen number them.
-_BITS = np.array([[8, 4, 2], [16, 0, 1], [32, 64, 128]], np.float32)
-
-
-def _deletable(code: int, second: bool) -> bool:
-    """Check conditions G1, G2 and G3 (G3' in the second half step) of Lam, Lee and Suen for one neighborhood."""
-    x = [bool(code >> i & 1) for i in range(8)]
-    crossings = sum(not x[i] and (x[i + 1] or x[(i + 2) % 8]) for i in (0, 2, 4, 6))
-    pairs = sum(x[i] or x[i + 1] for i in (0, 2, 4, 6))
-    shifted_pairs = sum(x[i + 1] or x[(i + 2) % 8] for i in (0, 2, 4, 6))
-    east, south_east_side = (x[4], x[5] or x[6] or not x[3]) if second else (x[0], x[1] or x[2] or not x[7])
-    return crossings == 1 and 2 <= min(pairs, shifted_pairs) <= 3 and not (east and south_east_side)
-
-
-@cache
-def _keep_tables() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Tabulate, for each of the two half steps, 1 where a pixel with that neighborhood is kept."""
-    first, second = (np.array([not _deletable(c, half) for c in range(256)], np.uint8) for half in (False, True))
-    return first, second
+#: Bits of one word in `thin_above`.
+_BITS = 64
 
 
 def thin(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -44,14 +26,102 @@ def thin(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     Returns:
         bool (H, W).
     """
-    current = mask.astype(np.uint8)
-    while True:
-        before = current
-        for table in _keep_tables():
-            neighbors = cv2.filter2D(current, cv2.CV_8U, _BITS, borderType=cv2.BORDER_CONSTANT)
-            current = cv2.bitwise_and(current, cv2.LUT(neighbors, table))
-        if np.array_equal(before, current):
-            return current.astype(bool)
+    padded = np.pad(mask, 1).astype(np.uint8)
+    _thin_words([padded], np.flatnonzero(padded))
+    return padded[1:-1, 1:-1].astype(bool)
+
+
+def thin_above(
+    strength: npt.NDArray[np.float32], thresholds: npt.NDArray[np.floating]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Thin the pixels strictly above each threshold, all thresholds at once.
+
+    A pixel's selections are the bits of a word, and the half steps of `thin` are bitwise operations on words.
+
+    Args:
+        strength: float32 (H, W), without NaN.
+        thresholds: (T,), ascending, compared as float32.
+
+    Returns:
+        The pixels that are left at any threshold, bool (H, W), and whether each of them, in raster order, is left at
+        each threshold, bool (T, pixels).
+    """
+    limits = thresholds.astype(np.float32)
+    above = strength > limits[0]
+    padded = np.pad(above, 1)
+    pixels = np.flatnonzero(padded)
+    passed = np.searchsorted(limits, strength[above])  # number of limits below the value
+    planes = []
+    for start in range(0, len(limits), _BITS):
+        plane = np.zeros(padded.shape, np.uint64)
+        bits = np.array([(1 << n) - 1 for n in range(_BITS + 1)], np.uint64)
+        plane.ravel()[pixels] = bits[np.clip(passed - start, 0, _BITS)]
+        planes.append(plane)
+    _thin_words(planes, pixels)
+    words = [plane[1:-1, 1:-1] for plane in planes]
+    left = np.bitwise_or.reduce(words) != 0
+    words = [word[left] for word in words]
+    selected = np.empty((len(limits), words[0].size), bool)
+    for i, row in enumerate(selected):
+        np.not_equal(words[i // _BITS] & np.uint64(1 << i % _BITS), 0, out=row)
+    return left, selected
+
+
+def _thin_words(planes: list[npt.NDArray[Any]], pixels: npt.NDArray[np.intp]) -> None:
+    """Thin each bit of the words in `planes` like `thin`, in place.
+
+    Args:
+        planes: unsigned integers, (H, W) each, contiguous, with a border of zeros.
+        pixels: indices of the words that are not 0.
+    """
+    stride = planes[0].shape[1]
+    ring = np.array([1, 1 - stride, -stride, -1 - stride, -1, stride - 1, stride, stride + 1])
+    words = [plane.ravel() for plane in planes]
+    near = np.zeros(words[0].size, bool)
+    active, changed = pixels, (pixels, pixels)
+    half_step = 0
+    while changed[0].size or changed[1].size:
+        if half_step >= 2:
+            # A pixel was kept by this half step before. Only a change around it since then can make it deletable.
+            near[:] = False
+            for where in changed:
+                near[where] = True
+                for step in ring:
+                    near[where + step] = True
+            active = np.flatnonzero(near)
+            active = active[np.logical_or.reduce([word[active] != 0 for word in words])]
+        gone = np.zeros(active.size, bool)
+        for word in words:
+            current = word[active]
+            deleted = current & _deletable([word[active + step] for step in ring], second=half_step % 2 == 1)
+            word[active] = current & ~deleted
+            gone |= deleted != 0
+        changed = changed[1], active[gone]
+        half_step += 1
+
+
+def _deletable(neighbors: list[npt.NDArray[Any]], *, second: bool) -> npt.NDArray[Any]:
+    """Evaluate conditions G1, G2 and G3 (G3' in the second half step) of Lam, Lee and Suen, bit by bit.
+
+    Args:
+        neighbors: x1 to x8: east, then counter-clockwise.
+        second: whether it is the second half step.
+    """
+    x1, x2, x3, x4, x5, x6, x7, x8 = neighbors
+    after = x2 | x3, x4 | x5, x6 | x7, x8 | x1
+    crossing = ~x1 & after[0], ~x3 & after[1], ~x5 & after[2], ~x7 & after[3]
+    odd = crossing[0] ^ crossing[1] ^ crossing[2] ^ crossing[3]
+    one_crossing = odd & ~(crossing[0] & crossing[1] | crossing[2] & crossing[3])
+    pairs = x1 | x2, x3 | x4, x5 | x6, x7 | x8
+    two_or_more = _two_of_four(pairs) & _two_of_four(after)
+    all_four = pairs[0] & pairs[1] & pairs[2] & pairs[3] & after[0] & after[1] & after[2] & after[3]
+    third = x5 & (after[2] | ~x4) if second else x1 & (after[0] | ~x8)
+    return one_crossing & two_or_more & ~(all_four | third)
+
+
+def _two_of_four(terms: tuple[npt.NDArray[Any], ...]) -> npt.NDArray[Any]:
+    a, b, c, d = terms
+    return (a & b) | (c & d) | ((a | b) & (c | d))
 
 
 def orientation(probability: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

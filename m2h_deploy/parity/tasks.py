@@ -78,7 +78,7 @@ class TaskComparison:
     def __init__(self, task: str, against: Against, classes: Classes, *, derived: bool = False) -> None:
         self.task, self.against, self.derived = task, against, derived
         self._unknown = has_unknown(classes)
-        self._metric = _make_metric(task, classes, unknown=self._unknown)
+        self._metric = _make_metric(task, against, classes, unknown=self._unknown)
         self._reference: list[State] = []
         self._engine: list[State] = []
         self._scale: list[State] = []
@@ -167,27 +167,31 @@ class TaskComparison:
         return np.array([headline(self._metric, total) for total in totals])
 
 
-def _make_metric(task: str, classes: Classes, *, unknown: bool) -> Metric:
+def _make_metric(task: str, against: Against, classes: Classes, *, unknown: bool) -> Metric:
     if task == "depth":
         return DepthMetric()
     if task == "normals":
         return NormalsMetric()
     if task == "edges":
-        return EdgesMetric()
+        return EdgesMetric(suppress=against == "labels")  # `_edge_agreement` has suppressed the maps already
     return SemanticsMetric(len(classes.names), unknown=unknown)
 
 
 def _edge_agreement(
     reference: NDArray[np.float32], engine: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-    """Scale both maps by the reference's strongest edge; ground truth is the reference thresholded at EDGE_SHARE.
+    """Scale both maps by the reference's strongest edge, suppress non-maxima, and take the truth from the reference.
+
+    The truth is the reference above EDGE_SHARE.
 
     At the threshold EDGE_SHARE the metric selects exactly these pixels of the reference, so the reference has an odsF
     of 100 % whatever its strength, and so has an engine with the same values.
     """
     strongest = float(suppress_non_maxima(reference).max()) or 1.0
-    reference, engine = (np.minimum(edges / np.float32(strongest), np.float32(1)) for edges in (reference, engine))
-    return reference, engine, suppress_non_maxima(reference) > np.float32(EDGE_SHARE)
+    reference, engine = (
+        suppress_non_maxima(np.minimum(edges / np.float32(strongest), np.float32(1))) for edges in (reference, engine)
+    )
+    return reference, engine, reference > np.float32(EDGE_SHARE)
 
 
 def _miou(metric: Metric, state: State) -> float:

@@ -6,6 +6,9 @@ import math
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import maximum_bipartite_matching
+from scipy.spatial.distance import cdist
 
 # Lam, Lee and Suen's x1 .. x8: east, then counter-clockwise, as (row, column) steps.
 RING = [(0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1)]
@@ -65,6 +68,15 @@ def edge_counts(strength: np.ndarray, target: np.ndarray, radius: float) -> np.n
         pairs = match_with_outliers(found, truth, radius)
         rows.append((pairs, int(found.sum()), pairs, int(truth.sum())))
     return np.array(rows, float)
+
+
+def matched_pairs(prediction: np.ndarray, target: np.ndarray, radius: float) -> int:
+    """Return the size of a maximum matching of pixels at most `radius` apart, solved from scratch by SciPy."""
+    first, second = np.argwhere(prediction), np.argwhere(target)
+    if not len(first) or not len(second):
+        return 0
+    graph = csr_matrix(cdist(first, second, "sqeuclidean") <= radius**2)
+    return int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())
 
 
 def suppress_by_pixel(probability: np.ndarray, angle: np.ndarray) -> np.ndarray:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from metrics_oracles import edge_counts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from metrics_oracles import edge_counts, matched_pairs, thin_by_pixel
 
+from m2h_deploy import Runtime
 from m2h_deploy.errors import M2HError
 from m2h_deploy.metrics import EdgesMetric
 from m2h_deploy.metrics.edges import THRESHOLDS
@@ -60,6 +64,55 @@ def test_counts_and_figures_equal_the_slow_evaluation(seed: int, suppress: bool)
     assert figures["odsF"] == pytest.approx(max(f_of(row) for row in total), abs=1e-12)
     assert figures["oisF"] == pytest.approx(f_of(sum(max(rows, key=f_of) for rows in frames)), abs=1e-12)
     assert figures["odsF"] == f_of(total[round(figures["odsT"] * 100) - 1])
+
+
+def stretched(values: np.ndarray) -> np.ndarray:
+    """Scale to the range 0..1."""
+    return np.clip((values - values.min()) / max(values.max() - values.min(), 1e-6), 0, 1).astype(np.float32)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.tuples(st.integers(3, 30), st.integers(3, 30)),
+    smooth=st.sampled_from([0.3, 1.0, 2.5]),
+    share=st.floats(0, 0.6),
+    max_distance=st.sampled_from([0.0, 0.03, 0.1]),
+)
+def test_counts_of_random_maps_equal_those_of_each_threshold_alone(
+    seed: int, size: tuple[int, int], smooth: float, share: float, max_distance: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    prediction = cv2.GaussianBlur(rng.random(size).astype(np.float32), (0, 0), smooth)
+    prediction = stretched(prediction)
+    target = rng.random(size) < share
+    metric = EdgesMetric(max_distance=max_distance, suppress=False)
+    check_each_threshold(metric, prediction, target, range(0, 99, 7))
+
+
+def check_each_threshold(metric: EdgesMetric, prediction: np.ndarray, target: np.ndarray, rows: range) -> None:
+    """Compare the counts with a thinning and a matching of each threshold from scratch."""
+    counts = metric.frame_state(prediction, target).reshape(100, 4)
+    strength = suppress_non_maxima(prediction) if metric.suppress else prediction
+    truth = thin_by_pixel(target)
+    radius = metric.max_distance * math.hypot(*target.shape)
+    for i in rows:
+        found = thin_by_pixel(strength > np.float32(THRESHOLDS[i]))
+        pairs = matched_pairs(found, truth, radius)
+        assert list(counts[i]) == [pairs, found.sum(), pairs, truth.sum()]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_counts_of_an_engine_equal_those_of_each_threshold_alone(tiny_bundle: Path, share: float) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (112, 140, 3), np.uint8)
+    with Runtime.load(tiny_bundle) as runtime:
+        edges, other = runtime(image).edges, runtime(image[::-1].copy()).edges
+    assert edges is not None
+    assert other is not None
+    edges, other = stretched(edges), stretched(other)
+    target = suppress_non_maxima(other) > share
+    assert target.any()
+    check_each_threshold(EdgesMetric(max_distance=0.05), edges, target, range(10, 99, 40))
 
 
 def test_a_perfect_prediction_scores_one() -> None:

@@ -33,7 +33,6 @@ from m2h_deploy.blocks import block_of
 from m2h_deploy.profiling.costs import node_costs
 from m2h_deploy.profiling.hardware import read_cpu
 
-SIZES = ((224, 224), (280, 280), (336, 336), (420, 420), (480, 640))
 BATCHES = (1, 2, 4, 8)
 
 
@@ -62,7 +61,8 @@ class Cell:
 
 def write_graph(variant: str, height: int, width: int, path: Path) -> None:
     """Write the deploy form of a network with random weights and a free batch size, unchecked."""
-    from export import ExportOptions, make_graph
+    from export import ExportOptions
+    from export.exporter import make_graph
     from m2h_deploy.model import build_model
 
     model = build_model(variant).eval().requires_grad_(False)
@@ -73,8 +73,7 @@ def measure_here(path: Path, batch: int, threads: int, runs: int, *, profile: bo
     """Measure one cell in this process."""
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
-    options.enable_mem_pattern = False  # as the runtime
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_mem_pattern = options.enable_mem_reuse = False  # as the runtime
     with tempfile.TemporaryDirectory() as folder:
         if profile:
             options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
@@ -131,14 +130,16 @@ def graph_macs(path: Path) -> dict[str, float]:
     return parts
 
 
-def measure_variant(variant: str, threads: Sequence[int], runs: int, folder: Path) -> list[Cell]:
+def measure_variant(
+    variant: str, sizes: Sequence[tuple[int, int]], threads: Sequence[int], runs: int, folder: Path
+) -> list[Cell]:
     """Measure all cells of one network: every size at batch 1, every batch at the first size."""
     cells = []
-    for height, width in SIZES:
+    for height, width in sizes:
         path = folder / f"{variant}-{height}x{width}.onnx"
         write_graph(variant, height, width, path)
         for count in threads:
-            for batch in BATCHES if (height, width) == SIZES[0] else (1,):
+            for batch in BATCHES if (height, width) == sizes[0] else (1,):
                 print(f"{variant} {height}x{width}, batch {batch}, {count} threads", file=sys.stderr)
                 values = measure(path, batch, count, runs)
                 if batch == 1 and count == threads[0]:
@@ -158,7 +159,7 @@ def exponents(cells: Sequence[Cell]) -> dict[str, float]:
     """Return the exponents of one network by name."""
     first = min(cell.threads for cell in cells)
     by_size = [cell for cell in cells if cell.batch == 1 and cell.threads == first]
-    by_batch = [cell for cell in cells if (cell.height, cell.width) == SIZES[0] and cell.threads == first]
+    by_batch = [cell for cell in cells if cell.pixels == cells[0].pixels and cell.threads == first]
     pixels = [cell.pixels for cell in by_size]
     result = {}
     for name in ("ms", "peak_mb", "backbone_ms", "decoder_ms", "backbone_gmacs", "decoder_gmacs"):
@@ -182,13 +183,13 @@ def plot(cells: Sequence[Cell], path: Path) -> None:
         for threads, style in zip(sorted({c.threads for c in cells}), ("-", "--"), strict=False):
             own = [c for c in cells if c.variant == variant and c.threads == threads]
             sizes = [c for c in own if c.batch == 1]
-            batches = [c for c in own if (c.height, c.width) == SIZES[0]]
+            batches = [c for c in own if c.pixels == cells[0].pixels]
             options = {"color": f"C{index}", "linestyle": style, "marker": "o", "markersize": 4}
             label = f"{variant}, {threads} thread{'s' if threads > 1 else ''}"
             axes[0].plot([c.pixels for c in sizes], [c.ms for c in sizes], label=label, **options)
             axes[1].plot([c.pixels for c in sizes], [c.peak_mb for c in sizes], **options)
             axes[2].plot([c.batch for c in batches], [c.ms / c.batch for c in batches], **options)
-    shapes = {height * width: f"{width}x{height}" for height, width in SIZES}
+    shapes = {cell.pixels: f"{cell.width}x{cell.height}" for cell in cells}
     for axis, title, unit in zip(
         axes, ("Latency", "Peak memory of the session", "Latency per image"), ("ms", "MB", "ms"), strict=True
     ):
@@ -201,7 +202,7 @@ def plot(cells: Sequence[Cell], path: Path) -> None:
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axis.yaxis.set_major_formatter(ScalarFormatter())
         axis.yaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlabel("images in a batch, 224x224" if axis is axes[2] else "image, batch 1")
+        axis.set_xlabel(f"images in a batch, {shapes[cells[0].pixels]}" if axis is axes[2] else "image, batch 1")
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
@@ -216,15 +217,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", default="m2h-tiny,m2h-small,m2h", help="separated by commas")
     parser.add_argument("--threads", default=f"1,{min(2, len(os.sched_getaffinity(0)))}", help="separated by commas")
+    parser.add_argument("--sizes", default="224x224,280x280,336x336,420x420,640x480", help="width x height")
     parser.add_argument("--runs", type=int, default=5, help="per cell, after one warm-up run")
     parser.add_argument("--json", type=Path, help="write the cells to this file too")
     parser.add_argument("--plot", type=Path, help="draw them into this PNG")
     options = parser.parse_args()
+    sizes = [(int(height), int(width)) for width, height in (size.split("x") for size in options.sizes.split(","))]
     threads = sorted({int(count) for count in options.threads.split(",")})
     cells: list[Cell] = []
     with tempfile.TemporaryDirectory() as folder:
         for variant in options.variants.split(","):
-            own = measure_variant(variant, threads, options.runs, Path(folder))
+            own = measure_variant(variant, sizes, threads, options.runs, Path(folder))
             cells += own
             print(f"\n{variant}: " + ", ".join(f"{name} {value:.2f}" for name, value in exponents(own).items()))
     print("\n| network | image | batch | threads | ms | CPU ms | peak MB |\n|---|---|---:|---:|---:|---:|---:|")

@@ -1,7 +1,7 @@
 """Export a PyTorch checkpoint to ONNX: the graph that every engine is built from."""
 
 from export.check import CheckReport, check_export
-from export.exporter import ExportResult, export_onnx, make_graph
+from export.exporter import ExportResult, export_onnx
 from export.locate import locate_difference
 from export.options import ExportOptions
 from export.raw_pixels import Sensor, add_sensor
@@ -17,5 +17,4 @@ __all__ = [
     "check_sensor",
     "export_onnx",
     "locate_difference",
-    "make_graph",
 ]

@@ -35,6 +35,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure() -> None:
+    """Keep the records and caches of tests out of the user's cache folder; pip and matplotlib keep theirs."""
+    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("PIP_CACHE_DIR", str(users / "pip"))
+    os.environ.setdefault("MPLCONFIGDIR", str(users / "matplotlib"))
+    os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / "build" / "tests-cache")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Set the timeout of slow tests to an hour instead of ten minutes, and order the files.
 

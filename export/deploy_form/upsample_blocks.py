@@ -188,7 +188,7 @@ def first_block(block: Any, size: tuple[int, int]) -> tuple[nn.Module, bool]:
 
 
 def second_block(block: Any, size: tuple[int, int]) -> tuple[nn.Module, bool]:
-    """Build the deploy form of a block after `first_block`; `size` is the size of that block's input."""
+    """Build the deploy form of the block after `first_block`; `size` is the first block's, before its U."""
     if isinstance(block, SeparableUpsampleBlock):
         return UpsampledSeparableBlock(block, size), True
     return DeployUpsampleBlock(block), False

@@ -130,7 +130,7 @@ def open_session(
         session_options.profile_file_prefix = profile
     if provider == "cpu":
         # The plans that save allocations hold memory for longer than the graph needs it: without them m2h-small takes
-        # 0.4 times the memory in the same time (benchmarks/session_options.py).
+        # 0.4 times the memory in the same time (benchmarks/engine_options.py).
         session_options.enable_mem_pattern = session_options.enable_mem_reuse = False
     else:
         preload_libraries()

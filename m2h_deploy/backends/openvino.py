@@ -49,7 +49,8 @@ class OpenVINOBackend(Backend):
         self._image = InputArray(self._input.dtype)
         self.precision = precision_used(self._compiled)
         note = f" ({wanted} is not available here)" if self.precision == "f32" != wanted else ""
-        self.library = Path(ov._pyopenvino.__file__) if device == "CPU" else None
+        plugin = Path(ov.__file__).parent / "libs" / "libopenvino_intel_cpu_plugin.so"
+        self.library = plugin if device == "CPU" and plugin.is_file() else None
         self.description = f"OpenVINO {ov.__version__.split('-')[0]}, {device}, {self.precision}{note}"
 
     def run(self, image: NDArray[np.float32], out: Outputs | None = None) -> Outputs:

@@ -128,7 +128,8 @@ def import_engine(manifest: Manifest) -> None:
     """Import the packages of a manifest's engine ahead of `open_backend`, which reports what is missing."""
     kind = KINDS.get(manifest.engine.kind)
     if kind is not None:
-        with suppress(ImportError, M2HError):
+        # A broken package raises anything; `open_backend` imports it again, after the checksums were verified.
+        with suppress(Exception):
             importlib.import_module(f"m2h_deploy.backends.{kind.open.partition(':')[0]}")
 
 

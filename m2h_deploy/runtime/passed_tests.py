@@ -6,6 +6,7 @@ the record is missing, damaged or unreadable, the self-test runs again: the cach
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -44,6 +45,13 @@ class PassedTest:
         if file is not None:
             write_checked(file, self._body)
 
+    def forget(self) -> None:
+        """Remove the record of a test that has failed now, so that the next load runs it again."""
+        file = self._file()
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+
     def _file(self) -> Path | None:
         folder = user_cache_folder("self-tests") if self._body else None
         return None if folder is None else folder / f"{hashlib.sha256(self._body).hexdigest()}.passed"
@@ -59,12 +67,12 @@ def _facts(bundle: Bundle, backend: Backend, options: BackendOptions, cpuinfo: P
     if backend.library is None or processor is None:
         return None
     try:
-        library = backend.library.stat()
+        library, sources = backend.library.stat(), _sources()
     except OSError:
         return None
     manifest = bundle.manifest.model_dump_json().encode()
     return {
-        "m2h_deploy": __version__,
+        "m2h_deploy": [__version__, sources],
         "manifest": hashlib.sha256(manifest).hexdigest(),
         "engine": backend.description,
         "library": [os.fspath(backend.library), library.st_size, library.st_mtime_ns],
@@ -74,6 +82,17 @@ def _facts(bundle: Bundle, backend: Backend, options: BackendOptions, cpuinfo: P
         "extra": {name: str(value) for name, value in options.extra.items()},
         "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_VARIABLES)},
     }
+
+
+def _sources() -> str:
+    """Return a digest of the sizes and times of the source files that compute the result.
+
+    The code of an editable installation changes without the version.
+    """
+    package = Path(__file__).parents[1]
+    files = [*sorted((package / "backends").glob("*.py")), package / "bundle" / "self_test.py"]
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def _processor(cpuinfo: Path) -> list[str] | None:

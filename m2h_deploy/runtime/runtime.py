@@ -128,10 +128,8 @@ class Runtime:
             raise BundleError(f"{error}; {bundle.path / MANIFEST} was edited: {edited}") from None
         runtime = cls(bundle, backend, color=color, reopen=reopen)
         try:
-            passed = PassedTest(verified, backend, options)
-            if self_test is True or (self_test == "auto" and not passed.known()):
-                runtime.self_test()
-                passed.remember()
+            if self_test is not False and bundle.manifest.self_test is not None:
+                _test(runtime, PassedTest(verified, backend, options), again=self_test is True)
         except BaseException:
             runtime.close()
             raise
@@ -315,6 +313,18 @@ class Runtime:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _test(runtime: Runtime, passed: PassedTest, *, again: bool) -> None:
+    """Run the self-test, unless it is known to pass and is not wanted `again`; record the result."""
+    if not again and passed.known():
+        return
+    try:
+        runtime.self_test()
+    except CheckFailed:
+        passed.forget()
+        raise
+    passed.remember()
 
 
 def _run(engine: Engine, tensor: NDArray[Any]) -> dict[str, NDArray[np.float32]]:

@@ -220,3 +220,26 @@ def test_files_are_verified_beside_other_work_and_before_the_engine_opens(small,
     with pytest.raises(M2HError, match="does not have the manifest's sha256"):
         load_bundle(copy, meanwhile=seen.append)
     assert [manifest.engine.kind for manifest in seen] == ["onnxruntime"]
+
+
+def test_a_failed_test_is_not_remembered_from_before(small, cache, tested, monkeypatch):
+    load(small)
+    assert len(list(cache.iterdir())) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("m2h_deploy.runtime.runtime.check_self_test", _fail)
+        with pytest.raises(CheckFailed):
+            load(small, self_test=True)
+    assert list(cache.iterdir()) == []
+    load(small)
+    assert len(tested) == 3
+
+
+def _fail(*arguments):
+    raise CheckFailed("self-test failed")
+
+
+def test_a_changed_source_file_runs_the_test_again(small, cache, tested, monkeypatch):
+    load(small)
+    monkeypatch.setattr("m2h_deploy.runtime.passed_tests._sources", lambda: "others")
+    load(small)
+    assert len(tested) == 2

@@ -1,4 +1,6 @@
-# m2h-deploy on x86: docker build -t m2h-deploy . && docker run --rm -v "$PWD:/work" m2h-deploy doctor
+# m2h-deploy on x86: docker build -t m2h-deploy . && docker run --rm m2h-deploy doctor
+# Results in the folder of the caller, as the caller's files:
+# docker run --rm --user "$(id -u):$(id -g)" -e HOME=/tmp -v "$PWD:/work" m2h-deploy run bundle/ pictures/ -o out/
 # The default has the engines for a CPU, to run, measure and serve bundles; --build-arg EXTRAS=cpu adds export, quantization and
 # training (torch).
 ARG PYTHON=3.11

@@ -16,7 +16,8 @@ SERVING_VENV   := .venv-serving
 SERVING_STAMP  := $(SERVING_VENV)/.installed
 SERVING_PYTHON ?= /usr/bin/python3
 
-# Building and checking distributions.
+# Building and checking distributions. dist/ is not used: docs/install.md lets users put their wheels there.
+DIST           := build/dist
 DIST_VENV      := .venv-dist
 DIST_STAMP     := $(DIST_VENV)/.installed
 # The interpreters of `make test-wheel`; without any, each Python from 3.10 to 3.13 that this machine has.
@@ -52,7 +53,7 @@ $(SERVING_STAMP): pyproject.toml
 
 $(DIST_STAMP): constraints.txt
 	$(PYTHON) -m venv $(DIST_VENV)
-	$(DIST_VENV)/bin/python $(PIP) build twine
+	$(DIST_VENV)/bin/python $(PIP) --constraint constraints.txt build twine
 	touch $@
 
 demo: install
@@ -94,13 +95,13 @@ test-isa: install
 
 # The wheel is built from the sdist, so the sdist has all that the wheel needs.
 dist: $(DIST_STAMP)
-	rm -rf dist
-	$(DIST_VENV)/bin/python -m build --outdir dist .
-	$(DIST_VENV)/bin/python -m twine check --strict dist/*
-	$(DIST_VENV)/bin/python .ci/sdist_files.py dist/*.tar.gz
+	rm -rf $(DIST)
+	$(DIST_VENV)/bin/python -m build --outdir $(DIST) .
+	$(DIST_VENV)/bin/python -m twine check --strict $(DIST)/*
+	$(DIST_VENV)/bin/python .ci/sdist_files.py $(DIST)/*.tar.gz
 
 test-wheel: dist
-	$(PYTHON) .ci/try_wheel.py dist/*.whl $(PYTHONS)
+	$(PYTHON) .ci/try_wheel.py $(DIST)/*.whl $(PYTHONS)
 
 clean:
 	rm -rf $(VENV) $(ROS_VENV) $(SERVING_VENV) $(DIST_VENV) build dist *.egg-info

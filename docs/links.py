@@ -14,18 +14,19 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 
 REPOSITORY = Path(__file__).parents[1]
 
-#: A link of a page to a file outside of docs/: its path in the repository, and its anchor.
-OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)(#[^)\s]*)?\)")
+#: A link of a page to a file outside of docs/: its path in the repository. An anchor is dropped, because the page of a
+#: file shows its text and has no headings of its own.
+OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)(?:#[^)\s]*)?\)")
 
-#: Names of files that Pygments does not highlight by their ending.
-LANGUAGES = {".launch": "python", ".md": "markdown", ".txt": "text", ".hpp": "cpp", ".h": "c", "": "text"}
+#: Pygments' names of the languages of files whose endings are not such names.
+LANGUAGES = {".cff": "yaml", ".md": "markdown", ".txt": "text", ".hpp": "cpp", ".h": "c", "": "text"}
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add a page for every file outside of docs/ that a page links to."""
     outside = set()
     for file in files.documentation_pages():
-        outside |= {path for path, _ in OUTSIDE.findall(file.content_string)}
+        outside |= set(OUTSIDE.findall(file.content_string))
     for path in sorted(outside):
         source = REPOSITORY / path
         if source.is_file():

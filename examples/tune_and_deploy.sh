@@ -14,7 +14,7 @@ fi
 model=$1 data=$2 folder=$3
 shift 3
 
-mkdir -p "$folder"
+mkdir -p "$folder" || exit 2
 m2h-deploy tune "$model" --data "$data" -o "$folder/best" "$@"
 m2h-deploy inspect "$folder/best"
 tar -czf "$folder/best.tar.gz" -C "$folder" best

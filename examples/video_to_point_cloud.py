@@ -33,6 +33,9 @@ def main() -> None:
     project = PointCloud(decimation=options.decimation)
     options.output.mkdir(parents=True, exist_ok=True)
     with Runtime.load(options.bundle) as runtime, Stream(runtime, options.source) as stream:
+        missing = {"depth", "semantics"} - {*runtime.tasks}
+        if missing:
+            raise M2HError(f"{options.bundle}: the engine does not give {' and '.join(sorted(missing))}")
         classes = [f"comment class {index}: {name}" for index, name in enumerate(runtime.manifest.classes.names)]
         for frame in stream:
             camera = intrinsics_of_view(options.fov, *frame.image.shape[:2])
@@ -48,5 +51,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except M2HError as error:
-        sys.exit(f"error: {error}")
+    except (M2HError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

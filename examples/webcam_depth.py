@@ -27,22 +27,27 @@ def main() -> None:
         options.output.mkdir(parents=True, exist_ok=True)
 
     with Runtime.load(options.bundle) as runtime, Stream(runtime, options.source) as stream:
+        if "depth" not in runtime.tasks:
+            raise M2HError(f"{options.bundle}: the engine gives no depth, but {', '.join(runtime.tasks)}")
         near, far = runtime.manifest.depth_range
-        # A live source gives its newest frame: a slow engine lowers the rate, not the freshness.
+        # If the engine is slower than a live source, frames are dropped; results stay recent.
         for frame in stream:
             depth = frame.prediction.depth
             height, width = depth.shape
             center = depth[height // 2, width // 2]
             print(f"frame {frame.id}: {center:.2f} m, {sum(frame.prediction.timings.values()):.0f} ms")
             if options.output:
-                cv2.imwrite(str(options.output / f"{frame.id:06d}.png"), draw_depth(depth, near, far))
+                path = options.output / f"{frame.id:06d}.png"
+                if not cv2.imwrite(str(path), draw_depth(depth, near, far)):
+                    raise M2HError(f"{path} cannot be written: check the folder's permissions and free space")
         print(stream.health, file=sys.stderr)
 
 
 if __name__ == "__main__":
     try:
         main()
-    except M2HError as error:
-        sys.exit(f"error: {error}")
+    except (M2HError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         pass

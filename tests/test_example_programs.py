@@ -64,10 +64,29 @@ def test_webcam_depth_reads_a_video_in_place_of_a_camera(tiny_bundle, pictures, 
 
 def test_a_mistake_is_one_line(tmp_path):
     for name, words in (("webcam_depth.py", ()), ("video_to_point_cloud.py", ("pictures", "clouds"))):
-        done = example(name, "nowhere", *words, cwd=tmp_path, expect=1)
+        done = example(name, "nowhere", *words, cwd=tmp_path, expect=2)
         assert done.stderr.startswith("error: nowhere") and done.stderr.count("\n") == 1
     done = example("verify_in_ci.py", "nowhere", "m2h-tiny", "rooms", cwd=tmp_path, expect=2)
     assert done.stderr.startswith("error: nowhere") and done.stderr.count("\n") == 1
+
+
+def test_a_bundle_without_the_tasks_is_refused_and_a_picture_that_cannot_be_written_is_named(pictures, tmp_path):
+    graph = small_graph()
+    onnx.save(graph, tmp_path / "both.onnx")
+    del graph.graph.output[0]
+    onnx.save(graph, tmp_path / "labels.onnx")
+    for name in ("both", "labels"):
+        build_bundle(tmp_path / f"{name}.onnx", tmp_path / name)
+    done = example("webcam_depth.py", "labels", pictures, cwd=tmp_path, expect=2)
+    assert done.stderr == "error: labels: the engine gives no depth, but semantics\n"
+    done = example("video_to_point_cloud.py", "labels", pictures, "clouds", cwd=tmp_path, expect=2)
+    assert done.stderr == "error: labels: the engine does not give depth\n"
+    (tmp_path / "depth" / "000000.png").mkdir(parents=True)
+    done = example("webcam_depth.py", "both", pictures, "--output", "depth", cwd=tmp_path, expect=2)
+    assert done.stderr.splitlines()[-1].startswith("error: depth/000000.png cannot be written")
+    (tmp_path / "file").touch()
+    done = example("webcam_depth.py", "both", pictures, "--output", "file", cwd=tmp_path, expect=2)
+    assert done.stderr.startswith("error: ") and "'file'" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_point_clouds_hold_positions_colors_and_labels(tiny_bundle, pictures, tmp_path):

@@ -112,6 +112,21 @@ def test_the_container_gets_what_the_wheel_is_made_of():
     assert {extra for group in named for extra in group.split(",")} <= set(project()["optional-dependencies"])
 
 
+def test_every_package_that_the_makefile_installs_by_name_is_pinned():
+    lines = re.findall(r"\$\(PIP\) (.*)$", text("Makefile"), re.MULTILINE)
+    constrained = [line for line in lines if line.startswith("--constraint constraints.txt ")]
+    assert len(lines) - len(constrained) == 1  # Triton's environment needs NumPy 1
+    named = {word for line in constrained for word in line.split() if re.fullmatch(r"[a-z][a-z0-9-]*", word)}
+    pinned = {line.partition("==")[0] for line in text("constraints.txt").splitlines()}
+    assert {"build", "twine"} <= named <= pinned
+
+
+def test_the_workflow_keeps_the_distributions_from_where_they_are_built():
+    folder = re.search(r"^DIST +:= (\S+)$", text("Makefile"), re.MULTILINE)[1]
+    kept = [step["with"]["path"] for step in WORKFLOW["jobs"]["package"]["steps"] if "upload" in step.get("uses", "")]
+    assert kept == [f"{folder}/"]
+
+
 def wheel_tool(*arguments: object) -> subprocess.CompletedProcess[str]:
     script = str(REPOSITORY / ".ci" / "try_wheel.py")
     return subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True)

@@ -38,5 +38,5 @@ int main(int count, char** words) try {
   }
 } catch (const m2h::Error& error) {
   std::fprintf(stderr, "error: %s\n", error.what());
-  return 1;
+  return 2;
 }

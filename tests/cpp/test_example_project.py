@@ -41,6 +41,6 @@ def test_the_nearest_point_of_every_frame_is_that_of_python(built, nearest):
 
 
 def test_a_missing_bundle_is_one_line(built, nearest):
-    said = built.call(nearest, "nowhere", expect=1)
+    said = built.call(nearest, "nowhere", expect=2)
     assert said.startswith("error: nowhere") and said.count("\n") == 1
     assert built.call(nearest, expect=2).startswith("usage: ")

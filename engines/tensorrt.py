@@ -283,7 +283,7 @@ def check_machine(flavor: str) -> Any:
     # TensorRT-RTX builds without a GPU; neither builds with cuda-bindings.
     missing = missing_gpu(bindings=False) if flavor == "tensorrt" else None
     if missing is not None:
-        raise M2HError(f"TensorRT builds for the GPU of this machine, and there is none: {missing}")
+        raise M2HError(f"TensorRT builds only on a machine with a GPU: {missing}")
     return trt
 
 

@@ -56,7 +56,7 @@ TorchDevice = Literal["auto", "cpu", "cuda"]
 
 
 SelfTestChoice = bool | Literal["auto"]
-"""Whether to run a bundle's self-test: always, never, or unless the same test has passed on this machine before."""
+"""When a bundle's self-test runs: True always, False never, "auto" if it has not passed on this machine before."""
 
 
 def check_choice(what: str, value: object, choices: Any) -> None:

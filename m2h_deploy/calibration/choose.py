@@ -41,7 +41,7 @@ class Candidate:
 
     @property
     def significant(self) -> bool:
-        """Whether the gain is considered and larger than `needed`."""
+        """True if the candidate is considered and its gain is larger than `needed`."""
         return self.considered and self.gain > self.needed
 
 

@@ -71,7 +71,7 @@ class PredictOptions:
     limit: int | None = None
     """Process only this many images, the first by name."""
     self_test: SelfTestChoice = "auto"
-    """Whether each worker runs the engine's self-test before its first frame; see `Runtime.load`."""
+    """When each worker runs the engine's self-test before its first frame; see `Runtime.load`."""
     plugins: Sequence[str | os.PathLike[str]] = ()
     """Libraries that a TensorRT plan needs."""
     allow_engine_code: bool = False
